@@ -1,0 +1,69 @@
+/* What a backend must offer. Implemented in kernels/, opened by name through kernels/kernels.h; the executor sees only
+ * this table. Memory handles are addresses in the backend's own memory: the host may not dereference them. */
+#ifndef FOLDSCALE_ENGINE_BACKEND_H
+#define FOLDSCALE_ENGINE_BACKEND_H
+
+#include "engine/program.h"
+
+typedef enum CommGroup { GROUP_DAP, GROUP_DP, GROUP_WORLD, GROUP_COUNT } CommGroup;
+
+/* Position of this process: world = dp x dap ranks, rank = dp_rank * dap + dap_rank. */
+typedef struct RankLayout {
+    int world, rank, dap, dap_rank, dp, dp_rank;
+} RankLayout;
+
+/* One op ready to run: addresses resolved. in[i]/out[i] are NULL where the op has no such operand. */
+typedef struct OpCall {
+    const Op *op;
+    const Tensor *in_tensor[OP_MAX_IN];
+    const Tensor *out_tensor[OP_MAX_OUT];
+    const void *in[OP_MAX_IN];
+    void *out[OP_MAX_OUT];
+    void *scratch;        /* scratch_bytes(...) of backend memory, shared by all calls of a stream */
+    int32_t op_index;     /* in the program: the key of timings */
+    int32_t comm_slot;    /* pairs a started collective with its COMM_WAIT; -1 otherwise */
+} OpCall;
+
+typedef struct Backend Backend;
+struct Backend {
+    const char *name;   /* "cpu", "cuda" */
+    const char *device; /* e.g. "AMD EPYC, 2 threads", "NVIDIA H200" */
+    RankLayout layout;
+    size_t memory_bytes; /* of the device, 0 when unknown */
+
+    void (*close)(Backend *);
+
+    Status (*alloc)(Backend *, size_t bytes, void **memory_out); /* zeroed */
+    void (*release)(Backend *, void *memory);
+    /* Host memory from which uploads overlap computation (pinned on a GPU). */
+    Status (*host_alloc)(Backend *, size_t bytes, void **memory_out);
+    void (*host_release)(Backend *, void *memory);
+    Status (*upload)(Backend *, void *target, const void *host, size_t bytes);   /* ordered before later runs */
+    Status (*download)(Backend *, void *host, const void *source, size_t bytes); /* ordered after earlier runs, waits */
+
+    /* ERR_UNSUPPORTED when there is no kernel for this op at these dtypes: asked once, when an executor is made. */
+    Status (*supports)(const Backend *, const Program *, const Op *);
+    size_t (*scratch_bytes)(const Backend *, const Program *, const Op *);
+
+    Status (*run)(Backend *, const OpCall *);  /* enqueue or execute one op */
+    Status (*finish)(Backend *);               /* wait for everything enqueued; reports deferred failures */
+
+    /* Timing: marks in the order of execution; elapsed after finish. Index is the caller's, 0 <= index < marks. */
+    Status (*marks_reserve)(Backend *, int marks);
+    Status (*mark)(Backend *, int index);
+    Status (*elapsed)(Backend *, int from, int to, double *seconds_out);
+
+    /* Capture and replay of a whole run; NULL where the backend cannot. */
+    Status (*capture_begin)(Backend *);
+    Status (*capture_end)(Backend *, void **graph_out);
+    Status (*replay)(Backend *, void *graph);
+    void (*graph_release)(Backend *, void *graph);
+
+    /* Host-side collectives over all ranks, for set-up, metrics and the clock. */
+    Status (*barrier)(Backend *);
+    Status (*host_all_reduce_sum)(Backend *, double *values, int count);
+    Status (*host_all_gather)(Backend *, const double *value, int count, double *all_out);
+    Status (*host_broadcast)(Backend *, void *data, size_t bytes, int root);
+};
+
+#endif

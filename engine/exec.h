@@ -1,0 +1,49 @@
+/* Runs planned programs on a backend. */
+#ifndef FOLDSCALE_ENGINE_EXEC_H
+#define FOLDSCALE_ENGINE_EXEC_H
+
+#include "engine/store.h"
+
+/* Temporaries of several programs that never run at the same time: one arena, as large as the largest needs. */
+typedef struct Workspace Workspace;
+Status workspace_create(Backend *backend, size_t bytes, Workspace **workspace_out);
+void workspace_destroy(Workspace **workspace);
+
+typedef struct Exec Exec;
+
+typedef struct ExecOptions {
+    bool time_ops;     /* a mark around every op (no graph replay then) */
+    bool check_finite; /* after every op: ERR_NUMERIC naming the first op with a non-finite output (slow; rerun mode) */
+    bool graph;        /* capture once, replay afterwards, where the backend can */
+} ExecOptions;
+
+/* Bytes of workspace this planned program needs on this backend: arena + scratch. */
+size_t exec_workspace_bytes(const Backend *backend, const Program *program);
+
+/* Resolves all addresses; nothing is allocated afterwards. The program must be planned and must outlive the Exec. */
+Status exec_create(Backend *backend, const Program *program, Store *store, Workspace *workspace,
+                   const ExecOptions *options, Exec **exec_out);
+void exec_destroy(Exec **exec);
+
+/* Runs the whole program once (asynchronous on a GPU; the next exec_* or store_* call is ordered after it). */
+Status exec_run(Exec *exec);
+
+/* Wall seconds of the last run's phases, summed over ops by stage and stream; waits for the run. comm_exposed_s: time the
+ * compute stream spent in or waiting for collectives. */
+typedef struct ExecTimes {
+    double stage_s[STAGE_COUNT];
+    double comm_exposed_s;
+    double total_s;
+} ExecTimes;
+Status exec_times(Exec *exec, ExecTimes *times_out);
+/* Seconds of op i over all runs so far, and how often it ran; needs time_ops. */
+Status exec_op_times(Exec *exec, int op, double *seconds_out, int64_t *calls_out);
+
+/* Copies a named output to the host, converted. count must match. */
+Status exec_output(Exec *exec, const char *name, DType host_type, void *values_out, int64_t count);
+Status exec_read_value(Exec *exec, Val value, DType host_type, void *values_out, int64_t count);
+
+/* Bytes of the arena actually touched by the last run (highest end of any operand): equals the plan's peak. */
+size_t exec_touched_bytes(const Exec *exec);
+
+#endif
