@@ -12,7 +12,7 @@
 
 #include "engine/status.h"
 
-typedef enum { ST_F64, ST_F32, ST_BF16, ST_I64, ST_I32, ST_U8, ST_BOOL, ST_DTYPES } StDtype;
+typedef enum { ST_F64, ST_F32, ST_BF16, ST_I64, ST_I32, ST_U8, ST_BOOL, ST_I16, ST_DTYPES } StDtype;
 
 enum { ST_MAX_RANK = 8 };
 
@@ -28,6 +28,9 @@ typedef struct StTensor {
 
 typedef struct StFile StFile;
 
+const char *st_dtype_name(StDtype dtype); /* "F32" ... as in the file */
+size_t st_dtype_bytes(StDtype dtype);
+
 /* Errors: ERR_IO (missing, unreadable), ERR_INPUT (not a safetensors file, truncated, overlapping or out-of-range
  * offsets, shape and size that disagree, unknown dtype, duplicate name), each naming the file and the tensor. */
 Status st_open(const char *path, StFile **file_out);
@@ -35,16 +38,18 @@ void st_close(StFile **file);
 
 const char *st_path(const StFile *file);
 int64_t st_count(const StFile *file);
-const StTensor *st_at(const StFile *file, int64_t index);           /* in file order */
-const StTensor *st_find(const StFile *file, const char *name);      /* NULL when absent */
-const char *st_metadata(const StFile *file, const char *key);       /* NULL when absent */
+const StTensor *st_at(const StFile *file, int64_t index);      /* in file order */
+const StTensor *st_find(const StFile *file, const char *name); /* NULL when absent */
+const char *st_metadata(const StFile *file, const char *key);  /* NULL when absent */
 
-/* Element conversion from any stored dtype (count elements starting at `first`). ERR_INPUT when out of range. */
+/* Element conversion from any stored dtype (count elements starting at `first`). ERR_INPUT when the elements are not
+ * all in the tensor, or (to integers) when a stored value is not an integer that fits. */
 Status st_read_f64(const StTensor *tensor, int64_t first, int64_t count, double *values_out);
 Status st_read_f32(const StTensor *tensor, int64_t first, int64_t count, float *values_out);
 Status st_read_i64(const StTensor *tensor, int64_t first, int64_t count, int64_t *values_out);
 
-/* Writing: declare all tensors (and metadata), then commit streams the data through `fill` (or from `data`). */
+/* Writing: declare all tensors (and metadata), then commit writes them in the order of declaration. Names and metadata
+ * keys that repeat are ERR_INTERNAL at commit. */
 typedef struct StWriter StWriter;
 Status st_writer_create(const char *path, StWriter **writer_out);
 Status st_writer_metadata(StWriter *writer, const char *key, const char *value);
