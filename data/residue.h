@@ -1,5 +1,5 @@
 /* Constant tables of the residues, generated from data/residue/NAME.csv (data/residue/README.md gives the origin of
- * each) by data/residue/generate.awk into data/residue_tables.c; the derived ones are computed there too.
+ * each) by data/residue/generate.sh; the derived ones are computed there too.
  *
  * Index 20 of a residue axis is UNK. Shapes are in the comments; all arrays are plain row-major. */
 #ifndef FOLDSCALE_DATA_RESIDUE_H
