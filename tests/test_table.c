@@ -1,0 +1,199 @@
+/* CSV tables and the schemas of a study: round trips, quoting, and every message a damaged file must give. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "analysis/schema.h"
+#include "analysis/table.h"
+
+static char folder[] = "/tmp/foldscale_table_XXXXXX";
+static char path[200];
+
+static int setup(void **state)
+{
+    (void)state;
+    if (!mkdtemp(folder)) return -1;
+    snprintf(path, sizeof path, "%s/t.csv", folder);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    unlink(path);
+    return rmdir(folder);
+}
+
+static Table *parse(const char *text)
+{
+    Table *table = NULL;
+    assert_int_equal(table_parse(text, strlen(text), "t.csv", &table), OK);
+    return table;
+}
+
+static void refused(const char *text, const char *message)
+{
+    Table *table = NULL;
+    assert_int_not_equal(table_parse(text, strlen(text), "t.csv", &table), OK);
+    assert_null(table);
+    if (!strstr(status_text(), message)) fail_msg("\"%s\" does not contain \"%s\"", status_text(), message);
+}
+
+static void test_parse(void **state)
+{
+    (void)state;
+    Table *t = parse("a,b,\"c d\"\n1,\"x, \"\"y\"\"\",\n\n2,\"two\nlines\",-3e-5\r\n9,,");
+    assert_int_equal(t->columns, 3);
+    assert_int_equal(t->rows, 3);
+    assert_string_equal(table_cell(t, 0, 1), "x, \"y\"");
+    assert_string_equal(table_cell(t, 1, 1), "two\nlines");
+    assert_true(table_cell_empty(t, 0, 2));
+    assert_int_equal(t->lines[0], 2);
+    assert_int_equal(t->lines[1], 4);
+    assert_int_equal(t->lines[2], 6); /* after the cell of two lines */
+    double value;
+    assert_int_equal(table_double(t, 1, table_find(t, "c d"), &value), OK);
+    assert_true(value == -3e-5);
+    assert_int_equal(table_double(t, 0, 2, &value), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "t.csv:2: column \"c d\" is empty"));
+    assert_int_equal(table_double(t, 0, 1, &value), ERR_INPUT);
+    int column;
+    assert_int_equal(table_column(t, "ranks", &column), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "\"ranks\" is missing (found: a, b, c d)"));
+    int64_t whole;
+    assert_int_equal(table_int(t, 0, 0, 0, 5, &whole), OK);
+    assert_int_equal(table_int(t, 2, 0, 0, 5, &whole), ERR_INPUT);
+    table_destroy(&t);
+    t = parse("x\nnan\ninf\n1e999\n12abc\n");
+    for (int64_t row = 0; row < t->rows; row++) assert_int_equal(table_double(t, row, 0, &value), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "t.csv:5"));
+    table_destroy(&t);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    refused("", "expected a header row");
+    refused("a,b\n1\n", "t.csv:2: row has 1 cells (expected 2");
+    refused("a,b\n1,2\n1,2,3\n", "t.csv:3: row has 3 cells");
+    refused("a,a\n", "column \"a\" appears twice");
+    refused("a,,c\n", "column 2 has no name");
+    refused("a\n\"open\n", "never ends");
+    refused("a\n\"x\"y\n", "malformed");
+}
+
+static void test_numbers_round_trip(void **state)
+{
+    (void)state;
+    const double values[] = {
+        0.1, 1.0 / 3, DBL_MAX, DBL_MIN, 4.9406564584124654e-324, -0.0, 123456789012345678.0, 6.62607015e-34, 1.8073};
+    const int count = (int)(sizeof values / sizeof *values);
+    const char *names[] = {"value", "text"};
+    TableWriter *w;
+    assert_int_equal(table_writer_create(path, names, 2, &w), OK);
+    for (int i = 0; i < count; i++) {
+        table_put_double(w, values[i]);
+        table_put_text(w, i % 2 ? "a \"quoted\", text" : " spaced ");
+        assert_int_equal(table_writer_row(w), OK);
+    }
+    assert_int_not_equal(access(path, F_OK), 0); /* nothing visible before close */
+    assert_int_equal(table_writer_close(&w), OK);
+    Table *t;
+    assert_int_equal(table_read(path, &t), OK);
+    for (int i = 0; i < count; i++) {
+        double back = NAN;
+        assert_int_equal(table_double(t, i, 0, &back), OK);
+        assert_memory_equal(&back, &values[i], sizeof back);
+        assert_string_equal(table_cell(t, i, 1), i % 2 ? "a \"quoted\", text" : " spaced ");
+    }
+    table_destroy(&t);
+}
+
+static RunRow example_run(void)
+{
+    RunRow row = {.run_id = "r1",
+                  .experiment = "e.yaml",
+                  .backend = "cpu",
+                  .device = "a, b",
+                  .ranks = 8,
+                  .dp = 4,
+                  .dap = 2,
+                  .samples = 40,
+                  .step_s_mean = 1.25,
+                  .step_s_median = 1.2,
+                  .step_s_p05 = 1.1,
+                  .step_s_p95 = 1.4,
+                  .samples_per_s = 3.2,
+                  .peak_bytes = 1e9,
+                  .model_flops = 2e12,
+                  .mfu = NAN,
+                  .wire_bytes = 3e8,
+                  .data_wait_fraction = 0.01,
+                  .provenance = "abc"};
+    for (int s = 0; s < SCHEMA_SWITCH_COUNT; s++) row.switches[s] = s == SWITCH_CHECKPOINT ? "block" : "on";
+    for (int p = 0; p < SCHEMA_PHASE_COUNT; p++) row.phase_s[p] = 0.1 * p;
+    return row;
+}
+
+static void write_runs(const RunRow *row, bool append)
+{
+    TableWriter *w;
+    assert_int_equal(schema_runs_writer(path, append, &w), OK);
+    assert_int_equal(schema_write_run(w, row), OK);
+    assert_int_equal(table_writer_close(&w), OK);
+}
+
+static void test_runs(void **state)
+{
+    (void)state;
+    RunRow row = example_run();
+    unlink(path);
+    write_runs(&row, true);
+    write_runs(&row, true); /* the header is written once */
+    RunTable table;
+    assert_int_equal(schema_read_runs(path, &table), OK);
+    assert_int_equal(table.count, 2);
+    assert_string_equal(table.rows[1].device, "a, b");
+    assert_string_equal(table.rows[1].switches[SWITCH_CHECKPOINT], "block");
+    assert_true(table.rows[1].phase_s[PHASE_COMM_EXPOSED] == row.phase_s[PHASE_COMM_EXPOSED]);
+    assert_true(isnan(table.rows[1].mfu));
+    assert_int_equal(table.rows[1].line, 3);
+    schema_free_runs(&table);
+    row.dp = 3;
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &table), ERR_INPUT);
+    assert_non_null(strstr(status_text(), ":2: ranks is 8 but dp x dap is 3 x 2"));
+    TableWriter *w;
+    assert_int_equal(schema_steps_writer(path, true, &w), ERR_INPUT); /* another schema's log */
+}
+
+static void test_full_disk(void **state)
+{
+    (void)state;
+    if (access("/dev/full", W_OK)) skip();
+    const char *names[] = {"a"};
+    TableWriter *w = NULL;
+    FILE *probe = fopen("/dev/full", "ab");
+    if (!probe) skip();
+    fclose(probe);
+    Status status = table_writer_append("/dev/full", names, 1, &w);
+    assert_int_equal(status, ERR_IO);
+    assert_non_null(strstr(status_text(), "No space left"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_parse), cmocka_unit_test(test_refused),   cmocka_unit_test(test_numbers_round_trip),
+        cmocka_unit_test(test_runs),  cmocka_unit_test(test_full_disk),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
