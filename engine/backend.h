@@ -19,9 +19,9 @@ typedef struct OpCall {
     const Tensor *out_tensor[OP_MAX_OUT];
     const void *in[OP_MAX_IN];
     void *out[OP_MAX_OUT];
-    void *scratch;        /* scratch_bytes(...) of backend memory, shared by all calls of a stream */
-    int32_t op_index;     /* in the program: the key of timings */
-    int32_t comm_slot;    /* pairs a started collective with its COMM_WAIT; -1 otherwise */
+    void *scratch;     /* scratch_bytes(...) of backend memory, shared by all calls of a stream */
+    int32_t op_index;  /* in the program: the key of timings */
+    int32_t comm_slot; /* pairs a started collective with its COMM_WAIT; -1 otherwise */
 } OpCall;
 
 typedef struct Backend Backend;
@@ -45,8 +45,8 @@ struct Backend {
     Status (*supports)(const Backend *, const Program *, const Op *);
     size_t (*scratch_bytes)(const Backend *, const Program *, const Op *);
 
-    Status (*run)(Backend *, const OpCall *);  /* enqueue or execute one op */
-    Status (*finish)(Backend *);               /* wait for everything enqueued; reports deferred failures */
+    Status (*run)(Backend *, const OpCall *); /* enqueue or execute one op */
+    Status (*finish)(Backend *);              /* wait for everything enqueued; reports deferred failures */
 
     /* Timing: marks in the order of execution; elapsed after finish. Index is the caller's, 0 <= index < marks. */
     Status (*marks_reserve)(Backend *, int marks);

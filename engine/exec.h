@@ -28,8 +28,8 @@ void exec_destroy(Exec **exec);
 /* Runs the whole program once (asynchronous on a GPU; the next exec_* or store_* call is ordered after it). */
 Status exec_run(Exec *exec);
 
-/* Wall seconds of the last run's phases, summed over ops by stage and stream; waits for the run. comm_exposed_s: time the
- * compute stream spent in or waiting for collectives. */
+/* Wall seconds of the last run's phases, summed over ops by stage and stream; waits for the run. comm_exposed_s: time
+ * the compute stream spent in or waiting for collectives. */
 typedef struct ExecTimes {
     double stage_s[STAGE_COUNT];
     double comm_exposed_s;

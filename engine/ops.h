@@ -51,8 +51,8 @@ typedef enum OpFlag {
 
 typedef struct OpDef {
     const char *name;
-    /* Shapes, dtypes and shard axis of all outputs from the inputs; *n_out set; DT_NONE marks an absent optional output.
-     * ERR_INTERNAL with the offending shapes when the op cannot be applied. */
+    /* Shapes, dtypes and shard axis of all outputs from the inputs; *n_out set; DT_NONE marks an absent optional
+     * output. ERR_INTERNAL with the offending shapes when the op cannot be applied. */
     Status (*infer)(const Program *, const Op *, Tensor *out, int *n_out);
     /* Appends the ops that compute din[i] (VAL_NONE where no gradient flows) from dout[] (VAL_NONE where none
      * arrives). NULL for OPF_NODIFF. */

@@ -23,20 +23,28 @@ typedef struct Switches {
 } Switches;
 
 typedef enum PassStage {
-    PASS_RECORD, PASS_FUSE, PASS_SHARD, PASS_PRECISION, PASS_AUTODIFF, PASS_REMAT, PASS_SCHEDULE, PASS_PLAN, PASS_COUNT
+    PASS_RECORD,
+    PASS_FUSE,
+    PASS_SHARD,
+    PASS_PRECISION,
+    PASS_AUTODIFF,
+    PASS_REMAT,
+    PASS_SCHEDULE,
+    PASS_PLAN,
+    PASS_COUNT
 } PassStage;
 
-const char *pass_name(PassStage stage);                       /* "record", "fuse", ... */
+const char *pass_name(PassStage stage);                        /* "record", "fuse", ... */
 Status pass_from_name(const char *name, PassStage *stage_out); /* ERR_USAGE listing the names */
 
 Status pass_fuse(const Program *in, const Switches *switches, Program **out);
-/* Lowers the RESHARD marks for groups of switches->dap ranks (1: removes them). ERR_INPUT naming the value and the axis when
- * an extent does not divide. */
+/* Lowers the RESHARD marks for groups of switches->dap ranks (1: removes them). ERR_INPUT naming the value and the axis
+ * when an extent does not divide. */
 Status pass_shard(const Program *in, const Switches *switches, Program **out);
 Status pass_precision(const Program *in, const Switches *switches, Program **out);
-/* If the program has a loss: appends the backward ops (STAGE_BACKWARD), every parameter's gradient in PLACE_GRAD (zero where
- * none arrives), then the gradient all-reduces (STAGE_SYNC) when dp * dap > 1: sum over the DAP group for parameters of
- * sharded ops, mean over the data-parallel group for all. */
+/* If the program has a loss: appends the backward ops (STAGE_BACKWARD), every parameter's gradient in PLACE_GRAD (zero
+ * where none arrives), then the gradient all-reduces (STAGE_SYNC) when dp * dap > 1: sum over the DAP group for
+ * parameters of sharded ops, mean over the data-parallel group for all. */
 Status pass_autodiff(const Program *in, const Switches *switches, Program **out);
 Status pass_remat(const Program *in, const Switches *switches, Program **out);
 Status pass_schedule(const Program *in, const Switches *switches, Program **out);

@@ -15,6 +15,7 @@
 #define FOLDSCALE_ENGINE_PROGRAM_H
 
 #include <stdbool.h>
+#include <stdio.h>
 
 #include "engine/arena.h"
 #include "engine/ops.h"
@@ -40,29 +41,31 @@ typedef struct Value {
     Tensor t;
     Place place;
     int32_t slot;
-    int32_t def_op; /* op that writes it, -1 for persistent inputs */
-    int32_t alias;  /* value whose memory this one shares (reshape), or VAL_NONE */
-    int64_t offset; /* bytes in the arena, after plan; -1 before */
+    int32_t def_op;   /* op that writes it, -1 for persistent inputs */
+    int32_t alias;    /* value whose memory this one shares (reshape), or VAL_NONE */
+    int64_t offset;   /* bytes in the arena, after plan; -1 before */
     const char *name; /* tap or output name, or NULL */
-    bool output;    /* kept to the end of the program */
+    bool output;      /* kept to the end of the program */
 } Value;
 
 typedef enum Stage { STAGE_FORWARD, STAGE_BACKWARD, STAGE_SYNC, STAGE_OPTIMIZER, STAGE_COUNT } Stage;
 
 typedef struct Op {
     OpKind kind;
-    uint8_t stage;      /* Stage */
-    uint8_t stream;     /* 0 compute, 1 communication (schedule pass) */
-    bool full_precision;/* recorded in a region that bf16 leaves alone */
-    bool recomputed;    /* clone made by remat */
+    uint8_t stage;       /* Stage */
+    uint8_t stream;      /* 0 compute, 1 communication (schedule pass) */
+    bool full_precision; /* recorded in a region that bf16 leaves alone */
+    bool recomputed;     /* clone made by remat */
     int16_t n_in, n_out;
-    int32_t block;      /* checkpointing unit, -1 outside */
-    int32_t segment;    /* capture segment (schedule pass) */
-    int32_t scope;      /* index of Program.scope: where in the model it was recorded */
-    int32_t origin;     /* id of the recorded op it stems from: joins traces, stable under all passes */
+    int32_t block;   /* checkpointing unit, -1 outside */
+    int32_t segment; /* capture segment (schedule pass) */
+    int32_t scope;   /* index of Program.scope: where in the model it was recorded */
+    int32_t origin;  /* id of the recorded op it stems from: joins traces, stable under all passes */
     Val in[OP_MAX_IN], out[OP_MAX_OUT];
     OpAttr attr;
 } Op;
+
+enum { PROG_SCOPE_DEPTH = 32 };
 
 typedef struct Program {
     Arena arena; /* names and tables of this program */
@@ -72,11 +75,15 @@ typedef struct Program {
     Value *value;
     const char **scope; /* scope[0] = "" */
     int32_t scope_now, block_now, blocks;
+    int32_t scope_stack[PROG_SCOPE_DEPTH], scope_depth;
     int32_t next_origin, next_dropout;
+    int32_t origin_now; /* >= 0: appended ops belong to this recorded op (passes) */
     uint8_t stage_now;
     bool full_precision_now;
     int dap;             /* ranks of a model-parallel group; 1 before the shard pass */
     Val loss;            /* differentiated by autodiff; VAL_NONE if none */
+    bool *param_partial; /* [n_params] after shard: the gradient of this rank is a part of the DAP group's sum; NULL =
+                            none */
     size_t arena_bytes;  /* after plan: peak of the temporaries */
     Status status;
     char status_message[512];
@@ -100,14 +107,16 @@ Val prog_param(Program *program, const char *name, int rank, const int64_t *dim,
 /* A value in a persistent place, e.g. the whole gradient block: slot WHOLE_BLOCK, rank 1. */
 Val prog_persistent(Program *program, Place place, int slot, int rank, const int64_t *dim);
 
-/* Appends an op; returns its first output (VAL_NONE on failure). Missing optional inputs are VAL_NONE. `attr` NULL = all
- * zero. Infers shapes through the op table. */
+/* Appends an op; returns its first output (VAL_NONE on failure). Missing optional inputs are VAL_NONE. `attr` NULL =
+ * all zero. Infers shapes through the op table. */
 Val prog_add(Program *program, OpKind kind, int n_in, const Val *in, const OpAttr *attr);
 /* As prog_add; all outputs in out[0..OP_MAX_OUT). */
 void prog_add_multi(Program *program, OpKind kind, int n_in, const Val *in, const OpAttr *attr, Val *out);
 /* Appends a copy of `op` (attributes, scope, block, origin, stage, flags) reading in[0..op->n_in); shapes are inferred
  * again. The workhorse of passes. Outputs in out[]. */
 void prog_replay(Program *program, const Op *op, const Val *in, Val *out);
+/* As prog_replay, writing to the given existing values (one per output of op; VAL_NONE where op has none). */
+void prog_replay_into(Program *program, const Op *op, const Val *in, const Val *out);
 /* As prog_add_multi but the op WRITES TO the given existing values (persistent places or outputs chosen by the caller);
  * shapes are checked against the inferred ones. */
 void prog_add_into(Program *program, OpKind kind, int n_in, const Val *in, const OpAttr *attr, int n_out,
@@ -127,6 +136,8 @@ bool prog_full_precision(Program *program, bool on);
 void prog_output(Program *program, const char *name, Val value);
 void prog_tap(Program *program, Val value, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void prog_keep_taps(Program *program);
+/* Gives `value` the name and output mark of a value of another program (passes). */
+void prog_adopt(Program *program, Val value, const Value *former);
 Val prog_find(const Program *program, const char *name); /* named value, VAL_NONE when absent */
 
 static inline const Tensor *prog_tensor(const Program *program, Val v)
@@ -144,9 +155,8 @@ int prog_op_name(const Program *program, int32_t op, char *buffer, size_t size);
 /* Cost of one op under the current shapes (op table). */
 void prog_op_cost(const Program *program, const Op *op, Cost *cost_out);
 
-/* Stable text, one line per op: "%id = kind(attrs) %in:shape ... -> %out:dtype[shape]{place} ; scope stage". Appends to a
- * FILE*. ERR_IO when the stream fails. */
-#include <stdio.h>
+/* Stable text, one line per op: "%id = kind(attrs) %in:shape ... -> %out:dtype[shape]{place} ; scope stage". Appends to
+ * a FILE*. ERR_IO when the stream fails. */
 Status prog_dump(const Program *program, FILE *stream);
 
 #endif

@@ -1,5 +1,5 @@
-/* What outlives a program: parameters and named buffers. All programs of a workload (no-gradient forward, gradient step,
- * optimizer) are recorded against one Registry, so that they share memory by index.
+/* What outlives a program: parameters and named buffers. All programs of a workload (no-gradient forward, gradient
+ * step, optimizer) are recorded against one Registry, so that they share memory by index.
  *
  * Parameters lie in one block in registration order, each at a multiple of PARAM_ALIGN elements; gradients, Adam
  * moments, the weight average and the bf16 copy use the same offsets in blocks of their own. Padding elements are zero
@@ -7,6 +7,8 @@
  * matrix. */
 #ifndef FOLDSCALE_ENGINE_REGISTRY_H
 #define FOLDSCALE_ENGINE_REGISTRY_H
+
+#include <stdbool.h>
 
 #include "engine/arena.h"
 #include "engine/status.h"
@@ -17,7 +19,7 @@ enum { PARAM_ALIGN = 64 };
 typedef enum InitRule {
     INIT_ZERO,
     INIT_ONE,
-    INIT_NORMAL, /* truncated normal at +-2 sigma, rescaled to the given std after truncation */
+    INIT_NORMAL,  /* truncated normal at +-2 sigma, rescaled to the given std after truncation */
     INIT_UNIFORM, /* uniform with the given std: Glorot */
     INIT_CONSTANT
 } InitRule;
@@ -63,7 +65,7 @@ Status registry_param(Registry *registry, const char *name, int rank, const int6
                       double init_value, int *index_out);
 Status registry_buffer(Registry *registry, const char *name, BufferKind kind, const Tensor *tensor, int *index_out);
 
-int registry_find_param(const Registry *registry, const char *name);   /* -1 when absent */
-int registry_find_buffer(const Registry *registry, const char *name);  /* -1 when absent */
+int registry_find_param(const Registry *registry, const char *name);  /* -1 when absent */
+int registry_find_buffer(const Registry *registry, const char *name); /* -1 when absent */
 
 #endif

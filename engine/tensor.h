@@ -19,7 +19,8 @@ enum { TENSOR_MAX_RANK = 6, SHARD_NONE = -1 };
 typedef struct Tensor {
     DType dtype;
     int8_t rank;
-    int8_t shard; /* axis on which the ranks of a model-parallel (DAP) group hold equal slices; SHARD_NONE = replicated */
+    int8_t
+        shard; /* axis on which the ranks of a model-parallel (DAP) group hold equal slices; SHARD_NONE = replicated */
     int64_t dim[TENSOR_MAX_RANK]; /* local extents: a sharded value's extent on `shard` is global / dap */
 } Tensor;
 

@@ -5,14 +5,15 @@
 #include "engine/backend.h"
 
 typedef struct KernelOptions {
-    int dap;       /* ranks per model-parallel group; must divide the number of ranks */
-    int threads;   /* CPU threads of this rank; 0 = cores / ranks on this host */
-    bool no_comm;  /* leave collectives out: time one rank's share of a DAP n step alone (dap is taken as given) */
+    int dap;      /* ranks per model-parallel group; must divide the number of ranks */
+    int threads;  /* CPU threads of this rank; 0 = cores / ranks on this host */
+    bool no_comm; /* leave collectives out: time one rank's share of a DAP n step alone (dap is taken as given) */
     const char *tune_cache; /* file with measured GEMM choices (cuda), or NULL */
 } KernelOptions;
 
-/* name "cpu" or "cuda". ERR_USAGE: unknown name, dap that does not divide the ranks; ERR_UNSUPPORTED: built without it or
- * no device; ERR_COMM: MPI or NCCL refused. Starts MPI if the process was launched under it (or always, singleton). */
+/* name "cpu" or "cuda". ERR_USAGE: unknown name, dap that does not divide the ranks; ERR_UNSUPPORTED: built without it
+ * or no device; ERR_COMM: MPI or NCCL refused. Starts MPI if the process was launched under it (or always, singleton).
+ */
 Status kernels_open(const char *name, const KernelOptions *options, Backend **backend_out);
 void kernels_close(Backend **backend);
 

@@ -1,4 +1,5 @@
-/* AlphaFold2 as recording functions. Sizes as in Jumper et al. 2021 (supplement) and the MLPerf HPC OpenFold reference. */
+/* AlphaFold2 as recording functions. Sizes as in Jumper et al. 2021 (supplement) and the MLPerf HPC OpenFold reference.
+ */
 #ifndef FOLDSCALE_MODEL_MODEL_H
 #define FOLDSCALE_MODEL_MODEL_H
 
@@ -42,8 +43,8 @@ Status model_config_preset(const char *name, ModelConfig *config_out);
 /* ERR_USAGE naming the field: sizes that are not positive, crop and rows that do not fit ... */
 Status model_config_check(const ModelConfig *config);
 
-/* A whole forward pass (recording): inputs and recycled states by name, taps for parity, outputs. With `loss`, the loss terms
- * and Program.loss are recorded as well. Stores the recycled tensors into their states. */
+/* A whole forward pass (recording): inputs and recycled states by name, taps for parity, outputs. With `loss`, the loss
+ * terms and Program.loss are recorded as well. Stores the recycled tensors into their states. */
 Status model_record_forward(const ModelConfig *config, bool loss, Program *program);
 
 typedef struct OptimizerConfig {

@@ -1,0 +1,97 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/passes/gradient.h"
+
+static Status bad(const Program *p, int32_t op, PassStage after, const char *what)
+{
+    char name[256];
+    prog_op_name(p, op, name, sizeof name);
+    return status_fail(ERR_INTERNAL, "after %s: op %d %s: %s", pass_name(after), op, name, what);
+}
+
+static bool same_type(const Tensor *a, const Tensor *b)
+{
+    return a->dtype == b->dtype && a->rank == b->rank && a->shard == b->shard &&
+           !memcmp(a->dim, b->dim, (size_t)a->rank * sizeof *a->dim);
+}
+
+static Status check_inputs(const Program *p, int32_t i, PassStage after)
+{
+    const Op *op = &p->op[i];
+    for (int k = 0; k < op->n_in; k++) {
+        if (op->in[k] == VAL_NONE) continue;
+        if (op->in[k] < 0 || op->in[k] >= p->n_values) return bad(p, i, after, "an input is no value of the program");
+        const Value *v = &p->value[op->in[k]];
+        if (v->place == PLACE_ARENA && (v->def_op < 0 || v->def_op >= i))
+            return bad(p, i, after, "reads a value that is not written before");
+    }
+    return OK;
+}
+
+static Status check_outputs(const Program *p, int32_t i, PassStage after)
+{
+    const Op *op = &p->op[i];
+    Tensor expected[OP_MAX_OUT] = {0};
+    for (int k = 0; k < OP_MAX_OUT; k++) expected[k].shard = SHARD_NONE;
+    int n_out = 0;
+    TRY(op_def(op->kind)->infer(p, op, expected, &n_out));
+    if (n_out != op->n_out) return bad(p, i, after, "wrong number of outputs");
+    for (int k = 0; k < n_out; k++) {
+        if (op->out[k] == VAL_NONE) continue;
+        const Value *v = &p->value[op->out[k]];
+        if (v->place == PLACE_ARENA) {
+            if (v->def_op != i) return bad(p, i, after, "writes a value that another op writes too");
+            if (!same_type(&v->t, &expected[k]))
+                return bad(p, i, after, "an output's shape or type is not the inferred one");
+        } else if (tensor_count(&v->t) != tensor_count(&expected[k])) {
+            return bad(p, i, after, "a persistent output has another size than inferred");
+        }
+    }
+    return OK;
+}
+
+/* A replicated value that carries gradient may feed a sharded op only through a collective whose vjp sums over the
+ * ranks; parameters are summed by gradient_sync. */
+static Status check_sharding(const Program *p, int32_t i, PassStage after, const bool *needs)
+{
+    const Op *op = &p->op[i];
+    if (op->stage != STAGE_FORWARD || (op_def(op->kind)->flags & (OPF_COMM | OPF_NODIFF)) || op->kind == OP_SHARD_SLICE)
+        return OK;
+    bool sharded = false;
+    for (int k = 0; k < op->n_out; k++) sharded |= op->out[k] != VAL_NONE && p->value[op->out[k]].t.shard != SHARD_NONE;
+    for (int k = 0; sharded && k < op->n_in; k++) {
+        if (op->in[k] == VAL_NONE || !needs[op->in[k]]) continue;
+        const Value *v = &p->value[op->in[k]];
+        if (v->t.shard != SHARD_NONE || value_is_param(v)) continue;
+        const Op *from = v->def_op >= 0 ? &p->op[v->def_op] : NULL;
+        while (from && (from->kind == OP_COMM_WAIT || from->kind == OP_RESHAPE || from->kind == OP_CAST))
+            from = p->value[from->in[0]].def_op >= 0 ? &p->op[p->value[from->in[0]].def_op] : NULL;
+        if (!from || from->kind != OP_ALL_GATHER || !from->attr.i[1])
+            return bad(p, i, after, "a replicated value with gradient feeds a sharded op without a reshard mark");
+    }
+    return OK;
+}
+
+Status prog_verify(const Program *p, PassStage after)
+{
+    TRY(prog_status(p));
+    bool *needs = calloc((size_t)p->n_values + 1, sizeof *needs);
+    if (!needs) return status_fail(ERR_MEMORY, "out of memory in verify");
+    bool sharding = p->dap > 1 && after >= PASS_SHARD;
+    if (sharding) gradient_needs(p, needs);
+    Status status = OK;
+    for (int32_t i = 0; i < p->n_ops && status == OK; i++) {
+        status = check_inputs(p, i, after);
+        if (status == OK) status = check_outputs(p, i, after);
+        if (status == OK && sharding) status = check_sharding(p, i, after, needs);
+        for (int k = 0; status == OK && after >= PASS_PLAN && k < p->op[i].n_out; k++) {
+            if (p->op[i].out[k] == VAL_NONE) continue;
+            const Value *v = &p->value[p->op[i].out[k]];
+            if (v->place == PLACE_ARENA && (v->offset < 0 || v->offset + tensor_bytes(&v->t) > p->arena_bytes))
+                status = bad(p, i, after, "an output lies outside the arena");
+        }
+    }
+    free(needs);
+    return status;
+}
