@@ -20,6 +20,20 @@ Status rule_bad_shape(const Program *p, const Op *op, const char *expected);
  * output = axis of the input + shift). ERR_INTERNAL when two inputs are sharded on different axes of the output. */
 Status rule_merge_shard(const Program *p, const Op *op, int n, const int *input, const int *shift, int8_t *shard_out);
 
+/* ERR_INTERNAL unless inputs 0..n-1 are all there. */
+Status rule_require(const Program *p, const Op *op, int n);
+
+/* A replicated tensor. */
+Tensor rule_tensor(DType dtype, int rank, const int64_t *dim);
+/* x with another extent of the last axis; the shard axis stays. */
+Tensor rule_with_last(const Tensor *x, int64_t last);
+/* Same rank, extents and shard axis. */
+bool rule_same(const Tensor *a, const Tensor *b);
+/* The same but for the extent of the last axis. */
+bool rule_same_rows(const Tensor *a, const Tensor *b);
+/* x is a vector of n elements, replicated. */
+bool rule_is_vector(const Tensor *x, int64_t n);
+
 /* cost: bytes of all inputs + outputs at their dtypes; flops per element of output 0. */
 void rule_cost_elementwise(const Program *p, const Op *op, Cost *cost);
 double rule_bytes(const Program *p, const Op *op);
@@ -29,8 +43,13 @@ static inline Val rule_add1(Program *p, OpKind kind, Val a, const OpAttr *attr)
 {
     return prog_add(p, kind, 1, (Val[]){a}, attr);
 }
+/* A constant of the shape, dtype and shard axis of t. */
+Val rule_fill_like(Program *p, const Tensor *t, double value);
+/* `grad`, or zeros like `v` when no gradient arrives. */
+Val rule_grad_or_zero(Program *p, Val grad, Val v);
 
-/* dtype of the gradient of a parameter read at dtype t (bf16 -> F32, else the same). */
+/* dtype of the gradient of a parameter read at dtype t, and of statistics of values of dtype t (bf16 -> F32, else the
+ * same). */
 static inline DType rule_grad_dtype(DType t)
 {
     return t == DT_BF16 ? DT_F32 : t;
