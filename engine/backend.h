@@ -19,9 +19,9 @@ typedef struct OpCall {
     const Tensor *out_tensor[OP_MAX_OUT];
     const void *in[OP_MAX_IN];
     void *out[OP_MAX_OUT];
-    void *scratch;     /* scratch_bytes(...) of backend memory, shared by all calls of a stream */
-    int32_t op_index;  /* in the program: the key of timings */
-    int32_t comm_slot; /* pairs a started collective with its COMM_WAIT; -1 otherwise */
+    void *scratch;    /* scratch_bytes(...) of backend memory: one area for all calls without comm_slot, one per slot */
+    int32_t op_index; /* in the program: the key of timings */
+    int32_t comm_slot; /* pairs a started collective (stream 1) with its COMM_WAIT; reused afterwards; -1 otherwise */
 } OpCall;
 
 typedef struct Backend Backend;
@@ -46,10 +46,13 @@ struct Backend {
     size_t (*scratch_bytes)(const Backend *, const Program *, const Op *);
 
     Status (*run)(Backend *, const OpCall *); /* enqueue or execute one op */
-    Status (*finish)(Backend *);              /* wait for everything enqueued; reports deferred failures */
+    /* Told once per executor: how many collectives it may have in flight. NULL where the backend needs no table. */
+    Status (*comm_reserve)(Backend *, int slots);
+    Status (*finish)(Backend *); /* wait for everything enqueued; reports deferred failures */
 
-    /* Timing: marks in the order of execution; elapsed after finish. Index is the caller's, 0 <= index < marks. */
-    Status (*marks_reserve)(Backend *, int marks);
+    /* Timing: an executor reserves a range of marks (freed with the backend), sets them in the order of execution and
+     * reads what elapsed between two of them after finish. */
+    Status (*marks_reserve)(Backend *, int marks, int *first_out);
     Status (*mark)(Backend *, int index);
     Status (*elapsed)(Backend *, int from, int to, double *seconds_out);
 

@@ -1,0 +1,400 @@
+#include "engine/exec.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/convert.h"
+
+enum { EXEC_ALIGN = 256 };
+
+struct Workspace {
+    Backend *backend;
+    unsigned char *memory;
+    size_t bytes;
+};
+
+/* A stretch of ops between two marks: ops of one stage that are all collectives or all not. */
+typedef struct Interval {
+    int32_t first_op;
+    uint8_t stage;
+    bool comm;
+} Interval;
+
+struct Exec {
+    Backend *backend;
+    const Program *program;
+    Store *store;
+    Workspace *workspace;
+    ExecOptions options;
+    int n_calls;
+    OpCall *call;     /* ops that run a kernel, in order */
+    size_t *call_end; /* highest byte of the arena that call i touches */
+    int n_slots;
+    int n_intervals, first_mark;
+    Interval *interval; /* one more than n_intervals: the end */
+    double *op_seconds; /* per op of the program; with time_ops */
+    int64_t runs_timed;
+    bool times_pending;
+    int runs;
+    void *graph;
+    size_t touched;
+    Arena arena;
+};
+
+static size_t padded(size_t bytes)
+{
+    return (bytes + EXEC_ALIGN - 1) / EXEC_ALIGN * EXEC_ALIGN;
+}
+
+Status workspace_create(Backend *backend, size_t bytes, Workspace **workspace_out)
+{
+    Workspace *workspace = calloc(1, sizeof *workspace);
+    if (!workspace) return status_fail(ERR_MEMORY, "out of memory for a workspace");
+    void *memory = NULL;
+    Status status = backend->alloc(backend, bytes ? bytes : EXEC_ALIGN, &memory);
+    if (status != OK) {
+        free(workspace);
+        return status;
+    }
+    *workspace = (Workspace){backend, memory, bytes};
+    *workspace_out = workspace;
+    return OK;
+}
+
+void workspace_destroy(Workspace **workspace)
+{
+    if (!*workspace) return;
+    (*workspace)->backend->release((*workspace)->backend, (*workspace)->memory);
+    free(*workspace);
+    *workspace = NULL;
+}
+
+static bool is_start(const Op *op)
+{
+    return op->stream == 1 && op->kind != OP_COMM_WAIT && (op_def(op->kind)->flags & OPF_COMM);
+}
+
+/* Ops whose output is their input under another name run no kernel; waiting does. */
+static bool runs_kernel(const Op *op)
+{
+    return op->kind == OP_COMM_WAIT || !(op_def(op->kind)->flags & OPF_ALIAS);
+}
+
+/* Scratch memory: one area for the compute stream, one per slot of collectives in flight (their packed messages). */
+typedef struct ScratchPlan {
+    int n_slots;
+    size_t compute, *slot; /* bytes; slot offsets follow the compute area in order */
+    int32_t *op_slot;      /* per op; -1 = none */
+} ScratchPlan;
+
+static void scratch_plan_free(ScratchPlan *plan)
+{
+    free(plan->slot);
+    free(plan->op_slot);
+}
+
+static Status scratch_plan_make(const Backend *backend, const Program *p, ScratchPlan *plan)
+{
+    *plan = (ScratchPlan){0};
+    int starts = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) starts += is_start(&p->op[i]);
+    size_t values = (size_t)p->n_values + 1;
+    int32_t *slot_of = malloc(values * sizeof *slot_of), *unused = malloc(((size_t)starts + 1) * sizeof *unused);
+    plan->slot = calloc((size_t)starts + 1, sizeof *plan->slot);
+    plan->op_slot = malloc(((size_t)p->n_ops + 1) * sizeof *plan->op_slot);
+    if (!slot_of || !unused || !plan->slot || !plan->op_slot) {
+        free(slot_of);
+        free(unused);
+        scratch_plan_free(plan);
+        return status_fail(ERR_MEMORY, "out of memory for %d collectives", starts);
+    }
+    memset(slot_of, -1, values * sizeof *slot_of);
+    int n_unused = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        plan->op_slot[i] = -1;
+        size_t bytes = runs_kernel(op) ? padded(backend->scratch_bytes(backend, p, op)) : 0;
+        if (is_start(op)) {
+            int32_t slot = n_unused ? unused[--n_unused] : plan->n_slots++;
+            plan->op_slot[i] = slot_of[op->out[0]] = slot;
+            if (bytes > plan->slot[slot]) plan->slot[slot] = bytes;
+        } else if (op->kind == OP_COMM_WAIT && slot_of[op->in[0]] >= 0) {
+            plan->op_slot[i] = slot_of[op->in[0]];
+            unused[n_unused++] = slot_of[op->in[0]];
+            slot_of[op->in[0]] = -1;
+        } else if (bytes > plan->compute) {
+            plan->compute = bytes;
+        }
+    }
+    free(slot_of);
+    free(unused);
+    return OK;
+}
+
+static size_t scratch_plan_bytes(const ScratchPlan *plan)
+{
+    size_t bytes = plan->compute;
+    for (int i = 0; i < plan->n_slots; i++) bytes += plan->slot[i];
+    return bytes;
+}
+
+size_t exec_workspace_bytes(const Backend *backend, const Program *program)
+{
+    ScratchPlan plan;
+    if (scratch_plan_make(backend, program, &plan) != OK) return SIZE_MAX;
+    size_t bytes = padded(program->arena_bytes) + scratch_plan_bytes(&plan);
+    scratch_plan_free(&plan);
+    return bytes;
+}
+
+static Status resolve(const Exec *exec, Val v, void **address_out, size_t *arena_end)
+{
+    const Program *p = exec->program;
+    const Tensor *t = &p->value[v].t;
+    Val root = v;
+    while (p->value[root].alias != VAL_NONE) root = p->value[root].alias;
+    const Value *value = &p->value[root];
+    if (value->place == PLACE_ARENA) {
+        if (value->offset < 0)
+            return status_fail(ERR_INTERNAL, "value %%%d has no place: the program is not planned", v);
+        size_t end = (size_t)value->offset + tensor_bytes(t);
+        if (end > *arena_end) *arena_end = end;
+        *address_out = exec->workspace->memory + value->offset;
+        return OK;
+    }
+    *address_out = store_place(exec->store, value->place, value->slot);
+    if (!*address_out)
+        return status_fail(ERR_INTERNAL, "value %%%d lives in block %d, slot %d, which the store does not have", v,
+                           (int)value->place, (int)value->slot);
+    return OK;
+}
+
+static Status make_call(Exec *exec, int32_t index, const ScratchPlan *plan, unsigned char *scratch, OpCall *call,
+                        size_t *end_out)
+{
+    const Program *p = exec->program;
+    const Op *op = &p->op[index];
+    *call = (OpCall){.op = op, .op_index = index, .comm_slot = plan->op_slot[index]};
+    for (int k = 0; k < op->n_in; k++) {
+        if (op->in[k] == VAL_NONE) continue;
+        void *address;
+        TRY(resolve(exec, op->in[k], &address, end_out));
+        call->in[k] = address;
+        call->in_tensor[k] = &p->value[op->in[k]].t;
+    }
+    for (int k = 0; k < op->n_out; k++) {
+        if (op->out[k] == VAL_NONE) continue;
+        TRY(resolve(exec, op->out[k], &call->out[k], end_out));
+        call->out_tensor[k] = &p->value[op->out[k]].t;
+    }
+    call->scratch = scratch;
+    if (call->comm_slot >= 0) {
+        unsigned char *at = scratch + plan->compute;
+        for (int i = 0; i < call->comm_slot; i++) at += plan->slot[i];
+        call->scratch = at;
+    }
+    return OK;
+}
+
+static Status make_calls(Exec *exec, const ScratchPlan *plan)
+{
+    const Program *p = exec->program;
+    Backend *backend = exec->backend;
+    size_t ops = (size_t)p->n_ops + 1;
+    exec->call = arena_array(&exec->arena, ops, sizeof *exec->call);
+    exec->call_end = arena_array(&exec->arena, ops, sizeof *exec->call_end);
+    exec->interval = arena_array(&exec->arena, ops, sizeof *exec->interval);
+    if (exec->options.time_ops) exec->op_seconds = arena_array(&exec->arena, ops, sizeof *exec->op_seconds);
+    if (!exec->call || !exec->call_end || !exec->interval || (exec->options.time_ops && !exec->op_seconds))
+        return status_fail(ERR_MEMORY, "out of memory for an executor of %d ops", p->n_ops);
+    unsigned char *scratch = exec->workspace->memory + padded(p->arena_bytes);
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (!runs_kernel(op)) continue;
+        TRY(backend->supports(backend, p, op));
+        int n = exec->n_calls++;
+        TRY(make_call(exec, i, plan, scratch, &exec->call[n], &exec->call_end[n]));
+        bool comm = op_def(op->kind)->flags & OPF_COMM;
+        Interval *last = exec->n_intervals ? &exec->interval[exec->n_intervals - 1] : NULL;
+        if (exec->options.time_ops || !last || last->stage != op->stage || last->comm != comm)
+            exec->interval[exec->n_intervals++] = (Interval){n, op->stage, comm};
+    }
+    exec->interval[exec->n_intervals] = (Interval){exec->n_calls, 0, false};
+    exec->n_slots = plan->n_slots;
+    if (backend->comm_reserve) TRY(backend->comm_reserve(backend, plan->n_slots));
+    return backend->marks_reserve(backend, exec->n_intervals + 1, &exec->first_mark);
+}
+
+Status exec_create(Backend *backend, const Program *program, Store *store, Workspace *workspace,
+                   const ExecOptions *options, Exec **exec_out)
+{
+    size_t needed = exec_workspace_bytes(backend, program);
+    if (needed > workspace->bytes)
+        return status_fail(ERR_MEMORY, "the program needs %zu bytes of workspace, there are %zu", needed,
+                           workspace->bytes);
+    Exec *exec = calloc(1, sizeof *exec);
+    if (!exec) return status_fail(ERR_MEMORY, "out of memory for an executor");
+    exec->backend = backend;
+    exec->program = program;
+    exec->store = store;
+    exec->workspace = workspace;
+    if (options) exec->options = *options;
+    ScratchPlan plan;
+    Status status = scratch_plan_make(backend, program, &plan);
+    if (status == OK) {
+        status = make_calls(exec, &plan);
+        scratch_plan_free(&plan);
+    }
+    if (status != OK)
+        exec_destroy(&exec);
+    else
+        *exec_out = exec;
+    return status;
+}
+
+void exec_destroy(Exec **exec)
+{
+    if (!*exec) return;
+    Backend *backend = (*exec)->backend;
+    if ((*exec)->graph) {
+        backend->finish(backend); /* failures of the last run were reported by whoever read its results */
+        backend->graph_release(backend, (*exec)->graph);
+    }
+    arena_free(&(*exec)->arena);
+    free(*exec);
+    *exec = NULL;
+}
+
+static Status check_finite(Exec *exec, const OpCall *call)
+{
+    for (int k = 0; k < call->op->n_out; k++) {
+        const Tensor *t = call->out_tensor[k];
+        if (!t || t->dtype == DT_I32 || call->comm_slot >= 0) continue;
+        int64_t count = tensor_count(t);
+        double *values = malloc(((size_t)count + 1) * sizeof *values);
+        if (!values) return status_fail(ERR_MEMORY, "out of memory for %ld values", (long)count);
+        Status status = exec_read_value(exec, call->op->out[k], DT_F64, values, count);
+        int64_t bad = 0;
+        while (status == OK && bad < count && isfinite(values[bad])) bad++;
+        if (status == OK && bad < count) {
+            char name[300];
+            prog_op_name(exec->program, call->op_index, name, sizeof name);
+            status = status_fail(ERR_NUMERIC, "%s: output %d has the value %g at element %ld", name, k, values[bad],
+                                 (long)bad);
+        }
+        free(values);
+        TRY(status);
+    }
+    return OK;
+}
+
+static Status run_calls(Exec *exec)
+{
+    Backend *backend = exec->backend;
+    const Interval *next = exec->interval;
+    for (int n = 0; n < exec->n_calls; n++) {
+        if (next->first_op == n) {
+            TRY(backend->mark(backend, exec->first_mark + (int)(next - exec->interval)));
+            next++;
+        }
+        TRY(backend->run(backend, &exec->call[n]));
+        if (exec->call_end[n] > exec->touched) exec->touched = exec->call_end[n];
+        if (exec->options.check_finite) TRY(check_finite(exec, &exec->call[n]));
+    }
+    return backend->mark(backend, exec->first_mark + exec->n_intervals);
+}
+
+/* Adds the last run to the seconds per op. */
+static Status collect(Exec *exec)
+{
+    if (!exec->times_pending) return OK;
+    exec->times_pending = false;
+    TRY(exec->backend->finish(exec->backend));
+    for (int i = 0; i < exec->n_intervals; i++) {
+        double seconds;
+        TRY(exec->backend->elapsed(exec->backend, exec->first_mark + i, exec->first_mark + i + 1, &seconds));
+        exec->op_seconds[exec->call[exec->interval[i].first_op].op_index] += seconds;
+    }
+    exec->runs_timed++;
+    return OK;
+}
+
+Status exec_run(Exec *exec)
+{
+    Backend *backend = exec->backend;
+    TRY(collect(exec));
+    exec->touched = 0;
+    bool graph = exec->options.graph && !exec->options.time_ops && !exec->options.check_finite && backend->replay;
+    /* the first run is eager: libraries choose their kernels in it, which a capture does not allow */
+    if (!graph || !exec->runs++) {
+        TRY(run_calls(exec));
+        exec->times_pending = exec->options.time_ops;
+        return OK;
+    }
+    if (!exec->graph) {
+        TRY(backend->capture_begin(backend));
+        Status status = run_calls(exec);
+        Status ended = backend->capture_end(backend, &exec->graph);
+        TRY(status);
+        TRY(ended);
+    }
+    exec->touched = exec->program->arena_bytes;
+    return backend->replay(backend, exec->graph);
+}
+
+Status exec_times(Exec *exec, ExecTimes *times_out)
+{
+    ExecTimes times = {0};
+    TRY(exec->backend->finish(exec->backend));
+    for (int i = 0; i < exec->n_intervals; i++) {
+        double seconds;
+        TRY(exec->backend->elapsed(exec->backend, exec->first_mark + i, exec->first_mark + i + 1, &seconds));
+        times.stage_s[exec->interval[i].stage] += seconds;
+        if (exec->interval[i].comm) times.comm_exposed_s += seconds;
+        times.total_s += seconds;
+    }
+    *times_out = times;
+    return OK;
+}
+
+Status exec_op_times(Exec *exec, int op, double *seconds_out, int64_t *calls_out)
+{
+    if (!exec->options.time_ops || op < 0 || op >= exec->program->n_ops)
+        return status_fail(ERR_INTERNAL, "op %d of %d was not timed", op, exec->program->n_ops);
+    TRY(collect(exec));
+    *seconds_out = exec->op_seconds[op];
+    *calls_out = exec->runs_timed;
+    return OK;
+}
+
+Status exec_read_value(Exec *exec, Val value, DType host_type, void *values_out, int64_t count)
+{
+    const Tensor *t = &exec->program->value[value].t;
+    if (count != tensor_count(t))
+        return status_fail(ERR_INTERNAL, "value %%%d has %ld elements, not %ld", value, (long)tensor_count(t),
+                           (long)count);
+    void *address;
+    size_t end = 0;
+    TRY(resolve(exec, value, &address, &end));
+    Backend *backend = exec->backend;
+    if (t->dtype == host_type) return backend->download(backend, values_out, address, tensor_bytes(t));
+    void *copy = malloc(tensor_bytes(t) + 1);
+    if (!copy) return status_fail(ERR_MEMORY, "out of memory for a value of %zu bytes", tensor_bytes(t));
+    Status status = backend->download(backend, copy, address, tensor_bytes(t));
+    if (status == OK) status = convert_array(t->dtype, copy, host_type, values_out, count);
+    free(copy);
+    return status;
+}
+
+Status exec_output(Exec *exec, const char *name, DType host_type, void *values_out, int64_t count)
+{
+    Val value = prog_find(exec->program, name);
+    if (value == VAL_NONE) return status_fail(ERR_INTERNAL, "the program has no output named \"%s\"", name);
+    return exec_read_value(exec, value, host_type, values_out, count);
+}
+
+size_t exec_touched_bytes(const Exec *exec)
+{
+    return exec->touched;
+}
