@@ -59,7 +59,7 @@ static Status writer_new(const char *path, int columns, TableWriter **writer_out
 
 Status table_writer_create(const char *path, const char *const *names, int columns, TableWriter **writer_out)
 {
-    TableWriter *w;
+    TableWriter *w = NULL;
     TRY(writer_new(path, columns, &w));
     w->temporary = arena_printf(&w->arena, "%s.tmp", path);
     w->file = w->temporary ? fopen(w->temporary, "wb") : NULL;
@@ -97,7 +97,7 @@ static Status check_header(const char *path, const char *const *names, int colum
 
 Status table_writer_append(const char *path, const char *const *names, int columns, TableWriter **writer_out)
 {
-    TableWriter *w;
+    TableWriter *w = NULL;
     FILE *file = fopen(path, "ab");
     if (!file) return status_fail_at(ERR_IO, path, 0, "cannot open for appending: %s", strerror(errno));
     bool fresh = fseek(file, 0, SEEK_END) == 0 && ftell(file) == 0;

@@ -1,0 +1,127 @@
+/* Experiment files: YAML through a libcyaml schema (config_schema.c), with the preset of the model and the defaults
+ * filled in. Every key may be overridden as "section.key=value". An unknown key, a value of the wrong type or out of
+ * range fails with ERR_INPUT and FILE:LINE (ERR_USAGE when it came from an override). */
+#ifndef FOLDSCALE_EXPERIMENTS_CONFIG_H
+#define FOLDSCALE_EXPERIMENTS_CONFIG_H
+
+#include <stdio.h>
+
+#include "engine/passes.h"
+#include "experiments/cli.h"
+#include "model/model.h"
+
+enum { CONFIG_TEXT = 512, CONFIG_NAME = 48, CONFIG_LIST = 32 };
+
+typedef struct ModelSection {
+    char preset[CONFIG_NAME];
+    ModelConfig size;
+} ModelSection;
+
+/* Paths are relative to the experiment file; "" means none. */
+typedef struct DataSection {
+    char mmcif[CONFIG_TEXT], alignments[CONFIG_TEXT], alignment_index[CONFIG_TEXT], duplicates[CONFIG_TEXT],
+        obsolete[CONFIG_TEXT], mmcif_cache[CONFIG_TEXT], chain_data_cache[CONFIG_TEXT], clusters[CONFIG_TEXT],
+        pack[CONFIG_TEXT];
+    char chains[CONFIG_LIST][CONFIG_NAME]; /* none: all that the archive lists */
+    unsigned chains_count;
+    int workers; /* threads that prepare samples */
+    int queue;   /* samples kept ready */
+    bool templates;
+    bool crop_fixed; /* always the first residues (overfitting): one sample, the same each step */
+    char max_release_date[CONFIG_NAME];
+    double max_resolution;
+    int synthetic_chains; /* 0: real data */
+    int synthetic_length, synthetic_rows;
+} DataSection;
+
+typedef enum RealType { REAL_F32, REAL_F64 } RealType;
+
+typedef struct TrainSection {
+    int steps;
+    int64_t seed;
+    double learning_rate, beta1, beta2, eps, clip_norm, swa_decay;
+    int warmup_steps;     /* the learning rate grows linearly over them */
+    int recycling;        /* most extra iterations: drawn from shuffled [0..recycling]; */
+    int checkpoint_every; /* steps; 0: only at the end */
+    int keep;             /* newest checkpoints kept */
+    double max_seconds;   /* stop (with a checkpoint) after this time; 0: no limit */
+    RealType real;
+} TrainSection;
+
+typedef struct ParallelSection {
+    int ranks, dap, threads; /* threads 0: cores / ranks of the host */
+} ParallelSection;
+
+typedef struct SwitchSection {
+    bool nonblocking_loader, gemm_batching, fused_attention, fused_layernorm, fused_pointwise, fused_optimizer, bf16,
+        comm_overlap, overlap_clip, cuda_graph, async_eval, eval_cache;
+    Checkpointing checkpoint;
+} SwitchSection;
+
+typedef struct EvalSection {
+    int every;                             /* steps; 0: never */
+    char chains[CONFIG_LIST][CONFIG_NAME]; /* none: the training chains */
+    unsigned chains_count;
+    bool swa; /* evaluate the average instead of the current parameters */
+    int recycling;
+    int max_length; /* longer chains are left out */
+    double target;  /* stop at this mean lDDT-Ca; 0: never */
+} EvalSection;
+
+typedef enum Ablation { ABLATION_CUMULATIVE, ABLATION_ONE_AT_A_TIME, ABLATION_LEAVE_ONE_OUT } Ablation;
+
+typedef struct StudySection {
+    Ablation ablations[3];
+    unsigned ablations_count;
+    char switches[CONFIG_LIST][CONFIG_NAME]; /* in the order of the waterfall */
+    unsigned switches_count;
+    int64_t ranks[CONFIG_LIST];
+    unsigned ranks_count;
+    int64_t dap[CONFIG_LIST];
+    unsigned dap_count;
+    int repeats, steps, warmup;
+} StudySection;
+
+typedef struct PredictSection {
+    char machines[CONFIG_LIST][CONFIG_NAME];
+    unsigned machines_count;
+    int64_t gpus[CONFIG_LIST];
+    unsigned gpus_count;
+    int64_t dap[CONFIG_LIST];
+    unsigned dap_count;
+    double deadline_s;
+    double samples_to_target;
+} PredictSection;
+
+typedef enum BackendName { BACKEND_CPU, BACKEND_CUDA } BackendName;
+
+typedef struct Config {
+    char name[CONFIG_NAME]; /* of the experiment: the file without folder and ending */
+    BackendName backend;
+    ModelSection model;
+    DataSection data;
+    TrainSection train;
+    ParallelSection parallel;
+    SwitchSection switches;
+    EvalSection eval;
+    StudySection study;
+    PredictSection predict;
+} Config;
+
+/* `overrides` may be NULL. */
+Status config_load(const char *path, const TextList *overrides, Config **config_out);
+void config_destroy(Config **config);
+
+/* Everything, defaults included, as JSON (which is YAML: config_load reads it back). Caller frees with free(). */
+Status config_to_json(const Config *config, char **text_out);
+
+/* Names of the on/off switches, NULL-terminated, in the order of SwitchSection; "checkpoint" is last. */
+extern const char *const config_switch_names[];
+bool config_switch_get(const SwitchSection *switches, const char *name);
+const char *config_checkpoint_name(Checkpointing checkpoint);
+const char *config_backend_name(BackendName backend);
+
+/* The switches of the passes for this experiment. */
+Switches config_pass_switches(const Config *config);
+
+#endif

@@ -1,0 +1,9 @@
+/* Which foldscale this is. */
+#ifndef FOLDSCALE_EXPERIMENTS_VERSION_H
+#define FOLDSCALE_EXPERIMENTS_VERSION_H
+
+#define FOLDSCALE_VERSION "0.1.0"
+
+const char *version_commit(void); /* git describe at configuration time, "unknown" outside a clone */
+
+#endif
