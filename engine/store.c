@@ -224,14 +224,14 @@ static Status check_param(const Store *store, Place place, int param, int64_t co
 
 Status store_write_param(Store *store, Place place, int param, DType host_type, const void *values, int64_t count)
 {
-    void *address;
+    void *address = NULL;
     TRY(check_param(store, place, param, count, &address));
     return write_converted(store, address, store_place_dtype(store, place), host_type, values, count);
 }
 
 Status store_read_param(Store *store, Place place, int param, DType host_type, void *values, int64_t count)
 {
-    void *address;
+    void *address = NULL;
     TRY(check_param(store, place, param, count, &address));
     return read_converted(store, address, store_place_dtype(store, place), host_type, values, count);
 }
