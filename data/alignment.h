@@ -23,9 +23,9 @@ Status alignment_parse(const Text *text, const char *name, const DataLog *log, A
  * reference never compares them; a shifted alignment would train on noise. An empty alignment passes. */
 Status alignment_check_query(const Msa *msa, const char *name, const char *chain_id, const char *sequence);
 
-/* Rows of all parts in their order; a row whose ids' letters were seen before is dropped, so the first one keeps its
- * deletions. Parts without rows are skipped; if none has rows, the result is the one row `sequence`.
- * Letters that share an id (B and D, J, O and X ...) count as the same. */
+/* Rows of all parts in their order; a row whose aligned letters were seen before is dropped, so the first one keeps its
+ * deletions. Parts without rows are skipped; if none has rows, the result is the one row `sequence`. ERR_INPUT when a
+ * part has another number of columns. */
 Status alignment_join(const Msa *parts, int64_t count, const char *sequence, Arena *arena, Msa *msa_out);
 
 /* Order of the databases of one chain: uniref90, bfd_uniclust (or small_bfd), mgnify, then others by name, uniprot

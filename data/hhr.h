@@ -1,9 +1,9 @@
 /* hhr files of HHsearch -> template hits, in file order.
  *
  * Indices count from 0; the name is the first word of the '>' line. An empty file, or one that ends before the first
- * hit section, has no hits. ERR_INPUT with file and line: a hit whose summary line cannot be read, rows of different
- * width, numbers that do not match the letters of their row, a file that ends inside a hit. A hit whose name is not
- * PDBID_chain is kept here with a remark (users of the hits decide). */
+ * hit section, has no hits. ERR_INPUT with file and line: a hit whose summary line cannot be read, whose name is not
+ * PDBID_chain, rows of different width, numbers that do not match the letters of their row, a hit with another number
+ * of aligned columns than its summary says (a file that ends inside a hit). */
 #ifndef FOLDSCALE_DATA_HHR_H
 #define FOLDSCALE_DATA_HHR_H
 

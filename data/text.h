@@ -1,4 +1,4 @@
-/* A user's file as one block of bytes, plain or gzip (known by its first two bytes, whatever the name).
+/* A user's file as one block of bytes, plain or gzip (known by its first two bytes; a name ending in .gz must be gzip).
  *
  * The bytes are read, not mapped: a file that shrinks while we parse it must not become a SIGBUS. Decompression grows
  * with what the stream really holds (deflate expands at most 1032-fold); no size field of the file is believed. */
@@ -11,7 +11,7 @@
 
 typedef struct Text {
     const char *name; /* for messages; a path or e.g. "0.db (2crb_A/uniref90_hits.a3m)" */
-    const char *data; /* `size` bytes; data[size] is a NUL that belongs to nobody when `owned` */
+    const char *data; /* `size` bytes, then a NUL that stops the scanners */
     size_t size;
     char *owned; /* freed by text_close; NULL when the bytes are borrowed */
     char *owned_name;

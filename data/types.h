@@ -37,8 +37,10 @@ typedef struct Chain {
 /* An alignment: N rows over the L columns of the query. */
 typedef struct Msa {
     int64_t rows, columns;
-    uint8_t *hhblits_id; /* [N, L] ids of the HHblits alphabet as parsed (msa_alphabet.csv); gap 21 */
-    int32_t *deletions;  /* [N, L] letters inserted before this column */
+    uint8_t *hhblits_id;   /* [N, L] ids of the HHblits alphabet as parsed (msa_alphabet.csv); gap 21 */
+    int32_t *deletions;    /* [N, L] letters inserted before this column */
+    uint64_t *odd_letters; /* [N] hash of the letters that share their id with another (B Z U J O), 0 without any:
+                              rows count as equal only if their letters are. NULL: none has any */
 } Msa;
 
 /* One hit of an hhr file. */

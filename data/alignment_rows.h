@@ -1,0 +1,56 @@
+/* Inside of the alignment readers: rows of HHblits ids as they are found. */
+#ifndef FOLDSCALE_DATA_ALIGNMENT_ROWS_H
+#define FOLDSCALE_DATA_ALIGNMENT_ROWS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "data/alignment.h"
+
+/* Classes of a character: an id (0..21), perhaps with the flag ODD; or one of the following. */
+enum {
+    LETTER_ODD = 0x20,      /* B Z U J O: shares its id with another letter */
+    LETTER_INSERTED = 0x40, /* lower case */
+    LETTER_ILLEGAL = 0x80,
+    LETTER_ID = 0x1f
+};
+
+typedef struct LetterTable {
+    uint8_t of[256];
+} LetterTable;
+
+/* a3m: lower case is an insertion; Stockholm: case does not matter. */
+void letter_table_fill(LetterTable *table, int lower_is_inserted);
+
+typedef struct Insertion {
+    int64_t row, column;
+    int32_t count;
+} Insertion;
+
+/* Ids go to `id`, which is as large as the text: every id comes from one character, so it cannot overflow. */
+typedef struct RowBuilder {
+    const Text *text;
+    uint8_t *id;
+    int64_t used;    /* ids so far, of all rows */
+    int64_t columns; /* of the first row; -1 before it */
+    int64_t rows;
+    Insertion *insertion;
+    size_t insertions, insertion_capacity;
+    uint64_t *odd;
+    size_t odd_capacity;
+} RowBuilder;
+
+Status rows_begin(RowBuilder *builder, const Text *text, Arena *arena);
+Status rows_insert(RowBuilder *builder, int64_t column, int64_t count);
+/* Ends a row of `width` ids (already stored at id + used); `odd` as in Msa. */
+Status rows_end(RowBuilder *builder, int64_t width, uint64_t odd, const char *at);
+/* The rows as an Msa; frees what the builder allocated. */
+Status rows_finish(RowBuilder *builder, Arena *arena, Msa *msa_out);
+void rows_free(RowBuilder *builder);
+
+/* Adds a letter that shares its id to the hash of a row. */
+uint64_t odd_letter_add(uint64_t hash, int64_t column, char letter);
+
+Status illegal_character(const Text *text, const char *at);
+
+#endif
