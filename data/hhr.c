@@ -114,7 +114,7 @@ static Status parse_piece(const Reader *reader, Line line, Side *side)
 {
     enum { NUMBERS_FROM = 17 };
     const Line whole = line;
-    int64_t start, end, total;
+    int64_t start = 0, end = 0, total = 0;
     if (side->block) return fail_here(reader, whole, "two rows of one side in a block");
     if (line.end - line.at <= NUMBERS_FROM) return fail_here(reader, whole, "row too short");
     line.at += NUMBERS_FROM;
@@ -208,7 +208,7 @@ static Status parse_hit(Reader *reader, TemplateHit *hit)
 {
     Line first, line;
     const char *section_end;
-    next_line(reader, &first);
+    if (!next_line(reader, &first)) return status_fail(ERR_INTERNAL, "no hit section");
     Line number = {first.at + 2, first.end};
     if (!take_number(&number, &hit->index)) return fail_here(reader, first, "expected No and a number, found");
     section_end = find_section(reader->text, reader->next);
