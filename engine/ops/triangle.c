@@ -1,0 +1,274 @@
+/* Triangle products and the outer product mean (AlphaFold2 supplement algorithms 10 to 12). */
+#include "engine/rules.h"
+
+/* --- triangle product
+ * -------------------------------------------------------------------------------------------------- */
+
+static Status tri_product_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    static const char *const expected = "a[G?,.,.,C] b[G?,.,.,C] with one common summed axis";
+    TRY(rule_require(p, op, 2));
+    const Tensor *a = rule_in(p, op, 0), *b = rule_in(p, op, 1);
+    if (a->rank < 3 || a->rank > 4 || b->rank != a->rank || tensor_last(a) != tensor_last(b))
+        return rule_bad_shape(p, op, expected);
+    int off = a->rank - 3;
+    bool ta = op->attr.i[0] != 0, tb = op->attr.i[1] != 0;
+    int a_free = off + (ta ? 1 : 0), a_sum = off + (ta ? 0 : 1);
+    int b_free = off + (tb ? 0 : 1), b_sum = off + (tb ? 1 : 0);
+    bool fits = a->dim[a_sum] == b->dim[b_sum] && (!off || a->dim[0] == b->dim[0]);
+    bool by_sum = a->shard == a_sum || b->shard == b_sum;
+    bool by_group = off && (a->shard == 0 || b->shard == 0);
+    if (!fits || a->shard == a->rank - 1 || b->shard == b->rank - 1 ||
+        (by_sum && (a->shard != a_sum || b->shard != b_sum)) || (by_group && a->shard != b->shard) ||
+        (a->shard == a_free && b->shard == b_free))
+        return rule_bad_shape(p, op, expected);
+    out[0] = *a;
+    out[0].dim[off] = a->dim[a_free];
+    out[0].dim[off + 1] = b->dim[b_free];
+    out[0].shard = SHARD_NONE; /* summed over a sharded axis: partial sums, for a backward op's reduction */
+    if (by_group) out[0].shard = 0;
+    if (a->shard == a_free) out[0].shard = (int8_t)off;
+    if (b->shard == b_free) out[0].shard = (int8_t)(off + 1);
+    *n_out = 1;
+    return OK;
+}
+
+/* x = A B with A = a or a^T, B = b or b^T. dA = dx B^T, dB = A^T dx; written so that the result has the layout of a and
+ * of b. */
+static Status tri_product_vjp(Program *p, const Op *op, const Val *dout, Val *din)
+{
+    Val a = op->in[0], b = op->in[1], dx = dout[0];
+    bool ta = op->attr.i[0] != 0, tb = op->attr.i[1] != 0;
+    if (ta)
+        din[0] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){b, dx}, &(OpAttr){.i = {tb, 1}});
+    else
+        din[0] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){dx, b}, &(OpAttr){.i = {0, !tb}});
+    if (tb)
+        din[1] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){dx, a}, &(OpAttr){.i = {1, ta}});
+    else
+        din[1] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){a, dx}, &(OpAttr){.i = {!ta, 0}});
+    return OK;
+}
+
+static void tri_product_cost(const Program *p, const Op *op, Cost *cost)
+{
+    const Tensor *a = rule_in(p, op, 0);
+    int off = a->rank - 3;
+    double summed = (double)a->dim[off + (op->attr.i[0] ? 0 : 1)];
+    cost->flops = 2.0 * summed * (double)tensor_count(prog_tensor(p, op->out[0]));
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_tri_product = {.name = "tri_product",
+                              .infer = tri_product_infer,
+                              .vjp = tri_product_vjp,
+                              .cost = tri_product_cost,
+                              .int_name = {"trans_a", "trans_b"}};
+
+/* --- outer product
+ * ------------------------------------------------------------------------------------------------------ */
+
+/* a[S,N,C] b[S,M,D]: the outer product [N,M,C*D] (replicated partial sums when both are sharded along S) */
+static Status outer_tensor(const Program *p, const Op *op, int at, Tensor *out)
+{
+    const Tensor *a = rule_in(p, op, at), *b = rule_in(p, op, at + 1);
+    bool fits = a->rank == 3 && b->rank == 3 && a->dim[0] == b->dim[0];
+    bool summed = fits && (a->shard == 0 || b->shard == 0);
+    if (!fits || a->shard == 2 || b->shard == 2 || (summed && a->shard != b->shard) || (a->shard == 1 && b->shard == 1))
+        return rule_bad_shape(p, op, "a[S,N,C] b[S,M,D], at most one of N and M sharded");
+    *out = rule_tensor(a->dtype, 3, (int64_t[]){a->dim[1], b->dim[1], a->dim[2] * b->dim[2]});
+    if (a->shard == 1) out->shard = 0;
+    if (b->shard == 1) out->shard = 1;
+    return OK;
+}
+
+static double outer_flops(const Program *p, const Op *op, int at)
+{
+    const Tensor *a = rule_in(p, op, at), *b = rule_in(p, op, at + 1);
+    return 2.0 * (double)tensor_count(a) * (double)b->dim[1] * (double)b->dim[2];
+}
+
+static Status outer_product_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    TRY(rule_require(p, op, 2));
+    *n_out = 1;
+    return outer_tensor(p, op, 0, out);
+}
+
+static Status outer_product_vjp(Program *p, const Op *op, const Val *dout, Val *din)
+{
+    Val grad[OP_MAX_OUT];
+    prog_add_multi(p, OP_OUTER_PRODUCT_BWD, 3, (Val[]){dout[0], op->in[0], op->in[1]}, NULL, grad);
+    din[0] = grad[0];
+    din[1] = grad[1];
+    return OK;
+}
+
+static void outer_product_cost(const Program *p, const Op *op, Cost *cost)
+{
+    cost->flops = outer_flops(p, op, 0);
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_outer_product = {.name = "outer_product",
+                                .infer = outer_product_infer,
+                                .vjp = outer_product_vjp,
+                                .cost = outer_product_cost,
+                                .flags = OPF_CHEAP};
+
+static Status outer_product_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    TRY(rule_require(p, op, 3));
+    Tensor want;
+    TRY(outer_tensor(p, op, 1, &want));
+    if (!rule_same(rule_in(p, op, 0), &want)) return rule_bad_shape(p, op, "do[N,M,C*D] a[S,N,C] b[S,M,D]");
+    out[0] = *rule_in(p, op, 1);
+    out[1] = *rule_in(p, op, 2);
+    *n_out = 2;
+    return OK;
+}
+
+static void outer_product_bwd_cost(const Program *p, const Op *op, Cost *cost)
+{
+    cost->flops = 2.0 * outer_flops(p, op, 1);
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_outer_product_bwd = {
+    .name = "outer_product_bwd", .infer = outer_product_bwd_infer, .cost = outer_product_bwd_cost, .flags = OPF_NODIFF};
+
+static Status pair_count_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    TRY(rule_require(p, op, 2));
+    const Tensor *m = rule_in(p, op, 0), *n = rule_in(p, op, 1);
+    if (m->rank != 2 || n->rank != 2 || m->dim[0] != n->dim[0] || m->shard == 0 || n->shard == 0 ||
+        (m->shard == 1 && n->shard == 1))
+        return rule_bad_shape(p, op, "m[S,N] n[S,M], whole along S, at most one of N and M sharded");
+    out[0] = rule_tensor(m->dtype, 2, (int64_t[]){m->dim[1], n->dim[1]});
+    if (m->shard == 1) out[0].shard = 0;
+    if (n->shard == 1) out[0].shard = 1;
+    *n_out = 1;
+    return OK;
+}
+
+static void pair_count_cost(const Program *p, const Op *op, Cost *cost)
+{
+    cost->flops = 2.0 * (double)tensor_count(rule_in(p, op, 0)) * (double)rule_in(p, op, 1)->dim[1];
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_pair_count = {.name = "pair_count",
+                             .infer = pair_count_infer,
+                             .cost = pair_count_cost,
+                             .flags = OPF_NODIFF | OPF_FULL,
+                             .exact_in = 3,
+                             .exact_out = 1};
+
+/* n[N,M] has the first two axes of x[N,M,C] */
+static bool is_count_of(const Tensor *n, const Tensor *x)
+{
+    return x->rank == 3 && n->rank == 2 && n->dim[0] == x->dim[0] && n->dim[1] == x->dim[1] && n->shard == x->shard;
+}
+
+static Status div_count_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    TRY(rule_require(p, op, 2));
+    if (!is_count_of(rule_in(p, op, 1), rule_in(p, op, 0))) return rule_bad_shape(p, op, "x[N,M,C] n[N,M]");
+    return rule_infer_like_first(p, op, out, n_out);
+}
+
+static Status div_count_vjp(Program *p, const Op *op, const Val *dout, Val *din)
+{
+    din[0] = prog_add(p, OP_DIV_COUNT, 2, (Val[]){dout[0], op->in[1]}, &op->attr);
+    return OK;
+}
+
+const OpDef op_div_count = {.name = "div_count",
+                            .infer = div_count_infer,
+                            .vjp = div_count_vjp,
+                            .cost = rule_cost_elementwise,
+                            .flags = OPF_CHEAP,
+                            .exact_in = 1 << 1,
+                            .real_name = {"eps"}};
+
+/* --- outer product mean without the outer product in memory ---------------------------------------------------------
+ */
+
+static Status opm_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    static const char *const expected = "a[S,N,C] b[S,M,D] W[Z,C*D] bias[Z] n[N,M]";
+    TRY(rule_require(p, op, 5));
+    Tensor o;
+    TRY(outer_tensor(p, op, 0, &o));
+    const Tensor *w = rule_in(p, op, 2), *bias = rule_in(p, op, 3), *count = rule_in(p, op, 4);
+    if (w->rank != 2 || w->shard != SHARD_NONE || w->dim[1] != o.dim[2] || !rule_is_vector(bias, w->dim[0]) ||
+        !is_count_of(count, &o))
+        return rule_bad_shape(p, op, expected);
+    out[0] = rule_with_last(&o, w->dim[0]);
+    *n_out = 1;
+    return OK;
+}
+
+static Status opm_vjp(Program *p, const Op *op, const Val *dout, Val *din)
+{
+    Val in[] = {dout[0], op->in[0], op->in[1], op->in[2], op->in[4]};
+    prog_add_multi(p, OP_OPM_BWD, 5, in, &op->attr, din);
+    return OK;
+}
+
+/* flops of the linear layer on the outer product */
+static double opm_linear_flops(const Program *p, const Op *op, int at)
+{
+    const Tensor *w = rule_in(p, op, at + 2);
+    double pairs = (double)rule_in(p, op, at)->dim[1] * (double)rule_in(p, op, at + 1)->dim[1];
+    return 2.0 * pairs * (double)w->dim[0] * (double)w->dim[1];
+}
+
+static void opm_cost(const Program *p, const Op *op, Cost *cost)
+{
+    cost->flops =
+        outer_flops(p, op, 0) + opm_linear_flops(p, op, 0) + 2.0 * (double)tensor_count(prog_tensor(p, op->out[0]));
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_opm = {.name = "opm",
+                      .infer = opm_infer,
+                      .vjp = opm_vjp,
+                      .cost = opm_cost,
+                      .exact_in = 1 << 3 | 1 << 4,
+                      .real_name = {"eps"}};
+
+static Status opm_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    TRY(rule_require(p, op, 5));
+    Tensor o;
+    TRY(outer_tensor(p, op, 1, &o));
+    const Tensor *dz = rule_in(p, op, 0), *w = rule_in(p, op, 3);
+    if (w->rank != 2 || w->dim[1] != o.dim[2] || tensor_last(dz) != w->dim[0] || !rule_same_rows(dz, &o) ||
+        !is_count_of(rule_in(p, op, 4), &o))
+        return rule_bad_shape(p, op, "dz[N,M,Z] a[S,N,C] b[S,M,D] W[Z,C*D] n[N,M]");
+    DType real = rule_grad_dtype(dz->dtype);
+    out[0] = *rule_in(p, op, 1);
+    out[1] = *rule_in(p, op, 2);
+    out[2] = *w;
+    out[3] = rule_tensor(real, 1, w->dim);
+    out[2].dtype = real;
+    *n_out = 4;
+    return OK;
+}
+
+/* the outer product again, then d(outer), dW, da, db */
+static void opm_bwd_cost(const Program *p, const Op *op, Cost *cost)
+{
+    cost->flops =
+        3.0 * outer_flops(p, op, 1) + 2.0 * opm_linear_flops(p, op, 1) + 2.0 * (double)tensor_count(rule_in(p, op, 0));
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_opm_bwd = {.name = "opm_bwd",
+                          .infer = opm_bwd_infer,
+                          .cost = opm_bwd_cost,
+                          .flags = OPF_NODIFF,
+                          .exact_in = 1 << 4,
+                          .exact_out = 1 << 2 | 1 << 3,
+                          .real_name = {"eps"}};
