@@ -113,8 +113,9 @@ static Status place_gradients(Tape *t)
         int64_t length = r->param[last].offset + r->param[last].count - r->param[k].offset;
         Val target = prog_persistent(p, PLACE_GRAD, k, 1, &length);
         if (target == VAL_NONE) break;
-        p->value[target].t.dtype = p->value[p->loss].t.dtype;
-        prog_add_into(p, OP_FILL, 0, NULL, &(OpAttr){.i = {1, length}}, 1, &target);
+        DType real = p->value[p->loss].t.dtype;
+        p->value[target].t.dtype = real;
+        prog_add_into(p, OP_FILL, 0, NULL, &(OpAttr){.i = {1, length, [7] = real}}, 1, &target);
         k = last;
     }
     free(uses);
@@ -126,13 +127,9 @@ static Status tape_run(Tape *t)
     Program *p = t->p;
     int32_t forward_ops = p->n_ops;
     p->stage_now = STAGE_BACKWARD;
-    const Tensor *loss = prog_tensor(p, p->loss);
-    OpAttr one = {.i = {loss->rank}, .f = {1.0}};
-    for (int axis = 0; axis < loss->rank; axis++) one.i[1 + axis] = loss->dim[axis];
-    DType dtype = loss->dtype;
+    const Tensor loss = *prog_tensor(p, p->loss);
     p->full_precision_now = true;
-    t->value_grad[p->loss] = prog_add(p, OP_FILL, 0, NULL, &one);
-    if (p->status == OK) p->value[t->value_grad[p->loss]].t.dtype = dtype;
+    t->value_grad[p->loss] = rule_fill_like(p, &loss, 1.0);
     for (int32_t i = forward_ops - 1; i >= 0 && p->status == OK; i--)
         if (p->op[i].stage == STAGE_FORWARD) backward_op(t, i);
     TRY(prog_status(p));
