@@ -1,0 +1,174 @@
+/* The cost model of a training step and its fit.
+ *
+ *   T(N) = serial + work x parallel + exposed communication + straggler + loader wait + host overhead
+ *
+ * A configuration enters as a StepShape: how many ranks, which share of the parallel work each one does, and what its
+ * collectives would take at the machine's nominal constants. What those constants do not know (kernel efficiency,
+ * achieved latency and bandwidth, noise) is fitted with gsl_multifit_nlinear on logarithms of parameters and times.
+ *
+ * Total times alone cannot tell serial / N from a ring's (N-1)/N, nor log N from the expected maximum of N delays;
+ * therefore phases are fitted apart where they were timed, and priors (micro-benchmarks, per-rank noise) enter as rows
+ * of the same least-squares problem. */
+#ifndef FOLDSCALE_ANALYSIS_FIT_H
+#define FOLDSCALE_ANALYSIS_FIT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/arena.h"
+#include "engine/status.h"
+
+/* What a configuration asks of the machine. */
+typedef struct StepShape {
+    double ranks;     /* N, training ranks that wait for one another */
+    double work;      /* parallel work of one rank relative to the reference configuration (1 / DAP, or priced) */
+    double latency_s; /* exposed collectives of a step at nominal constants: the part that does not depend on bytes */
+    double wire_s;    /* ... and the part proportional to bytes */
+} StepShape;
+
+/* One measured run (one repeat). Phases are NAN where they were not timed apart. */
+typedef struct FitPoint {
+    StepShape shape;
+    double step_s;    /* mean step without evaluation; > 0 */
+    double compute_s; /* forward passes, backward, optimizer of a typical rank */
+    double comm_s;    /* exposed communication, waiting for stragglers included; 0 with one rank */
+    double loader_s, host_s;
+    double sd_log;  /* standard deviation of log(step_s) known from elsewhere; 0: estimate from repeats */
+    const char *id; /* for messages and tables */
+} FitPoint;
+
+typedef enum FitParam {
+    FIT_SERIAL,  /* log seconds */
+    FIT_WORK,    /* log seconds of the reference configuration's parallel work on one rank */
+    FIT_LATENCY, /* log multiplier of shape.latency_s */
+    FIT_WIRE,    /* log multiplier of shape.wire_s */
+    FIT_NOISE,   /* log relative standard deviation of one rank's compute time from step to step */
+    FIT_LOADER,  /* log seconds */
+    FIT_HOST,    /* log seconds */
+    FIT_EXTRA,   /* log seconds per unit of the form's growth term */
+    FIT_DRIFT,   /* communication x exp(drift log8(N / N_max)): what the nominal form misses */
+    FIT_PARAM_COUNT
+} FitParam;
+
+typedef enum FitForm {
+    FORM_AMDAHL,   /* serial + work parallel */
+    FORM_LOG,      /* + extra log2 N */
+    FORM_LINEAR,   /* + extra (N - 1) */
+    FORM_USL,      /* parallel work (1 + s (N-1) + k N (N-1)), Gunther's universal scalability law */
+    FORM_ANCHORED, /* + communication from the machine's constants, straggler */
+    FORM_COUNT
+} FitForm;
+
+extern const char *const FIT_PARAM_NAMES[FIT_PARAM_COUNT];
+extern const char *const FIT_FORM_NAMES[FORM_COUNT];
+
+/* A row "parameter ~ normal(mean, sd)", from a micro-benchmark or a per-rank noise measurement. */
+typedef struct FitPrior {
+    FitParam param;
+    double mean, sd;
+    const char *source;
+} FitPrior;
+
+typedef struct FitOptions {
+    int draws;             /* bootstrap draws; 0: 1000 */
+    uint64_t seed;         /* same seed, same intervals */
+    int form;              /* FitForm, or -1: choose by forward chaining */
+    bool totals_only;      /* ignore the phases (naive fits) */
+    const FitPrior *prior; /* replace the built-in weak priors of the same parameter */
+    int priors;
+    double tau0;         /* discrepancy before any evidence, per factor of 8; 0: FIT_TAU0 */
+    double serial_share; /* expected serial / parallel and its log sd; 0: 0.03 with sd 1.2 */
+    double serial_share_sd;
+} FitOptions;
+
+/* Two comparable tools that print their errors miss communication by 10 to 21 % within one node (ASTRA-sim) and steps
+ * by 6 percent points more over nodes than inside one (vTrain): 15 % of the communication per factor of 8. */
+#define FIT_TAU0 0.15
+
+typedef struct StepParts {
+    double serial_s, compute_s, comm_s, straggler_s, loader_s, host_s;
+    double step_s; /* their sum */
+} StepParts;
+
+/* Score of one candidate form. */
+typedef struct FitCandidate {
+    FitForm form;
+    bool usable;          /* false: fewer rows than it needs, or the solver failed */
+    double forward_error; /* root mean square of log errors of forward chaining; NAN with fewer than three counts */
+    double last_error;    /* log error of the largest count predicted from the smaller ones; NAN likewise */
+    double aicc;
+    double weight; /* share of bootstrap draws that use this form */
+    double param[FIT_PARAM_COUNT];
+} FitCandidate;
+
+/* One residual row of the chosen fit. */
+typedef struct FitResidual {
+    int point;        /* index of the FitPoint */
+    const char *what; /* "step", "compute", "communication", "loader", "host" */
+    double measured_s, fitted_s;
+    double standardized; /* log residual / its standard deviation */
+    double leverage;     /* diagonal of the hat matrix, 0..1 */
+} FitResidual;
+
+typedef struct FitModel {
+    Arena arena;
+    FitForm form;
+    double param[FIT_PARAM_COUNT];    /* NAN where the form has none */
+    double param_sd[FIT_PARAM_COUNT]; /* from the bootstrap */
+    bool has_loader, has_host;        /* these phases were measured */
+    double n_min, n_max;              /* smallest and largest measured ranks */
+    int counts, points;               /* distinct rank counts, measured runs */
+    double tau;                       /* calibrated discrepancy per factor of 8 */
+    double noise_sd;                  /* of log step time between repeats */
+    int draws;
+    double *draw;   /* [draws, FIT_PARAM_COUNT] */
+    int *draw_form; /* [draws] FitForm */
+    double *draw_z; /* [draws, 3] normals of each draw: discrepancy, repeat noise, extra; equal for all predictions,
+                       so that differences between configurations are not blurred by sampling */
+    uint64_t seed;
+    /* diagnostics */
+    FitCandidate candidate[FORM_COUNT];
+    FitResidual *residual;
+    int residuals;
+    double reduced_chi2, condition;
+    double correlation[FIT_PARAM_COUNT][FIT_PARAM_COUNT]; /* of the free parameters; 0 elsewhere */
+    double coverage; /* share of forward-chaining predictions inside their 90 % interval; NAN if there were none */
+    int coverage_of;
+    const char *backend, *device; /* where the points come from; "" if unknown */
+} FitModel;
+
+/* Fits. Refuses (ERR_INPUT, naming the point) times that are not positive and finite, shapes out of range, and an empty
+ * set. One rank count alone is fitted from priors, with the wide intervals that follow. */
+Status fit_run(const FitPoint *point, int count, const FitOptions *options, FitModel **model_out);
+void fit_destroy(FitModel **model);
+
+/* Point estimate of the parts of a step. */
+StepParts fit_evaluate(const FitModel *model, const StepShape *shape);
+
+typedef struct FitInterval {
+    StepParts parts; /* at the point estimate */
+    double lo90_s, hi90_s;
+    double n_over_nmax;
+    bool flagged; /* beyond 8 x the largest measured count */
+} FitInterval;
+
+/* Prediction interval: bootstrap draws x discrepancy beyond the measured range x repeat noise. `extra_sd` is a further
+ * log standard deviation on the whole step (another machine, unmeasured kernels); 0 for none. */
+Status fit_predict(const FitModel *model, const StepShape *shape, double extra_sd, FitInterval *out);
+
+/* All draws of the step time (model->draws of them) into step_s: for simulations and time to train. */
+Status fit_predict_draws(const FitModel *model, const StepShape *shape, double extra_sd, double *step_s);
+
+/* fit.json: everything above, so that predict needs no refit; numbers round-trip. */
+Status fit_write(const FitModel *model, const char *path);
+Status fit_read(const char *path, FitModel **model_out);
+
+/* Plain-text diagnostics: residuals against N, reduced chi-square, correlations, condition number, leverage, the
+ * forward-chaining table, coverage. */
+#include <stdio.h>
+Status fit_print(const FitModel *model, const FitPoint *point, int count, FILE *stream);
+
+/* Expected largest of n standard normal variables (Blom 1958: Phi^-1((n - 0.375) / (n + 0.25))); 0 for n <= 1. */
+double fit_expected_max(double n);
+
+#endif

@@ -1,0 +1,214 @@
+/* Uncertainty of the parameters: a cluster bootstrap. Clusters are whole runs within a configuration and, above them,
+ * configurations: runs are resampled inside each configuration, every configuration shifts as a whole by the lack of
+ * fit that its residuals show, priors are redrawn, forms are drawn by their weight. Iterations inside a run are never
+ * resampled: they share that run's luck. */
+#include "analysis/fit_internal.h"
+
+#include <gsl/gsl_randist.h>
+#include <gsl/gsl_rng.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* configuration of every point: points with one shape share one cluster */
+static int find_clusters(const FitSetup *setup, int *cluster)
+{
+    int clusters = 0;
+    for (int i = 0; i < setup->points; i++) {
+        cluster[i] = -1;
+        for (int j = 0; j < i && cluster[i] < 0; j++)
+            if (!memcmp(&setup->point[i].shape, &setup->point[j].shape, sizeof(StepShape))) cluster[i] = cluster[j];
+        if (cluster[i] < 0) cluster[i] = clusters++;
+    }
+    return clusters;
+}
+
+typedef struct FormState {
+    FitProblem problem;
+    FitSolution fit;
+    double lack_sd[ROW_HOST + 1]; /* of configurations, beyond the noise of repeats */
+    bool solved;
+} FormState;
+
+static double row_residual(const FitProblem *problem, const FitSolution *fit, const FitRow *row)
+{
+    double param[FIT_PARAM_COUNT];
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) param[i] = isnan(fit->param[i]) ? -INFINITY : fit->param[i];
+    if (!problem->free[FIT_DRIFT]) param[FIT_DRIFT] = 0;
+    StepParts parts = fit_parts(problem->form, param, problem->free[FIT_LOADER], problem->free[FIT_HOST],
+                                problem->n_max, &problem->point[row->point].shape);
+    double value = row->kind == ROW_STEP      ? parts.step_s
+                   : row->kind == ROW_COMPUTE ? parts.serial_s + parts.compute_s
+                   : row->kind == ROW_COMM    ? parts.comm_s + parts.straggler_s
+                   : row->kind == ROW_LOADER  ? parts.loader_s
+                                              : parts.host_s;
+    return row->target - log(value + FIT_TINY_S * 1e-3);
+}
+
+/* Lack of fit per kind of row: variance of the configurations' mean residuals beyond noise / runs. */
+static void measure_lack(FormState *state, const int *cluster, int clusters, double *sum, int *runs)
+{
+    for (int kind = ROW_STEP; kind <= ROW_HOST; kind++) {
+        memset(sum, 0, (size_t)clusters * sizeof *sum);
+        memset(runs, 0, (size_t)clusters * sizeof *runs);
+        double sd = 0, square = 0, noise = 0;
+        int used = 0;
+        for (int r = 0; r < state->problem.rows; r++) {
+            const FitRow *row = &state->problem.row[r];
+            if (row->kind != (RowKind)kind) continue;
+            sum[cluster[row->point]] += row_residual(&state->problem, &state->fit, row);
+            runs[cluster[row->point]]++;
+            sd = row->sd;
+        }
+        for (int c = 0; c < clusters; c++) {
+            if (!runs[c]) continue;
+            square += pow(sum[c] / runs[c], 2);
+            noise += sd * sd / runs[c];
+            used++;
+        }
+        /* degrees of freedom are too few to subtract the parameters; two are taken by level and slope */
+        double excess = used > 0 ? (square - noise) / fmax(1, used - 2) : 0;
+        state->lack_sd[kind] = sqrt(fmax(0, excess));
+    }
+}
+
+typedef struct Draw {
+    gsl_rng *rng;
+    const int *cluster;
+    int clusters, points;
+    int *pick;     /* [points] which run stands in for each */
+    int *member;   /* [points] scratch */
+    double *shift; /* [clusters * (ROW_HOST + 1)] */
+} Draw;
+
+static void draw_runs(const Draw *d)
+{
+    for (int c = 0; c < d->clusters; c++) {
+        int runs = 0;
+        for (int i = 0; i < d->points; i++)
+            if (d->cluster[i] == c) d->member[runs++] = i;
+        for (int i = 0; i < runs; i++)
+            d->pick[d->member[i]] = d->member[gsl_rng_uniform_int(d->rng, (unsigned long)runs)];
+    }
+}
+
+/* Resampling n runs gives (n-1)/n of their variance and none at all for n = 1: the rest is added as noise. */
+static void draw_shifts(const Draw *d, const FormState *state, const double *sd)
+{
+    for (int c = 0; c < d->clusters; c++) {
+        int runs = 0;
+        for (int i = 0; i < d->points; i++) runs += d->cluster[i] == c;
+        for (int kind = 0; kind <= ROW_HOST; kind++) {
+            double missing = sd[kind] * sd[kind] / runs / runs;
+            double total = sqrt(missing + pow(state->lack_sd[kind], 2));
+            d->shift[c * (ROW_HOST + 1) + kind] = gsl_ran_gaussian_ziggurat(d->rng, total);
+        }
+    }
+}
+
+/* Row of the same kind of another point: rows of one kind are in the order of points. */
+static double target_of(const FitProblem *problem, RowKind kind, int point)
+{
+    for (int r = 0; r < problem->rows; r++)
+        if (problem->row[r].kind == kind && problem->row[r].point == point) return problem->row[r].target;
+    return NAN;
+}
+
+static Status draw_once(const Draw *d, const FormState *state, FitRow *scratch, double *param_out)
+{
+    FitProblem problem = state->problem;
+    double sd[ROW_HOST + 1] = {0};
+    memcpy(scratch, state->problem.row, (size_t)problem.rows * sizeof *scratch);
+    problem.row = scratch;
+    for (int r = 0; r < problem.rows; r++)
+        if (scratch[r].kind <= ROW_HOST) sd[scratch[r].kind] = scratch[r].sd;
+    draw_runs(d);
+    draw_shifts(d, state, sd);
+    for (int r = 0; r < problem.rows; r++) {
+        FitRow *row = &scratch[r];
+        if (row->kind <= ROW_HOST)
+            row->target = target_of(&state->problem, row->kind, d->pick[row->point]) +
+                          d->shift[d->cluster[row->point] * (ROW_HOST + 1) + (int)row->kind];
+        else
+            row->target += gsl_ran_gaussian_ziggurat(d->rng, row->sd);
+    }
+    for (int i = 0; i < FIT_PARAM_COUNT; i++)
+        if (problem.free[i]) problem.start[i] = state->fit.param[i];
+    FitSolution fit;
+    TRY(fit_solve(&problem, &fit, NULL));
+    memcpy(param_out, fit.param, sizeof fit.param);
+    return OK;
+}
+
+static int pick_form(const FitModel *model, double u)
+{
+    for (int f = 0; f < FORM_COUNT; f++) {
+        u -= model->candidate[f].weight;
+        if (u < 0) return f;
+    }
+    return (int)model->form;
+}
+
+static Status prepare_forms(const FitSetup *setup, const FitModel *model, const int *cluster, int clusters,
+                            FitRow *rows, FormState *state)
+{
+    double *sum = calloc((size_t)clusters, sizeof *sum);
+    int *runs = calloc((size_t)clusters, sizeof *runs);
+    Status status = sum && runs ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
+    for (int f = 0; f < FORM_COUNT && status == OK; f++) {
+        if (model->candidate[f].weight <= 0) continue;
+        fit_problem_build(setup, (FitForm)f, INFINITY, rows + f * FIT_ROW_LIMIT(setup->points), &state[f].problem);
+        status = fit_solve(&state[f].problem, &state[f].fit, NULL);
+        if (status == OK) measure_lack(&state[f], cluster, clusters, sum, runs);
+        state[f].solved = status == OK;
+    }
+    free(sum);
+    free(runs);
+    return status;
+}
+
+static Status draw_all(const Draw *d, const FormState *state, FitRow *scratch, FitModel *model)
+{
+    int failed = 0;
+    for (int b = 0; b < model->draws;) {
+        int f = pick_form(model, gsl_rng_uniform(d->rng));
+        Status status = draw_once(d, &state[f], scratch, model->draw + (size_t)b * FIT_PARAM_COUNT);
+        if (status != OK) {
+            /* a resample on which the solver fails is drawn again; many of them mean that the fit itself is broken */
+            if (++failed > 20 + model->draws / 5) return status;
+            continue;
+        }
+        model->draw_form[b++] = f;
+    }
+    return OK;
+}
+
+Status fit_bootstrap(const FitSetup *setup, FitModel *model)
+{
+    int n = setup->points, limit = FIT_ROW_LIMIT(n);
+    FormState state[FORM_COUNT];
+    memset(state, 0, sizeof state);
+    Draw d = {.points = n, .rng = gsl_rng_alloc(gsl_rng_mt19937)};
+    int *cluster = calloc((size_t)n, sizeof *cluster);
+    FitRow *rows = calloc((size_t)limit * (FORM_COUNT + 1), sizeof *rows);
+    d.pick = calloc((size_t)n, sizeof *d.pick);
+    d.member = calloc((size_t)n, sizeof *d.member);
+    d.shift = calloc((size_t)n * (ROW_HOST + 1), sizeof *d.shift);
+    Status status = OK;
+    if (!d.rng || !cluster || !rows || !d.pick || !d.member || !d.shift)
+        status = status_fail(ERR_MEMORY, "fit: out of memory for %d points", n);
+    if (status == OK) {
+        gsl_rng_set(d.rng, (unsigned long)(model->seed * 2654435761u + 1));
+        d.clusters = find_clusters(setup, cluster);
+        d.cluster = cluster;
+        status = prepare_forms(setup, model, cluster, d.clusters, rows, state);
+    }
+    if (status == OK) status = draw_all(&d, state, rows + (size_t)limit * FORM_COUNT, model);
+    if (d.rng) gsl_rng_free(d.rng);
+    free(cluster);
+    free(rows);
+    free(d.pick);
+    free(d.member);
+    free(d.shift);
+    return status;
+}

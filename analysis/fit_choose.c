@@ -1,0 +1,169 @@
+/* Which form to believe: every candidate is fitted on the smaller rank counts and scored on the next larger one
+ * (forward chaining), because that is what a prediction will ask of it; AICc decides between equals. The same errors
+ * calibrate the discrepancy term. */
+#include "analysis/fit_internal.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* mean over the runs of one rank count of log(measured / predicted), totals and communication */
+static void errors_at(const FitSetup *setup, double n, const FitSolution *fit, FitForm form, bool phases, double n_max,
+                      double *total_out, double *comm_out)
+{
+    double total = 0, comm = 0, used = 0, used_comm = 0;
+    for (int i = 0; i < setup->points; i++) {
+        const FitPoint *p = &setup->point[i];
+        if (p->shape.ranks != n) continue;
+        StepParts parts =
+            fit_parts(form, fit->param, phases && setup->has_loader, phases && setup->has_host, n_max, &p->shape);
+        total += log(p->step_s / parts.step_s);
+        used++;
+        if (setup->phases && n > 1 && parts.comm_s + parts.straggler_s > FIT_TINY_S && p->comm_s > FIT_TINY_S) {
+            comm += log(p->comm_s / (parts.comm_s + parts.straggler_s));
+            used_comm++;
+        }
+    }
+    *total_out = total / used;
+    *comm_out = used_comm > 0 ? comm / used_comm : NAN;
+}
+
+static bool has_own_comm(FitForm form)
+{
+    return form == FORM_LOG || form == FORM_LINEAR || form == FORM_ANCHORED;
+}
+
+/* Evidence about the discrepancy: squared errors of communication per factor of 8, less what noise explains. */
+typedef struct Evidence {
+    double sum;
+    int count;
+} Evidence;
+
+static Status chain(const FitSetup *setup, FitForm form, FitRow *row, FitCandidate *out, Evidence *evidence)
+{
+    double square = 0;
+    int steps = 0;
+    for (int k = 1; k + 1 < setup->counts; k++) {
+        FitProblem problem;
+        FitSolution fit;
+        double total, comm;
+        fit_problem_build(setup, form, setup->count[k], row, &problem);
+        if (fit_solve(&problem, &fit, NULL) != OK) return OK; /* scores stay NAN: the form is not usable */
+        bool phases = setup->phases && has_own_comm(form);
+        errors_at(setup, setup->count[k + 1], &fit, form, phases, setup->count[k], &total, &comm);
+        square += total * total;
+        out->last_error = total;
+        steps++;
+        if (form == FORM_ANCHORED && isfinite(comm)) {
+            double distance = log(setup->count[k + 1] / setup->count[k]) / log(8);
+            double noise = setup->comm_sd * setup->comm_sd;
+            evidence->sum += fmax(0, comm * comm - noise) / (distance * distance);
+            evidence->count++;
+        }
+    }
+    if (steps > 0) out->forward_error = sqrt(square / steps);
+    return OK;
+}
+
+/* Corrected Akaike criterion of the step totals, the one quantity that all forms describe. */
+static double aicc(const FitSetup *setup, FitForm form, const FitSolution *fit, int params)
+{
+    double n = setup->points, k = params + 1; /* and the variance */
+    if (n - k - 1 <= 0) return NAN;
+    bool phases = setup->phases && has_own_comm(form);
+    double rss = 0;
+    for (int i = 0; i < setup->points; i++) {
+        const FitPoint *p = &setup->point[i];
+        StepParts parts = fit_parts(form, fit->param, phases && setup->has_loader, phases && setup->has_host,
+                                    setup->n_max, &p->shape);
+        rss += pow(log(p->step_s / parts.step_s), 2);
+    }
+    rss = fmax(rss, n * 1e-10);
+    return n * log(rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1);
+}
+
+static double score(const FitSetup *setup, const FitCandidate *c)
+{
+    /* errors below the noise of a repeat do not rank forms */
+    double error = isfinite(c->forward_error) ? c->forward_error : 0;
+    return fmax(error, setup->noise_sd);
+}
+
+/* Anchored carries what is known of the machine; with two counts or fewer nothing else can be told apart from it. */
+static FitForm select_form(const FitSetup *setup, const FitCandidate *candidate)
+{
+    int best = -1;
+    bool chained = setup->counts >= 3;
+    if (!chained && candidate[FORM_ANCHORED].usable) return FORM_ANCHORED;
+    for (int f = FORM_COUNT - 1; f >= 0; f--) {
+        const FitCandidate *c = &candidate[f];
+        if (!c->usable || (chained && !isfinite(c->forward_error))) continue;
+        if (best < 0) {
+            best = f;
+            continue;
+        }
+        const FitCandidate *b = &candidate[best];
+        double ratio = score(setup, c) / score(setup, b);
+        bool tie = ratio > 0.87 && ratio < 1.15;
+        if (tie ? c->aicc < b->aicc - 2 : ratio < 1) best = f;
+    }
+    return best < 0 ? FORM_AMDAHL : (FitForm)best;
+}
+
+/* Bootstrap draws spread over the forms that forward chaining cannot tell from the best one. */
+static void weigh(const FitSetup *setup, FitCandidate *candidate, FitForm best)
+{
+    double steps = setup->counts >= 3 ? setup->counts - 2 : 0, sum = 0;
+    double scale = score(setup, &candidate[best]);
+    for (int f = 0; f < FORM_COUNT; f++) {
+        FitCandidate *c = &candidate[f];
+        c->weight = 0;
+        if (!c->usable || (steps > 0 && !isfinite(c->forward_error))) continue;
+        if (steps == 0 && f != (int)best) continue;
+        double excess = (pow(score(setup, c), 2) - scale * scale) / (scale * scale);
+        c->weight = f == (int)best ? 1 : exp(-0.5 * steps * fmax(0, excess)) * 0.5;
+        if (c->weight < 0.02) c->weight = 0;
+        sum += c->weight;
+    }
+    for (int f = 0; f < FORM_COUNT; f++) candidate[f].weight /= sum > 0 ? sum : 1;
+}
+
+static Status try_form(const FitSetup *setup, FitForm form, FitRow *row, FitCandidate *out, Evidence *evidence)
+{
+    *out = (FitCandidate){.form = form, .forward_error = NAN, .last_error = NAN, .aicc = NAN};
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) out->param[i] = NAN;
+    FitProblem problem;
+    FitSolution fit;
+    fit_problem_build(setup, form, INFINITY, row, &problem);
+    if (fit_solve(&problem, &fit, NULL) != OK) return OK;
+    out->usable = true;
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) out->param[i] = fit.param[i];
+    out->aicc = aicc(setup, form, &fit, problem.free_count);
+    return chain(setup, form, row, out, evidence);
+}
+
+Status fit_choose(FitSetup *setup, FitModel *model)
+{
+    FitRow *row = malloc((size_t)FIT_ROW_LIMIT(setup->points) * sizeof *row);
+    if (!row) return status_fail(ERR_MEMORY, "fit: out of memory for %d points", setup->points);
+    Evidence evidence = {0};
+    double tau0 = setup->options->tau0 > 0 ? setup->options->tau0 : FIT_TAU0;
+    setup->tau = tau0;
+    Status status = OK;
+    for (int f = 0; f < FORM_COUNT && status == OK; f++)
+        status = try_form(setup, (FitForm)f, row, &model->candidate[f], &evidence);
+    free(row);
+    TRY(status);
+    /* the prior counts as three observations; at least half of it stays, since agreement inside the measured range says
+     * little of what lies beyond, and twice it is as far as a few noisy errors may widen it */
+    double tau = sqrt((3 * tau0 * tau0 + evidence.sum) / (3 + evidence.count));
+    setup->tau = fmin(fmax(tau, 0.5 * tau0), 2 * tau0);
+    FitForm best = setup->options->form >= 0 ? (FitForm)setup->options->form : select_form(setup, model->candidate);
+    if (!model->candidate[best].usable)
+        return status_fail(ERR_NUMERIC, "fit: form \"%s\" could not be fitted", FIT_FORM_NAMES[best]);
+    weigh(setup, model->candidate, best);
+    if (setup->options->form >= 0)
+        for (int f = 0; f < FORM_COUNT; f++) model->candidate[f].weight = f == (int)best;
+    model->form = best;
+    model->tau = setup->tau;
+    return OK;
+}

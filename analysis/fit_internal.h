@@ -1,0 +1,81 @@
+/* Shared by the files of the fit; not for others. */
+#ifndef FOLDSCALE_ANALYSIS_FIT_INTERNAL_H
+#define FOLDSCALE_ANALYSIS_FIT_INTERNAL_H
+
+#include "analysis/fit.h"
+
+typedef enum RowKind { ROW_STEP, ROW_COMPUTE, ROW_COMM, ROW_LOADER, ROW_HOST, ROW_PRIOR, ROW_SHARE } RowKind;
+
+/* One row of the least-squares problem: (log model - log measured) / sd, or (parameter - mean) / sd. */
+typedef struct FitRow {
+    RowKind kind;
+    int point;      /* ROW_STEP .. ROW_HOST */
+    FitParam param; /* ROW_PRIOR */
+    double target;  /* log measured, or the prior's mean */
+    double sd;
+} FitRow;
+
+typedef struct FitProblem {
+    const FitPoint *point;
+    int points;
+    FitForm form;
+    double n_max; /* reference of the drift */
+    bool free[FIT_PARAM_COUNT];
+    int index[FIT_PARAM_COUNT]; /* place in the solver's vector, -1 if not free */
+    int free_count;
+    FitRow *row;
+    int rows;
+    double start[FIT_PARAM_COUNT];
+} FitProblem;
+
+/* Seconds below which a phase is not worth a logarithm: a tenth of a microsecond. */
+#define FIT_TINY_S 1e-7
+
+/* Standard deviations of log times: no repeat is better than half a percent. Parameters of the weak built-in priors. */
+#define FIT_SD_FLOOR 0.005
+
+StepParts fit_parts(FitForm form, const double *param, bool has_loader, bool has_host, double n_max,
+                    const StepShape *shape);
+
+/* Which parameters a form uses, given the phases that were measured. */
+void fit_problem_params(FitProblem *problem, bool phases, bool has_loader, bool has_host);
+
+typedef struct FitSolution {
+    double param[FIT_PARAM_COUNT];
+    double chi2; /* of all rows, priors included */
+    double chi2_data;
+    int data_rows;
+} FitSolution;
+
+/* Solves; optionally the Jacobian at the solution as a GSL matrix copied into jacobian[rows * free_count]. */
+Status fit_solve(const FitProblem *problem, FitSolution *out, double *jacobian);
+
+typedef struct FitSetup {
+    const FitPoint *point;
+    int points;
+    const FitOptions *options;
+    bool phases; /* compute and communication were timed apart in every point */
+    bool has_loader, has_host;
+    double noise_sd; /* of log step time between repeats */
+    double phase_sd; /* of log phase times between repeats */
+    double comm_sd;
+    double n_min, n_max;
+    int counts;
+    double *count; /* [counts] distinct rank counts, ascending */
+    double tau;
+} FitSetup;
+
+/* Builds the rows of a form for the points whose ranks are at most n_limit. `row` must hold FIT_ROW_LIMIT(points). */
+#define FIT_ROW_LIMIT(points) (5 * (points) + FIT_PARAM_COUNT + 2)
+void fit_problem_build(const FitSetup *setup, FitForm form, double n_limit, FitRow *row, FitProblem *problem);
+
+/* Forward chaining, AICc and weights of all candidate forms; calibrates setup->tau. */
+Status fit_choose(FitSetup *setup, FitModel *model);
+
+/* Bootstrap draws of the parameters into model->draw. */
+Status fit_bootstrap(const FitSetup *setup, FitModel *model);
+
+/* Normals of the draws and standard deviations of the parameters, after the draws are there. */
+Status fit_finish_draws(FitModel *model);
+
+#endif

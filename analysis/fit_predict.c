@@ -1,0 +1,68 @@
+/* From a fitted model to step times with intervals. */
+#include "analysis/fit_internal.h"
+
+#include <gsl/gsl_sort.h>
+#include <gsl/gsl_statistics.h>
+#include <math.h>
+#include <stdlib.h>
+
+enum { FLAG_BEYOND = 8 };
+
+static void clean_params(const double *in, double *out)
+{
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) out[i] = isnan(in[i]) ? (i == FIT_DRIFT ? 0 : -INFINITY) : in[i];
+}
+
+StepParts fit_evaluate(const FitModel *model, const StepShape *shape)
+{
+    double param[FIT_PARAM_COUNT];
+    clean_params(model->param, param);
+    return fit_parts(model->form, param, model->has_loader, model->has_host, model->n_max, shape);
+}
+
+static Status check_shape(const StepShape *s)
+{
+    if (!(s->ranks >= 1) || !(s->work > 0) || !(s->latency_s >= 0) || !(s->wire_s >= 0) ||
+        !isfinite(s->ranks + s->work + s->latency_s + s->wire_s))
+        return status_fail(ERR_USAGE,
+                           "prediction asked for %g ranks with a work share of %g and communication of %g + %g s",
+                           s->ranks, s->work, s->latency_s, s->wire_s);
+    return OK;
+}
+
+Status fit_predict_draws(const FitModel *model, const StepShape *shape, double extra_sd, double *step_s)
+{
+    TRY(check_shape(shape));
+    double beyond = fmax(0, log(shape->ranks / model->n_max) / log(8));
+    for (int b = 0; b < model->draws; b++) {
+        double param[FIT_PARAM_COUNT];
+        const double *z = model->draw_z + (size_t)b * 3;
+        clean_params(model->draw + (size_t)b * FIT_PARAM_COUNT, param);
+        StepParts parts =
+            fit_parts((FitForm)model->draw_form[b], param, model->has_loader, model->has_host, model->n_max, shape);
+        /* communication x exp(tau z log8(N / N_max)): forms without a communication term miss it in all they have */
+        double growth = exp(model->tau * z[0] * beyond) - 1;
+        double comm = parts.comm_s + parts.straggler_s;
+        double time = parts.step_s + comm * growth;
+        step_s[b] = time * exp(model->noise_sd * z[1] + extra_sd * z[2]);
+    }
+    return OK;
+}
+
+Status fit_predict(const FitModel *model, const StepShape *shape, double extra_sd, FitInterval *out)
+{
+    double *step_s = malloc((size_t)model->draws * sizeof *step_s);
+    if (!step_s) return status_fail(ERR_MEMORY, "predict: out of memory");
+    Status status = fit_predict_draws(model, shape, extra_sd, step_s);
+    if (status == OK) {
+        FitInterval r = {.parts = fit_evaluate(model, shape), .n_over_nmax = shape->ranks / model->n_max};
+        gsl_sort(step_s, 1, (size_t)model->draws);
+        /* the point estimate belongs to the chosen form and draws may come from others: the interval holds both */
+        r.lo90_s = fmin(gsl_stats_quantile_from_sorted_data(step_s, 1, (size_t)model->draws, 0.05), r.parts.step_s);
+        r.hi90_s = fmax(gsl_stats_quantile_from_sorted_data(step_s, 1, (size_t)model->draws, 0.95), r.parts.step_s);
+        r.flagged = r.n_over_nmax > FLAG_BEYOND;
+        *out = r;
+    }
+    free(step_s);
+    return status;
+}
