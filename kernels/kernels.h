@@ -17,4 +17,9 @@ typedef struct KernelOptions {
 Status kernels_open(const char *name, const KernelOptions *options, Backend **backend_out);
 void kernels_close(Backend **backend);
 
+/* For main(): before a normal exit (nothing may be opened afterwards), and when this rank has failed and reported why:
+ * takes the whole job down, since the other ranks would wait for this one for ever. Without MPI both do nothing. */
+void kernels_finalize(void);
+void kernels_abort(int exit_code);
+
 #endif
