@@ -351,7 +351,10 @@ Status exec_times(Exec *exec, ExecTimes *times_out)
         double seconds;
         TRY(exec->backend->elapsed(exec->backend, exec->first_mark + i, exec->first_mark + i + 1, &seconds));
         times.stage_s[exec->interval[i].stage] += seconds;
-        if (exec->interval[i].comm) times.comm_exposed_s += seconds;
+        if (exec->interval[i].comm) {
+            times.comm_stage_s[exec->interval[i].stage] += seconds;
+            times.comm_exposed_s += seconds;
+        }
         times.total_s += seconds;
     }
     *times_out = times;

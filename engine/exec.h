@@ -32,7 +32,8 @@ Status exec_run(Exec *exec);
  * the compute stream spent in or waiting for collectives. */
 typedef struct ExecTimes {
     double stage_s[STAGE_COUNT];
-    double comm_exposed_s;
+    double comm_stage_s[STAGE_COUNT]; /* the part of stage_s spent in or waiting for collectives */
+    double comm_exposed_s;            /* their sum */
     double total_s;
 } ExecTimes;
 Status exec_times(Exec *exec, ExecTimes *times_out);

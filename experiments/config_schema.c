@@ -123,9 +123,11 @@ TABLES(parallel, PARALLEL_FIELDS)
 #define SWITCH_FIELDS(X)                                                                                               \
     S_BOOL(X, nonblocking_loader)                                                                                      \
     S_BOOL(X, gemm_batching)                                                                                           \
-    S_BOOL(X, fused_attention) S_BOOL(X, fused_layernorm) S_BOOL(X, fused_pointwise) S_BOOL(X, fused_optimizer)        \
-        S_BOOL(X, bf16) S_BOOL(X, comm_overlap) S_BOOL(X, overlap_clip) S_BOOL(X, cuda_graph) S_BOOL(X, async_eval)    \
-            S_BOOL(X, eval_cache) X##_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
+    S_BOOL(X, fused_attention)                                                                                         \
+    S_BOOL(X, fused_layernorm)                                                                                         \
+    S_BOOL(X, fused_pointwise) S_BOOL(X, fused_optimizer) S_BOOL(X, bf16) S_BOOL(X, comm_overlap)                      \
+        S_BOOL(X, overlap_clip) S_BOOL(X, cuda_graph) S_BOOL(X, async_eval) S_BOOL(X, eval_cache)                      \
+            X##_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
 TABLES(switch, SWITCH_FIELDS)
 
 #define EVAL_FIELDS(X)                                                                                                 \

@@ -1,0 +1,29 @@
+/* Checkpoints of a run directory: ckpt_STEP.safetensors. */
+#ifndef FOLDSCALE_EXPERIMENTS_CHECKPOINT_H
+#define FOLDSCALE_EXPERIMENTS_CHECKPOINT_H
+
+#include "engine/store.h"
+
+/* What a run must know besides the tensors to go on as if it had never stopped. */
+typedef struct RunState {
+    int64_t step;    /* optimizer steps done */
+    int64_t samples; /* samples seen by all replicas */
+    int64_t seed;
+    double elapsed_s;  /* of training so far */
+    char loader[4096]; /* state of the loader as text, "" when the step says it all */
+} RunState;
+
+/* Writes ckpt_STEP.safetensors (whole or not at all), then removes all but the newest `keep`. */
+Status checkpoint_save(Store *store, const char *folder, const RunState *state, int keep);
+
+/* Reads the state of one checkpoint without its tensors. */
+Status checkpoint_state(const char *path, RunState *state_out);
+
+/* Loads the newest checkpoint that is whole; one that is not is named on standard error and passed over. *found_out is
+ * false when the folder has none at all; ERR_INPUT when it has only broken ones. */
+Status checkpoint_resume(Store *store, const char *folder, bool report, RunState *state_out, bool *found_out);
+
+/* Path of the newest checkpoint of a run directory, or the path itself when it is a file. */
+Status checkpoint_find(const char *path, Arena *arena, char **path_out);
+
+#endif

@@ -1,0 +1,113 @@
+#include "experiments/files.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static Status io_fail(const char *path, const char *what)
+{
+    return status_fail(ERR_IO, "%s: %s (%s)", path, what, strerror(errno));
+}
+
+Status file_write_whole(const char *path, const char *bytes, size_t count)
+{
+    char temporary[4096];
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary)
+        return status_fail(ERR_IO, "%s: the path is too long", path);
+    FILE *file = fopen(temporary, "wb");
+    if (!file) return io_fail(temporary, "cannot create");
+    bool good = fwrite(bytes, 1, count, file) == count && fflush(file) == 0 && fsync(fileno(file)) == 0;
+    Status status = good ? OK : io_fail(temporary, "cannot write");
+    if (fclose(file) != 0 && status == OK) status = io_fail(temporary, "cannot write");
+    if (status == OK && rename(temporary, path) != 0) status = io_fail(path, "cannot rename the finished file");
+    if (status != OK) unlink(temporary);
+    return status;
+}
+
+Status file_read_whole(const char *path, size_t limit, char **text_out)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file) return io_fail(path, "cannot open");
+    size_t size = 0, room = 65536;
+    char *text = malloc(room + 1);
+    while (text) {
+        size += fread(text + size, 1, room - size, file);
+        if (size < room || size > limit) break;
+        room *= 2;
+        char *larger = realloc(text, room + 1);
+        if (!larger) free(text);
+        text = larger;
+    }
+    Status status = OK;
+    if (!text)
+        status = status_fail(ERR_MEMORY, "%s: out of memory", path);
+    else if (ferror(file))
+        status = io_fail(path, "cannot read");
+    else if (size > limit)
+        status = status_fail(ERR_INPUT, "%s: too large (expected at most %zu bytes)", path, limit);
+    fclose(file);
+    if (status != OK) {
+        free(text);
+        return status;
+    }
+    text[size] = '\0';
+    *text_out = text;
+    return OK;
+}
+
+Status folder_make(const char *path)
+{
+    char partial[4096];
+    size_t length = strlen(path);
+    if (length == 0 || length >= sizeof partial) return status_fail(ERR_IO, "\"%s\": not a folder's path", path);
+    for (size_t i = 1; i <= length; i++) {
+        if (path[i] != '/' && path[i] != '\0') continue;
+        memcpy(partial, path, i);
+        partial[i] = '\0';
+        if (mkdir(partial, 0777) != 0 && errno != EEXIST) return io_fail(partial, "cannot make the folder");
+    }
+    struct stat info;
+    if (stat(path, &info) != 0) return io_fail(path, "cannot make the folder");
+    if (!S_ISDIR(info.st_mode)) return status_fail(ERR_IO, "%s: not a folder", path);
+    return OK;
+}
+
+bool file_exists(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+Status folder_list(const char *path, Arena *arena, char ***names_out, int *count_out)
+{
+    enum { MOST = 1 << 20 };
+    DIR *folder = opendir(path);
+    if (!folder) return io_fail(path, "cannot list");
+    int count = 0, room = 256;
+    char **names = arena_array(arena, (size_t)room, sizeof *names);
+    for (struct dirent *entry; names && (entry = readdir(folder));) {
+        if (entry->d_name[0] == '.' || count >= MOST) continue;
+        if (count == room) {
+            char **larger = arena_array(arena, (size_t)room * 2, sizeof *larger);
+            if (larger) memcpy(larger, names, (size_t)room * sizeof *names);
+            names = larger;
+            room *= 2;
+        }
+        if (names && !(names[count++] = arena_strdup(arena, entry->d_name))) names = NULL;
+    }
+    closedir(folder);
+    if (!names) return status_fail(ERR_MEMORY, "%s: out of memory", path);
+    qsort(names, (size_t)count, sizeof *names, by_name);
+    *names_out = names;
+    *count_out = count;
+    return OK;
+}

@@ -1,0 +1,124 @@
+#include "experiments/launch.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* The child that signals are passed on to: a handler has no other way to know it. */
+static volatile sig_atomic_t running_child;
+
+static const char *const size_variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+
+static const char *world_variable(void)
+{
+    for (size_t i = 0; i < sizeof size_variables / sizeof *size_variables; i++) {
+        const char *text = getenv(size_variables[i]);
+        if (text && *text) return text;
+    }
+    return NULL;
+}
+
+bool launch_under_mpi(void)
+{
+    return world_variable() != NULL;
+}
+
+int launch_world_size(void)
+{
+    const char *text = world_variable();
+    int size = text ? atoi(text) : 1;
+    return size > 0 ? size : 1;
+}
+
+Status launch_self(char *path_out, int size)
+{
+    ssize_t length = readlink("/proc/self/exe", path_out, (size_t)size - 1);
+    if (length <= 0) return status_fail(ERR_IO, "cannot find this program (%s)", strerror(errno));
+    path_out[length] = '\0';
+    return OK;
+}
+
+static void pass_on(int signal_number)
+{
+    if (running_child > 0) kill(running_child, signal_number);
+}
+
+static void start_child(char *const arguments[], const char *log_path)
+{
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    if (log_path) {
+        int file = open(log_path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+        if (file < 0 || dup2(file, STDOUT_FILENO) < 0 || dup2(file, STDERR_FILENO) < 0) {
+            fprintf(stderr, "foldscale: %s: cannot write (%s)\n", log_path, strerror(errno));
+            _exit(127);
+        }
+    }
+    execvp(arguments[0], arguments);
+    fprintf(stderr, "foldscale: cannot start %s (%s)\n", arguments[0], strerror(errno));
+    _exit(127);
+}
+
+Status launch_wait(char *const arguments[], const char *log_path, int *exit_out)
+{
+    struct sigaction pass = {.sa_handler = pass_on}, old_int, old_term;
+    sigemptyset(&pass.sa_mask);
+    fflush(NULL);
+    pid_t child = fork();
+    if (child < 0) return status_fail(ERR_IO, "cannot start %s (%s)", arguments[0], strerror(errno));
+    if (child == 0) start_child(arguments, log_path);
+    running_child = child;
+    sigaction(SIGINT, &pass, &old_int);
+    sigaction(SIGTERM, &pass, &old_term);
+    int state = 0;
+    pid_t done;
+    do done = waitpid(child, &state, 0);
+    while (done < 0 && errno == EINTR);
+    running_child = 0;
+    sigaction(SIGINT, &old_int, NULL);
+    sigaction(SIGTERM, &old_term, NULL);
+    if (done < 0) return status_fail(ERR_IO, "lost %s (%s)", arguments[0], strerror(errno));
+    *exit_out = WIFEXITED(state) ? WEXITSTATUS(state) : 128 + WTERMSIG(state);
+    return OK;
+}
+
+Status launch_ranks(int ranks, int argc, char **argv)
+{
+    enum { FIXED = 24 };
+    char count[16], self[4096];
+    int exit_status = 0, n = 0;
+    char **arguments = calloc((size_t)argc + FIXED, sizeof *arguments);
+    if (!arguments) return status_fail(ERR_MEMORY, "out of memory for a command line");
+    snprintf(count, sizeof count, "%d", ranks);
+    /* ranks on one machine give up their core while they wait; no pinning, as there may be more ranks than cores */
+    const char *const fixed[] = {"mpirun",
+                                 "-q",
+                                 "-np",
+                                 count,
+                                 "--oversubscribe",
+                                 "--allow-run-as-root",
+                                 "--bind-to",
+                                 "none",
+                                 "--mca",
+                                 "mpi_yield_when_idle",
+                                 "1",
+                                 "--mca",
+                                 "btl_vader_single_copy_mechanism",
+                                 "none"};
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) arguments[n++] = (char *)fixed[i];
+    Status status = launch_self(self, sizeof self);
+    arguments[n++] = self;
+    for (int i = 1; i < argc; i++) arguments[n++] = argv[i];
+    if (status == OK) status = launch_wait(arguments, NULL, &exit_status);
+    free(arguments);
+    if (status != OK) return status;
+    if (exit_status == 0) return OK;
+    Status code = exit_status == 2 ? ERR_USAGE : ERR_COMM;
+    return status_fail(code, "%d ranks: the job ended with status %d (a rank failed: its message is above)", ranks,
+                       exit_status);
+}

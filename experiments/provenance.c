@@ -1,0 +1,107 @@
+#include "experiments/provenance.h"
+
+#include <cJSON.h>
+#include <cblas.h>
+#include <cyaml/cyaml.h>
+#include <errno.h>
+#include <gsl/gsl_version.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include "experiments/files.h"
+#include "experiments/version.h"
+
+static void add_machine(cJSON *root, const Backend *backend)
+{
+    struct utsname system;
+    char line[256] = "", cpu[256] = "unknown";
+    cJSON *machine = cJSON_AddObjectToObject(root, "machine");
+    if (uname(&system) == 0) {
+        cJSON_AddStringToObject(machine, "host", system.nodename);
+        snprintf(line, sizeof line, "%s %s", system.sysname, system.release);
+        cJSON_AddStringToObject(machine, "system", line);
+    }
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file && fgets(line, sizeof line, file))
+        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) {
+            snprintf(cpu, sizeof cpu, "%s", strchr(line, ':') + 2);
+            cpu[strcspn(cpu, "\n")] = '\0';
+            break;
+        }
+    if (file) fclose(file);
+    cJSON_AddStringToObject(machine, "cpu", cpu);
+    cJSON_AddNumberToObject(machine, "cores", (double)sysconf(_SC_NPROCESSORS_ONLN));
+    cJSON_AddStringToObject(machine, "backend", backend->name);
+    cJSON_AddStringToObject(machine, "device", backend->device);
+    cJSON_AddNumberToObject(machine, "device_memory_bytes", (double)backend->memory_bytes);
+}
+
+static void add_libraries(cJSON *root)
+{
+    cJSON *libraries = cJSON_AddObjectToObject(root, "libraries");
+    cJSON_AddStringToObject(libraries, "cjson", cJSON_Version());
+    cJSON_AddStringToObject(libraries, "libcyaml", cyaml_version_str);
+    cJSON_AddStringToObject(libraries, "gsl", gsl_version);
+    cJSON_AddStringToObject(libraries, "zlib", zlibVersion());
+    cJSON_AddStringToObject(libraries, "openblas", openblas_get_config());
+    cJSON_AddStringToObject(libraries, "compiler", __VERSION__);
+    const char *mpi = getenv("OMPI_VERSION");
+    if (mpi) cJSON_AddStringToObject(libraries, "openmpi", mpi);
+}
+
+static void add_run(cJSON *root, const RunFacts *facts)
+{
+    char when[32];
+    time_t now = time(NULL);
+    struct tm utc;
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    cJSON_AddStringToObject(root, "program", "foldscale");
+    cJSON_AddStringToObject(root, "version", FOLDSCALE_VERSION);
+    cJSON_AddStringToObject(root, "commit", version_commit());
+    cJSON_AddStringToObject(root, "start", when);
+    cJSON *command = cJSON_AddArrayToObject(root, "command");
+    for (int i = 0; i < facts->argc; i++) cJSON_AddItemToArray(command, cJSON_CreateString(facts->argv[i]));
+    cJSON_AddNumberToObject(root, "resumed_from", (double)facts->resumed_from);
+    const RankLayout *layout = &facts->backend->layout;
+    cJSON_AddNumberToObject(root, "ranks", layout->world);
+    cJSON_AddNumberToObject(root, "dp", layout->dp);
+    cJSON_AddNumberToObject(root, "dap", layout->dap);
+    cJSON_AddNumberToObject(root, "seed", (double)facts->config->train.seed);
+    cJSON_AddNumberToObject(root, "parameters", (double)facts->parameters);
+    cJSON_AddNumberToObject(root, "store_bytes", facts->store_bytes);
+    cJSON_AddNumberToObject(root, "workspace_bytes", facts->workspace_bytes);
+    cJSON_AddNumberToObject(root, "record_and_passes_s", facts->prepare_s);
+}
+
+Status provenance_write(const char *path, const RunFacts *facts)
+{
+    char *experiment = NULL;
+    TRY(config_to_json(facts->config, &experiment));
+    cJSON *root = cJSON_CreateObject();
+    add_run(root, facts);
+    add_machine(root, facts->backend);
+    add_libraries(root);
+    cJSON_AddItemToObject(root, "experiment", cJSON_Parse(experiment));
+    free(experiment);
+    char *text = cJSON_Print(root);
+    cJSON_Delete(root);
+    Status status =
+        text ? file_write_whole(path, text, strlen(text)) : status_fail(ERR_MEMORY, "%s: out of memory", path);
+    free(text);
+    return status;
+}
+
+Status provenance_hash(const char *path, char hash_out[17])
+{
+    FILE *file = fopen(path, "rb");
+    if (!file) return status_fail(ERR_IO, "%s: cannot open (%s)", path, strerror(errno));
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (int c; (c = getc(file)) != EOF;) hash = (hash ^ (uint64_t)c) * 0x100000001b3u;
+    fclose(file);
+    snprintf(hash_out, 17, "%016llx", (unsigned long long)hash);
+    return OK;
+}

@@ -1,0 +1,239 @@
+#include "experiments/session.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "experiments/constants.h"
+
+static const double MIB = 1048576.0;
+
+static Status check_memory(const Session *s)
+{
+    size_t needed = s->store_bytes + s->workspace_bytes, there = s->backend->memory_bytes;
+    if (there == 0 || needed <= there) return OK;
+    return status_fail(ERR_MEMORY,
+                       "%s: a rank needs %.0f MiB (parameters, moments and inputs %.0f, temporaries %.0f), %s has %.0f "
+                       "MiB; a larger parallel.dap, switches.checkpoint: block or a smaller model.n_res needs less",
+                       s->config->name, (double)needed / MIB, (double)s->store_bytes / MIB,
+                       (double)s->workspace_bytes / MIB, s->backend->device, (double)there / MIB);
+}
+
+static Status allocate(Session *s, bool training)
+{
+    Precision precision = config_pass_switches(s->config).precision;
+    StoreUse use = training ? STORE_TRAINING : STORE_FORWARD;
+    s->store_bytes = store_bytes(s->registry, precision, use);
+    for (int i = 0; i < SESSION_PROGRAMS; i++) {
+        size_t bytes = s->program[i] ? exec_workspace_bytes(s->backend, s->program[i]) : 0;
+        if (bytes > s->workspace_bytes) s->workspace_bytes = bytes;
+    }
+    TRY(check_memory(s));
+    TRY(store_create(s->backend, s->registry, precision, use, &s->store));
+    TRY(workspace_create(s->backend, s->workspace_bytes, &s->workspace));
+    return constants_bind(s->store);
+}
+
+static Status prepare_execs(Session *s, bool profile)
+{
+    ExecOptions options = {.time_ops = profile, .graph = s->config->switches.cuda_graph};
+    for (int i = 0; i < SESSION_PROGRAMS; i++)
+        if (s->program[i]) TRY(exec_create(s->backend, s->program[i], s->store, s->workspace, &options, &s->exec[i]));
+    return OK;
+}
+
+/* Outputs of the gradient program named "loss.*" that hold one number. */
+static Status find_losses(Session *s)
+{
+    const Program *p = s->program[SESSION_GRAD];
+    s->total_loss = s->gradient_norm = VAL_NONE;
+    if (!p) return OK;
+    for (int32_t v = 0; v < p->n_values; v++) {
+        const Value *value = &p->value[v];
+        if (!value->name || !value->output || strncmp(value->name, "loss.", 5) != 0 || tensor_count(&value->t) != 1)
+            continue;
+        if (s->losses == SESSION_MAX_LOSSES) return status_fail(ERR_INTERNAL, "more than %d loss outputs", s->losses);
+        s->loss[s->losses++] = (LossOutput){value->name + 5, v};
+    }
+    s->total_loss = p->loss;
+    s->gradient_norm = prog_find(s->program[SESSION_OPTIMIZER], "grad_norm");
+    if (s->total_loss == VAL_NONE || s->gradient_norm == VAL_NONE)
+        return status_fail(ERR_INTERNAL, "the recorded step has no total loss or no output \"grad_norm\"");
+    return OK;
+}
+
+Status session_create(Backend *backend, const Config *config, bool training, bool profile, Session **session_out)
+{
+    SessionPlan plan;
+    TRY(session_plan(config, training, PASS_PLAN, &plan));
+    Session *s = calloc(1, sizeof *s);
+    if (!s) {
+        session_plan_free(&plan);
+        return status_fail(ERR_MEMORY, "out of memory for a session");
+    }
+    s->backend = backend;
+    s->config = config;
+    s->registry = plan.registry;
+    s->prepare_s = plan.prepare_s;
+    memcpy(s->program, plan.program, sizeof s->program);
+    s->rng_buffer = registry_find_buffer(s->registry, "rng");
+    s->hyper_buffer = registry_find_buffer(s->registry, "hyper");
+    Status status = allocate(s, training);
+    if (status == OK) status = find_losses(s);
+    if (status == OK) status = prepare_execs(s, profile);
+    if (status == OK)
+        *session_out = s;
+    else
+        session_destroy(&s);
+    return status;
+}
+
+void session_destroy(Session **session)
+{
+    Session *s = *session;
+    if (!s) return;
+    for (int i = 0; i < SESSION_PROGRAMS; i++) exec_destroy(&s->exec[i]);
+    workspace_destroy(&s->workspace);
+    store_destroy(&s->store);
+    for (int i = 0; i < SESSION_PROGRAMS; i++)
+        if (s->program[i]) prog_destroy(&s->program[i]);
+    registry_destroy(&s->registry);
+    free(s);
+    *session = NULL;
+}
+
+/* --- a step
+ * ----------------------------------------------------------------------------------------------------------- */
+
+static bool is_session_input(const char *name)
+{
+    return strcmp(name, "rng") == 0 || strcmp(name, "hyper") == 0 || strncmp(name, "const.", 6) == 0;
+}
+
+/* Copy `copy` of every feature the programs read; features that all copies share only with the first one. */
+static Status upload_features(Session *s, const Batch *batch, int copy, bool shared_too)
+{
+    for (int i = 0; i < s->registry->n_buffers; i++) {
+        const BufferInfo *buffer = &s->registry->buffer[i];
+        if (buffer->kind != BUFFER_INPUT || is_session_input(buffer->name)) continue;
+        const BatchTensor *feature = batch_find(batch, buffer->name);
+        if (!feature)
+            return status_fail(ERR_INTERNAL, "the model reads \"%s\", which no feature provides", buffer->name);
+        if (!feature->per_copy && !shared_too) continue;
+        DType type = feature->tensor.dtype == DT_I32 ? DT_I32 : DT_F32;
+        if (feature->count != tensor_count(&buffer->tensor))
+            return status_fail(ERR_INTERNAL, "feature \"%s\" has %lld elements, the model reads %lld", buffer->name,
+                               (long long)feature->count, (long long)tensor_count(&buffer->tensor));
+        TRY(store_write(s->store, i, type, batch_data(feature, copy), feature->count));
+    }
+    return OK;
+}
+
+static Status write_rng(Session *s, int64_t seed, int64_t step, int64_t sample, int iteration)
+{
+    if (s->rng_buffer < 0) return OK;
+    const int32_t values[4] = {(int32_t)(seed & 0x7fffffff), (int32_t)step, (int32_t)sample, iteration};
+    return store_write(s->store, s->rng_buffer, DT_I32, values, 4);
+}
+
+/* Recycling starts from zeros (AlphaFold2 supplement, algorithm 2). */
+static Status clear_states(Session *s)
+{
+    for (int i = 0; i < s->registry->n_buffers; i++) {
+        const BufferInfo *buffer = &s->registry->buffer[i];
+        if (buffer->kind != BUFFER_STATE || strncmp(buffer->name, "recycle.", 8) != 0) continue;
+        int64_t count = tensor_count(&buffer->tensor);
+        double *zeros = calloc((size_t)count + 1, sizeof *zeros);
+        if (!zeros) return status_fail(ERR_MEMORY, "out of memory for %lld recycled values", (long long)count);
+        Status status = store_write(s->store, i, DT_F64, zeros, count);
+        free(zeros);
+        TRY(status);
+    }
+    return OK;
+}
+
+static Status write_hyper(Session *s, const StepInput *input)
+{
+    const TrainSection *t = &s->config->train;
+    double step = (double)input->step;
+    const double hyper[4] = {input->learning_rate, 1 - pow(t->beta1, step), 1 - pow(t->beta2, step), step};
+    return store_write(s->store, s->hyper_buffer, DT_F64, hyper, 4);
+}
+
+static Status read_results(Session *s, const ExecTimes times[SESSION_PROGRAMS], StepResult *r)
+{
+    const ExecTimes *g = &times[SESSION_GRAD];
+    for (int i = 0; i < s->losses; i++)
+        TRY(exec_read_value(s->exec[SESSION_GRAD], s->loss[i].value, DT_F64, &r->loss[i], 1));
+    r->forward_s = g->stage_s[STAGE_FORWARD] - g->comm_stage_s[STAGE_FORWARD];
+    r->backward_s = g->stage_s[STAGE_BACKWARD] - g->comm_stage_s[STAGE_BACKWARD] + g->stage_s[STAGE_SYNC] -
+                    g->comm_stage_s[STAGE_SYNC];
+    r->comm_exposed_s += g->comm_exposed_s;
+    return OK;
+}
+
+Status session_step(Session *session, const StepInput *input, StepResult *result_out)
+{
+    Session *s = session;
+    StepResult result = {0};
+    ExecTimes times[SESSION_PROGRAMS];
+    memset(times, 0, sizeof times);
+    TRY(clear_states(s));
+    TRY(write_hyper(s, input));
+    for (int k = 0; k <= input->recycling; k++) {
+        SessionProgram which = k < input->recycling ? SESSION_NOGRAD : SESSION_GRAD;
+        TRY(upload_features(s, input->batch, k, k == 0));
+        TRY(write_rng(s, s->config->train.seed, input->step, input->sample, k));
+        TRY(exec_run(s->exec[which]));
+        TRY(exec_times(s->exec[which], &times[which]));
+        if (which == SESSION_GRAD) break;
+        result.forward_nograd_s += times[which].total_s - times[which].comm_exposed_s;
+        result.comm_exposed_s += times[which].comm_exposed_s;
+    }
+    /* the total is read before the optimizer reuses the workspace */
+    TRY(exec_read_value(s->exec[SESSION_GRAD], s->total_loss, DT_F64, &result.total_loss, 1));
+    TRY(read_results(s, times, &result));
+    TRY(exec_run(s->exec[SESSION_OPTIMIZER]));
+    TRY(exec_times(s->exec[SESSION_OPTIMIZER], &times[SESSION_OPTIMIZER]));
+    const ExecTimes *o = &times[SESSION_OPTIMIZER];
+    result.optimizer_s = o->total_s - o->comm_exposed_s;
+    result.comm_exposed_s += o->comm_exposed_s;
+    TRY(exec_read_value(s->exec[SESSION_OPTIMIZER], s->gradient_norm, DT_F64, &result.gradient_norm, 1));
+    *result_out = result;
+    return OK;
+}
+
+Status session_forward(Session *session, const Batch *batch, int64_t step, int recycling)
+{
+    Session *s = session;
+    TRY(clear_states(s));
+    for (int k = 0; k <= recycling; k++) {
+        TRY(upload_features(s, batch, k, k == 0));
+        TRY(write_rng(s, s->config->train.seed, step, 0, k & 7));
+        TRY(exec_run(s->exec[SESSION_NOGRAD]));
+    }
+    return s->backend->finish(s->backend);
+}
+
+Status session_copy_params(Session *from, bool average, Session *to)
+{
+    const Registry *registry = from->registry;
+    int64_t largest = 1;
+    for (int i = 0; i < registry->n_params; i++)
+        if (registry->param[i].count > largest) largest = registry->param[i].count;
+    double *values = malloc((size_t)largest * sizeof *values);
+    if (!values) return status_fail(ERR_MEMORY, "out of memory for %lld parameters", (long long)largest);
+    Status status = OK;
+    for (int i = 0; i < to->registry->n_params && status == OK; i++) {
+        int source = registry_find_param(registry, to->registry->param[i].name);
+        int64_t count = to->registry->param[i].count;
+        if (source < 0 || registry->param[source].count != count)
+            status =
+                status_fail(ERR_INTERNAL, "parameter \"%s\" differs between sessions", to->registry->param[i].name);
+        if (status == OK)
+            status = store_read_param(from->store, average ? PLACE_SWA : PLACE_PARAM, source, DT_F64, values, count);
+        if (status == OK) status = store_write_param(to->store, PLACE_PARAM, i, DT_F64, values, count);
+    }
+    free(values);
+    return status == OK ? store_lower_params(to->store) : status;
+}

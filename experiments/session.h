@@ -1,0 +1,75 @@
+/* One training session on one rank: a backend, the recorded programs after all passes, their memory and executors.
+ *
+ * A step runs the no-gradient program r times, the gradient program once and the optimizer program once; recycled
+ * states stay in buffers. Before anything is allocated the plan's bytes are compared with the device's memory. */
+#ifndef FOLDSCALE_EXPERIMENTS_SESSION_H
+#define FOLDSCALE_EXPERIMENTS_SESSION_H
+
+#include "data/batch.h"
+#include "engine/exec.h"
+#include "experiments/config.h"
+
+typedef enum SessionProgram { SESSION_NOGRAD, SESSION_GRAD, SESSION_OPTIMIZER, SESSION_PROGRAMS } SessionProgram;
+
+enum { SESSION_MAX_LOSSES = 64 };
+
+typedef struct LossOutput {
+    const char *name; /* "fape", "distogram", ... as the program names it after "loss." */
+    Val value;
+} LossOutput;
+
+typedef struct Session {
+    Backend *backend; /* borrowed */
+    const Config *config;
+    Registry *registry;
+    Program *program[SESSION_PROGRAMS]; /* planned; SESSION_NOGRAD alone for evaluation */
+    Store *store;
+    Workspace *workspace;
+    Exec *exec[SESSION_PROGRAMS];
+    int rng_buffer, hyper_buffer; /* -1 when the programs have none */
+    int losses;
+    LossOutput loss[SESSION_MAX_LOSSES];
+    Val total_loss, gradient_norm; /* of GRAD and OPTIMIZER */
+    size_t store_bytes, workspace_bytes;
+    double prepare_s; /* recording and passes */
+} Session;
+
+/* Bytes that a session would take on each rank, and the planned programs, without a backend's memory. */
+typedef struct SessionPlan {
+    Registry *registry;
+    Program *program[SESSION_PROGRAMS];
+    double prepare_s;
+} SessionPlan;
+/* training false: the forward program alone, with its outputs (evaluation). `last` stops the passes early. */
+Status session_plan(const Config *config, bool training, PassStage last, SessionPlan *plan_out);
+void session_plan_free(SessionPlan *plan);
+
+/* ERR_MEMORY with the sizes when the device is too small. `profile` times every op. */
+Status session_create(Backend *backend, const Config *config, bool training, bool profile, Session **session_out);
+void session_destroy(Session **session);
+
+/* What happens in one step on this rank. */
+typedef struct StepInput {
+    const Batch *batch;
+    int64_t step;   /* from 1 */
+    int64_t sample; /* which replica's random numbers */
+    int recycling;  /* iterations without gradient before the last */
+    double learning_rate;
+} StepInput;
+
+typedef struct StepResult {
+    double loss[SESSION_MAX_LOSSES]; /* Session.loss order */
+    double total_loss, gradient_norm;
+    double forward_nograd_s, forward_s, backward_s, comm_exposed_s, optimizer_s;
+} StepResult;
+
+Status session_step(Session *session, const StepInput *input, StepResult *result_out);
+
+/* Forward passes alone: recycling + 1 iterations on copies 0..recycling of the batch. Read results with exec_output on
+ * session->exec[SESSION_NOGRAD]. */
+Status session_forward(Session *session, const Batch *batch, int64_t step, int recycling);
+
+/* Copies parameters (or the average) of a training session into an evaluation session of another size. */
+Status session_copy_params(Session *from, bool average, Session *to);
+
+#endif

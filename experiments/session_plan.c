@@ -1,0 +1,60 @@
+/* Recording a step of an experiment and running the passes over it. */
+#include <string.h>
+
+#include "experiments/progress.h"
+#include "experiments/session.h"
+
+static void clear_outputs(Program *program)
+{
+    for (int32_t i = 0; i < program->n_values; i++) program->value[i].output = false;
+}
+
+static Status record(const Config *config, bool training, Registry *registry, Program **recorded)
+{
+    const TrainSection *t = &config->train;
+    OptimizerConfig optimizer = {t->beta1, t->beta2, t->eps, t->clip_norm, t->swa_decay};
+    if (training) {
+        TRY(prog_create(registry, &recorded[SESSION_GRAD]));
+        TRY(model_record_forward(&config->model.size, true, recorded[SESSION_GRAD]));
+    }
+    if (!training || t->recycling > 0) {
+        TRY(prog_create(registry, &recorded[SESSION_NOGRAD]));
+        TRY(model_record_forward(&config->model.size, false, recorded[SESSION_NOGRAD]));
+        /* an iteration without gradient only feeds the recycled states: nothing else is kept, so the heads fall away */
+        if (training) clear_outputs(recorded[SESSION_NOGRAD]);
+    }
+    if (training) {
+        TRY(prog_create(registry, &recorded[SESSION_OPTIMIZER]));
+        TRY(model_record_optimizer(&optimizer, recorded[SESSION_OPTIMIZER]));
+    }
+    return OK;
+}
+
+Status session_plan(const Config *config, bool training, PassStage last, SessionPlan *plan_out)
+{
+    SessionPlan plan = {0};
+    Program *recorded[SESSION_PROGRAMS] = {NULL};
+    Switches switches = config_pass_switches(config);
+    if (!training) switches.dap = switches.dp = 1; /* every rank evaluates chains of its own */
+    double start = clock_now_s();
+    Status status = registry_create(&plan.registry);
+    if (status == OK) status = record(config, training, plan.registry, recorded);
+    for (int i = 0; i < SESSION_PROGRAMS; i++) {
+        if (status == OK && recorded[i]) status = passes_run(recorded[i], &switches, last, &plan.program[i]);
+        if (recorded[i]) prog_destroy(&recorded[i]);
+    }
+    plan.prepare_s = clock_now_s() - start;
+    if (status == OK)
+        *plan_out = plan;
+    else
+        session_plan_free(&plan);
+    return status;
+}
+
+void session_plan_free(SessionPlan *plan)
+{
+    for (int i = 0; i < SESSION_PROGRAMS; i++)
+        if (plan->program[i]) prog_destroy(&plan->program[i]);
+    if (plan->registry) registry_destroy(&plan->registry);
+    memset(plan, 0, sizeof *plan);
+}
