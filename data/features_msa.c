@@ -17,7 +17,7 @@ typedef struct MsaScratch {
     int32_t *assignment;   /* [N - clusters] */
     int32_t *member;       /* [N - clusters] rows of the MSA by cluster */
     int32_t *member_start; /* [clusters + 1] */
-    uint32_t *counts;      /* [width, 23] */
+    uint32_t *counts;      /* [width, 24] */
     float *profile_row;    /* [width, 23] */
     float *deletion_sum;   /* [width] */
 } MsaScratch;
@@ -45,7 +45,7 @@ static Status take_scratch(const SamplePlan *plan, MsaScratch *s)
         {SCRATCH_ASSIGNMENT, extra, sizeof *s->assignment, (void **)&s->assignment},
         {SCRATCH_MEMBERS, extra, sizeof *s->member, (void **)&s->member},
         {SCRATCH_MEMBER_START, clusters + 1, sizeof *s->member_start, (void **)&s->member_start},
-        {SCRATCH_COUNTS, plan->width, MSA_CLASSES * sizeof *s->counts, (void **)&s->counts},
+        {SCRATCH_COUNTS, plan->width, MSA_COUNTS * sizeof *s->counts, (void **)&s->counts},
         {SCRATCH_PROFILE_ROW, plan->width, MSA_CLASSES * sizeof *s->profile_row, (void **)&s->profile_row},
         {SCRATCH_DELETION_SUM, plan->width, sizeof *s->deletion_sum, (void **)&s->deletion_sum},
     };
@@ -74,7 +74,7 @@ static void fill_msa_feat(const SamplePlan *plan, MsaScratch *s, int64_t k, floa
     const uint8_t *row = s->clusters + k * stride + plan->start;
     const int32_t *deletions = msa->deletions + s->order[k] * msa->columns + plan->start;
     int32_t first = s->member_start[k], end = s->member_start[k + 1];
-    memset(s->counts, 0, (size_t)width * MSA_CLASSES * sizeof *s->counts);
+    memset(s->counts, 0, (size_t)width * MSA_COUNTS * sizeof *s->counts);
     memset(s->deletion_sum, 0, (size_t)width * sizeof *s->deletion_sum);
     transform_cluster_add(row, deletions, width, s->counts, s->deletion_sum);
     for (int32_t m = first; m < end; ++m) {

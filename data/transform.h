@@ -10,9 +10,16 @@
 /* --- alignment (transform_msa.c, transform_cluster.c) --------------------------------------------------------------
  */
 
-enum { MSA_CLASSES = 23, PROFILE_CLASSES = 22, MSA_FEATURES = 49, MSA_ROW_ALIGN = 64 };
+enum {
+    MSA_CLASSES = 23,
+    PROFILE_CLASSES = 22,
+    MSA_FEATURES = 49,
+    MSA_ABSENT = 23, /* id of padding, and of positions that an MSA mask switches off */
+    MSA_COUNTS = 24, /* classes and absent */
+    MSA_ROW_ALIGN = 64
+};
 
-/* Rows of ids are padded to a multiple of 64 columns with an id that equals none. */
+/* Rows of ids are padded to a multiple of 64 columns with MSA_ABSENT. */
 static inline int64_t transform_stride(int64_t columns)
 {
     return (columns + MSA_ROW_ALIGN - 1) / MSA_ROW_ALIGN * MSA_ROW_ALIGN;
@@ -36,17 +43,17 @@ void transform_mask_probabilities(const FeatureConfig *config, const float *prof
 Status transform_mask_msa(const FeatureConfig *config, const Draws *draws, int copy, const float *profile,
                           int64_t clusters, int64_t columns, float *uniform, uint8_t *ids, uint8_t *mask_out);
 
-/* Cluster of each extra row: most equal ids, gap and masked not counted, ties to the lowest. `extra` holds pointers to
- * rows of ids; `key` is scratch [clusters, stride]. */
+/* Cluster of each extra row: most equal ids, gap, masked and absent not counted, ties to the lowest. `extra` holds
+ * pointers to rows of ids; `key` is scratch [clusters, stride]. */
 void transform_cluster_assign(const uint8_t *clusters, int64_t cluster_count, const uint8_t *const *extra,
                               int64_t extra_count, int64_t columns, uint8_t *key, int32_t *assignment_out);
 
-/* Adds one row of ids and deletions to the sums of its cluster: counts [width, 23], deletion_sum [width]. */
+/* Adds one row of ids and deletions to the sums of its cluster: counts [width, 24], deletion_sum [width]. */
 void transform_cluster_add(const uint8_t *ids, const int32_t *deletions, int64_t width, uint32_t *counts,
                            float *deletion_sum);
 
 /* Sums over `rows` rows (cluster row and members) -> profile [width, 23] and mean deletions [width]; each divided by
- * rows + 1e-6. `mean_out` may be `deletion_sum`. */
+ * 1e-6 + the rows that are not absent there. `mean_out` may be `deletion_sum`. */
 void transform_cluster_profile(const uint32_t *counts, const float *deletion_sum, int64_t rows, int64_t width,
                                float *profile_out, float *mean_out);
 

@@ -93,14 +93,17 @@ void transform_cluster_assign(const uint8_t *clusters, int64_t cluster_count, co
 void transform_cluster_add(const uint8_t *ids, const int32_t *deletions, int64_t width, uint32_t *counts,
                            float *deletion_sum)
 {
-    for (int64_t c = 0; c < width; ++c) ++counts[c * MSA_CLASSES + ids[c]];
+    for (int64_t c = 0; c < width; ++c) ++counts[c * MSA_COUNTS + ids[c]];
     for (int64_t c = 0; c < width; ++c) deletion_sum[c] += (float)deletions[c];
 }
 
 void transform_cluster_profile(const uint32_t *counts, const float *deletion_sum, int64_t rows, int64_t width,
                                float *profile_out, float *mean_out)
 {
-    float scale = 1.0f / (1e-6f + (float)rows);
-    for (int64_t i = 0; i < width * MSA_CLASSES; ++i) profile_out[i] = (float)(int32_t)counts[i] * scale;
-    for (int64_t c = 0; c < width; ++c) mean_out[c] = deletion_sum[c] * scale;
+    for (int64_t c = 0; c < width; ++c) {
+        const uint32_t *column = counts + c * MSA_COUNTS;
+        float scale = 1.0f / (1e-6f + (float)(rows - column[MSA_ABSENT]));
+        for (int k = 0; k < MSA_CLASSES; ++k) profile_out[c * MSA_CLASSES + k] = (float)(int32_t)column[k] * scale;
+        mean_out[c] = deletion_sum[c] * scale;
+    }
 }

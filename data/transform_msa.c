@@ -4,8 +4,6 @@
 #include "data/residue.h"
 #include "data/transform.h"
 
-enum { PAD_ID = 254 }; /* equals no id; clusters are padded with another value (transform_cluster.c) */
-
 Status transform_msa_ids(const uint8_t *hhblits_id, int64_t rows, int64_t columns, uint8_t *ids_out)
 {
     const ResidueTables *tables = residue_tables();
@@ -24,7 +22,7 @@ Status transform_msa_ids(const uint8_t *hhblits_id, int64_t rows, int64_t column
         }
         if (largest > RESTYPE_GAP)
             return status_fail(ERR_INPUT, "alignment row %lld holds an id above %d", (long long)row, RESTYPE_GAP);
-        memset(out + columns, PAD_ID, (size_t)(stride - columns));
+        memset(out + columns, MSA_ABSENT, (size_t)(stride - columns));
     }
     return OK;
 }

@@ -114,18 +114,43 @@ static TorsionAtom torsion_atom(const AtomView *view, int64_t i, int atom)
     return (TorsionAtom){view->positions + at * 3, view->mask[at] != 0};
 }
 
+/* Float32 in the order of operations of the reference: its rounding (up to 3e-5 where three atoms are nearly in line)
+ * is part of the features that the published model was trained on. */
+static float dot3(const float *a, const float *b)
+{
+    float sum = a[0] * b[0];
+    sum += a[1] * b[1];
+    sum += a[2] * b[2];
+    return sum;
+}
+
+static void normalise(float *v)
+{
+    float length = sqrtf(dot3(v, v) + (float)EPS);
+    for (int k = 0; k < 3; ++k) v[k] /= length;
+}
+
 /* sin and cos of the dihedral: the fourth atom in the frame of (second, third, first) has coordinates
  * (x, r cos, r sin). */
-static void torsion(const TorsionAtom atom[4], double sin_cos_out[2])
+static void torsion(const TorsionAtom atom[4], float sin_cos_out[2])
 {
-    double rotation[3][3], y = 0.0, z = 0.0;
-    frame_from_points(atom[1].position, atom[2].position, atom[0].position, rotation);
+    const float *neg_x = atom[1].position, *origin = atom[2].position, *plane = atom[0].position;
+    const float *fourth = atom[3].position;
+    float e0[3], e1[3], e2[3];
     for (int k = 0; k < 3; ++k) {
-        double d = (double)atom[3].position[k] - atom[2].position[k];
-        y += rotation[k][1] * d;
-        z += rotation[k][2] * d;
+        e0[k] = origin[k] - neg_x[k];
+        e1[k] = plane[k] - origin[k];
     }
-    double length = sqrt(z * z + y * y + EPS);
+    normalise(e0);
+    float dot = dot3(e0, e1);
+    for (int k = 0; k < 3; ++k) e1[k] -= e0[k] * dot;
+    normalise(e1);
+    for (int k = 0; k < 3; ++k) {
+        int a = (k + 1) % 3, b = (k + 2) % 3;
+        e2[k] = e0[a] * e1[b] - e0[b] * e1[a];
+    }
+    float y = dot3(e1, fourth) - dot3(e1, origin), z = dot3(e2, fourth) - dot3(e2, origin);
+    float length = sqrtf(z * z + y * y + (float)EPS);
     sin_cos_out[0] = z / length;
     sin_cos_out[1] = y / length;
 }
@@ -158,17 +183,17 @@ void transform_torsions(const AtomView *view, float *sin_cos_out, float *alt_sin
         for (int t = 0; t < TORSIONS; ++t) {
             int64_t at = i * TORSIONS + t;
             TorsionAtom atom[4];
-            double sin_cos[2] = {0.0, 0.0};
+            float sin_cos[2] = {0.0f, 0.0f};
             bool defined = torsion_atoms(view, i, t, atom) && atom[0].resolved && atom[1].resolved &&
                            atom[2].resolved && atom[3].resolved;
             if (defined) torsion(atom, sin_cos);
-            double sign = t == PSI ? -1.0 : 1.0;
-            double flip = t > PSI && tables->chi_pi_periodic[type][t - 3] != 0.0f ? -1.0 : 1.0;
+            float sign = t == PSI ? -1.0f : 1.0f;
+            float flip = t > PSI && tables->chi_pi_periodic[type][t - 3] != 0.0f ? -1.0f : 1.0f;
             mask_out[at] = defined ? 1.0f : 0.0f;
             for (int k = 0; k < 2; ++k) {
                 /* + 0.0 turns a negative zero of an absent angle into zero */
-                sin_cos_out[at * 2 + k] = (float)(sign * sin_cos[k] + 0.0);
-                alt_sin_cos_out[at * 2 + k] = (float)(sign * flip * sin_cos[k] + 0.0);
+                sin_cos_out[at * 2 + k] = sign * sin_cos[k] + 0.0f;
+                alt_sin_cos_out[at * 2 + k] = sign * flip * sin_cos[k] + 0.0f;
             }
         }
     }

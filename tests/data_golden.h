@@ -47,5 +47,6 @@ void golden_mmcif(Golden *golden);
 void golden_parsers(Golden *golden);
 void golden_msa(Golden *golden);
 void golden_hits(Golden *golden);
+void golden_transforms(Golden *golden);
 
 #endif

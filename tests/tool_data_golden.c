@@ -11,6 +11,7 @@ static const struct {
 } sections[] = {
     {"parsers", golden_parsers},
     {"hits", golden_hits},
+    {"transforms", golden_transforms},
 };
 
 static bool asked_for(const char *name, int count, char **names)
