@@ -1,0 +1,112 @@
+/* Compares the engine with golden files (tensors computed with the MLPerf reference): shared parts of
+ * build/tests/parity. */
+#ifndef FOLDSCALE_TESTS_PARITY_H
+#define FOLDSCALE_TESTS_PARITY_H
+
+#include "engine/exec.h"
+#include "engine/passes.h"
+#include "engine/safetensors.h"
+#include "kernels/kernels.h"
+#include "model/model.h"
+
+typedef struct ParityOptions {
+    const char *dir, *backend, *only; /* only: substring that a case's name must contain, or NULL */
+    Switches switches;
+    bool verbose; /* also print values that pass with exact zero error */
+} ParityOptions;
+
+/* What a number is, which decides its tolerance (golden README, "Fair tolerances"). */
+typedef enum ParityKind {
+    PARITY_REPRESENTATION, /* MSA, pair, single, logits, features */
+    PARITY_GEOMETRY,       /* positions, frames */
+    PARITY_ANGLE,
+    PARITY_LOSS,
+    PARITY_GRADIENT,      /* one tensor, l2 */
+    PARITY_GRADIENT_ALL,  /* all parameters together, l2 */
+    PARITY_GRADIENT_NORM, /* l2 norm of one tensor's gradient, or of all */
+    PARITY_STEPPED,       /* parameters after three optimizer steps */
+    PARITY_KINDS
+} ParityKind;
+
+typedef struct Parity {
+    ParityOptions options;
+    Backend *backend;
+    bool full; /* the 48-block golden: other measured tolerances */
+    int checks, failures, skipped;
+} Parity;
+
+double parity_tolerance(const Parity *parity, ParityKind kind);
+/* Worst over the ranks is taken; rank 0 prints "name error tolerance ok|FAIL". NaN fails. */
+void parity_report(Parity *parity, const char *name, double error, double tolerance);
+void parity_skip(Parity *parity, const char *name, const char *why);
+
+/* Validity of a tensor's leading axes: `axes` has a letter per axis ('R' residues, 'S' MSA rows, 'C' cluster rows, 'E'
+ * extra rows, 'T' templates, '.' no mask); missing letters mean no mask. A NULL array means all valid. */
+typedef struct ParityMask {
+    const uint8_t *residue, *msa_row, *cluster_row, *extra_row, *templ;
+} ParityMask;
+
+/* max |a - b| over valid positions / max |b| over valid positions; NaN if a is not finite there. Shapes without the
+ * batch axis. */
+double parity_error(const double *a, const double *b, int rank, const int64_t *dim, const char *axes,
+                    const ParityMask *mask);
+/* |a - b| / |b| in l2 over all elements; `floor` is added to |b| so that gradients which are analytically zero compare
+ * by their absolute size. */
+double parity_l2_error(const double *a, const double *b, int64_t count, double floor);
+
+/* A golden tensor as doubles, batch axis (leading 1) removed. Memory from the arena. */
+typedef struct GoldenTensor {
+    int rank;
+    int64_t dim[TENSOR_MAX_RANK], count;
+    double *value;
+} GoldenTensor;
+Status golden_read(const StFile *file, const char *name, bool batch_axis, Arena *arena, GoldenTensor *tensor_out);
+
+/* The golden's slice that this rank holds of a value with tensor `local` (DAP); copies into a new array of the arena.
+ */
+Status golden_local_slice(const Parity *parity, const Tensor *local, const GoldenTensor *golden, Arena *arena,
+                          GoldenTensor *slice_out);
+
+/* A recorded forward program made runnable. */
+typedef struct ParityRun {
+    Registry *registry;
+    Program *recorded, *planned;
+    Store *store;
+    Workspace *workspace;
+    Exec *exec;
+} ParityRun;
+Status parity_run_build(Parity *parity, ParityRun *run); /* from run->recorded */
+void parity_run_free(ParityRun *run);
+
+/* The kinds of golden folder. */
+Status parity_modules(Parity *parity, const char *dir);
+Status parity_tiny(Parity *parity, const char *dir);
+Status parity_full(Parity *parity, const char *dir);
+
+/* One module golden while it is recorded (parity_modules.c; rows in parity_modules_*.c). */
+typedef struct ModuleCase {
+    Parity *parity;
+    const StFile *file;
+    Program *p;
+    const char *name;
+    struct {
+        char name[96], axes[8];
+        ParityKind kind;
+    } output[32];
+    int n_outputs;
+    bool fully_masked; /* some row has no valid key: float32 and float64 differ there by design */
+} ModuleCase;
+
+/* Input "in.NAME": a parameter named "in.NAME" when the golden has its gradient, a buffer NAME otherwise. */
+Val module_in(ModuleCase *c, const char *name);
+int module_dim(ModuleCase *c, const char *tensor, int axis); /* extent without the batch axis */
+int module_int(ModuleCase *c, const char *key);              /* metadata */
+void module_out(ModuleCase *c, const char *name, Val value, ParityKind kind, const char *axes);
+
+typedef struct ModuleRow {
+    const char *name; /* file name without .safetensors; a longer file name with this prefix and "_" matches as well */
+    void (*record)(ModuleCase *c);
+} ModuleRow;
+extern const ModuleRow parity_trunk_rows[], parity_structure_rows[]; /* end: name NULL */
+
+#endif
