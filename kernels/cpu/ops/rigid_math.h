@@ -1,0 +1,125 @@
+/* Rotations of the structure module. A frame is a quaternion (w, x, y, z) and a translation; its matrix is the
+ * quadratic form R = [[w2+x2-y2-z2, 2(xy-wz), 2(xz+wy)], [2(xy+wz), w2-x2+y2-z2, 2(yz-wx)], [2(xz-wy), 2(yz+wx),
+ * w2-x2-y2+z2]], not renormalised, and gradients are those of this polynomial. Matrices are row-major. */
+#ifndef FOLDSCALE_KERNELS_CPU_OPS_RIGID_MATH_H
+#define FOLDSCALE_KERNELS_CPU_OPS_RIGID_MATH_H
+
+#include "kernels/cpu/real.h"
+
+static inline void rot_from_quat(const real *q, real *r)
+{
+    real w = q[0], x = q[1], y = q[2], z = q[3];
+    r[0] = w * w + x * x - y * y - z * z;
+    r[1] = 2 * (x * y - w * z);
+    r[2] = 2 * (x * z + w * y);
+    r[3] = 2 * (x * y + w * z);
+    r[4] = w * w - x * x + y * y - z * z;
+    r[5] = 2 * (y * z - w * x);
+    r[6] = 2 * (x * z - w * y);
+    r[7] = 2 * (y * z + w * x);
+    r[8] = w * w - x * x - y * y + z * z;
+}
+
+/* dq += (d R / d q)^T g */
+static inline void rot_from_quat_bwd(const real *q, const real *g, real *dq)
+{
+    real w = q[0], x = q[1], y = q[2], z = q[3];
+    real xy = g[1] + g[3], xz = g[2] + g[6], yz = g[5] + g[7];
+    real ax = g[7] - g[5], ay = g[2] - g[6], az = g[3] - g[1];
+    dq[0] += 2 * (w * (g[0] + g[4] + g[8]) + x * ax + y * ay + z * az);
+    dq[1] += 2 * (x * (g[0] - g[4] - g[8]) + y * xy + z * xz + w * ax);
+    dq[2] += 2 * (y * (-g[0] + g[4] - g[8]) + x * xy + z * yz + w * ay);
+    dq[3] += 2 * (z * (-g[0] - g[4] + g[8]) + x * xz + y * yz + w * az);
+}
+
+/* y = R v */
+static inline void rot_apply(const real *r, const real *v, real *y)
+{
+    for (int a = 0; a < 3; a++) y[a] = r[3 * a] * v[0] + r[3 * a + 1] * v[1] + r[3 * a + 2] * v[2];
+}
+
+/* y = R^T v */
+static inline void rot_apply_t(const real *r, const real *v, real *y)
+{
+    for (int a = 0; a < 3; a++) y[a] = r[a] * v[0] + r[3 + a] * v[1] + r[6 + a] * v[2];
+}
+
+/* g += a b^T */
+static inline void rot_add_outer(real *g, const real *a, const real *b)
+{
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++) g[3 * i + j] += a[i] * b[j];
+}
+
+/* c = A B, A^T B, A B^T */
+static inline void rot_mul(const real *a, const real *b, real *c)
+{
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++) c[3 * i + j] = a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j];
+}
+static inline void rot_mul_tn(const real *a, const real *b, real *c)
+{
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++) c[3 * i + j] = a[i] * b[j] + a[3 + i] * b[3 + j] + a[6 + i] * b[6 + j];
+}
+static inline void rot_add_mul_nt(const real *a, const real *b, real *c)
+{
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++)
+            c[3 * i + j] += a[3 * i] * b[3 * j] + a[3 * i + 1] * b[3 * j + 1] + a[3 * i + 2] * b[3 * j + 2];
+}
+
+/* A rigid transform as 12 numbers: rotation, then translation. */
+typedef struct Rigid {
+    real r[9], t[3];
+} Rigid;
+
+static inline Rigid rigid_from_frame(const real *frame)
+{
+    Rigid x;
+    rot_from_quat(frame, x.r);
+    for (int a = 0; a < 3; a++) x.t[a] = frame[4 + a];
+    return x;
+}
+
+static inline Rigid rigid_from_4x4(const real *m)
+{
+    Rigid x;
+    for (int a = 0; a < 3; a++) {
+        for (int b = 0; b < 3; b++) x.r[3 * a + b] = m[4 * a + b];
+        x.t[a] = m[4 * a + 3];
+    }
+    return x;
+}
+
+static inline void rigid_to_4x4(const Rigid *x, real *m)
+{
+    for (int a = 0; a < 3; a++) {
+        for (int b = 0; b < 3; b++) m[4 * a + b] = x->r[3 * a + b];
+        m[4 * a + 3] = x->t[a];
+        m[12 + a] = 0;
+    }
+    m[15] = 1;
+}
+
+/* a after b: x -> A (B x + tb) + ta */
+static inline Rigid rigid_compose(const Rigid *a, const Rigid *b)
+{
+    Rigid c;
+    rot_mul(a->r, b->r, c.r);
+    rot_apply(a->r, b->t, c.t);
+    for (int k = 0; k < 3; k++) c.t[k] += a->t[k];
+    return c;
+}
+
+/* da += and db = gradients of c = a after b, given dc */
+static inline void rigid_compose_bwd(const Rigid *a, const Rigid *b, const Rigid *dc, Rigid *da, Rigid *db)
+{
+    rot_add_mul_nt(dc->r, b->r, da->r);
+    rot_add_outer(da->r, dc->t, b->t);
+    for (int k = 0; k < 3; k++) da->t[k] += dc->t[k];
+    rot_mul_tn(a->r, dc->r, db->r);
+    rot_apply_t(a->r, dc->t, db->t);
+}
+
+#endif
