@@ -9,6 +9,7 @@ static const struct {
     const char *name;
     void (*run)(Golden *golden);
 } sections[] = {
+    {"mmcif", golden_mmcif},
     {"parsers", golden_parsers},
     {"hits", golden_hits},
     {"transforms", golden_transforms},
