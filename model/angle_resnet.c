@@ -1,0 +1,28 @@
+/* Torsion angles from the single representation (AlphaFold2 supplement, algorithm 20, lines 11 to 14). */
+#include "model/modules.h"
+#include "model/structure.h"
+
+static Val relu(Program *p, Val x)
+{
+    return prog_add(p, OP_RELU, 1, &x, NULL);
+}
+
+void structure_angle_resnet(Program *p, const ModelConfig *config, Val s, Val s_initial, Val *raw_out, Val *angles_out)
+{
+    const int hidden = config->sm_c_hidden_resnet;
+    bool former = prog_full_precision(p, true);
+    Val a = layer_linear(p, "linear_in", relu(p, s), hidden, LINEAR_LECUN, true);
+    Val b = layer_linear(p, "linear_initial", relu(p, s_initial), hidden, LINEAR_LECUN, true);
+    Val x = layer_add(p, a, b);
+    for (int block = 0; block < config->sm_resnet_blocks; block++) {
+        prog_scope_push(p, "layers.%d", block);
+        Val y = layer_linear(p, "linear_1", relu(p, x), hidden, LINEAR_HE, true);
+        y = layer_linear(p, "linear_2", relu(p, y), hidden, LINEAR_FINAL, true);
+        x = layer_add(p, x, y);
+        prog_scope_pop(p);
+    }
+    Val flat = layer_linear(p, "linear_out", relu(p, x), 14, LINEAR_LECUN, true);
+    *raw_out = prog_add(p, OP_RESHAPE, 1, &flat, &(OpAttr){.i = {3, config->n_res, 7, 2}});
+    *angles_out = prog_add(p, OP_ANGLE_NORMALIZE, 1, raw_out, &(OpAttr){.f = {1e-8}});
+    prog_full_precision(p, former);
+}
