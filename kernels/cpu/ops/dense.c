@@ -1,0 +1,95 @@
+/* Products with weight matrices. */
+#include "kernels/cpu/math.h"
+
+static void add_bias(int64_t rows, int64_t columns, const real *bias, real *y)
+{
+    PARALLEL_IF(rows * columns)
+    for (int64_t r = 0; r < rows; r++) memcpy(y + r * columns, bias, (size_t)columns * sizeof *y);
+}
+
+/* y[rows,O] = x[rows,I] W[O,I]^T + b */
+static void forward(int64_t rows, const Tensor *w_tensor, const real *x, const real *w, const real *bias, real *y)
+{
+    int64_t o = w_tensor->dim[0], i = w_tensor->dim[1];
+    if (bias) add_bias(rows, o, bias, y);
+    gemm(false, true, rows, o, i, 1, x, i, w, i, bias ? 1 : 0, y, o);
+}
+
+static Status linear(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int64_t rows = tensor_rows(call->in_tensor[0]);
+    real *y = OUT(0);
+    forward(rows, call->in_tensor[1], IN(0), IN(1), call->op->n_in > 2 ? IN(2) : NULL, y);
+    if (!call->op->attr.i[0]) return OK;
+    int64_t count = tensor_count(call->out_tensor[0]);
+    PARALLEL_IF(count)
+    for (int64_t e = 0; e < count; e++) y[e] = y[e] > 0 ? y[e] : 0;
+    return OK;
+}
+
+static Status linear_dx(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int64_t o = call->in_tensor[1]->dim[0], i = call->in_tensor[1]->dim[1];
+    gemm(false, false, tensor_rows(call->in_tensor[0]), i, o, 1, IN(0), o, IN(1), i, 0, OUT(0), i);
+    return OK;
+}
+
+/* dW[O,I] = dy[rows,O]^T x[rows,I] */
+static void weight_gradient(const Tensor *dy_tensor, const Tensor *x_tensor, const real *dy, const real *x, real *dw,
+                            real *db)
+{
+    int64_t rows = tensor_rows(x_tensor), o = tensor_last(dy_tensor), i = tensor_last(x_tensor);
+    gemm(true, false, o, i, rows, 1, dy, o, x, i, 0, dw, i);
+    if (db) column_sums(rows, o, dy, db);
+}
+
+static Status linear_dw(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    weight_gradient(call->in_tensor[0], call->in_tensor[1], IN(0), IN(1), OUT(0), call->op->attr.i[0] ? OUT(1) : NULL);
+    return OK;
+}
+
+static Status linear_group(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int64_t rows = tensor_rows(call->in_tensor[0]);
+    for (int g = 0; g < call->op->attr.i[0]; g++) {
+        int w = 1 + 2 * g, b = 2 + 2 * g;
+        forward(rows, call->in_tensor[w], IN(0), IN(w), b < call->op->n_in ? IN(b) : NULL, OUT(g));
+    }
+    return OK;
+}
+
+static Status linear_group_dx(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int n = (int)call->op->attr.i[0];
+    int64_t rows = tensor_rows(call->in_tensor[0]);
+    for (int g = 0; g < n; g++) {
+        int64_t o = call->in_tensor[n + g]->dim[0], i = call->in_tensor[n + g]->dim[1];
+        gemm(false, false, rows, i, o, 1, IN(g), o, IN(n + g), i, g ? 1 : 0, OUT(0), i);
+    }
+    return OK;
+}
+
+static Status linear_group_dw(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int n = (int)call->op->attr.i[0];
+    for (int g = 0; g < n; g++) {
+        bool bias = call->op->attr.i[1] >> g & 1;
+        weight_gradient(call->in_tensor[g], call->in_tensor[n], IN(g), IN(n), OUT(g), bias ? OUT(n + g) : NULL);
+    }
+    return OK;
+}
+
+const CpuEntry FN(cpu_dense)[] = {{OP_LINEAR, linear, NULL},
+                                  {OP_LINEAR_DX, linear_dx, NULL},
+                                  {OP_LINEAR_DW, linear_dw, NULL},
+                                  {OP_LINEAR_GROUP, linear_group, NULL},
+                                  {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
+                                  {OP_LINEAR_GROUP_DW, linear_group_dw, NULL},
+                                  {0}};

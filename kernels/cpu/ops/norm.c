@@ -1,0 +1,150 @@
+/* Layer norm and softmax over the last axis. */
+#include "kernels/cpu/math.h"
+
+static void row_statistics(int64_t c, const real *x, real eps, real *mean_out, real *rstd_out)
+{
+    real mean = 0, variance = 0;
+    for (int64_t k = 0; k < c; k++) mean += x[k];
+    mean /= (real)c;
+    for (int64_t k = 0; k < c; k++) variance += (x[k] - mean) * (x[k] - mean);
+    *mean_out = mean;
+    *rstd_out = 1 / sqrt(variance / (real)c + eps);
+}
+
+/* y = (x - mean) rstd gamma + beta */
+static void normalize_row(int64_t c, const real *x, real mean, real rstd, const real *gamma, const real *beta, real *y)
+{
+    for (int64_t k = 0; k < c; k++) y[k] = (x[k] - mean) * rstd * gamma[k] + beta[k];
+}
+
+static Status layer_norm(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int64_t rows = tensor_rows(call->in_tensor[0]), c = tensor_last(call->in_tensor[0]);
+    const real *x = IN(0), *gamma = IN(1), *beta = IN(2);
+    real *y = OUT(0), eps = (real)call->op->attr.f[0];
+    bool keep = call->op->kind == OP_LAYER_NORM_FUSED;
+    real *mean = keep ? OUT(1) : NULL, *rstd = keep ? OUT(2) : NULL;
+    PARALLEL_IF(rows * c)
+    for (int64_t r = 0; r < rows; r++) {
+        real row_mean, row_rstd;
+        row_statistics(c, x + r * c, eps, &row_mean, &row_rstd);
+        normalize_row(c, x + r * c, row_mean, row_rstd, gamma, beta, y + r * c);
+        if (keep) {
+            mean[r] = row_mean;
+            rstd[r] = row_rstd;
+        }
+    }
+    return OK;
+}
+
+/* With n = (x - mean) rstd and g = gamma dy: dx = rstd (g - mean(g) - n mean(g n)). */
+static void input_gradient(int64_t rows, int64_t c, const real *dy, const real *x, const real *gamma, const real *mean,
+                           const real *rstd, real *dx)
+{
+    PARALLEL_IF(rows * c)
+    for (int64_t r = 0; r < rows; r++) {
+        const real *row_dy = dy + r * c, *row_x = x + r * c;
+        real sum_g = 0, sum_gn = 0;
+        for (int64_t k = 0; k < c; k++) {
+            real g = gamma[k] * row_dy[k];
+            sum_g += g;
+            sum_gn += g * (row_x[k] - mean[r]) * rstd[r];
+        }
+        sum_g /= (real)c;
+        sum_gn /= (real)c;
+        for (int64_t k = 0; k < c; k++) {
+            real n = (row_x[k] - mean[r]) * rstd[r];
+            dx[r * c + k] = rstd[r] * (gamma[k] * row_dy[k] - sum_g - n * sum_gn);
+        }
+    }
+}
+
+/* dgamma = sum n dy, dbeta = sum dy over the rows */
+static void parameter_gradients(int64_t rows, int64_t c, const real *dy, const real *x, const real *mean,
+                                const real *rstd, real *dgamma, real *dbeta)
+{
+    enum { CHUNK = 64 };
+    PARALLEL_IF(rows * c)
+    for (int64_t first = 0; first < c; first += CHUNK) {
+        int64_t width = c - first < CHUNK ? c - first : CHUNK;
+        double of_gamma[CHUNK] = {0}, of_beta[CHUNK] = {0};
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t k = 0; k < width; k++) {
+                int64_t e = r * c + first + k;
+                of_gamma[k] += dy[e] * (x[e] - mean[r]) * rstd[r];
+                of_beta[k] += dy[e];
+            }
+        for (int64_t k = 0; k < width; k++) {
+            dgamma[first + k] = (real)of_gamma[k];
+            dbeta[first + k] = (real)of_beta[k];
+        }
+    }
+}
+
+/* Scratch of LAYER_NORM_BWD: the statistics, which only the fused op keeps. */
+static size_t statistics_scratch(const Program *program, const Op *op, size_t real_size)
+{
+    return 2 * (size_t)tensor_rows(prog_tensor(program, op->in[1])) * real_size;
+}
+
+static Status layer_norm_bwd(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int64_t rows = tensor_rows(call->in_tensor[1]), c = tensor_last(call->in_tensor[1]);
+    const real *x = IN(1), *mean = NULL, *rstd = NULL;
+    if (call->op->kind == OP_LAYER_NORM_FUSED_BWD) {
+        mean = IN(3);
+        rstd = IN(4);
+    } else {
+        real *statistic = call->scratch, eps = (real)call->op->attr.f[0];
+        PARALLEL_IF(rows * c)
+        for (int64_t r = 0; r < rows; r++) row_statistics(c, x + r * c, eps, statistic + r, statistic + rows + r);
+        mean = statistic;
+        rstd = statistic + rows;
+    }
+    input_gradient(rows, c, IN(0), x, IN(2), mean, rstd, OUT(0));
+    parameter_gradients(rows, c, IN(0), x, mean, rstd, OUT(1), OUT(2));
+    return OK;
+}
+
+static Status softmax(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int64_t rows = tensor_rows(call->in_tensor[0]), c = tensor_last(call->in_tensor[0]);
+    const real *all_x = IN(0);
+    real *all_y = OUT(0);
+    PARALLEL_IF(rows * c)
+    for (int64_t r = 0; r < rows; r++) {
+        const real *x = all_x + r * c;
+        real *y = all_y + r * c, largest = x[0], sum = 0;
+        for (int64_t k = 1; k < c; k++) largest = x[k] > largest ? x[k] : largest;
+        for (int64_t k = 0; k < c; k++) sum += y[k] = exp(x[k] - largest);
+        for (int64_t k = 0; k < c; k++) y[k] /= sum;
+    }
+    return OK;
+}
+
+/* dx = y (dy - sum(y dy)) */
+static Status softmax_bwd(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int64_t rows = tensor_rows(call->in_tensor[0]), c = tensor_last(call->in_tensor[0]);
+    const real *dy = IN(0), *y = IN(1);
+    real *dx = OUT(0);
+    PARALLEL_IF(rows * c)
+    for (int64_t r = 0; r < rows; r++) {
+        real sum = 0;
+        for (int64_t e = r * c; e < (r + 1) * c; e++) sum += y[e] * dy[e];
+        for (int64_t e = r * c; e < (r + 1) * c; e++) dx[e] = y[e] * (dy[e] - sum);
+    }
+    return OK;
+}
+
+const CpuEntry FN(cpu_norm)[] = {{OP_LAYER_NORM, layer_norm, NULL},
+                                 {OP_LAYER_NORM_BWD, layer_norm_bwd, statistics_scratch},
+                                 {OP_LAYER_NORM_FUSED, layer_norm, NULL},
+                                 {OP_LAYER_NORM_FUSED_BWD, layer_norm_bwd, NULL},
+                                 {OP_SOFTMAX, softmax, NULL},
+                                 {OP_SOFTMAX_BWD, softmax_bwd, NULL},
+                                 {0}};
