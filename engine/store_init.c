@@ -64,6 +64,18 @@ static void fill_normal(const Stream *stream, double std, int64_t count, double 
     }
 }
 
+/* Box and Muller without the cut. */
+static void fill_gaussian(const Stream *stream, double std, int64_t count, double *values)
+{
+    for (int64_t e = 0; e < count; e += 2) {
+        uint32_t words[4];
+        stream_words(stream, e / 2, 0, words);
+        double radius = std * sqrt(-2 * log((words[0] + 0.5) * 0x1p-32)), angle = 2 * M_PI * (words[1] + 0.5) * 0x1p-32;
+        values[e] = radius * cos(angle);
+        if (e + 1 < count) values[e + 1] = radius * sin(angle);
+    }
+}
+
 static void fill_uniform(const Stream *stream, double std, int64_t count, double *values)
 {
     double limit = sqrt(3.0) * std;
@@ -82,6 +94,9 @@ static void fill_param(const ParamInfo *param, uint64_t seed, double *values)
     switch (param->init) {
     case INIT_NORMAL:
         fill_normal(&stream, param->init_value, param->count, values);
+        return;
+    case INIT_GAUSSIAN:
+        fill_gaussian(&stream, param->init_value, param->count, values);
         return;
     case INIT_UNIFORM:
         fill_uniform(&stream, param->init_value, param->count, values);
