@@ -1,5 +1,5 @@
 /* Torsion angles from the single representation (AlphaFold2 supplement, algorithm 20, lines 11 to 14). */
-#include "model/modules.h"
+#include "model/layers.h"
 #include "model/structure.h"
 
 static Val relu(Program *p, Val x)

@@ -1,5 +1,5 @@
 /* Auxiliary heads (AlphaFold2 supplement 1.9.6, 1.9.8 to 1.9.10) and the atom37 positions. */
-#include "model/modules.h"
+#include "model/layers.h"
 #include "model/structure.h"
 
 enum { LDDT_BINS = 50, DISTANCE_BINS = 64, MSA_CLASSES = 23, ATOMS37 = 37 };

@@ -1,25 +1,10 @@
 /* Invariant point attention (AlphaFold2 supplement, algorithm 22). */
 #include <math.h>
-#include <stdio.h>
 
-#include "model/modules.h"
+#include "model/layers.h"
 #include "model/structure.h"
 
 static const double IPA_INF = 1e5, NORM_EPS = 1e-8;
-
-/* Parameters of the projections of s in one group each (weights, then biases), so that they can be one matrix. */
-static void register_projections(Program *p, const char *const *name, const int *out, int n, int c_in)
-{
-    for (int bias = 0; bias < 2; bias++)
-        for (int k = 0; k < n; k++) {
-            char full[64];
-            snprintf(full, sizeof full, "%s.%s", name[k], bias ? "bias" : "weight");
-            if (bias)
-                prog_param(p, full, 1, (int64_t[]){out[k]}, INIT_ZERO, 0);
-            else
-                prog_param(p, full, 2, (int64_t[]){out[k], c_in}, INIT_NORMAL, 1 / sqrt(c_in));
-        }
-}
 
 static Val reshape(Program *p, Val x, int rank, const int64_t *dim)
 {
@@ -59,13 +44,14 @@ Val structure_ipa(Program *p, const ModelConfig *config, Val s, Val z, Val frame
 {
     const int64_t n = config->n_res, heads = config->sm_heads, c = config->sm_c_hidden_ipa;
     const int64_t qk = config->sm_qk_points, vp = config->sm_v_points;
-    static const char *const names[] = {"linear_q", "linear_kv", "linear_q_points", "linear_kv_points"};
-    const int widths[] = {(int)(heads * c), (int)(2 * heads * c), (int)(3 * heads * qk), (int)(3 * heads * (qk + vp))};
+    const LayerSpec projections[] = {{"linear_q", (int)(heads * c), LINEAR_LECUN, true},
+                                     {"linear_kv", (int)(2 * heads * c), LINEAR_LECUN, true},
+                                     {"linear_q_points", (int)(3 * heads * qk), LINEAR_LECUN, true},
+                                     {"linear_kv_points", (int)(3 * heads * (qk + vp)), LINEAR_LECUN, true}};
     bool former = prog_full_precision(p, true);
     Val head_weights = prog_param(p, "head_weights", 1, &heads, INIT_CONSTANT, log(expm1(1.0))); /* softplus^-1(1) */
-    register_projections(p, names, widths, 4, config->c_s);
     Val x[4], k, v, key_points, value_points;
-    for (int i = 0; i < 4; i++) x[i] = layer_linear(p, names[i], s, widths[i], LINEAR_LECUN, true);
+    layer_linear_group(p, s, 4, projections, x);
     Val bias = layer_linear(p, "linear_b", z, (int)heads, LINEAR_LECUN, true);
     split_heads(p, x[1], n, heads, c, c, 1, &k, &v);
     Val queries = prog_add(p, OP_POINTS_TO_GLOBAL, 2, (Val[]){frames, x[2]}, NULL);

@@ -92,7 +92,8 @@ Val loss_masked_msa(Program *p, const ModelConfig *config, Val logits)
 {
     const int64_t rows = config->n_clust, n = config->n_res;
     Val in[] = {logits, FEATURE("true_msa", DT_I32, rows, n), FEATURE("bert_mask", DT_F32, rows, n)};
-    return loss_op(p, OP_LOSS_MASKED_MSA, 3, in, (OpAttr){.f = {LOSS_EPS}}, NULL);
+    /* the reference halves the mask before it adds eps, and the mean afterwards */
+    return loss_op(p, OP_LOSS_MASKED_MSA, 3, in, (OpAttr){.f = {2 * LOSS_EPS}}, NULL);
 }
 
 Val loss_plddt(Program *p, const ModelConfig *config, Val logits, Val final_atom_positions)

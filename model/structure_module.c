@@ -1,7 +1,7 @@
 /* Structure module (AlphaFold2 supplement, algorithms 20, 21, 23). Positions inside are in units of 10 A. */
 #include <stdio.h>
 
-#include "model/modules.h"
+#include "model/layers.h"
 #include "model/structure.h"
 
 static const double POSITION_SCALE = 10.0;
@@ -20,9 +20,7 @@ static Val dropout(Program *p, const ModelConfig *config, Val x, const char *mas
         Val mask = prog_input(p, name, DT_F32, t.rank, t.dim);
         return prog_add(p, OP_MASK_MUL, 2, (Val[]){x, mask}, NULL);
     }
-    Val rng = prog_input(p, "rng", DT_I32, 1, (int64_t[]){4});
-    return prog_add(p, OP_DROPOUT, 2, (Val[]){x, rng},
-                    &(OpAttr){.i = {p->next_dropout++, SHARD_NONE}, .f = {config->sm_dropout}});
+    return layer_dropout(p, x, config->sm_dropout, SHARD_NONE);
 }
 
 Val structure_transition(Program *p, const ModelConfig *config, Val s, const char *mask_suffix)
