@@ -1,0 +1,16 @@
+/* The parts of the fuse pass, each a whole pass of its own. */
+#ifndef FOLDSCALE_ENGINE_PASSES_FUSE_H
+#define FOLDSCALE_ENGINE_PASSES_FUSE_H
+
+#include "engine/passes.h"
+
+/* fuse_merge.c: sequences of ops -> one op, by a table of rules. */
+Status fuse_merge(const Program *in, const Switches *switches, Program **out);
+/* fuse_transpose.c: moves swaps of rows and columns past ops that do not mind, until they cancel or an attention or a
+ * triangle product takes them in. */
+Status fuse_transpose(const Program *in, Program **out);
+/* fuse_optimizer.c: one sweep over the parameter block instead of one per tensor; sums of squares from the gradient
+ * program under overlap_clip. */
+Status fuse_optimizer(const Program *in, const Switches *switches, Program **out);
+
+#endif

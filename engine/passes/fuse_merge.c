@@ -1,0 +1,255 @@
+/* Sequences of ops become one op. A rule looks at the last op of its sequence; what the new op no longer reads is
+ * pruned afterwards. Values between the ops of a sequence must have no other reader, or they would be computed twice.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/passes/fuse.h"
+#include "engine/passes/replay.h"
+
+typedef struct Merge {
+    Replay replay;
+    int32_t *uses;        /* per old value: readers, outputs count as one */
+    int32_t *next_linear; /* per op: next LINEAR of the same group, -1 = last or none */
+    int32_t *head;        /* per op: LINEAR of the first matrix of its group, -1 = in no group */
+    bool *grouped;        /* per op: a LINEAR whose group has been computed */
+} Merge;
+
+enum { GROUP_MAX = 6 };
+
+/* The op that computes v if it is of `kind` and only one op reads v; else NULL. */
+static const Op *only_for(const Merge *m, Val v, OpKind kind)
+{
+    const Program *p = m->replay.in;
+    if (v == VAL_NONE || m->uses[v] != 1 || p->value[v].def_op < 0) return NULL;
+    const Op *op = &p->op[p->value[v].def_op];
+    bool free_to_merge = m->head[op - p->op] < 0; /* a product in a group is computed there */
+    return op->kind == kind && op->out[0] == v && free_to_merge ? op : NULL;
+}
+
+/* Appends `kind` in place of `last`, reading old values in[0..n). */
+static bool emit(Merge *m, const Op *last, OpKind kind, int n, const Val *in, const OpAttr *attr)
+{
+    Op op = *last;
+    op.kind = kind;
+    op.n_in = (int16_t)n;
+    op.attr = *attr;
+    Val inputs[OP_MAX_IN], out[OP_MAX_OUT];
+    for (int k = 0; k < n; k++) inputs[k] = replay_value(&m->replay, in[k]);
+    prog_replay(m->replay.out, &op, inputs, out);
+    replay_bind(&m->replay, last->out[0], out[0]);
+    return true;
+}
+
+/* --- gemm_batching: products of one x whose matrices are neighbours in memory --- */
+
+static bool groups_with(const Program *p, const Op *a, const Op *b)
+{
+    const Value *wa = &p->value[a->in[1]], *wb = &p->value[b->in[1]];
+    const ParamInfo *pa = &p->registry->param[wa->slot], *pb = &p->registry->param[wb->slot];
+    return a->in[0] == b->in[0] && a->block == b->block && a->full_precision == b->full_precision &&
+           pb->offset == pa->offset + pa->count;
+}
+
+static bool is_plain_linear(const Program *p, const Op *op)
+{
+    if (op->kind != OP_LINEAR || op->attr.i[0]) return false;
+    const Value *w = &p->value[op->in[1]];
+    return w->place == PLACE_PARAM && w->alias == VAL_NONE && w->slot != WHOLE_BLOCK;
+}
+
+/* reader[param]: the plain LINEAR that reads this matrix, -1 none, -2 several (a shared weight is left alone) */
+static Status find_groups(Merge *m)
+{
+    const Program *p = m->replay.in;
+    const Registry *r = p->registry;
+    int32_t *reader = malloc(((size_t)r->n_params + 1) * sizeof *reader);
+    if (!reader) return status_fail(ERR_MEMORY, "out of memory for %d parameters", r->n_params);
+    memset(reader, 0xff, ((size_t)r->n_params + 1) * sizeof *reader);
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (is_plain_linear(p, &p->op[i])) {
+            int32_t *entry = &reader[p->value[p->op[i].in[1]].slot];
+            *entry = *entry == -1 ? i : -2;
+        }
+    int length = 1;
+    for (int k = 0; k + 1 < r->n_params; k++) {
+        bool joins = reader[k] >= 0 && reader[k + 1] >= 0 && length < GROUP_MAX &&
+                     groups_with(p, &p->op[reader[k]], &p->op[reader[k + 1]]);
+        length = joins ? length + 1 : 1;
+        if (joins) m->next_linear[reader[k]] = reader[k + 1];
+    }
+    free(reader);
+    return OK;
+}
+
+/* Computes a whole group, `head` being the LINEAR of its first matrix. */
+static void emit_group(Merge *m, int32_t head)
+{
+    const Program *p = m->replay.in;
+    Val in[OP_MAX_IN], out[OP_MAX_OUT];
+    int n = 0;
+    in[0] = replay_value(&m->replay, p->op[head].in[0]);
+    for (int32_t i = head; i >= 0; i = m->next_linear[i], n++) {
+        const Op *linear = &p->op[i];
+        in[1 + 2 * n] = replay_value(&m->replay, linear->in[1]);
+        in[2 + 2 * n] = linear->n_in > 2 ? replay_value(&m->replay, linear->in[2]) : VAL_NONE;
+    }
+    Op op = p->op[head];
+    op.kind = OP_LINEAR_GROUP;
+    op.n_in = (int16_t)(1 + 2 * n);
+    op.attr = (OpAttr){.i = {n}};
+    prog_replay(m->replay.out, &op, in, out);
+    n = 0;
+    for (int32_t i = head; i >= 0; i = m->next_linear[i], n++) {
+        replay_bind(&m->replay, p->op[i].out[0], out[n]);
+        m->grouped[i] = true;
+    }
+}
+
+/* --- the rules --- */
+
+/* SOFTMAX(ATT_SCORES(q, k, mask, bias)) v -> ATTENTION */
+static bool merge_attention(Merge *m, const Op *op)
+{
+    const Op *softmax = only_for(m, op->in[0], OP_SOFTMAX);
+    const Op *scores = softmax ? only_for(m, softmax->in[0], OP_ATT_SCORES) : NULL;
+    if (!scores) return false;
+    Val mask = scores->n_in > 2 ? scores->in[2] : VAL_NONE, bias = scores->n_in > 3 ? scores->in[3] : VAL_NONE;
+    OpAttr attr = {.i = {scores->attr.i[0]}, .f = {scores->attr.f[0], scores->attr.f[1]}};
+    return emit(m, op, OP_ATTENTION, 5, (Val[]){scores->in[0], scores->in[1], op->in[1], mask, bias}, &attr);
+}
+
+static bool merge_layer_norm(Merge *m, const Op *op)
+{
+    return emit(m, op, OP_LAYER_NORM_FUSED, op->n_in, op->in, &op->attr);
+}
+
+/* RELU(LINEAR) -> LINEAR relu */
+static bool merge_relu(Merge *m, const Op *op)
+{
+    const Op *linear = only_for(m, op->in[0], OP_LINEAR);
+    if (!linear || linear->attr.i[0] || linear->full_precision != op->full_precision) return false;
+    return emit(m, op, OP_LINEAR, linear->n_in, linear->in, &(OpAttr){.i = {1}});
+}
+
+/* MASK_MUL(GATE(g, x), m) -> GATE(g, x, m) where m has all axes but the last */
+static bool merge_gate_mask(Merge *m, const Op *op)
+{
+    const Program *p = m->replay.in;
+    const Op *gate = only_for(m, op->in[0], OP_GATE);
+    if (!gate || (gate->n_in > 2 && gate->in[2] != VAL_NONE)) return false;
+    if (p->value[op->in[1]].t.rank != p->value[op->in[0]].t.rank - 1) return false;
+    return emit(m, op, OP_GATE, 3, (Val[]){gate->in[0], gate->in[1], op->in[1]}, &(OpAttr){0});
+}
+
+/* r + DROPOUT(x) -> RESIDUAL_DROPOUT */
+static bool merge_residual(Merge *m, const Op *op)
+{
+    const Program *p = m->replay.in;
+    if (p->value[op->in[0]].t.rank != p->value[op->in[1]].t.rank) return false;
+    for (int side = 1; side >= 0; side--) {
+        const Op *dropout = only_for(m, op->in[side], OP_DROPOUT);
+        if (dropout && dropout->full_precision == op->full_precision)
+            return emit(m, op, OP_RESIDUAL_DROPOUT, 3, (Val[]){op->in[1 - side], dropout->in[0], dropout->in[1]},
+                        &dropout->attr);
+    }
+    return false;
+}
+
+/* DIV_COUNT(LINEAR(OUTER_PRODUCT(a, b)), n) -> OPM */
+static bool merge_outer_product_mean(Merge *m, const Op *op)
+{
+    const Op *linear = only_for(m, op->in[0], OP_LINEAR);
+    const Op *outer = linear && !linear->attr.i[0] ? only_for(m, linear->in[0], OP_OUTER_PRODUCT) : NULL;
+    if (!outer || linear->n_in < 3 || linear->in[2] == VAL_NONE) return false;
+    Val in[] = {outer->in[0], outer->in[1], linear->in[1], linear->in[2], op->in[1]};
+    return emit(m, op, OP_OPM, 5, in, &op->attr);
+}
+
+typedef enum MergeSwitch { BY_ATTENTION, BY_LAYER_NORM, BY_POINTWISE } MergeSwitch;
+
+static const struct MergeRule {
+    OpKind last;
+    MergeSwitch by;
+    bool (*apply)(Merge *m, const Op *last);
+} rules[] = {
+    {OP_ATT_CONTEXT, BY_ATTENTION, merge_attention},
+    {OP_LAYER_NORM, BY_LAYER_NORM, merge_layer_norm},
+    {OP_RELU, BY_POINTWISE, merge_relu},
+    {OP_MASK_MUL, BY_POINTWISE, merge_gate_mask},
+    {OP_ADD, BY_POINTWISE, merge_residual},
+    {OP_DIV_COUNT, BY_POINTWISE, merge_outer_product_mean},
+};
+
+static bool apply_rules(Merge *m, const Switches *s, const Op *op)
+{
+    const bool on[] = {s->fused_attention, s->fused_layernorm, s->fused_pointwise};
+    for (size_t k = 0; k < sizeof rules / sizeof rules[0]; k++)
+        if (rules[k].last == op->kind && on[rules[k].by] && rules[k].apply(m, op)) return true;
+    return false;
+}
+
+static void count_uses(Merge *m)
+{
+    const Program *p = m->replay.in;
+    for (int32_t v = 0; v < p->n_values; v++) m->uses[v] = p->value[v].output || v == p->loss;
+    for (int32_t i = 0; i < p->n_ops; i++)
+        for (int k = 0; k < p->op[i].n_in; k++)
+            if (p->op[i].in[k] != VAL_NONE) m->uses[p->op[i].in[k]]++;
+}
+
+/* head[i]: for a LINEAR in a group, its first matrix's op; else -1 */
+static void find_heads(Merge *m)
+{
+    int32_t n = m->replay.in->n_ops, *head = m->head;
+    memset(head, 0xff, (size_t)n * sizeof *head);
+    bool *inner = m->grouped; /* borrowed while searching: not the first of its group */
+    for (int32_t i = 0; i < n; i++)
+        if (m->next_linear[i] >= 0) inner[m->next_linear[i]] = true;
+    for (int32_t i = 0; i < n; i++)
+        if (!inner[i] && m->next_linear[i] >= 0)
+            for (int32_t k = i; k >= 0; k = m->next_linear[k]) head[k] = i;
+    memset(inner, 0, (size_t)n * sizeof *inner);
+}
+
+static Status run(Merge *m, const Switches *s)
+{
+    const Program *p = m->replay.in;
+    count_uses(m);
+    memset(m->next_linear, 0xff, (size_t)p->n_ops * sizeof *m->next_linear);
+    if (s->gemm_batching) TRY(find_groups(m));
+    find_heads(m);
+    for (int32_t i = 0; i < p->n_ops && m->replay.out->status == OK; i++) {
+        const Op *op = &p->op[i];
+        if (m->head[i] >= 0) {
+            if (!m->grouped[i]) emit_group(m, m->head[i]);
+            continue;
+        }
+        if (op->stage == STAGE_FORWARD && apply_rules(m, s, op)) continue;
+        Val in[OP_MAX_IN];
+        replay_inputs(&m->replay, op, in);
+        replay_op(&m->replay, op, in);
+    }
+    return OK;
+}
+
+Status fuse_merge(const Program *in, const Switches *switches, Program **out)
+{
+    Merge m = {0};
+    TRY(replay_begin(in, &m.replay));
+    size_t ops = (size_t)in->n_ops + 1;
+    m.head = malloc(ops * sizeof *m.head);
+    m.uses = malloc(((size_t)in->n_values + 1) * sizeof *m.uses);
+    m.next_linear = malloc(ops * sizeof *m.next_linear);
+    m.grouped = calloc(ops, sizeof *m.grouped);
+    Status status = OK;
+    if (!m.head || !m.uses || !m.next_linear || !m.grouped)
+        status = status_fail(ERR_MEMORY, "out of memory for the fusion of %d ops", in->n_ops);
+    else
+        status = run(&m, switches);
+    free(m.head);
+    free(m.uses);
+    free(m.next_linear);
+    free(m.grouped);
+    return replay_end(&m.replay, status, out);
+}
