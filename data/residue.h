@@ -36,11 +36,11 @@ typedef struct ResidueTables {
     int32_t atom14_swap[21][14];    /* partner under the symmetry, itself if none */
     float atom14_ambiguous[21][14]; /* 1 for atoms that have a partner */
 
-    float atom37_vdw_radius[37]; /* Angstrom, by the first letter of the name */
+    double atom37_vdw_radius[37]; /* Angstrom, by the first letter of the name; double as in the reference */
     float atom14_vdw_radius[21][14];
     /* Peptide bond: [0] general, [1] before proline */
-    float between_c_n_length[2], between_c_n_length_std[2];
-    float between_cos_c_n_ca[2], between_cos_ca_c_n[2]; /* mean, std */
+    double between_c_n_length[2], between_c_n_length_std[2];
+    double between_cos_c_n_ca[2], between_cos_ca_c_n[2]; /* mean, std */
 
     uint8_t letter_to_hhblits[256]; /* letters in either case and '-'; 255 otherwise */
     int32_t hhblits_to_model[22];   /* HHblits id -> restype id */

@@ -46,6 +46,19 @@ static void expect_floats(const char *name, const float *values, int64_t count)
     free(expected);
 }
 
+static void expect_doubles(const char *name, const double *values, int64_t count)
+{
+    double expected[64];
+    const StTensor *tensor = st_find(golden, name);
+    assert_non_null(tensor);
+    assert_int_equal(tensor->count, count);
+    assert_in_range(count, 1, 64);
+    assert_int_equal(st_read_f64(tensor, 0, count, expected), OK);
+    for (int64_t i = 0; i < count; i++)
+        if (expected[i] != values[i])
+            fail_msg("%s[%lld]: found %.17g, expected %.17g", name, (long long)i, values[i], expected[i]);
+}
+
 static void test_tables_match_the_reference(void **state)
 {
     (void)state;
@@ -54,11 +67,11 @@ static void test_tables_match_the_reference(void **state)
     expect_floats("atom14_group_positions", &tables->atom14_group_position[0][0][0], 21 * 14 * 3);
     expect_floats("default_frames", &tables->default_frames[0][0][0][0], 21 * 8 * 16);
     expect_floats("chi_pi_periodic", &tables->chi_pi_periodic[0][0], 21 * 4);
-    expect_floats("atom37_vdw_radius", tables->atom37_vdw_radius, 37);
-    expect_floats("between_res_bond_length_c_n", tables->between_c_n_length, 2);
-    expect_floats("between_res_bond_length_stddev_c_n", tables->between_c_n_length_std, 2);
-    expect_floats("between_res_cos_angles_c_n_ca", tables->between_cos_c_n_ca, 2);
-    expect_floats("between_res_cos_angles_ca_c_n", tables->between_cos_ca_c_n, 2);
+    expect_doubles("atom37_vdw_radius", tables->atom37_vdw_radius, 37);
+    expect_doubles("between_res_bond_length_c_n", tables->between_c_n_length, 2);
+    expect_doubles("between_res_bond_length_stddev_c_n", tables->between_c_n_length_std, 2);
+    expect_doubles("between_res_cos_angles_c_n_ca", tables->between_cos_c_n_ca, 2);
+    expect_doubles("between_res_cos_angles_ca_c_n", tables->between_cos_ca_c_n, 2);
     float groups[21 * 14];
     for (int i = 0; i < 21 * 14; i++) groups[i] = (float)(&tables->atom14_group[0][0])[i];
     expect_floats("atom14_group_idx", groups, 21 * 14);
@@ -89,7 +102,7 @@ static void test_maps_agree_with_each_other(void **state)
             assert_true(tables->atom37_mask[r][wide] == 1);
             assert_int_equal(tables->atom37_group[r][wide], tables->atom14_group[r][a]);
             assert_memory_equal(tables->atom37_group_position[r][wide], tables->atom14_group_position[r][a], 12);
-            assert_true(tables->atom14_vdw_radius[r][a] == tables->atom37_vdw_radius[wide]);
+            assert_true(tables->atom14_vdw_radius[r][a] == (float)tables->atom37_vdw_radius[wide]);
             int partner = tables->atom14_swap[r][a];
             assert_int_equal(tables->atom14_swap[r][partner], a);
             assert_int_equal(tables->atom14_ambiguous[r][a] == 1, partner != a);

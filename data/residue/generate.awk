@@ -142,7 +142,7 @@ function flat_list(field, count, quote,    i, text) {
     text = ""
     for (i = 0; i < count; i++)
         text = text (i ? ", " : "") (field == "restype_name" ? "\"" name[i] "\"" : field == "atom37_name" ? \
-            "\"" atom37[i] "\"" : field == "hhblits_to_model" ? model[i] : radius[substr(atom37[i], 1, 1)] "f")
+            "\"" atom37[i] "\"" : field == "hhblits_to_model" ? model[i] : radius[substr(atom37[i], 1, 1)])
     print "    ." field " = {" text "},"
 }
 # Indexed by the character; letters count in either case.
@@ -180,10 +180,10 @@ function write_tables(    i, letters) {
     atom_table("atom14_ambiguous", 14, "ambiguous")
     flat_list("atom37_vdw_radius", 37)
     atom_table("atom14_vdw_radius", 14, "radius")
-    print "    .between_c_n_length = {" between[0, 0] "f, " between[1, 0] "f},"
-    print "    .between_c_n_length_std = {" between[0, 1] "f, " between[1, 1] "f},"
-    print "    .between_cos_c_n_ca = {" between[2, 0] "f, " between[2, 1] "f},"
-    print "    .between_cos_ca_c_n = {" between[3, 0] "f, " between[3, 1] "f},"
+    print "    .between_c_n_length = {" between[0, 0] ", " between[1, 0] "},"
+    print "    .between_c_n_length_std = {" between[0, 1] ", " between[1, 1] "},"
+    print "    .between_cos_c_n_ca = {" between[2, 0] ", " between[2, 1] "},"
+    print "    .between_cos_ca_c_n = {" between[3, 0] ", " between[3, 1] "},"
     alphabet()
     flat_list("hhblits_to_model", 22)
     print "};\n"
