@@ -95,6 +95,7 @@ typedef struct FitCandidate {
     FitForm form;
     bool usable;          /* false: fewer rows than it needs, or the solver failed */
     double forward_error; /* root mean square of log errors of forward chaining; NAN with fewer than three counts */
+    double comm_error;    /* the same of the communication phase alone; NAN where it was not timed or not modelled */
     double last_error;    /* log error of the largest count predicted from the smaller ones; NAN likewise */
     double aicc;
     double weight; /* share of bootstrap draws that use this form */

@@ -40,8 +40,8 @@ typedef struct Evidence {
 
 static Status chain(const FitSetup *setup, FitForm form, FitRow *row, FitCandidate *out, Evidence *evidence)
 {
-    double square = 0;
-    int steps = 0;
+    double square = 0, comm_square = 0;
+    int steps = 0, comm_steps = 0;
     for (int k = 1; k + 1 < setup->counts; k++) {
         FitProblem problem;
         FitSolution fit;
@@ -53,14 +53,16 @@ static Status chain(const FitSetup *setup, FitForm form, FitRow *row, FitCandida
         square += total * total;
         out->last_error = total;
         steps++;
-        if (form == FORM_ANCHORED && isfinite(comm)) {
-            double distance = log(setup->count[k + 1] / setup->count[k]) / log(8);
-            double noise = setup->comm_sd * setup->comm_sd;
-            evidence->sum += fmax(0, comm * comm - noise) / (distance * distance);
-            evidence->count++;
-        }
+        if (!isfinite(comm)) continue;
+        comm_square += comm * comm;
+        comm_steps++;
+        double distance = log(setup->count[k + 1] / setup->count[k]) / log(8);
+        double noise = setup->comm_sd * setup->comm_sd;
+        evidence->sum += fmax(0, comm * comm - noise) / (distance * distance);
+        evidence->count++;
     }
     if (steps > 0) out->forward_error = sqrt(square / steps);
+    if (comm_steps > 0) out->comm_error = sqrt(comm_square / comm_steps);
     return OK;
 }
 
@@ -81,35 +83,46 @@ static double aicc(const FitSetup *setup, FitForm form, const FitSolution *fit, 
     return n * log(rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1);
 }
 
+/* Mean square of forward errors in units of the noise of a repeat; errors below it do not rank forms. Communication
+ * is scored apart as well: where it is small at the measured counts and large at the wanted ones, totals say nothing.
+ */
 static double score(const FitSetup *setup, const FitCandidate *c)
 {
-    /* errors below the noise of a repeat do not rank forms */
-    double error = isfinite(c->forward_error) ? c->forward_error : 0;
-    return fmax(error, setup->noise_sd);
+    double error = isfinite(c->forward_error) ? c->forward_error / setup->noise_sd : 0;
+    double square = fmax(error * error, 1);
+    if (!setup->comm_matters) return square;
+    double comm = isfinite(c->comm_error) ? c->comm_error / setup->comm_sd : 0;
+    return square + fmax(comm * comm, 1);
+}
+
+/* A form that knows no communication is contradicted where some was measured: shown, never chosen. */
+static bool eligible(const FitSetup *setup, const FitCandidate *c)
+{
+    if (!c->usable || (setup->comm_matters && !has_own_comm(c->form))) return false;
+    return setup->counts < 3 || isfinite(c->forward_error);
 }
 
 /* Anchored carries what is known of the machine; with two counts or fewer nothing else can be told apart from it. */
 static FitForm select_form(const FitSetup *setup, const FitCandidate *candidate)
 {
     int best = -1;
-    bool chained = setup->counts >= 3;
-    if (!chained && candidate[FORM_ANCHORED].usable) return FORM_ANCHORED;
+    if (setup->counts < 3 && candidate[FORM_ANCHORED].usable) return FORM_ANCHORED;
     for (int f = FORM_COUNT - 1; f >= 0; f--) {
         const FitCandidate *c = &candidate[f];
-        if (!c->usable || (chained && !isfinite(c->forward_error))) continue;
+        if (!eligible(setup, c)) continue;
         if (best < 0) {
             best = f;
             continue;
         }
-        const FitCandidate *b = &candidate[best];
-        double ratio = score(setup, c) / score(setup, b);
-        bool tie = ratio > 0.87 && ratio < 1.15;
-        if (tie ? c->aicc < b->aicc - 2 : ratio < 1) best = f;
+        double ratio = score(setup, c) / score(setup, &candidate[best]);
+        bool tie = ratio > 0.77 && ratio < 1.3;
+        if (tie ? c->aicc < candidate[best].aicc - 2 : ratio < 1) best = f;
     }
     return best < 0 ? FORM_AMDAHL : (FitForm)best;
 }
 
-/* Bootstrap draws spread over the forms that forward chaining cannot tell from the best one. */
+/* Bootstrap draws spread over the forms that forward chaining cannot tell from the best one: likelihood of the forward
+ * errors under normal noise of the best form's size. */
 static void weigh(const FitSetup *setup, FitCandidate *candidate, FitForm best)
 {
     double steps = setup->counts >= 3 ? setup->counts - 2 : 0, sum = 0;
@@ -117,19 +130,19 @@ static void weigh(const FitSetup *setup, FitCandidate *candidate, FitForm best)
     for (int f = 0; f < FORM_COUNT; f++) {
         FitCandidate *c = &candidate[f];
         c->weight = 0;
-        if (!c->usable || (steps > 0 && !isfinite(c->forward_error))) continue;
-        if (steps == 0 && f != (int)best) continue;
-        double excess = (pow(score(setup, c), 2) - scale * scale) / (scale * scale);
-        c->weight = f == (int)best ? 1 : exp(-0.5 * steps * fmax(0, excess)) * 0.5;
+        if (f == (int)best)
+            c->weight = 1;
+        else if (steps > 0 && eligible(setup, c))
+            c->weight = 0.5 * exp(-0.5 * steps * fmax(0, score(setup, c) - scale) / fmax(1, scale / 2));
         if (c->weight < 0.02) c->weight = 0;
         sum += c->weight;
     }
-    for (int f = 0; f < FORM_COUNT; f++) candidate[f].weight /= sum > 0 ? sum : 1;
+    for (int f = 0; f < FORM_COUNT; f++) candidate[f].weight /= sum;
 }
 
 static Status try_form(const FitSetup *setup, FitForm form, FitRow *row, FitCandidate *out, Evidence *evidence)
 {
-    *out = (FitCandidate){.form = form, .forward_error = NAN, .last_error = NAN, .aicc = NAN};
+    *out = (FitCandidate){.form = form, .forward_error = NAN, .comm_error = NAN, .last_error = NAN, .aicc = NAN};
     for (int i = 0; i < FIT_PARAM_COUNT; i++) out->param[i] = NAN;
     FitProblem problem;
     FitSolution fit;
@@ -145,21 +158,21 @@ Status fit_choose(FitSetup *setup, FitModel *model)
 {
     FitRow *row = malloc((size_t)FIT_ROW_LIMIT(setup->points) * sizeof *row);
     if (!row) return status_fail(ERR_MEMORY, "fit: out of memory for %d points", setup->points);
-    Evidence evidence = {0};
+    Evidence evidence[FORM_COUNT] = {{0}};
     double tau0 = setup->options->tau0 > 0 ? setup->options->tau0 : FIT_TAU0;
     setup->tau = tau0;
     Status status = OK;
     for (int f = 0; f < FORM_COUNT && status == OK; f++)
-        status = try_form(setup, (FitForm)f, row, &model->candidate[f], &evidence);
+        status = try_form(setup, (FitForm)f, row, &model->candidate[f], &evidence[f]);
     free(row);
     TRY(status);
-    /* the prior counts as three observations; at least half of it stays, since agreement inside the measured range says
-     * little of what lies beyond, and twice it is as far as a few noisy errors may widen it */
-    double tau = sqrt((3 * tau0 * tau0 + evidence.sum) / (3 + evidence.count));
-    setup->tau = fmin(fmax(tau, 0.5 * tau0), 2 * tau0);
     FitForm best = setup->options->form >= 0 ? (FitForm)setup->options->form : select_form(setup, model->candidate);
     if (!model->candidate[best].usable)
         return status_fail(ERR_NUMERIC, "fit: form \"%s\" could not be fitted", FIT_FORM_NAMES[best]);
+    /* the prior counts as three observations; at least half of it stays, since agreement inside the measured range says
+     * little of what lies beyond, and twice it is as far as a few noisy errors may widen it */
+    double tau = sqrt((3 * tau0 * tau0 + evidence[best].sum) / (3 + evidence[best].count));
+    setup->tau = fmin(fmax(tau, 0.5 * tau0), 2 * tau0);
     weigh(setup, model->candidate, best);
     if (setup->options->form >= 0)
         for (int f = 0; f < FORM_COUNT; f++) model->candidate[f].weight = f == (int)best;

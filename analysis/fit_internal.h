@@ -59,6 +59,7 @@ typedef struct FitSetup {
     double noise_sd; /* of log step time between repeats */
     double phase_sd; /* of log phase times between repeats */
     double comm_sd;
+    bool comm_matters; /* timed apart and above a thousandth of some step */
     double n_min, n_max;
     int counts;
     double *count; /* [counts] distinct rank counts, ascending */

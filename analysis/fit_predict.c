@@ -8,6 +8,10 @@
 
 enum { FLAG_BEYOND = 8 };
 
+/* The fitted drift already carries tau across the measured range; what may set in only beyond it gets a quarter of that
+ * variance. */
+#define BEYOND_SHARE 0.5
+
 static void clean_params(const double *in, double *out)
 {
     for (int i = 0; i < FIT_PARAM_COUNT; i++) out[i] = isnan(in[i]) ? (i == FIT_DRIFT ? 0 : -INFINITY) : in[i];
@@ -41,7 +45,7 @@ Status fit_predict_draws(const FitModel *model, const StepShape *shape, double e
         StepParts parts =
             fit_parts((FitForm)model->draw_form[b], param, model->has_loader, model->has_host, model->n_max, shape);
         /* communication x exp(tau z log8(N / N_max)): forms without a communication term miss it in all they have */
-        double growth = exp(model->tau * z[0] * beyond) - 1;
+        double growth = exp(BEYOND_SHARE * model->tau * z[0] * beyond) - 1;
         double comm = parts.comm_s + parts.straggler_s;
         double time = parts.step_s + comm * growth;
         step_s[b] = time * exp(model->noise_sd * z[1] + extra_sd * z[2]);

@@ -24,15 +24,16 @@ static void print_params(const FitModel *m, FILE *f)
 static void print_candidates(const FitModel *m, FILE *f)
 {
     fprintf(f, "\ncandidate forms (forward chaining: fitted on the smaller counts, scored on the next)\n");
-    fprintf(f, "  %-28s %14s %14s %10s %8s\n", "form", "rms error", "largest count", "AICc", "weight");
+    fprintf(f, "  %-28s %12s %14s %14s %10s %8s\n", "form", "step rms", "communication", "largest count", "AICc",
+            "weight");
     for (int c = 0; c < FORM_COUNT; c++) {
         const FitCandidate *k = &m->candidate[c];
         if (!k->usable) {
             fprintf(f, "  %-28s not usable on these points\n", FIT_FORM_NAMES[c]);
             continue;
         }
-        fprintf(f, "  %-28s %12.2f %% %+12.2f %% %10.2f %8.2f%s\n", FIT_FORM_NAMES[c], 100 * k->forward_error,
-                100 * k->last_error, k->aicc, k->weight, c == (int)m->form ? "  chosen" : "");
+        fprintf(f, "  %-28s %10.2f %% %12.2f %% %+12.2f %% %10.2f %8.2f%s\n", FIT_FORM_NAMES[c], 100 * k->forward_error,
+                100 * k->comm_error, 100 * k->last_error, k->aicc, k->weight, c == (int)m->form ? "  chosen" : "");
     }
 }
 

@@ -45,8 +45,9 @@ static inline void truth_parts(const Truth *t, double n, double *compute, double
     case TRUTH_LINEAR:
         *comm = t->extra * 0.02 * (n - 1);
         break;
-    case TRUTH_USL:
-        *comm = t->extra * 0.5 * (n - 1) / n + t->extra * 0.01 * (n - 1);
+    case TRUTH_USL: /* T_1 (1 + s (N-1) + k N (N-1)) / N: the contention term belongs to the computation */
+        *compute += t->serial * (n - 1) / n;
+        *comm = t->extra * 0.02 * (n - 1);
         break;
     default:
         break;
@@ -108,7 +109,13 @@ static inline Status truth_trial(gsl_rng *rng, const Truth *t, const FitOptions 
     int count = truth_measure(rng, t, 32, point);
     FitModel *model;
     FitInterval interval;
-    TRY(fit_run(point, count, options, &model));
+    /* what micro-benchmarks and per-rank step times would have told */
+    FitPrior prior[] = {{FIT_LATENCY, 0, 0.2, "micro-benchmark"},
+                        {FIT_WIRE, 0, 0.15, "micro-benchmark"},
+                        {FIT_NOISE, log(t->noise) + gsl_ran_gaussian(rng, 0.15), 0.15, "per-rank step times"}};
+    FitOptions with_priors = *options;
+    if (!options->totals_only) with_priors.prior = prior, with_priors.priors = 3;
+    TRY(fit_run(point, count, &with_priors, &model));
     StepShape far = truth_shape(t, 2048);
     Status status = fit_predict(model, &far, 0, &interval);
     fit_destroy(&model);
