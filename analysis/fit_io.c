@@ -1,0 +1,334 @@
+/* fit.json: a fitted model with its draws, so that predictions need no refit. */
+#include "analysis/fit_internal.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { FORMAT_VERSION = 1, JSON_LIMIT_BYTES = 256 << 20, DRAW_LIMIT = 1000000 };
+
+/* JSON has no NaN: null stands for it */
+static cJSON *number(double value)
+{
+    return isfinite(value) ? cJSON_CreateNumber(value) : cJSON_CreateNull();
+}
+
+static cJSON *numbers(const double *value, int count)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (int i = 0; i < count; i++) cJSON_AddItemToArray(array, number(value[i]));
+    return array;
+}
+
+static cJSON *params(const double *value)
+{
+    cJSON *object = cJSON_CreateObject();
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) cJSON_AddItemToObject(object, FIT_PARAM_NAMES[i], number(value[i]));
+    return object;
+}
+
+static cJSON *candidates(const FitModel *m)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (int f = 0; f < FORM_COUNT; f++) {
+        const FitCandidate *c = &m->candidate[f];
+        cJSON *item = cJSON_CreateObject();
+        cJSON_AddStringToObject(item, "form", FIT_FORM_NAMES[f]);
+        cJSON_AddBoolToObject(item, "usable", c->usable);
+        cJSON_AddItemToObject(item, "forward_error", number(c->forward_error));
+        cJSON_AddItemToObject(item, "comm_error", number(c->comm_error));
+        cJSON_AddItemToObject(item, "last_error", number(c->last_error));
+        cJSON_AddItemToObject(item, "aicc", number(c->aicc));
+        cJSON_AddItemToObject(item, "weight", number(c->weight));
+        cJSON_AddItemToObject(item, "param", params(c->param));
+        cJSON_AddItemToArray(array, item);
+    }
+    return array;
+}
+
+static cJSON *residuals(const FitModel *m)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (int r = 0; r < m->residuals; r++) {
+        const FitResidual *e = &m->residual[r];
+        cJSON *item = cJSON_CreateObject();
+        cJSON_AddNumberToObject(item, "point", e->point);
+        cJSON_AddStringToObject(item, "what", e->what);
+        cJSON_AddItemToObject(item, "measured_s", number(e->measured_s));
+        cJSON_AddItemToObject(item, "fitted_s", number(e->fitted_s));
+        cJSON_AddItemToObject(item, "standardized", number(e->standardized));
+        cJSON_AddItemToObject(item, "leverage", number(e->leverage));
+        cJSON_AddItemToArray(array, item);
+    }
+    return array;
+}
+
+static cJSON *to_json(const FitModel *m)
+{
+    cJSON *root = cJSON_CreateObject();
+    cJSON_AddStringToObject(root, "format", "foldscale fit");
+    cJSON_AddNumberToObject(root, "version", FORMAT_VERSION);
+    cJSON_AddStringToObject(root, "form", FIT_FORM_NAMES[m->form]);
+    cJSON_AddStringToObject(root, "backend", m->backend);
+    cJSON_AddStringToObject(root, "device", m->device);
+    cJSON_AddNumberToObject(root, "n_min", m->n_min);
+    cJSON_AddNumberToObject(root, "n_max", m->n_max);
+    cJSON_AddNumberToObject(root, "counts", m->counts);
+    cJSON_AddNumberToObject(root, "points", m->points);
+    cJSON_AddNumberToObject(root, "tau", m->tau);
+    cJSON_AddNumberToObject(root, "noise_sd", m->noise_sd);
+    cJSON_AddNumberToObject(root, "seed", (double)m->seed);
+    cJSON_AddBoolToObject(root, "has_loader", m->has_loader);
+    cJSON_AddBoolToObject(root, "has_host", m->has_host);
+    cJSON_AddItemToObject(root, "param", params(m->param));
+    cJSON_AddItemToObject(root, "param_sd", params(m->param_sd));
+    cJSON_AddItemToObject(root, "reduced_chi2", number(m->reduced_chi2));
+    cJSON_AddItemToObject(root, "condition", number(m->condition));
+    cJSON_AddItemToObject(root, "coverage", number(m->coverage));
+    cJSON_AddNumberToObject(root, "coverage_of", m->coverage_of);
+    cJSON_AddItemToObject(root, "correlation", numbers(&m->correlation[0][0], FIT_PARAM_COUNT * FIT_PARAM_COUNT));
+    cJSON_AddItemToObject(root, "candidates", candidates(m));
+    cJSON_AddItemToObject(root, "residuals", residuals(m));
+    cJSON *draws = cJSON_AddArrayToObject(root, "draws");
+    for (int b = 0; b < m->draws; b++) {
+        cJSON *row = numbers(m->draw + (size_t)b * FIT_PARAM_COUNT, FIT_PARAM_COUNT);
+        cJSON_InsertItemInArray(row, 0, cJSON_CreateNumber(m->draw_form[b]));
+        cJSON_AddItemToArray(draws, row);
+    }
+    return root;
+}
+
+Status fit_write(const FitModel *model, const char *path)
+{
+    cJSON *root = to_json(model);
+    char *text = root ? cJSON_Print(root) : NULL;
+    cJSON_Delete(root);
+    size_t size = strlen(path) + 5;
+    char *temporary = malloc(size);
+    Status status = OK;
+    FILE *file = NULL;
+    if (!text || !temporary) {
+        status = status_fail_at(ERR_MEMORY, path, 0, "out of memory while writing the fit");
+    } else {
+        snprintf(temporary, size, "%s.tmp", path);
+        file = fopen(temporary, "wb");
+        bool bad = !file || fputs(text, file) == EOF || fputc('\n', file) == EOF || fflush(file) || fsync(fileno(file));
+        if (file && fclose(file)) bad = true;
+        if (!bad && rename(temporary, path)) bad = true;
+        if (bad) {
+            status = status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
+            if (file) unlink(temporary);
+        }
+    }
+    free(temporary);
+    cJSON_free(text);
+    return status;
+}
+
+/* --- reading ------------------------------------------------------------------------------------------------------ */
+
+static Status get_number(const cJSON *object, const char *name, const char *path, double *out)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
+    if (cJSON_IsNull(item)) {
+        *out = NAN;
+        return OK;
+    }
+    if (!cJSON_IsNumber(item)) return status_fail_at(ERR_INPUT, path, 0, "\"%s\" is missing or not a number", name);
+    *out = item->valuedouble;
+    return OK;
+}
+
+static Status get_int(const cJSON *object, const char *name, const char *path, int low, int high, int *out)
+{
+    double value;
+    TRY(get_number(object, name, path, &value));
+    if (!(value >= low && value <= high) || value != floor(value))
+        return status_fail_at(ERR_INPUT, path, 0, "\"%s\" is %g (expected a whole number from %d to %d)", name, value,
+                              low, high);
+    *out = (int)value;
+    return OK;
+}
+
+static Status get_form(const cJSON *object, const char *path, FitForm *out)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, "form");
+    for (int f = 0; cJSON_IsString(item) && f < FORM_COUNT; f++)
+        if (!strcmp(item->valuestring, FIT_FORM_NAMES[f])) {
+            *out = (FitForm)f;
+            return OK;
+        }
+    return status_fail_at(ERR_INPUT, path, 0, "\"form\" is missing or unknown");
+}
+
+static Status get_params(const cJSON *object, const char *name, const char *path, double *out)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
+    if (!cJSON_IsObject(item)) return status_fail_at(ERR_INPUT, path, 0, "\"%s\" is missing", name);
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) TRY(get_number(item, FIT_PARAM_NAMES[i], path, &out[i]));
+    return OK;
+}
+
+static Status get_text(FitModel *m, const cJSON *object, const char *name, const char *path, const char **out)
+{
+    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
+    if (!cJSON_IsString(item)) return status_fail_at(ERR_INPUT, path, 0, "\"%s\" is missing or not a text", name);
+    *out = arena_strdup(&m->arena, item->valuestring);
+    return *out ? OK : status_fail_at(ERR_MEMORY, path, 0, "out of memory");
+}
+
+static Status read_draws(const cJSON *root, const char *path, FitModel *m)
+{
+    const cJSON *draws = cJSON_GetObjectItemCaseSensitive(root, "draws"), *row;
+    int count = cJSON_IsArray(draws) ? cJSON_GetArraySize(draws) : 0;
+    if (count < 1 || count > DRAW_LIMIT)
+        return status_fail_at(ERR_INPUT, path, 0, "\"draws\" is missing, empty or longer than %d", (int)DRAW_LIMIT);
+    m->draws = count;
+    m->draw = arena_array(&m->arena, (size_t)count * FIT_PARAM_COUNT, sizeof *m->draw);
+    m->draw_form = arena_array(&m->arena, (size_t)count, sizeof *m->draw_form);
+    if (!m->draw || !m->draw_form) return status_fail_at(ERR_MEMORY, path, 0, "out of memory for %d draws", count);
+    int b = 0;
+    cJSON_ArrayForEach(row, draws)
+    {
+        const cJSON *value = row->child;
+        if (cJSON_GetArraySize(row) != FIT_PARAM_COUNT + 1 || !cJSON_IsNumber(value) || value->valuedouble < 0 ||
+            value->valuedouble >= FORM_COUNT)
+            return status_fail_at(ERR_INPUT, path, 0, "draw %d is not a form and %d numbers", b + 1,
+                                  (int)FIT_PARAM_COUNT);
+        m->draw_form[b] = (int)value->valuedouble;
+        value = value->next;
+        for (int i = 0; i < FIT_PARAM_COUNT; i++, value = value->next)
+            m->draw[(size_t)b * FIT_PARAM_COUNT + (size_t)i] = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+        b++;
+    }
+    return fit_finish_draws(m);
+}
+
+static Status read_candidates(const cJSON *root, const char *path, FitModel *m)
+{
+    const cJSON *array = cJSON_GetObjectItemCaseSensitive(root, "candidates"), *item;
+    cJSON_ArrayForEach(item, array)
+    {
+        FitForm form;
+        TRY(get_form(item, path, &form));
+        FitCandidate *c = &m->candidate[form];
+        c->form = form;
+        c->usable = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(item, "usable"));
+        TRY(get_number(item, "forward_error", path, &c->forward_error));
+        TRY(get_number(item, "comm_error", path, &c->comm_error));
+        TRY(get_number(item, "last_error", path, &c->last_error));
+        TRY(get_number(item, "aicc", path, &c->aicc));
+        TRY(get_number(item, "weight", path, &c->weight));
+        TRY(get_params(item, "param", path, c->param));
+    }
+    return OK;
+}
+
+static Status read_residuals(const cJSON *root, const char *path, FitModel *m)
+{
+    static const char *const names[] = {"step", "compute", "communication", "loader", "host"};
+    const cJSON *array = cJSON_GetObjectItemCaseSensitive(root, "residuals"), *item;
+    int count = cJSON_IsArray(array) ? cJSON_GetArraySize(array) : 0;
+    m->residual = arena_array(&m->arena, (size_t)count + 1, sizeof *m->residual);
+    if (!m->residual) return status_fail_at(ERR_MEMORY, path, 0, "out of memory");
+    cJSON_ArrayForEach(item, array)
+    {
+        FitResidual *e = &m->residual[m->residuals];
+        const cJSON *what = cJSON_GetObjectItemCaseSensitive(item, "what");
+        for (int i = 0; i < 5; i++)
+            if (cJSON_IsString(what) && !strcmp(what->valuestring, names[i])) e->what = names[i];
+        if (!e->what) return status_fail_at(ERR_INPUT, path, 0, "residual %d has no known phase", m->residuals + 1);
+        TRY(get_int(item, "point", path, 0, 1 << 20, &e->point));
+        TRY(get_number(item, "measured_s", path, &e->measured_s));
+        TRY(get_number(item, "fitted_s", path, &e->fitted_s));
+        TRY(get_number(item, "standardized", path, &e->standardized));
+        TRY(get_number(item, "leverage", path, &e->leverage));
+        m->residuals++;
+    }
+    return OK;
+}
+
+static Status from_json(const cJSON *root, const char *path, FitModel *m)
+{
+    double seed;
+    int version;
+    const cJSON *format = cJSON_GetObjectItemCaseSensitive(root, "format");
+    if (!cJSON_IsString(format) || strcmp(format->valuestring, "foldscale fit"))
+        return status_fail_at(ERR_INPUT, path, 0, "not a fit of foldscale (no \"format\": \"foldscale fit\")");
+    TRY(get_int(root, "version", path, FORMAT_VERSION, FORMAT_VERSION, &version));
+    TRY(get_form(root, path, &m->form));
+    TRY(get_text(m, root, "backend", path, &m->backend));
+    TRY(get_text(m, root, "device", path, &m->device));
+    TRY(get_number(root, "n_min", path, &m->n_min));
+    TRY(get_number(root, "n_max", path, &m->n_max));
+    if (!(m->n_max >= 1)) return status_fail_at(ERR_INPUT, path, 0, "\"n_max\" is %g (expected 1 or more)", m->n_max);
+    TRY(get_int(root, "counts", path, 1, 1 << 20, &m->counts));
+    TRY(get_int(root, "points", path, 1, 1 << 20, &m->points));
+    TRY(get_number(root, "tau", path, &m->tau));
+    TRY(get_number(root, "noise_sd", path, &m->noise_sd));
+    TRY(get_number(root, "seed", path, &seed));
+    m->seed = seed >= 0 && seed < 9e15 ? (uint64_t)seed : 0;
+    m->has_loader = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(root, "has_loader"));
+    m->has_host = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(root, "has_host"));
+    TRY(get_params(root, "param", path, m->param));
+    TRY(get_number(root, "reduced_chi2", path, &m->reduced_chi2));
+    TRY(get_number(root, "condition", path, &m->condition));
+    TRY(get_number(root, "coverage", path, &m->coverage));
+    TRY(get_int(root, "coverage_of", path, 0, 1 << 20, &m->coverage_of));
+    const cJSON *correlation = cJSON_GetObjectItemCaseSensitive(root, "correlation"), *item;
+    int k = 0;
+    cJSON_ArrayForEach(item, correlation)
+    {
+        if (k >= FIT_PARAM_COUNT * FIT_PARAM_COUNT) break;
+        (&m->correlation[0][0])[k++] = cJSON_IsNumber(item) ? item->valuedouble : 0;
+    }
+    TRY(read_candidates(root, path, m));
+    TRY(read_residuals(root, path, m));
+    return read_draws(root, path, m);
+}
+
+static Status read_text(const char *path, char **text_out)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file) return status_fail_at(ERR_IO, path, 0, "cannot open: %s", strerror(errno));
+    long size = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : -1;
+    char *text = size >= 0 && size <= JSON_LIMIT_BYTES ? malloc((size_t)size + 1) : NULL;
+    bool good = text && fseek(file, 0, SEEK_SET) == 0 && fread(text, 1, (size_t)size, file) == (size_t)size;
+    fclose(file);
+    if (!good) {
+        free(text);
+        return status_fail_at(ERR_IO, path, 0, "cannot read (%ld bytes)", size);
+    }
+    text[size] = '\0';
+    *text_out = text;
+    return OK;
+}
+
+Status fit_read(const char *path, FitModel **model_out)
+{
+    char *text = NULL;
+    TRY(read_text(path, &text));
+    const char *end = NULL;
+    cJSON *root = cJSON_ParseWithOpts(text, &end, 1);
+    if (!root) {
+        long line = 1;
+        for (const char *c = text; end && c < end && *c; c++) line += *c == '\n';
+        Status status = status_fail_at(ERR_INPUT, path, line, "malformed JSON");
+        free(text);
+        return status;
+    }
+    free(text);
+    FitModel *model = calloc(1, sizeof *model);
+    Status status = model ? from_json(root, path, model) : status_fail_at(ERR_MEMORY, path, 0, "out of memory");
+    cJSON_Delete(root);
+    if (status != OK) {
+        fit_destroy(&model);
+        return status;
+    }
+    *model_out = model;
+    return OK;
+}
