@@ -44,6 +44,12 @@ bool config_switch_get(const SwitchSection *switches, const char *name)
     return strcmp(name, "checkpoint") == 0 && switches->checkpoint != CHECKPOINT_NONE;
 }
 
+void config_switch_set(SwitchSection *switches, const char *name, bool on)
+{
+    for (size_t i = 0; i < sizeof switch_offsets / sizeof *switch_offsets; i++)
+        if (strcmp(config_switch_names[i], name) == 0) *((bool *)((char *)switches + switch_offsets[i])) = on;
+}
+
 const char *config_checkpoint_name(Checkpointing checkpoint)
 {
     static const char *const names[] = {
@@ -95,6 +101,7 @@ static Config config_defaults(void)
                   .clip_norm = 0.1,
                   .swa_decay = 0.9,
                   .recycling = 3,
+                  .checkpoint_last = true,
                   .keep = 2},
         .parallel = {.ranks = 1, .dap = 1},
         .eval = {.swa = true, .recycling = 3, .max_length = 1400},

@@ -43,6 +43,7 @@ typedef struct TrainSection {
     int warmup_steps;     /* the learning rate grows linearly over them */
     int recycling;        /* most extra iterations: drawn from shuffled [0..recycling]; */
     int checkpoint_every; /* steps; 0: only at the end */
+    bool checkpoint_last; /* one at the end as well */
     int keep;             /* newest checkpoints kept */
     double max_seconds;   /* stop (with a checkpoint) after this time; 0: no limit */
     RealType real;
@@ -80,6 +81,8 @@ typedef struct StudySection {
     int64_t dap[CONFIG_LIST];
     unsigned dap_count;
     int repeats, steps, warmup;
+    bool full_matrix; /* every switch setting at every (ranks, dap); else the ablation at the first pair alone and the
+                         last setting (all of study.switches on) at the others */
 } StudySection;
 
 typedef struct PredictSection {
@@ -118,6 +121,7 @@ Status config_to_json(const Config *config, char **text_out);
 /* Names of the on/off switches, NULL-terminated, in the order of SwitchSection; "checkpoint" is last. */
 extern const char *const config_switch_names[];
 bool config_switch_get(const SwitchSection *switches, const char *name);
+void config_switch_set(SwitchSection *switches, const char *name, bool on); /* not "checkpoint" */
 const char *config_checkpoint_name(Checkpointing checkpoint);
 const char *config_backend_name(BackendName backend);
 

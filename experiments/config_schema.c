@@ -109,9 +109,10 @@ TABLES(data, DATA_FIELDS)
                     X##_REAL("swa_decay", TrainSection, swa_decay, 0, 0.999999999)                                     \
                         X##_INT("recycling", TrainSection, recycling, 0, 3)                                            \
                             X##_INT("checkpoint_every", TrainSection, checkpoint_every, 0, 1e9)                        \
-                                X##_INT("keep", TrainSection, keep, 1, 1e6)                                            \
-                                    X##_REAL("max_seconds", TrainSection, max_seconds, 0, 1e9)                         \
-                                        X##_ENUM("real", TrainSection, real, real_names)
+                                X##_BOOL("checkpoint_last", TrainSection, checkpoint_last)                             \
+                                    X##_INT("keep", TrainSection, keep, 1, 1e6)                                        \
+                                        X##_REAL("max_seconds", TrainSection, max_seconds, 0, 1e9)                     \
+                                            X##_ENUM("real", TrainSection, real, real_names)
 TABLES(train, TRAIN_FIELDS)
 
 #define PARALLEL_FIELDS(X)                                                                                             \
@@ -125,9 +126,11 @@ TABLES(parallel, PARALLEL_FIELDS)
     S_BOOL(X, gemm_batching)                                                                                           \
     S_BOOL(X, fused_attention)                                                                                         \
     S_BOOL(X, fused_layernorm)                                                                                         \
-    S_BOOL(X, fused_pointwise) S_BOOL(X, fused_optimizer) S_BOOL(X, bf16) S_BOOL(X, comm_overlap)                      \
-        S_BOOL(X, overlap_clip) S_BOOL(X, cuda_graph) S_BOOL(X, async_eval) S_BOOL(X, eval_cache)                      \
-            X##_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
+    S_BOOL(X, fused_pointwise)                                                                                         \
+    S_BOOL(X, fused_optimizer)                                                                                         \
+    S_BOOL(X, bf16)                                                                                                    \
+    S_BOOL(X, comm_overlap) S_BOOL(X, overlap_clip) S_BOOL(X, cuda_graph) S_BOOL(X, async_eval) S_BOOL(X, eval_cache)  \
+        X##_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
 TABLES(switch, SWITCH_FIELDS)
 
 #define EVAL_FIELDS(X)                                                                                                 \
@@ -140,7 +143,7 @@ TABLES(eval, EVAL_FIELDS)
     X##_ENUMS("ablations", StudySection, ablations, &ablation_entry, 3) X##_NAMES("switches", StudySection, switches)  \
         X##_INTS("ranks", StudySection, ranks, 1, 65536) X##_INTS("dap", StudySection, dap, 1, 8)                      \
             X##_INT("repeats", StudySection, repeats, 1, 1000) X##_INT("steps", StudySection, steps, 1, 1e6)           \
-                X##_INT("warmup", StudySection, warmup, 0, 1e6)
+                X##_INT("warmup", StudySection, warmup, 0, 1e6) X##_BOOL("full_matrix", StudySection, full_matrix)
 TABLES(study, STUDY_FIELDS)
 
 #define PREDICT_FIELDS(X)                                                                                              \

@@ -113,7 +113,7 @@ Status launch_ranks(int ranks, int argc, char **argv)
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) arguments[n++] = (char *)fixed[i];
     Status status = launch_self(self, sizeof self);
     arguments[n++] = self;
-    for (int i = 1; i < argc; i++) arguments[n++] = argv[i];
+    for (int i = 0; i < argc; i++) arguments[n++] = argv[i];
     if (status == OK) status = launch_wait(arguments, NULL, &exit_status);
     free(arguments);
     if (status != OK) return status;

@@ -14,8 +14,8 @@ int launch_world_size(void);
  * its standard output to /dev/null. *exit_out: exit status, or 128 + signal. ERR_IO when it cannot be started. */
 Status launch_wait(char *const arguments[], const char *log_path, int *exit_out);
 
-/* Runs this very program with argv[1..] on `ranks` ranks through mpirun (oversubscribed, as root too, not bound to
- * cores). ERR_COMM when a rank failed. */
+/* Runs this very program with argv[0..argc) as its arguments on `ranks` ranks through mpirun (oversubscribed, as root
+ * too, not bound to cores). ERR_COMM when a rank failed. */
 Status launch_ranks(int ranks, int argc, char **argv);
 
 /* Path of this program. */

@@ -77,6 +77,20 @@ static void add_run(cJSON *root, const RunFacts *facts)
     cJSON_AddNumberToObject(root, "record_and_passes_s", facts->prepare_s);
 }
 
+static void add_programs(cJSON *root, const RunFacts *facts)
+{
+    cJSON *programs = cJSON_AddObjectToObject(root, "programs");
+    for (int i = 0; i < facts->programs; i++) {
+        const ProgramFacts *p = &facts->program[i];
+        cJSON *item = cJSON_AddObjectToObject(programs, p->name);
+        cJSON_AddNumberToObject(item, "ops", p->ops);
+        cJSON_AddNumberToObject(item, "flops", p->flops);
+        cJSON_AddNumberToObject(item, "bytes", p->bytes);
+        cJSON_AddNumberToObject(item, "wire_bytes", p->wire_bytes);
+        cJSON_AddNumberToObject(item, "arena_bytes", p->arena_bytes);
+    }
+}
+
 Status provenance_write(const char *path, const RunFacts *facts)
 {
     char *experiment = NULL;
@@ -85,6 +99,7 @@ Status provenance_write(const char *path, const RunFacts *facts)
     add_run(root, facts);
     add_machine(root, facts->backend);
     add_libraries(root);
+    add_programs(root, facts);
     cJSON_AddItemToObject(root, "experiment", cJSON_Parse(experiment));
     free(experiment);
     char *text = cJSON_Print(root);

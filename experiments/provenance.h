@@ -5,15 +5,24 @@
 #include "engine/backend.h"
 #include "experiments/config.h"
 
+/* What one run of a planned program costs a rank (op table). */
+typedef struct ProgramFacts {
+    const char *name; /* "nograd", "grad", "optimizer" */
+    int ops;
+    double flops, bytes, wire_bytes, arena_bytes;
+} ProgramFacts;
+
 typedef struct RunFacts {
+    int programs;
+    ProgramFacts program[3];
     int argc;
     char **argv;
     const Config *config;
     const Backend *backend;
-    int64_t parameters;                                 /* of the model */
-    double store_bytes, workspace_bytes, touched_bytes; /* of one rank */
-    double prepare_s;                                   /* recording and passes */
-    int64_t resumed_from;                               /* step, -1: from the start */
+    int64_t parameters;                  /* of the model */
+    double store_bytes, workspace_bytes; /* of one rank */
+    double prepare_s;                    /* recording and passes */
+    int64_t resumed_from;                /* step, -1: from the start */
 } RunFacts;
 
 /* Writes PATH whole or not at all. */

@@ -72,4 +72,6 @@ Status session_forward(Session *session, const Batch *batch, int64_t step, int r
 /* Copies parameters (or the average) of a training session into an evaluation session of another size. */
 Status session_copy_params(Session *from, bool average, Session *to);
 
+extern const char *const session_program_names[SESSION_PROGRAMS]; /* "nograd", "grad", "optimizer" */
+
 #endif

@@ -4,6 +4,9 @@
 #include "experiments/progress.h"
 #include "experiments/session.h"
 
+const char *const session_program_names[SESSION_PROGRAMS] = {
+    [SESSION_NOGRAD] = "nograd", [SESSION_GRAD] = "grad", [SESSION_OPTIMIZER] = "optimizer"};
+
 static void clear_outputs(Program *program)
 {
     for (int32_t i = 0; i < program->n_values; i++) program->value[i].output = false;

@@ -1,0 +1,295 @@
+#include "experiments/runner.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "experiments/async_eval.h"
+#include "experiments/checkpoint.h"
+#include "experiments/files.h"
+#include "experiments/mllog.h"
+#include "experiments/progress.h"
+#include "experiments/provenance.h"
+#include "experiments/run_log.h"
+#include "kernels/kernels.h"
+
+/* Set by SIGINT and SIGTERM: a handler has no other way to tell the loop. */
+static volatile sig_atomic_t stop_requested;
+
+static void request_stop(int signal_number)
+{
+    (void)signal_number;
+    stop_requested = 1;
+}
+
+typedef struct Runner {
+    const Config *config;
+    const RunOptions *options;
+    Backend *backend;
+    Session *session;
+    Source *source;
+    Evaluator *evaluator;
+    AsyncEval *async;
+    RunLog *log;
+    Mllog *mllog;
+    RunState state;
+    int64_t nograd_runs, steps_run, saved_step;
+    double start_s; /* of this process, minus the time of earlier ones */
+    double best, last_lddt, last_loss;
+    bool target_reached;
+} Runner;
+
+static bool is_root(const Runner *r)
+{
+    return r->backend->layout.rank == 0;
+}
+
+static double learning_rate(const TrainSection *t, int64_t step)
+{
+    if (t->warmup_steps <= 0 || step >= t->warmup_steps) return t->learning_rate;
+    return t->learning_rate * (double)step / (double)t->warmup_steps;
+}
+
+static Status save(Runner *r)
+{
+    if (r->saved_step == r->state.step) return OK;
+    r->state.elapsed_s = clock_now_s() - r->start_s;
+    TRY(source_state(r->source, r->state.loader, sizeof r->state.loader));
+    if (is_root(r)) TRY(checkpoint_save(r->session->store, r->options->folder, &r->state, r->config->train.keep));
+    r->saved_step = r->state.step;
+    return OK;
+}
+
+static Status record_scores(Runner *r, int64_t step, double elapsed_s, const ChainScore *scores, int count)
+{
+    double sum = 0;
+    for (int i = 0; i < count; i++) sum += scores[i].lddt_ca;
+    r->last_lddt = count ? sum / count : 0;
+    if (r->last_lddt > r->best) r->best = r->last_lddt;
+    mllog_at_step(r->mllog, MLLOG_POINT, "eval_accuracy", r->last_lddt, step, r->state.samples);
+    if (r->config->eval.target > 0 && r->last_lddt >= r->config->eval.target) r->target_reached = true;
+    return run_log_eval(r->log, step, elapsed_s, scores, count);
+}
+
+static Status evaluate_now(Runner *r)
+{
+    int count = evaluator_chains(r->evaluator);
+    ChainScore *scores = calloc((size_t)count + 1, sizeof *scores);
+    if (!scores) return status_fail(ERR_MEMORY, "out of memory for %d scores", count);
+    Weights weights = {.session = r->session, .average = r->config->eval.swa};
+    Status status = evaluator_run(r->evaluator, &weights, r->state.step, NULL, scores);
+    if (status == OK) status = record_scores(r, r->state.step, clock_now_s() - r->start_s, scores, count);
+    free(scores);
+    return status;
+}
+
+/* Starts or runs the evaluation of this step, and takes in what an earlier asynchronous one found. */
+static Status evaluate(Runner *r, bool last)
+{
+    const EvalSection *e = &r->config->eval;
+    bool due = e->every > 0 && (r->state.step % e->every == 0 || last);
+    if (!r->config->switches.async_eval) return due ? evaluate_now(r) : OK;
+    if (!is_root(r)) return OK;
+    ChainScore *scores = NULL;
+    int64_t step;
+    int count = 0;
+    if (due) TRY(async_eval_start(r->async, r->session->store, &r->state));
+    do {
+        TRY(async_eval_poll(r->async, last, &step, &scores, &count));
+        if (count) TRY(record_scores(r, step, clock_now_s() - r->start_s, scores, count));
+        free(scores);
+        scores = NULL;
+    } while (count && last);
+    return OK;
+}
+
+static Status one_step(Runner *r, StepRow *row, StepResult *result)
+{
+    const TrainSection *t = &r->config->train;
+    const Batch *batch = NULL;
+    int64_t step = r->state.step + 1;
+    int recycling = 0;
+    TRY(source_recycling(r->source, step, &recycling));
+    TRY(source_next(r->source, &batch, &row->phase_s[PHASE_DATA_WAIT]));
+    StepInput input = {.batch = batch,
+                       .step = step,
+                       .sample = r->backend->layout.dp_rank,
+                       .recycling = recycling,
+                       .learning_rate = learning_rate(t, step)};
+    TRY(session_step(r->session, &input, result));
+    r->state.step = step;
+    r->state.samples += r->backend->layout.dp;
+    r->nograd_runs += recycling;
+    r->steps_run++;
+    row->step = step;
+    row->rank = r->backend->layout.rank;
+    row->recycling = recycling;
+    row->loss = r->last_loss = result->total_loss;
+    row->gradient_norm = result->gradient_norm;
+    row->learning_rate = input.learning_rate;
+    row->phase_s[PHASE_FORWARD_NOGRAD] = result->forward_nograd_s;
+    row->phase_s[PHASE_FORWARD] = result->forward_s;
+    row->phase_s[PHASE_BACKWARD] = result->backward_s;
+    row->phase_s[PHASE_COMM_EXPOSED] = result->comm_exposed_s;
+    row->phase_s[PHASE_OPTIMIZER] = result->optimizer_s;
+    return OK;
+}
+
+static bool wants_stop(const Runner *r)
+{
+    const TrainSection *t = &r->config->train;
+    return stop_requested || r->target_reached || (t->max_seconds > 0 && clock_now_s() - r->start_s >= t->max_seconds);
+}
+
+static Status train_loop(Runner *r)
+{
+    const TrainSection *t = &r->config->train;
+    Progress progress;
+    bool stop = r->state.step >= t->steps;
+    progress_begin(&progress, "step", r->state.step, t->steps, is_root(r));
+    while (!stop) {
+        StepRow row = {0};
+        StepResult result;
+        char note[96];
+        double start = clock_now_s();
+        TRY(one_step(r, &row, &result));
+        double eval_start = clock_now_s();
+        TRY(evaluate(r, r->state.step >= t->steps));
+        row.phase_s[PHASE_EVAL] = clock_now_s() - eval_start;
+        if (t->checkpoint_every > 0 && r->state.step % t->checkpoint_every == 0) TRY(save(r));
+        row.step_s = clock_now_s() - start;
+        row.phase_s[PHASE_OTHER] = row.step_s;
+        for (int i = 0; i < PHASE_OTHER; i++) row.phase_s[PHASE_OTHER] -= row.phase_s[i];
+        if (row.phase_s[PHASE_OTHER] < 0) row.phase_s[PHASE_OTHER] = 0; /* two clocks, rounded differently */
+        TRY(run_log_step(r->log, &row, &result, wants_stop(r), &stop));
+        if (r->state.step >= t->steps) stop = true;
+        snprintf(note, sizeof note, "loss %.4g%s%.3f", r->last_loss, r->best > 0 ? "  lDDT-Ca " : "  ", r->last_lddt);
+        progress_update(&progress, r->state.step, r->best > 0 ? note : note);
+    }
+    progress_end(&progress);
+    return t->checkpoint_last || stop_requested ? save(r) : OK;
+}
+
+static void add_program_facts(const Session *s, RunFacts *facts)
+{
+    for (int i = 0; i < SESSION_PROGRAMS; i++) {
+        const Program *p = s->program[i];
+        if (!p) continue;
+        ProgramFacts *f = &facts->program[facts->programs++];
+        *f = (ProgramFacts){.name = session_program_names[i], .ops = p->n_ops, .arena_bytes = (double)p->arena_bytes};
+        for (int32_t k = 0; k < p->n_ops; k++) {
+            Cost cost = {0};
+            prog_op_cost(p, &p->op[k], &cost);
+            f->flops += cost.flops;
+            f->bytes += cost.bytes;
+            f->wire_bytes += cost.wire_bytes;
+        }
+    }
+}
+
+static Status write_provenance(Runner *r, int64_t resumed_from)
+{
+    char path[4096];
+    RunFacts facts = {.argc = r->options->argc,
+                      .argv = r->options->argv,
+                      .config = r->config,
+                      .backend = r->backend,
+                      .parameters = r->session->registry->param_count,
+                      .store_bytes = (double)r->session->store_bytes,
+                      .workspace_bytes = (double)r->session->workspace_bytes,
+                      .prepare_s = r->session->prepare_s,
+                      .resumed_from = resumed_from};
+    add_program_facts(r->session, &facts);
+    snprintf(path, sizeof path, "%s/run.json", r->options->folder);
+    return provenance_write(path, &facts);
+}
+
+static Status prepare(Runner *r)
+{
+    const Config *c = r->config;
+    char path[4096];
+    bool found = false;
+    TRY(session_create(r->backend, c, true, r->options->profile, &r->session));
+    TRY(store_init_params(r->session->store, (uint64_t)c->train.seed));
+    r->state.seed = c->train.seed;
+    if (r->options->resume)
+        TRY(checkpoint_resume(r->session->store, r->options->folder, is_root(r), &r->state, &found));
+    r->saved_step = found ? r->state.step : -1;
+    r->start_s = clock_now_s() - r->state.elapsed_s;
+    if (is_root(r)) TRY(write_provenance(r, found ? r->state.step : -1));
+    TRY(run_log_open(r->options->folder, r->session, r->state.step, &r->log));
+    TRY(source_open(c, &r->backend->layout, r->state.step, r->state.loader, &r->source));
+    if (c->eval.every > 0 && !c->switches.async_eval) TRY(evaluator_create(r->backend, c, &r->evaluator));
+    if (c->eval.every > 0 && c->switches.async_eval && is_root(r))
+        TRY(async_eval_create(c, r->options->folder, &r->async));
+    if (!is_root(r)) return OK;
+    snprintf(path, sizeof path, "%s/mlperf.log", r->options->folder);
+    if (!found) unlink(path);
+    return mllog_open(path, &r->mllog);
+}
+
+static void log_start(Runner *r)
+{
+    const TrainSection *t = &r->config->train;
+    mllog_text(r->mllog, MLLOG_POINT, "submission_benchmark", "openfold");
+    mllog_text(r->mllog, MLLOG_POINT, "submission_platform", r->backend->device);
+    mllog_number(r->mllog, MLLOG_POINT, "number_of_ranks", r->backend->layout.world);
+    mllog_number(r->mllog, MLLOG_POINT, "global_batch_size", r->backend->layout.dp);
+    mllog_number(r->mllog, MLLOG_POINT, "seed", (double)t->seed);
+    mllog_number(r->mllog, MLLOG_POINT, "opt_base_learning_rate", t->learning_rate);
+    mllog_number(r->mllog, MLLOG_POINT, "opt_gradient_clip_norm", t->clip_norm);
+    mllog_text(r->mllog, MLLOG_END, "init_stop", NULL);
+    mllog_text(r->mllog, MLLOG_START, "run_start", NULL);
+}
+
+static void log_end(Runner *r)
+{
+    mllog_number(r->mllog, MLLOG_POINT, "train_samples", (double)r->state.samples);
+    mllog_at_step(r->mllog, MLLOG_END, "run_stop", r->last_lddt, r->state.step, r->state.samples);
+    if (!is_root(r) || r->options->quiet) return;
+    printf("%s: %lld steps, loss %.6g", r->config->name, (long long)r->state.step, r->last_loss);
+    if (r->best > 0) printf(", lDDT-Ca %.4f (best %.4f)", r->last_lddt, r->best);
+    printf(", %.1f s -> %s%s\n", clock_now_s() - r->start_s, r->options->folder,
+           stop_requested ? " (stopped by a signal; --resume goes on)" : "");
+}
+
+static Status check_ranks(const Runner *r)
+{
+    int world = r->backend->layout.world;
+    if (world == r->config->parallel.ranks) return OK;
+    return status_fail(ERR_USAGE, "%s: the launcher started %d ranks (expected parallel.ranks = %d)", r->config->name,
+                       world, r->config->parallel.ranks);
+}
+
+Status runner_train(const Config *config, const RunOptions *options)
+{
+    Runner r = {.config = config, .options = options};
+    KernelOptions kernels = {.dap = config->parallel.dap, .threads = config->parallel.threads};
+    struct sigaction stop = {.sa_handler = request_stop};
+    sigemptyset(&stop.sa_mask);
+    sigaction(SIGINT, &stop, NULL);
+    sigaction(SIGTERM, &stop, NULL);
+    TRY(folder_make(options->folder));
+    TRY(kernels_open(config_backend_name(config->backend), &kernels, &r.backend));
+    Status status = check_ranks(&r);
+    if (status == OK) status = prepare(&r);
+    if (status == OK) {
+        log_start(&r);
+        status = train_loop(&r);
+    }
+    if (status == OK) log_end(&r);
+    if (status == OK && options->profile && is_root(&r))
+        status = run_log_ops(options->folder, r.session, r.steps_run, r.nograd_runs);
+    async_eval_destroy(&r.async);
+    evaluator_destroy(&r.evaluator);
+    source_close(&r.source);
+    Status logged = run_log_close(&r.log), logged_too = mllog_close(&r.mllog);
+    session_destroy(&r.session);
+    if (status == OK) status = logged != OK ? logged : logged_too;
+    /* after a failure the process ends without leaving MPI in order: that is what makes the launcher end the others */
+    if (status == OK) kernels_close(&r.backend);
+    return status;
+}

@@ -1,0 +1,96 @@
+#include "experiments/slurm.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "experiments/files.h"
+#include "experiments/launch.h"
+
+/* A word for the shell, in single quotes. */
+static void put_word(FILE *out, const char *word)
+{
+    fputs(" '", out);
+    for (; *word; word++) {
+        if (*word == '\'')
+            fputs("'\\''", out);
+        else
+            fputc(*word, out);
+    }
+    fputc('\'', out);
+}
+
+static void put_header(FILE *out, const SlurmOptions *o, const StudyPoint *p, bool gpus, const char *folder)
+{
+    int per_node = p->ranks < (int)o->gpus_per_node ? p->ranks : (int)o->gpus_per_node;
+    int nodes = (p->ranks + per_node - 1) / per_node;
+    fprintf(out, "#!/bin/bash\n#SBATCH --job-name=%s\n#SBATCH --nodes=%d\n#SBATCH --ntasks=%d\n", p->id, nodes,
+            p->ranks);
+    fprintf(out, "#SBATCH --ntasks-per-node=%d\n#SBATCH --time=%lld\n#SBATCH --exclusive\n", per_node,
+            (long long)o->minutes);
+    if (gpus) fprintf(out, "#SBATCH --gpus-per-node=%d\n", per_node);
+    if (o->partition) fprintf(out, "#SBATCH --partition=%s\n", o->partition);
+    fprintf(out, "#SBATCH --output=%s/points/%s/log.txt\nset -eu\nsrun --mpi=pmix", folder, p->id);
+}
+
+static Status write_script(const char *path, const char *text, size_t size)
+{
+    TRY(file_write_whole(path, text, size));
+    return chmod(path, 0755) == 0 ? OK : status_fail(ERR_IO, "%s: cannot make it executable", path);
+}
+
+static Status write_point(const SlurmOptions *options, const Config *config, const char *study,
+                          const TextList *overrides, const char *folder, const StudyPoint *point, Arena *arena)
+{
+    char path[4096], self[4096], *text = NULL;
+    size_t size = 0;
+    TextList *set = calloc(1, sizeof *set);
+    FILE *out = set ? open_memstream(&text, &size) : NULL;
+    if (!out) {
+        free(set);
+        return status_fail(ERR_MEMORY, "sweep: out of memory");
+    }
+    *set = *overrides;
+    Status status = study_overrides(config, point, arena, set);
+    if (status == OK) status = launch_self(self, sizeof self);
+    if (status == OK) {
+        put_header(out, options, point, config->backend == BACKEND_CUDA, folder);
+        put_word(out, self);
+        fputs(" train", out);
+        put_word(out, study);
+        snprintf(path, sizeof path, "%s/points/%s", folder, point->id);
+        status = folder_make(path);
+        fputs(" --out", out);
+        put_word(out, path);
+        for (int i = 0; i < set->count; i++) {
+            fputs(" --set", out);
+            put_word(out, set->item[i]);
+        }
+        fputc('\n', out);
+    }
+    snprintf(path, sizeof path, "%s/slurm/%s.sh", folder, point->id);
+    if (fclose(out) != 0 && status == OK) status = status_fail(ERR_MEMORY, "sweep: out of memory");
+    if (status == OK) status = write_script(path, text, size);
+    free(text);
+    free(set);
+    return status;
+}
+
+Status slurm_write(const SlurmOptions *options, const Config *config, const char *study, const TextList *overrides,
+                   const char *folder, const StudyPoint *points, int count)
+{
+    static const char submit[] = "#!/bin/bash\n# Submits every point that has no steps.csv yet, one after the other.\n"
+                                 "set -eu\ncd \"$(dirname \"$0\")\"\nfor job in n*.sh; do\n"
+                                 "  [ -e \"../points/${job%.sh}/steps.csv\" ] || sbatch \"$job\"\ndone\n";
+    char path[4096];
+    Arena arena = {0};
+    snprintf(path, sizeof path, "%s/slurm", folder);
+    Status status = folder_make(path);
+    for (int i = 0; i < count && status == OK; i++)
+        status = write_point(options, config, study, overrides, folder, &points[i], &arena);
+    arena_free(&arena);
+    snprintf(path, sizeof path, "%s/slurm/submit.sh", folder);
+    if (status == OK) status = write_script(path, submit, sizeof submit - 1);
+    if (status == OK) printf("%d job scripts; start them with %s\n", count, path);
+    return status;
+}
