@@ -27,7 +27,6 @@ typedef struct DataSection {
     int workers; /* threads that prepare samples */
     int queue;   /* samples kept ready */
     bool templates;
-    bool crop_fixed; /* always the first residues (overfitting): one sample, the same each step */
     char max_release_date[CONFIG_NAME];
     double max_resolution;
     int synthetic_chains; /* 0: real data */

@@ -88,16 +88,17 @@ TABLES(model, MODEL_FIELDS)
 #define DATA_FIELDS(X)                                                                                                 \
     X##_PATH("mmcif", DataSection, mmcif) X##_PATH("alignments", DataSection, alignments)                              \
         X##_PATH("alignment_index", DataSection, alignment_index) X##_PATH("duplicates", DataSection, duplicates)      \
-            X##_PATH("obsolete", DataSection, obsolete) X##_PATH("mmcif_cache", DataSection, mmcif_cache) X##_PATH(    \
-                "chain_data_cache", DataSection, chain_data_cache) X##_PATH("clusters", DataSection, clusters)         \
-                X##_PATH("pack", DataSection, pack) X##_NAMES("chains", DataSection, chains)                           \
-                    X##_INT("workers", DataSection, workers, 1, 256) X##_INT("queue", DataSection, queue, 1, 4096)     \
-                        X##_BOOL("templates", DataSection, templates) X##_BOOL("crop_fixed", DataSection, crop_fixed)  \
-                            X##_TEXT("max_release_date", DataSection, max_release_date)                                \
-                                X##_REAL("max_resolution", DataSection, max_resolution, 0.1, 1e6)                      \
-                                    X##_INT("synthetic_chains", DataSection, synthetic_chains, 0, 1 << 20)             \
-                                        X##_INT("synthetic_length", DataSection, synthetic_length, 8, 16384)           \
-                                            X##_INT("synthetic_rows", DataSection, synthetic_rows, 1, 1 << 20)
+            X##_PATH("obsolete", DataSection, obsolete) X##_PATH("mmcif_cache", DataSection, mmcif_cache)              \
+                X##_PATH("chain_data_cache", DataSection, chain_data_cache)                                            \
+                    X##_PATH("clusters", DataSection, clusters) X##_PATH("pack", DataSection, pack)                    \
+                        X##_NAMES("chains", DataSection, chains) X##_INT("workers", DataSection, workers, 1, 256)      \
+                            X##_INT("queue", DataSection, queue, 1, 4096)                                              \
+                                X##_BOOL("templates", DataSection, templates)                                          \
+                                    X##_TEXT("max_release_date", DataSection, max_release_date)                        \
+                                        X##_REAL("max_resolution", DataSection, max_resolution, 0.1, 1e6)              \
+                                            X##_INT("synthetic_chains", DataSection, synthetic_chains, 0, 1 << 20)     \
+                                                X##_INT("synthetic_length", DataSection, synthetic_length, 8, 16384)   \
+                                                    X##_INT("synthetic_rows", DataSection, synthetic_rows, 1, 1 << 20)
 TABLES(data, DATA_FIELDS)
 
 #define TRAIN_FIELDS(X)                                                                                                \
@@ -129,7 +130,8 @@ TABLES(parallel, PARALLEL_FIELDS)
     S_BOOL(X, fused_pointwise)                                                                                         \
     S_BOOL(X, fused_optimizer)                                                                                         \
     S_BOOL(X, bf16)                                                                                                    \
-    S_BOOL(X, comm_overlap) S_BOOL(X, overlap_clip) S_BOOL(X, cuda_graph) S_BOOL(X, async_eval) S_BOOL(X, eval_cache)  \
+    S_BOOL(X, comm_overlap)                                                                                            \
+    S_BOOL(X, overlap_clip) S_BOOL(X, cuda_graph) S_BOOL(X, async_eval) S_BOOL(X, eval_cache)                          \
         X##_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
 TABLES(switch, SWITCH_FIELDS)
 

@@ -24,9 +24,6 @@ Status source_recycling(const Source *source, int64_t step, int *recycling_out);
 /* Text from which source_open goes on after the steps handed out so far; "" when the step says it all. */
 Status source_state(const Source *source, char *text, size_t size);
 
-/* Names of the chains to train on, or (evaluation) those of eval.chains, else the training chains; borrowed. */
-Status source_train_chains(const Source *source, const char *const **names_out, int *count_out);
-
 /* --- whole chains
  * ------------------------------------------------------------------------------------------------------ */
 
