@@ -5,7 +5,7 @@
 
 static _Thread_local char message[1024];
 
-Status status_fail(Status code, const char *format, ...)
+Status(status_fail)(Status code, const char *format, ...)
 {
     char text[sizeof message]; /* the arguments may point into `message` itself */
     va_list args;
@@ -16,7 +16,7 @@ Status status_fail(Status code, const char *format, ...)
     return code;
 }
 
-Status status_fail_at(Status code, const char *file, long line, const char *format, ...)
+Status(status_fail_at)(Status code, const char *file, long line, const char *format, ...)
 {
     char text[sizeof message];
     va_list args;

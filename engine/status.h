@@ -25,6 +25,19 @@ Status status_fail(Status code, const char *format, ...) __attribute__((format(p
 Status status_fail_at(Status code, const char *file, long line, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* The calls through these macros let the compiler see that a failure is never OK: without it, GCC at -O3 takes outputs
+ * that are set on success only for uninitialised ones. */
+#define status_fail(code, ...)                                                                                         \
+    __extension__({                                                                                                    \
+        (status_fail)(code, __VA_ARGS__);                                                                              \
+        (Status)(code);                                                                                                \
+    })
+#define status_fail_at(code, ...)                                                                                      \
+    __extension__({                                                                                                    \
+        (status_fail_at)(code, __VA_ARGS__);                                                                           \
+        (Status)(code);                                                                                                \
+    })
+
 /* Message of the last failure on this thread; "" if none. Valid until the next failure on this thread. */
 const char *status_text(void);
 
