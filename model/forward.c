@@ -6,7 +6,7 @@ typedef struct Forward {
     Program *p;
     const ModelConfig *config;
     Val aatype, seq_mask, msa_mask, pair_mask; /* msa_mask: clusters and template rows */
-    Val clusters, m, z;
+    Val clusters, m, z, first_row;
 } Forward;
 
 static Val input(Forward *f, const char *name, DType dtype, int rank, int64_t d0, int64_t d1, int64_t d2, int64_t d3)
@@ -41,6 +41,8 @@ static void embed_recycled(Forward *f)
     Val positions = prog_state(p, "recycle.x", DT_F32, 3, (int64_t[]){c->n_res, 37, 3});
     Val x_prev = prog_add(p, OP_PSEUDO_BETA, 2, (Val[]){positions, f->aatype}, NULL), m0, z;
     prog_tap(p, x_prev, "recycling_embedder.in.x_prev");
+    prog_tap(p, m0_prev, "recycling_embedder.in.m0_prev");
+    prog_tap(p, z_prev, "recycling_embedder.in.z_prev");
     prog_scope_push(p, "recycling_embedder");
     recycling_embedder(p, c, m0_prev, z_prev, x_prev, &m0, &z);
     prog_scope_pop(p);
@@ -153,12 +155,24 @@ static Val run_evoformer_stack(Forward *f)
     prog_scope_pop(p);
     f->clusters = prog_add(p, OP_SLICE, 1, &f->m, &(OpAttr){.i = {0, 0, c->n_clust}});
     prog_tap(p, f->clusters, "out.msa");
+    prog_tap(p, f->z, "out.pair");
     prog_tap(p, single, "out.single");
-    Val m_state = prog_state(p, "recycle.m", DT_F32, 2, (int64_t[]){c->n_res, c->c_m});
-    Val z_state = prog_state(p, "recycle.z", DT_F32, 3, (int64_t[]){c->n_res, c->n_res, c->c_z});
-    prog_add_into(p, OP_COPY, 1, &row, NULL, 1, &m_state);
-    prog_add_into(p, OP_COPY, 1, &f->z, NULL, 1, &z_state);
+    f->first_row = row;
     return single;
+}
+
+/* For the next iteration. The program with the loss is the last one and leaves the states alone: its backward pass
+ * reads them again. */
+static void store_recycled(Forward *f, Val positions)
+{
+    Program *p = f->p;
+    const ModelConfig *c = f->config;
+    Val m = prog_state(p, "recycle.m", DT_F32, 2, (int64_t[]){c->n_res, c->c_m});
+    Val z = prog_state(p, "recycle.z", DT_F32, 3, (int64_t[]){c->n_res, c->n_res, c->c_z});
+    Val x = prog_state(p, "recycle.x", DT_F32, 3, (int64_t[]){c->n_res, 37, 3});
+    prog_add_into(p, OP_COPY, 1, &f->first_row, NULL, 1, &m);
+    prog_add_into(p, OP_COPY, 1, &f->z, NULL, 1, &z);
+    prog_add_into(p, OP_COPY, 1, &positions, NULL, 1, &x);
 }
 
 Status model_record_forward(const ModelConfig *config, bool loss, Program *program)
@@ -181,9 +195,10 @@ Status model_record_forward(const ModelConfig *config, bool loss, Program *progr
     prog_scope_push(program, "structure_module");
     structure_module(program, c, single, f.z, f.aatype, f.seq_mask, "out.", &structure);
     prog_scope_pop(program);
-    model_heads(program, c, &structure, f.clusters, f.z, &heads);
-    Val positions = prog_state(program, "recycle.x", DT_F32, 3, (int64_t[]){c->n_res, 37, 3});
-    prog_add_into(program, OP_COPY, 1, &heads.final_atom_positions, NULL, 1, &positions);
-    if (loss) model_losses(program, c, &structure, &heads);
+    model_heads(program, c, &structure, single, f.clusters, f.z, &heads);
+    if (loss)
+        model_losses(program, c, &structure, &heads);
+    else
+        store_recycled(&f, heads.final_atom_positions);
     return prog_status(program);
 }

@@ -43,8 +43,8 @@ Val head_resolved(Program *p, const ModelConfig *config, Val single)
     return x;
 }
 
-void model_heads(Program *p, const ModelConfig *config, const StructureOut *structure, Val m_clusters, Val z,
-                 HeadsOut *out)
+void model_heads(Program *p, const ModelConfig *config, const StructureOut *structure, Val single, Val m_clusters,
+                 Val z, HeadsOut *out)
 {
     bool former = prog_full_precision(p, true);
     prog_scope_push(p, "auxiliary_heads");
@@ -58,7 +58,7 @@ void model_heads(Program *p, const ModelConfig *config, const StructureOut *stru
     out->masked_msa_logits = head_masked_msa(p, config, m_clusters);
     prog_scope_pop(p);
     prog_scope_push(p, "experimentally_resolved");
-    out->resolved_logits = head_resolved(p, config, structure->single);
+    out->resolved_logits = head_resolved(p, config, single);
     prog_scope_pop(p);
     prog_scope_pop(p);
     out->plddt = prog_add(p, OP_PLDDT_SCORE, 1, &out->lddt_logits, NULL);

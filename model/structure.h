@@ -54,11 +54,12 @@ typedef struct HeadsOut {
 } HeadsOut;
 
 /* All heads in the scope "auxiliary_heads" and the atom37 positions (inputs residx_atom37_to_atom14,
- * atom37_atom_exists). m_clusters[n_clust,N,c_m] is the MSA without the template rows. The experimentally resolved head
- * is always recorded; its parameters get a zero gradient when its weight is zero. Taps: "out.lddt_logits" ... as in the
- * golden files. */
-void model_heads(Program *p, const ModelConfig *config, const StructureOut *structure, Val m_clusters, Val z,
-                 HeadsOut *out);
+ * atom37_atom_exists). single[N,c_s] is the Evoformer's (the resolved head reads it, the pLDDT
+ * head reads the structure module's); m_clusters[n_clust,N,c_m] is the MSA without the template rows. The
+ * experimentally resolved head is always recorded; its parameters get a zero gradient when its weight is zero. Taps:
+ * "out.lddt_logits" ... as in the golden files. */
+void model_heads(Program *p, const ModelConfig *config, const StructureOut *structure, Val single, Val m_clusters,
+                 Val z, HeadsOut *out);
 
 /* Symmetric renaming, algorithm 26 (inputs of the batch by name). */
 typedef struct RenameOut {

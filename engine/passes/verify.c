@@ -29,6 +29,25 @@ static Status check_inputs(const Program *p, int32_t i, PassStage after)
     return OK;
 }
 
+/* A buffer that was overwritten must not be read through an older value: its first content is gone. written[slot] is
+ * the value that was written last, VAL_NONE before. */
+static Status check_buffers(const Program *p, int32_t i, PassStage after, Val *written)
+{
+    const Op *op = &p->op[i];
+    for (int k = 0; k < op->n_in; k++) {
+        if (op->in[k] == VAL_NONE) continue;
+        const Value *v = &p->value[op->in[k]];
+        if (v->place == PLACE_BUFFER && written[v->slot] != VAL_NONE && written[v->slot] != op->in[k])
+            return bad(p, i, after, "reads a buffer whose content another op has overwritten");
+    }
+    for (int k = 0; k < op->n_out; k++) {
+        if (op->out[k] == VAL_NONE) continue;
+        const Value *v = &p->value[op->out[k]];
+        if (v->place == PLACE_BUFFER && v->alias == VAL_NONE) written[v->slot] = op->out[k];
+    }
+    return OK;
+}
+
 static Status check_outputs(const Program *p, int32_t i, PassStage after)
 {
     const Op *op = &p->op[i];
@@ -77,13 +96,20 @@ Status prog_verify(const Program *p, PassStage after)
 {
     TRY(prog_status(p));
     bool *needs = calloc((size_t)p->n_values + 1, sizeof *needs);
-    if (!needs) return status_fail(ERR_MEMORY, "out of memory in verify");
+    Val *written = malloc(((size_t)p->registry->n_buffers + 1) * sizeof *written);
+    if (!needs || !written) {
+        free(needs);
+        free(written);
+        return status_fail(ERR_MEMORY, "out of memory in verify");
+    }
+    memset(written, 0xff, ((size_t)p->registry->n_buffers + 1) * sizeof *written); /* VAL_NONE = -1 */
     bool sharding = p->dap > 1 && after >= PASS_SHARD;
     if (sharding) gradient_needs(p, needs);
     Status status = OK;
     for (int32_t i = 0; i < p->n_ops && status == OK; i++) {
         status = check_inputs(p, i, after);
         if (status == OK) status = check_outputs(p, i, after);
+        if (status == OK) status = check_buffers(p, i, after, written);
         if (status == OK && sharding) status = check_sharding(p, i, after, needs);
         for (int k = 0; status == OK && after >= PASS_PLAN && k < p->op[i].n_out; k++) {
             if (p->op[i].out[k] == VAL_NONE) continue;
@@ -93,5 +119,6 @@ Status prog_verify(const Program *p, PassStage after)
         }
     }
     free(needs);
+    free(written);
     return status;
 }
