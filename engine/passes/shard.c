@@ -171,6 +171,20 @@ static Status infer_shares(Program *p)
     return status;
 }
 
+/* Without a group the mark is nothing; only where both of its sides carry a name does an alias keep them apart. */
+static void drop_mark(ShardPass *s, const Op *op)
+{
+    const Program *old = s->replay.in;
+    Val v = replay_value(&s->replay, op->in[0]);
+    if (old->value[op->in[0]].name && old->value[op->out[0]].name) {
+        const Tensor *t = &old->value[op->in[0]].t;
+        OpAttr shape = {.i = {t->rank}};
+        for (int axis = 0; axis < t->rank; axis++) shape.i[1 + axis] = t->dim[axis];
+        v = prog_add(s->replay.out, OP_RESHAPE, 1, &v, &shape);
+    }
+    replay_bind(&s->replay, op->out[0], v);
+}
+
 static Status run(ShardPass *s, int dap)
 {
     Program *p = s->replay.out;
@@ -181,7 +195,7 @@ static Status run(ShardPass *s, int dap)
             if (dap > 1)
                 reshard(s, op);
             else
-                replay_bind(&s->replay, op->out[0], replay_value(&s->replay, op->in[0]));
+                drop_mark(s, op);
         } else {
             Val in[OP_MAX_IN];
             replay_inputs(&s->replay, op, in);
