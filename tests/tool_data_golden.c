@@ -11,6 +11,7 @@ static const struct {
 } sections[] = {
     {"mmcif", golden_mmcif},
     {"parsers", golden_parsers},
+    {"msa", golden_msa},
     {"hits", golden_hits},
     {"transforms", golden_transforms},
 };

@@ -1,0 +1,45 @@
+#include "data/json.h"
+
+#include <math.h>
+#include <string.h>
+
+Status json_parse_object(const Text *text, cJSON **object_out)
+{
+    const char *stop = NULL, *end = text->data + text->size;
+    cJSON *root = cJSON_ParseWithLengthOpts(text->data, text->size, &stop, 0);
+    if (!root)
+        return status_fail_at(ERR_INPUT, text->name, stop ? text_line(text, stop) : 0,
+                              "not JSON, truncated or nested too deeply, at byte %lld",
+                              (long long)(stop ? stop - text->data : 0));
+    while (stop < end && *stop && strchr(" \t\r\n", *stop)) stop++;
+    Status status = OK;
+    if (stop != end)
+        status = status_fail_at(ERR_INPUT, text->name, text_line(text, stop), "more after the JSON, at byte %lld",
+                                (long long)(stop - text->data));
+    else if (!cJSON_IsObject(root))
+        status = status_fail_at(ERR_INPUT, text->name, 1, "expected a JSON object {...} at the top");
+    if (status != OK) {
+        cJSON_Delete(root);
+        return status;
+    }
+    *object_out = root;
+    return OK;
+}
+
+Status json_read_object(const char *path, cJSON **object_out)
+{
+    Text text = {0};
+    TRY(text_read(path, &text));
+    Status status = json_parse_object(&text, object_out);
+    text_close(&text);
+    return status;
+}
+
+bool json_whole_number(const cJSON *item, int64_t lowest, int64_t *number_out)
+{
+    if (!cJSON_IsNumber(item)) return false;
+    double value = item->valuedouble;
+    if (!(value >= (double)lowest && value < 0x1p53) || value != floor(value)) return false;
+    *number_out = (int64_t)value;
+    return true;
+}
