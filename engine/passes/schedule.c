@@ -1,0 +1,141 @@
+/* Order and streams. Under comm_overlap a collective becomes a start on the communication stream and a COMM_WAIT in
+ * front of the first op that reads its result; what lies between runs meanwhile. */
+#include "engine/passes/schedule.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/passes/edit.h"
+#include "engine/passes/replay.h"
+
+typedef struct Overlap {
+    const Program *in;
+    Program *p;
+    int32_t *first_read; /* per value: first op that reads it after it was written, n_ops when none */
+    int32_t *waits;      /* per op position: first collective to wait for there, -1 = none */
+    int32_t *next_wait;  /* per collective */
+    Val *arrived;        /* per value: what readers take after the wait */
+} Overlap;
+
+static bool is_collective(const Op *op)
+{
+    return (op_def(op->kind)->flags & OPF_COMM) && op->kind != OP_COMM_WAIT && op->out[0] != VAL_NONE;
+}
+
+static void find_waits(Overlap *o)
+{
+    const Program *p = o->in;
+    for (int32_t v = 0; v < p->n_values; v++) o->first_read[v] = p->n_ops;
+    for (int32_t i = p->n_ops - 1; i >= 0; i--) {
+        const Op *op = &p->op[i];
+        o->waits[i] = o->next_wait[i] = -1;
+        if (is_collective(op)) {
+            int32_t at = o->first_read[op->out[0]];
+            if (at > i + 1) { /* something to do meanwhile */
+                o->next_wait[i] = o->waits[at];
+                o->waits[at] = i;
+                o->p->op[i].stream = 1;
+            }
+        }
+        for (int k = 0; k < op->n_in; k++)
+            if (op->in[k] != VAL_NONE) o->first_read[op->in[k]] = i;
+    }
+}
+
+/* The result of a collective that wrote to the arena goes on as another name of it; a persistent place is waited for in
+ * place. */
+static void push_wait(Overlap *o, int32_t collective)
+{
+    const Op *start = &o->in->op[collective];
+    Op wait = *start;
+    wait.kind = OP_COMM_WAIT;
+    wait.stream = 0;
+    wait.n_in = wait.n_out = 1;
+    wait.attr = (OpAttr){0};
+    for (int k = 0; k < OP_MAX_IN; k++) wait.in[k] = VAL_NONE;
+    for (int k = 0; k < OP_MAX_OUT; k++) wait.out[k] = VAL_NONE;
+    Val v = start->out[0];
+    wait.in[0] = wait.out[0] = v;
+    if (!replay_is_persistent(&o->p->value[v])) {
+        Value arrived = o->p->value[v];
+        arrived.alias = v;
+        wait.out[0] = edit_push_value(o->p, &arrived);
+        if (wait.out[0] == VAL_NONE) return;
+        o->arrived[v] = wait.out[0];
+        o->p->value[v].name = NULL;
+        o->p->value[v].output = false;
+    }
+    edit_push_op(o->p, &wait);
+}
+
+static void push_waits(Overlap *o, int32_t position)
+{
+    for (int32_t c = o->waits[position]; c >= 0; c = o->next_wait[c]) push_wait(o, c);
+}
+
+static void overlap(Overlap *o)
+{
+    const Program *in = o->in;
+    memset(o->arrived, 0xff, ((size_t)in->n_values + 1) * sizeof *o->arrived);
+    o->waits[in->n_ops] = -1;
+    find_waits(o);
+    Op *marked = o->p->op; /* the streams are set; the list is built anew */
+    o->p->op = NULL;
+    o->p->n_ops = o->p->cap_ops = 0;
+    for (int32_t i = 0; i < in->n_ops; i++) {
+        push_waits(o, i);
+        Op op = marked[i];
+        for (int k = 0; k < op.n_in; k++)
+            if (op.in[k] != VAL_NONE && o->arrived[op.in[k]] != VAL_NONE) op.in[k] = o->arrived[op.in[k]];
+        edit_push_op(o->p, &op);
+    }
+    push_waits(o, in->n_ops);
+    free(marked);
+    for (int32_t v = in->n_values; v-- > 0;) /* a reshaped result is another name of what has arrived */
+        if (o->p->value[v].alias != VAL_NONE && o->arrived[o->p->value[v].alias] != VAL_NONE)
+            o->p->value[v].alias = o->arrived[o->p->value[v].alias];
+    if (o->p->loss != VAL_NONE && o->arrived[o->p->loss] != VAL_NONE) o->p->loss = o->arrived[o->p->loss];
+}
+
+static Status split_collectives(const Program *in, Program **out)
+{
+    Overlap o = {.in = in};
+    TRY(prog_clone(in, &o.p));
+    size_t values = (size_t)in->n_values + 1, ops = (size_t)in->n_ops + 1;
+    o.first_read = malloc(values * sizeof *o.first_read);
+    o.arrived = malloc(values * sizeof *o.arrived);
+    o.waits = malloc(ops * sizeof *o.waits);
+    o.next_wait = malloc(ops * sizeof *o.next_wait);
+    Status status = OK;
+    if (!o.first_read || !o.arrived || !o.waits || !o.next_wait) {
+        status = status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", in->n_ops);
+    } else {
+        overlap(&o);
+        status = prog_status(o.p);
+    }
+    free(o.first_read);
+    free(o.arrived);
+    free(o.waits);
+    free(o.next_wait);
+    if (status == OK)
+        *out = o.p;
+    else
+        prog_destroy(&o.p);
+    return status;
+}
+
+Status pass_schedule(const Program *in, const Switches *switches, Program **out)
+{
+    Program *now = NULL, *next = NULL;
+    bool clip = switches->overlap_clip && in->loss != VAL_NONE;
+    TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
+    if (switches->comm_overlap) {
+        Status status = split_collectives(now, &next);
+        prog_destroy(&now);
+        TRY(status);
+        now = next;
+    }
+    for (int32_t i = 0; i < now->n_ops; i++) now->op[i].segment = switches->cuda_graph ? 0 : -1;
+    *out = now;
+    return OK;
+}
