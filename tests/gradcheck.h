@@ -14,7 +14,7 @@ typedef enum GradFill {
     FILL_CONST,    /* not differentiated; +-[0.2, 1.2] */
     FILL_CONST_POS,
     FILL_MASK,  /* zeros and ones, about a quarter zeros */
-    FILL_INT,   /* 32-bit integers, lo <= value < hi */
+    FILL_INT,   /* 32-bit integers, lo <= value < hi, or `values` */
     FILL_VALUES /* not differentiated; `values` */
 } GradFill;
 
@@ -24,6 +24,9 @@ typedef struct GradInput {
     int64_t dim[TENSOR_MAX_RANK];
     int lo, hi;
     const double *values;
+    /* bit k: the op stops the gradient of component k of the last axis on purpose; it must be exactly zero there, and
+     * differences, which cannot see that, are not taken */
+    unsigned stopped;
 } GradInput;
 
 #define GRAD_DIMS(...) .rank = sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t), .dim = {__VA_ARGS__}
@@ -31,10 +34,12 @@ typedef struct GradInput {
 #define G(...)           {.fill = FILL_GRAD, GRAD_DIMS(__VA_ARGS__)}
 #define G_POS(...)       {.fill = FILL_GRAD_POS, GRAD_DIMS(__VA_ARGS__)}
 #define G_FRAMES(...)    {.fill = FILL_FRAMES, GRAD_DIMS(__VA_ARGS__)}
+#define G_FRAMES_STOPPED(...) {.fill = FILL_FRAMES, .stopped = 0xF, GRAD_DIMS(__VA_ARGS__)}
 #define K(...)           {.fill = FILL_CONST, GRAD_DIMS(__VA_ARGS__)}
 #define K_POS(...)       {.fill = FILL_CONST_POS, GRAD_DIMS(__VA_ARGS__)}
 #define MASK(...)        {.fill = FILL_MASK, GRAD_DIMS(__VA_ARGS__)}
 #define INTS(l, h, ...)  {.fill = FILL_INT, .lo = l, .hi = h, GRAD_DIMS(__VA_ARGS__)}
+#define INT_VALUES(v, ...) {.fill = FILL_INT, .values = v, GRAD_DIMS(__VA_ARGS__)}
 #define VALUES(v, ...)   {.fill = FILL_VALUES, .values = v, GRAD_DIMS(__VA_ARGS__)}
 #define G_SCALAR         {.fill = FILL_GRAD, .rank = 0}
 #define K_SCALAR         {.fill = FILL_CONST, .rank = 0}

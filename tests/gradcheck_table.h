@@ -2,6 +2,7 @@
 #ifndef FOLDSCALE_TESTS_GRADCHECK_TABLE_H
 #define FOLDSCALE_TESTS_GRADCHECK_TABLE_H
 
+#include "tests/gradcheck_structure.h"
 #include "tests/gradcheck_trunk.h"
 
 #define GRAD_FAMILY(cases)                                                                                             \
@@ -11,6 +12,7 @@
 
 static const GradFamily gradcheck_families[] = {
     GRAD_FAMILY(gradcheck_trunk),
+    GRAD_FAMILY(gradcheck_structure),
 };
 
 #endif
