@@ -1,0 +1,245 @@
+/* Linear layers: y = x W^T + b and their gradients, alone and in groups that share x. */
+#include <string.h>
+
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/tile.cuh"
+
+enum { GROUP_MAX = TILE_SEGMENTS };
+
+/* y (+= bias) (relu), in place: for products whose shape the tiled kernel does not take. */
+template <typename T>
+__global__ void bias_kernel(T *y, const float *bias, int64_t count, uint32_t columns, bool relu)
+{
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= count) return;
+    float v = to_float(y[e]) + (bias ? bias[(uint32_t)(e % columns)] : 0.0f);
+    y[e] = from_float<T>(relu ? fmaxf(v, 0.0f) : v);
+}
+
+static Status bias_launch(const OpCall *call, void *y, DType type, const float *bias, int64_t rows, int64_t columns,
+                          bool relu, cudaStream_t stream)
+{
+    int64_t count = rows * columns;
+    if ((!bias && !relu) || count == 0) return OK;
+    DISPATCH_REAL(call, type, {
+        bias_kernel<T><<<blocks_for(count, 256), 256, 0, stream>>>((T *)y, bias, count, (uint32_t)columns, relu);
+    });
+    return cuda_launched("bias_kernel");
+}
+
+/* Columns of a grouped product, each with its own output and bias. */
+struct GroupEpilogue {
+    bf16 *y[GROUP_MAX];
+    const float *bias[GROUP_MAX];
+    int start[GROUP_MAX + 1];
+    int members;
+    bool relu;
+    __device__ __forceinline__ void operator()(int, int row, int column, float (&v)[8]) const
+    {
+        bf16 *target = y[0];
+        const float *b = bias[0];
+        int from = 0, to = start[1];
+#pragma unroll
+        for (int k = 1; k < GROUP_MAX; k++)
+            if (k < members && column >= start[k]) target = y[k], b = bias[k], from = start[k], to = start[k + 1];
+        int at = column - from;
+        if (b) {
+            float add[8];
+            load_floats<8>(b + at, add);
+#pragma unroll
+            for (int j = 0; j < 8; j++) v[j] += add[j];
+        }
+        if (relu) {
+#pragma unroll
+            for (int j = 0; j < 8; j++) v[j] = fmaxf(v[j], 0.0f);
+        }
+        store_floats<8>(target + (int64_t)row * (to - from) + at, v);
+    }
+};
+
+/* Operands of y_k = x W_k^T + b_k. */
+typedef struct Group {
+    int members;
+    int64_t rows, inner, columns; /* columns of all members */
+    int64_t out[GROUP_MAX];
+    const void *x, *w[GROUP_MAX];
+    const float *bias[GROUP_MAX];
+    void *y[GROUP_MAX];
+    DType type;
+    bool relu;
+} Group;
+
+static bool group_is_one_matrix(const Group *g)
+{
+    for (int k = 1; k < g->members; k++)
+        if ((const char *)g->w[k] != (const char *)g->w[k - 1] + g->out[k - 1] * g->inner * (int64_t)dtype_size(g->type))
+            return false;
+    return true;
+}
+
+/* The tiled kernel: one product for all members, bias and relu in its epilogue. */
+static bool group_tiled(const Group *g, TileProblem *p, GroupEpilogue *e)
+{
+    if (g->type != DT_BF16 || g->rows < 1024 || !group_is_one_matrix(g)) return false;
+    memset(p, 0, sizeof *p);
+    memset(e, 0, sizeof *e);
+    p->a = (const bf16 *)g->x, p->b = (const bf16 *)g->w[0];
+    p->m = (int)g->rows, p->n = (int)g->columns, p->k = (int)g->inner;
+    p->lda = p->ldb = g->inner;
+    e->members = g->members;
+    e->relu = g->relu;
+    for (int k = 0; k < g->members; k++) {
+        if (g->out[k] % 8 != 0 || !aligned16(g->y[k]) || !aligned16(g->bias[k])) return false;
+        e->y[k] = (bf16 *)g->y[k];
+        e->bias[k] = g->bias[k];
+        e->start[k + 1] = e->start[k] + (int)g->out[k];
+    }
+    return tile_fits(*p, true, true);
+}
+
+static Status group_run(CudaContext *ctx, const OpCall *call, const Group *g)
+{
+    TileProblem p;
+    GroupEpilogue e;
+    bool edges = g->relu || g->members > 1;
+    for (int k = 0; k < g->members; k++) edges = edges || g->bias[k];
+    if (edges && group_tiled(g, &p, &e)) return tile_launch<true, true>(p, 1, e, ctx->stream);
+    for (int k = 0; k < g->members; k++) {
+        GemmShape s = gemm_shape(g->rows, g->out[k], g->inner, false, true, g->type, g->type);
+        TRY(gemm_run(ctx, &s, g->x, g->w[k], g->y[k]));
+        TRY(bias_launch(call, g->y[k], g->type, g->bias[k], g->rows, g->out[k], g->relu, ctx->stream));
+    }
+    return OK;
+}
+
+static Status linear(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *x = call->in_tensor[0], *w = call->in_tensor[1];
+    Group g;
+    memset(&g, 0, sizeof g);
+    g.members = 1;
+    g.rows = tensor_rows(x), g.inner = tensor_last(x), g.columns = g.out[0] = w->dim[0];
+    g.x = call->in[0], g.w[0] = call->in[1], g.y[0] = call->out[0];
+    if (call_in(call, 2)) g.bias[0] = (const float *)call->in[2];
+    g.type = x->dtype;
+    g.relu = call->op->attr.i[0] != 0;
+    if (w->dtype != x->dtype) return cuda_bad_type(call, w->dtype);
+    return group_run(ctx, call, &g);
+}
+
+static Status linear_group(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *x = call->in_tensor[0];
+    Group g;
+    memset(&g, 0, sizeof g);
+    g.members = (int)call->op->attr.i[0];
+    if (g.members > GROUP_MAX) return status_fail(ERR_UNSUPPORTED, "a group of %d linear layers", g.members);
+    g.rows = tensor_rows(x), g.inner = tensor_last(x);
+    g.x = call->in[0];
+    g.type = x->dtype;
+    for (int k = 0; k < g.members; k++) {
+        g.w[k] = call->in[1 + 2 * k];
+        g.out[k] = call->in_tensor[1 + 2 * k]->dim[0];
+        if (call_in(call, 2 + 2 * k)) g.bias[k] = (const float *)call->in[2 + 2 * k];
+        g.y[k] = call->out[k];
+        g.columns += g.out[k];
+    }
+    return group_run(ctx, call, &g);
+}
+
+static Status linear_dx(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *dy = call->in_tensor[0], *w = call->in_tensor[1];
+    GemmShape s = gemm_shape(tensor_rows(dy), w->dim[1], w->dim[0], false, false, dy->dtype,
+                             call->out_tensor[0]->dtype);
+    return gemm_run(ctx, &s, call->in[0], call->in[1], call->out[0]);
+}
+
+/* dW = dy^T x, db = sum of dy over rows */
+static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor *dy, const void *dy_at, const Tensor *x,
+                              const void *x_at, void *dw, DType dw_type, void *db)
+{
+    int64_t rows = tensor_rows(dy), out = tensor_last(dy);
+    GemmShape s = gemm_shape(out, tensor_last(x), rows, true, false, dy->dtype, dw_type);
+    TRY(gemm_run(ctx, &s, dy_at, x_at, dw));
+    if (!db) return OK;
+    DISPATCH_REAL(call, dy->dtype, {
+        return sum_rows_launch((const T *)dy_at, (float *)db, rows, out, call->scratch, ctx->stream);
+    });
+}
+
+static Status linear_dw(CudaContext *ctx, const OpCall *call)
+{
+    return weight_gradient(ctx, call, call->in_tensor[0], call->in[0], call->in_tensor[1], call->in[1], call->out[0],
+                           call->out_tensor[0]->dtype, call->op->attr.i[0] ? call->out[1] : NULL);
+}
+
+static size_t weight_gradient_scratch(const OpCall *call)
+{
+    int64_t widest = 0;
+    for (int k = 0; k < call->op->n_in; k++)
+        if (call->in_tensor[k] && tensor_last(call->in_tensor[k]) > widest) widest = tensor_last(call->in_tensor[k]);
+    return sum_rows_scratch(widest);
+}
+
+struct StoreEpilogue {
+    bf16 *y;
+    int64_t ld;
+    __device__ __forceinline__ void operator()(int, int row, int column, float (&v)[8]) const
+    {
+        store_floats<8>(y + row * ld + column, v);
+    }
+};
+
+/* dx = sum_k dy_k W_k: one product over the joined columns where the members are alike, else one after the other. */
+static Status linear_group_dx(CudaContext *ctx, const OpCall *call)
+{
+    int n = (int)call->op->attr.i[0];
+    const Tensor *dy = call->in_tensor[0];
+    int64_t rows = tensor_rows(dy), out = tensor_last(dy), inner = call->in_tensor[n]->dim[1];
+    bool alike = dy->dtype == DT_BF16 && n <= GROUP_MAX && rows >= 1024;
+    TileProblem p;
+    memset(&p, 0, sizeof p);
+    for (int k = 0; alike && k < n; k++) {
+        alike = tensor_last(call->in_tensor[k]) == out && aligned16(call->in[k]) &&
+                (const bf16 *)call->in[n + k] == (const bf16 *)call->in[n] + k * out * inner;
+        p.a_list[k] = (const bf16 *)call->in[k];
+    }
+    p.a = p.a_list[0], p.b = (const bf16 *)call->in[n];
+    p.m = (int)rows, p.n = (int)inner, p.k = (int)(out * n);
+    p.lda = out, p.ldb = inner;
+    p.segment = (int)out;
+    if (alike && tile_fits(p, true, false) && aligned16(call->out[0])) {
+        StoreEpilogue e = {(bf16 *)call->out[0], inner};
+        return tile_launch<true, false>(p, 1, e, ctx->stream);
+    }
+    for (int k = 0; k < n; k++) {
+        GemmShape s = gemm_shape(rows, inner, tensor_last(call->in_tensor[k]), false, false, dy->dtype, dy->dtype);
+        s.accumulate = k > 0;
+        TRY(gemm_run(ctx, &s, call->in[k], call->in[n + k], call->out[0]));
+    }
+    return OK;
+}
+
+static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
+{
+    int n = (int)call->op->attr.i[0], biases = (int)call->op->attr.i[1], next = n;
+    const Tensor *x = call->in_tensor[n];
+    for (int k = 0; k < n; k++) {
+        void *db = biases >> k & 1 ? call->out[next++] : NULL;
+        TRY(weight_gradient(ctx, call, call->in_tensor[k], call->in[k], x, call->in[n], call->out[k],
+                            call->out_tensor[k]->dtype, db));
+    }
+    return OK;
+}
+
+const CudaEntry cuda_dense[] = {
+    {OP_LINEAR, linear, NULL},
+    {OP_LINEAR_DX, linear_dx, NULL},
+    {OP_LINEAR_DW, linear_dw, weight_gradient_scratch},
+    {OP_LINEAR_GROUP, linear_group, NULL},
+    {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
+    {OP_LINEAR_GROUP_DW, linear_group_dw, weight_gradient_scratch},
+    {OP_COUNT, NULL, NULL},
+};

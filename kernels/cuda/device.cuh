@@ -1,0 +1,197 @@
+/* Small device helpers shared by the kernels: vectors of 16 bytes, conversion, reductions, Philox. */
+#ifndef FOLDSCALE_KERNELS_CUDA_DEVICE_CUH
+#define FOLDSCALE_KERNELS_CUDA_DEVICE_CUH
+
+#include <cuda_bf16.h>
+#include <stdint.h>
+
+#include "kernels/cuda/entry.h"
+
+typedef __nv_bfloat16 bf16;
+
+enum { WARP = 32 };
+
+/* 16 bytes of T, the widest access of a thread. */
+template <typename T> struct __align__(16) Pack {
+    static constexpr int N = 16 / sizeof(T);
+    T v[N];
+};
+
+__device__ __forceinline__ float to_float(float x)
+{
+    return x;
+}
+__device__ __forceinline__ float to_float(bf16 x)
+{
+    return __bfloat162float(x);
+}
+__device__ __forceinline__ float to_float(int32_t x)
+{
+    return (float)x;
+}
+template <typename T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x)
+{
+    return x;
+}
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float x)
+{
+    return __float2bfloat16(x);
+}
+template <> __device__ __forceinline__ int32_t from_float<int32_t>(float x)
+{
+    return (int32_t)x;
+}
+
+template <typename T> __device__ __forceinline__ Pack<T> load_pack(const T *p)
+{
+    Pack<T> out;
+    *reinterpret_cast<uint4 *>(&out) = *reinterpret_cast<const uint4 *>(p);
+    return out;
+}
+template <typename T> __device__ __forceinline__ void store_pack(T *p, const Pack<T> &x)
+{
+    *reinterpret_cast<uint4 *>(p) = *reinterpret_cast<const uint4 *>(&x);
+}
+
+/* V consecutive elements at p, as floats; V is 1 or a whole number of packs. */
+template <int V, typename T> __device__ __forceinline__ void load_floats(const T *p, float *out)
+{
+    if (V == 1) {
+        out[0] = to_float(*p);
+        return;
+    }
+    constexpr int N = Pack<T>::N;
+#pragma unroll
+    for (int k = 0; k < V / N; k++) {
+        Pack<T> x = load_pack(p + k * N);
+#pragma unroll
+        for (int j = 0; j < N; j++) out[k * N + j] = to_float(x.v[j]);
+    }
+}
+template <int V, typename T> __device__ __forceinline__ void store_floats(T *p, const float *x)
+{
+    if (V == 1) {
+        *p = from_float<T>(x[0]);
+        return;
+    }
+    constexpr int N = Pack<T>::N;
+#pragma unroll
+    for (int k = 0; k < V / N; k++) {
+        Pack<T> y;
+#pragma unroll
+        for (int j = 0; j < N; j++) y.v[j] = from_float<T>(x[k * N + j]);
+        store_pack(p + k * N, y);
+    }
+}
+
+/* Sum over groups of `lanes` neighbouring lanes (a power of two), the same bits in every lane. */
+template <int lanes> __device__ __forceinline__ float lanes_sum(float x)
+{
+#pragma unroll
+    for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+template <int lanes> __device__ __forceinline__ float lanes_max(float x)
+{
+#pragma unroll
+    for (int step = lanes / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+    return x;
+}
+
+/* Sum over the block in a fixed order; `shared` holds a float per warp; every thread gets the result. */
+__device__ __forceinline__ float block_sum(float x, float *shared)
+{
+    x = lanes_sum<WARP>(x);
+    int warps = (int)(blockDim.x + WARP - 1) / WARP;
+    __syncthreads();
+    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
+    __syncthreads();
+    float total = 0;
+    for (int w = 0; w < warps; w++) total += shared[w];
+    return total;
+}
+
+__device__ __forceinline__ float sigmoidf(float x)
+{
+    return 1.0f / (1.0f + expf(-x));
+}
+
+/* Salmon et al. 2011, Philox4x32 with 10 rounds; engine/philox.h on the host. */
+__device__ __forceinline__ uint4 philox4x32(uint4 counter, uint2 key)
+{
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        uint32_t hi0 = __umulhi(0xD2511F53u, counter.x), lo0 = 0xD2511F53u * counter.x;
+        uint32_t hi1 = __umulhi(0xCD9E8D57u, counter.z), lo1 = 0xCD9E8D57u * counter.z;
+        counter = make_uint4(hi1 ^ counter.y ^ key.x, lo1, hi0 ^ counter.w ^ key.y, lo0);
+        key.x += 0x9E3779B9u;
+        key.y += 0xBB67AE85u;
+    }
+    return counter;
+}
+
+/* Launch geometry: one thread per item, at most 2^31 - 1 blocks. */
+static inline unsigned blocks_for(int64_t items, int threads)
+{
+    int64_t blocks = (items + threads - 1) / threads;
+    return (unsigned)(blocks > 0 ? blocks : 1);
+}
+
+static inline bool aligned16(const void *p)
+{
+    return ((uintptr_t)p & 15) == 0;
+}
+
+/* Runs the statement with T = float or bf16. */
+#define DISPATCH_REAL(call, dtype_, ...)                                                                               \
+    do {                                                                                                               \
+        switch (dtype_) {                                                                                              \
+        case DT_F32: {                                                                                                 \
+            typedef float T;                                                                                           \
+            __VA_ARGS__                                                                                                \
+        } break;                                                                                                       \
+        case DT_BF16: {                                                                                                \
+            typedef bf16 T;                                                                                            \
+            __VA_ARGS__                                                                                                \
+        } break;                                                                                                       \
+        default: return cuda_bad_type(call, dtype_);                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+/* A read-only operand whose type is known at run time only: for kernels where speed does not matter. */
+struct AnyReal {
+    const void *p;
+    DType dtype;
+    __device__ __forceinline__ float operator[](int64_t i) const
+    {
+        return dtype == DT_BF16 ? to_float(((const bf16 *)p)[i])
+                                : (dtype == DT_I32 ? (float)((const int32_t *)p)[i] : ((const float *)p)[i]);
+    }
+};
+struct AnyOut {
+    void *p;
+    DType dtype;
+    __device__ __forceinline__ void put(int64_t i, float x) const
+    {
+        if (dtype == DT_BF16)
+            ((bf16 *)p)[i] = from_float<bf16>(x);
+        else if (dtype == DT_I32)
+            ((int32_t *)p)[i] = (int32_t)x;
+        else
+            ((float *)p)[i] = x;
+    }
+};
+static inline AnyReal any_in(const OpCall *call, int i)
+{
+    AnyReal a = {NULL, DT_F32};
+    if (i < call->op->n_in && call->in_tensor[i]) a.p = call->in[i], a.dtype = call->in_tensor[i]->dtype;
+    return a;
+}
+static inline AnyOut any_out(const OpCall *call, int i)
+{
+    AnyOut a = {call->out[i], call->out_tensor[i] ? call->out_tensor[i]->dtype : DT_F32};
+    return a;
+}
+
+#endif

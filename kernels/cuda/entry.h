@@ -1,0 +1,54 @@
+/* How CUDA kernels are found: a table per op family, listed in tables.def; and what they may use. */
+#ifndef FOLDSCALE_KERNELS_CUDA_ENTRY_H
+#define FOLDSCALE_KERNELS_CUDA_ENTRY_H
+
+#include <cuda_runtime.h>
+
+extern "C" {
+#include "engine/backend.h"
+}
+
+typedef struct Gemm Gemm;
+
+/* Where a kernel is enqueued. One per stream. */
+typedef struct CudaContext {
+    cudaStream_t stream;
+    const RankLayout *layout;
+    Gemm *gemm;
+} CudaContext;
+
+/* Enqueues one op; operands are device addresses. */
+typedef Status (*CudaKernel)(CudaContext *context, const OpCall *call);
+
+/* Row of a family's table; a row without `run` ends it. types: bit DTYPE of every dtype that an operand may have.
+ * `scratch` (may be NULL) tells the bytes of OpCall.scratch; only the tensors of the call are filled in then. */
+typedef struct CudaEntry {
+    OpKind kind;
+    CudaKernel run;
+    size_t (*scratch)(const OpCall *call);
+} CudaEntry;
+
+#define TABLE(name) extern const CudaEntry name[];
+#include "kernels/cuda/tables.def"
+#undef TABLE
+
+/* Fails with ERR_INTERNAL naming the CUDA error when a launch or a call did not go through. */
+Status cuda_check(cudaError_t error, const char *what);
+#define CUDA_TRY(call) TRY(cuda_check((call), #call))
+/* After a launch: `name` is the kernel. */
+Status cuda_launched(const char *name);
+
+/* ERR_UNSUPPORTED naming the op's kind and the dtype. */
+Status cuda_bad_type(const OpCall *call, DType dtype);
+
+/* NULL-safe shape of operand i. */
+static inline const Tensor *call_in(const OpCall *call, int i)
+{
+    return i < call->op->n_in ? call->in_tensor[i] : NULL;
+}
+static inline size_t align_up(size_t bytes)
+{
+    return (bytes + 255) & ~(size_t)255;
+}
+
+#endif

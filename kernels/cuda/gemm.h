@@ -1,0 +1,30 @@
+/* Matrix products through cuBLASLt. */
+#ifndef FOLDSCALE_KERNELS_CUDA_GEMM_H
+#define FOLDSCALE_KERNELS_CUDA_GEMM_H
+
+#include "kernels/cuda/entry.h"
+
+/* All row-major: D[m, n] = A[m, k] B[k, n]; a_t: A is stored [k, m]; b_t: B is stored [n, k]. Leading dimensions and strides
+ * in elements; stride 0 shares an operand in a batch. */
+typedef struct GemmShape {
+    int64_t m, n, k, lda, ldb, ldd;
+    int64_t batch, stride_a, stride_b, stride_d;
+    int32_t a_t, b_t;
+    int32_t type_ab, type_d; /* DT_F32 or DT_BF16; products of f32 are f32 throughout (no TF32) */
+    int32_t accumulate;      /* D += A B */
+    int32_t align;           /* bytes to which all addresses are aligned, at most 16; set by gemm_run */
+} GemmShape;
+
+/* A shape with the leading dimensions of contiguous matrices, one product. */
+GemmShape gemm_shape(int64_t m, int64_t n, int64_t k, bool a_t, bool b_t, DType type_ab, DType type_d);
+
+/* tune_cache: file of measured choices, read at once and appended to as shapes are met, when `measure`; NULL: the library's
+ * first proposal, so that two runs without a file give the same bits. */
+Status gemm_create(const char *tune_cache, bool measure, Gemm **gemm_out);
+void gemm_destroy(Gemm **gemm);
+
+/* Enqueues the product. A shape met for the first time is measured on a stream of its own, also while ctx->stream is
+ * being captured. */
+Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, void *d);
+
+#endif

@@ -1,0 +1,305 @@
+/* Elementwise ops and their sums. */
+#include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/map.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+struct Relu {
+    template <int V> __device__ void apply(uint32_t, float (*x)[V], float (*y)[V]) const
+    {
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = fmaxf(x[0][j], 0.0f);
+    }
+};
+
+/* dy where y > 0 */
+struct ReluBwd {
+    template <int V> __device__ void apply(uint32_t, float (*x)[V], float (*y)[V]) const
+    {
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = x[1][j] > 0 ? x[0][j] : 0.0f;
+    }
+};
+
+struct AddSame {
+    template <int V> __device__ void apply(uint32_t, float (*x)[V], float (*y)[V]) const
+    {
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = x[0][j] + x[1][j];
+    }
+};
+
+template <typename T> struct AddLeading {
+    const T *b;
+    uint32_t period;
+    template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
+    {
+        float other[V];
+        load_floats<V>(b + first % period, other);
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = x[0][j] + other[j];
+    }
+};
+
+struct Scale {
+    float factor;
+    template <int V> __device__ void apply(uint32_t, float (*x)[V], float (*y)[V]) const
+    {
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = factor * x[0][j];
+    }
+};
+
+struct MaskMul {
+    AnyReal mask;
+    uint32_t inner;
+    template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
+    {
+        float m = mask[first / inner];
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = m * x[0][j];
+    }
+};
+
+/* y = sigmoid(g) x m */
+struct GateOp {
+    AnyReal mask;
+    uint32_t inner;
+    template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
+    {
+        float m = mask.p ? mask[first / inner] : 1.0f;
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = sigmoidf(x[0][j]) * x[1][j] * m;
+    }
+};
+
+/* dy, g, x -> dg = dy m x s (1 - s), dx = dy m s */
+struct GateBwd {
+    AnyReal mask;
+    uint32_t inner;
+    template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
+    {
+        float m = mask.p ? mask[first / inner] : 1.0f;
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float s = sigmoidf(x[1][j]), dy = x[0][j] * m;
+            y[0][j] = dy * x[2][j] * s * (1.0f - s);
+            y[1][j] = dy * s;
+        }
+    }
+};
+
+/* y[s, r, c] = sigmoid(g[s, r, c]) x[r, c] */
+template <typename T> struct GateRows {
+    const T *x;
+    uint32_t period;
+    template <int V> __device__ void apply(uint32_t first, float (*g)[V], float (*y)[V]) const
+    {
+        float v[V];
+        load_floats<V>(x + first % period, v);
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = sigmoidf(g[0][j]) * v[j];
+    }
+};
+
+template <typename T> struct OuterAdd {
+    const T *a, *b;
+    uint32_t m, c;
+    template <int V> __device__ void apply(uint32_t first, float (*)[V], float (*y)[V]) const
+    {
+        uint32_t channel = first % c, row = first / c;
+        float u[V], v[V];
+        load_floats<V>(a + (row / m * c + channel), u);
+        load_floats<V>(b + (row % m * c + channel), v);
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = u[j] + v[j];
+    }
+};
+
+#define IN(i)  ((const T *)call->in[i])
+#define OUT(i) ((T *)call->out[i])
+
+static Status relu(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->out_tensor[0]);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
+        return map_launch(a, n, Relu(), ctx->stream);
+    });
+}
+
+static Status relu_bwd(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->out_tensor[0]);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        MapArgs<T, 2, 1> a = {{IN(0), IN(1)}, {OUT(0)}, n};
+        return map_launch(a, n, ReluBwd(), ctx->stream);
+    });
+}
+
+static Status add(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->out_tensor[0]), period = tensor_count(call->in_tensor[1]);
+    if (call->in_tensor[0]->dtype != call->in_tensor[1]->dtype) return cuda_bad_type(call, call->in_tensor[1]->dtype);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        if (period == n) {
+            MapArgs<T, 2, 1> a = {{IN(0), IN(1)}, {OUT(0)}, n};
+            return map_launch(a, n, AddSame(), ctx->stream);
+        }
+        MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
+        AddLeading<T> f = {IN(1), (uint32_t)period};
+        return map_launch(a, aligned16(IN(1)) ? period : 1, f, ctx->stream);
+    });
+}
+
+static Status scale(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->out_tensor[0]);
+    Scale f = {(float)call->op->attr.f[0]};
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
+        return map_launch(a, n, f, ctx->stream);
+    });
+}
+
+static Status mask_mul(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->out_tensor[0]), inner = n / tensor_count(call->in_tensor[1]);
+    MaskMul f = {any_in(call, 1), (uint32_t)inner};
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
+        return map_launch(a, inner, f, ctx->stream);
+    });
+}
+
+static Status gate(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->out_tensor[0]);
+    const Tensor *mask = call_in(call, 2);
+    int64_t inner = mask ? n / tensor_count(mask) : n;
+    GateOp f = {any_in(call, 2), (uint32_t)inner};
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        MapArgs<T, 2, 1> a = {{IN(0), IN(1)}, {OUT(0)}, n};
+        return map_launch(a, inner, f, ctx->stream);
+    });
+}
+
+static Status gate_bwd(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->out_tensor[0]);
+    const Tensor *mask = call_in(call, 3);
+    int64_t inner = mask ? n / tensor_count(mask) : n;
+    GateBwd f = {any_in(call, 3), (uint32_t)inner};
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        MapArgs<T, 3, 2> a = {{IN(0), IN(1), IN(2)}, {OUT(0), OUT(1)}, n};
+        return map_launch(a, inner, f, ctx->stream);
+    });
+}
+
+static Status gate_rows(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->out_tensor[0]), period = tensor_count(call->in_tensor[1]);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
+        GateRows<T> f = {IN(1), (uint32_t)period};
+        return map_launch(a, aligned16(IN(1)) ? period : 1, f, ctx->stream);
+    });
+}
+
+/* dg = dy x s (1 - s); dx = sum over rows of dy s: one thread per column r, c, rows in order. */
+template <typename T>
+__global__ void gate_rows_bwd_kernel(const T *dy, const T *g, const T *x, T *dg, T *dx, int64_t rows, int64_t period)
+{
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= period) return;
+    float v = to_float(x[e]), sum = 0;
+    for (int64_t s = 0; s < rows; s++) {
+        float gate = sigmoidf(to_float(g[s * period + e])), d = to_float(dy[s * period + e]);
+        dg[s * period + e] = from_float<T>(d * v * gate * (1.0f - gate));
+        sum += d * gate;
+    }
+    dx[e] = from_float<T>(sum);
+}
+
+static Status gate_rows_bwd(CudaContext *ctx, const OpCall *call)
+{
+    int64_t n = tensor_count(call->in_tensor[0]), period = tensor_count(call->in_tensor[2]);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        gate_rows_bwd_kernel<T><<<blocks_for(period, 128), 128, 0, ctx->stream>>>(IN(0), IN(1), IN(2), OUT(0), OUT(1),
+                                                                                  n / period, period);
+    });
+    return cuda_launched("gate_rows_bwd_kernel");
+}
+
+static Status outer_add(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *y = call->out_tensor[0];
+    int64_t n = tensor_count(y), c = tensor_last(y);
+    DISPATCH_REAL(call, y->dtype, {
+        MapArgs<T, 0, 1> a = {{NULL}, {OUT(0)}, n};
+        OuterAdd<T> f = {IN(0), IN(1), (uint32_t)y->dim[1], (uint32_t)c};
+        return map_launch(a, aligned16(IN(0)) && aligned16(IN(1)) ? c : 1, f, ctx->stream);
+    });
+}
+
+/* dy[N, M, C] -> da[N, C] (sum over M), db[M, C] (sum over N). */
+static Status outer_add_bwd(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *dy = call->in_tensor[0];
+    int64_t n = dy->dim[0], m = dy->dim[1], c = dy->dim[2];
+    DISPATCH_REAL(call, dy->dtype, {
+        TRY(sum_middle_launch(IN(0), OUT(0), n, m, c, ctx->stream));
+        TRY(sum_middle_launch(IN(0), OUT(1), 1, n, m * c, ctx->stream));
+    });
+    return OK;
+}
+
+static Status sum_leading(CudaContext *ctx, const OpCall *call)
+{
+    int64_t inner = tensor_count(call->out_tensor[0]), rows = tensor_count(call->in_tensor[0]) / inner;
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        if (call->out_tensor[0]->dtype == DT_F32)
+            return sum_rows_launch(IN(0), (float *)call->out[0], rows, inner, call->scratch, ctx->stream);
+        return sum_middle_launch(IN(0), OUT(0), 1, rows, inner, ctx->stream);
+    });
+}
+
+static size_t sum_leading_scratch(const OpCall *call)
+{
+    return sum_rows_scratch(tensor_count(call->out_tensor[0]));
+}
+
+static Status dropout(CudaContext *ctx, const OpCall *call)
+{
+    bool residual = call->op->kind == OP_RESIDUAL_DROPOUT;
+    const Tensor *x = call->in_tensor[0];
+    int64_t n = tensor_count(x);
+    Dropout f;
+    dropout_make(ctx->layout, x, call->op->attr.i[0], (int)call->op->attr.i[1], call->op->attr.f[0],
+                 (const int32_t *)call->in[residual ? 2 : 1], &f);
+    DISPATCH_REAL(call, x->dtype, {
+        if (residual) {
+            MapArgs<T, 2, 1> a = {{IN(0), IN(1)}, {OUT(0)}, n};
+            return map_launch(a, f.inner, ResidualDropout{f}, ctx->stream);
+        }
+        MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
+        return map_launch(a, f.inner, PlainDropout{f}, ctx->stream);
+    });
+}
+
+const CudaEntry cuda_pointwise[] = {
+    {OP_RELU, relu, NULL},
+    {OP_RELU_BWD, relu_bwd, NULL},
+    {OP_ADD, add, NULL},
+    {OP_SUM_LEADING, sum_leading, sum_leading_scratch},
+    {OP_OUTER_ADD, outer_add, NULL},
+    {OP_OUTER_ADD_BWD, outer_add_bwd, NULL},
+    {OP_SCALE, scale, NULL},
+    {OP_MASK_MUL, mask_mul, NULL},
+    {OP_GATE, gate, NULL},
+    {OP_GATE_BWD, gate_bwd, NULL},
+    {OP_GATE_ROWS, gate_rows, NULL},
+    {OP_GATE_ROWS_BWD, gate_rows_bwd, NULL},
+    {OP_DROPOUT, dropout, NULL},
+    {OP_RESIDUAL_DROPOUT, dropout, NULL},
+    {OP_COUNT, NULL, NULL},
+};
