@@ -8,8 +8,7 @@
 enum { GROUP_MAX = TILE_SEGMENTS };
 
 /* y (+= bias) (relu), in place: for products whose shape the tiled kernel does not take. */
-template <typename T>
-__global__ void bias_kernel(T *y, const float *bias, int64_t count, uint32_t columns, bool relu)
+template <typename T> __global__ void bias_kernel(T *y, const float *bias, int64_t count, uint32_t columns, bool relu)
 {
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
@@ -73,7 +72,8 @@ typedef struct Group {
 static bool group_is_one_matrix(const Group *g)
 {
     for (int k = 1; k < g->members; k++)
-        if ((const char *)g->w[k] != (const char *)g->w[k - 1] + g->out[k - 1] * g->inner * (int64_t)dtype_size(g->type))
+        if ((const char *)g->w[k] !=
+            (const char *)g->w[k - 1] + g->out[k - 1] * g->inner * (int64_t)dtype_size(g->type))
             return false;
     return true;
 }
@@ -151,22 +151,21 @@ static Status linear_group(CudaContext *ctx, const OpCall *call)
 static Status linear_dx(CudaContext *ctx, const OpCall *call)
 {
     const Tensor *dy = call->in_tensor[0], *w = call->in_tensor[1];
-    GemmShape s = gemm_shape(tensor_rows(dy), w->dim[1], w->dim[0], false, false, dy->dtype,
-                             call->out_tensor[0]->dtype);
+    GemmShape s =
+        gemm_shape(tensor_rows(dy), w->dim[1], w->dim[0], false, false, dy->dtype, call->out_tensor[0]->dtype);
     return gemm_run(ctx, &s, call->in[0], call->in[1], call->out[0]);
 }
 
 /* dW = dy^T x, db = sum of dy over rows */
-static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor *dy, const void *dy_at, const Tensor *x,
-                              const void *x_at, void *dw, DType dw_type, void *db)
+static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor *dy, const void *dy_at,
+                              const Tensor *x, const void *x_at, void *dw, DType dw_type, void *db)
 {
     int64_t rows = tensor_rows(dy), out = tensor_last(dy);
     GemmShape s = gemm_shape(out, tensor_last(x), rows, true, false, dy->dtype, dw_type);
     TRY(gemm_run(ctx, &s, dy_at, x_at, dw));
     if (!db) return OK;
-    DISPATCH_REAL(call, dy->dtype, {
-        return sum_rows_launch((const T *)dy_at, (float *)db, rows, out, call->scratch, ctx->stream);
-    });
+    DISPATCH_REAL(call, dy->dtype,
+                  { return sum_rows_launch((const T *)dy_at, (float *)db, rows, out, call->scratch, ctx->stream); });
 }
 
 static Status linear_dw(CudaContext *ctx, const OpCall *call)
@@ -224,10 +223,10 @@ static Status linear_group_dx(CudaContext *ctx, const OpCall *call)
 
 static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
 {
-    int n = (int)call->op->attr.i[0], biases = (int)call->op->attr.i[1], next = n;
+    int n = (int)call->op->attr.i[0], biases = (int)call->op->attr.i[1];
     const Tensor *x = call->in_tensor[n];
     for (int k = 0; k < n; k++) {
-        void *db = biases >> k & 1 ? call->out[next++] : NULL;
+        void *db = biases >> k & 1 ? call->out[n + k] : NULL;
         TRY(weight_gradient(ctx, call, call->in_tensor[k], call->in[k], x, call->in[n], call->out[k],
                             call->out_tensor[k]->dtype, db));
     }

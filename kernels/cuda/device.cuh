@@ -12,7 +12,8 @@ typedef __nv_bfloat16 bf16;
 enum { WARP = 32 };
 
 /* 16 bytes of T, the widest access of a thread. */
-template <typename T> struct __align__(16) Pack {
+template <typename T> struct __align__(16) Pack
+{
     static constexpr int N = 16 / sizeof(T);
     T v[N];
 };
@@ -117,20 +118,6 @@ __device__ __forceinline__ float sigmoidf(float x)
     return 1.0f / (1.0f + expf(-x));
 }
 
-/* Salmon et al. 2011, Philox4x32 with 10 rounds; engine/philox.h on the host. */
-__device__ __forceinline__ uint4 philox4x32(uint4 counter, uint2 key)
-{
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        uint32_t hi0 = __umulhi(0xD2511F53u, counter.x), lo0 = 0xD2511F53u * counter.x;
-        uint32_t hi1 = __umulhi(0xCD9E8D57u, counter.z), lo1 = 0xCD9E8D57u * counter.z;
-        counter = make_uint4(hi1 ^ counter.y ^ key.x, lo1, hi0 ^ counter.w ^ key.y, lo0);
-        key.x += 0x9E3779B9u;
-        key.y += 0xBB67AE85u;
-    }
-    return counter;
-}
-
 /* Launch geometry: one thread per item, at most 2^31 - 1 blocks. */
 static inline unsigned blocks_for(int64_t items, int threads)
 {
@@ -155,7 +142,8 @@ static inline bool aligned16(const void *p)
             typedef bf16 T;                                                                                            \
             __VA_ARGS__                                                                                                \
         } break;                                                                                                       \
-        default: return cuda_bad_type(call, dtype_);                                                                   \
+        default:                                                                                                       \
+            return cuda_bad_type(call, dtype_);                                                                        \
         }                                                                                                              \
     } while (0)
 

@@ -1,8 +1,9 @@
-/* Dropout masks from counters (engine/philox.h): element e of the mask's own global shape (the shared axis collapsed to one)
- * takes word e % 4 of block e / 4. So masks do not depend on ranks, fusion or rematerialisation. */
+/* Dropout masks from counters (engine/philox.h): element e of the mask's own global shape (the shared axis collapsed to
+ * one) takes word e % 4 of block e / 4. So masks do not depend on ranks, fusion or rematerialisation. */
 #ifndef FOLDSCALE_KERNELS_CUDA_DROPOUT_CUH
 #define FOLDSCALE_KERNELS_CUDA_DROPOUT_CUH
 
+#include "engine/philox.h"
 #include "kernels/cuda/device.cuh"
 
 struct Dropout {
@@ -10,9 +11,9 @@ struct Dropout {
     uint32_t key;
     float rate, keep_scale;
     int rank;
-    uint32_t inner;                   /* vectors that divide it have consecutive mask elements starting at a multiple of 4 */
-    uint32_t local[TENSOR_MAX_RANK];   /* extents of x here */
-    uint32_t stride[TENSOR_MAX_RANK];  /* of the mask's global shape; 0 on the shared axis */
+    uint32_t inner; /* vectors that divide it have consecutive mask elements starting at a multiple of 4 */
+    uint32_t local[TENSOR_MAX_RANK];  /* extents of x here */
+    uint32_t stride[TENSOR_MAX_RANK]; /* of the mask's global shape; 0 on the shared axis */
     uint32_t offset;                  /* mask element of x's first element: this rank's place on the sharded axis */
 
     __device__ __forceinline__ uint32_t mask_element(uint32_t e) const
@@ -27,11 +28,11 @@ struct Dropout {
         }
         return at;
     }
-    __device__ __forceinline__ uint4 words(uint32_t block) const
+    __device__ __forceinline__ void words(uint32_t block, uint32_t (&out)[4]) const
     {
-        uint4 counter = make_uint4(block, 0u, key,
-                                   (uint32_t)rng[1] * 8u + (uint32_t)rng[3]);
-        return philox4x32(counter, make_uint2((uint32_t)rng[0], (uint32_t)rng[2]));
+        const uint32_t counter[4] = {block, 0, key, (uint32_t)rng[1] * 8u + (uint32_t)rng[3]};
+        const uint32_t seed[2] = {(uint32_t)rng[0], (uint32_t)rng[2]};
+        philox4x32(counter, seed, out);
     }
     __device__ __forceinline__ float factor(uint32_t word) const
     {
@@ -40,18 +41,17 @@ struct Dropout {
     template <int V> __device__ __forceinline__ void factors(uint32_t first, float *out) const
     {
         uint32_t at = mask_element(first);
+        uint32_t w[4];
         if constexpr (V == 1) {
-            uint4 w = words(at >> 2);
+            words(at >> 2, w);
             int lane = (int)(at & 3);
-            out[0] = factor(lane == 0 ? w.x : lane == 1 ? w.y : lane == 2 ? w.z : w.w);
+            out[0] = factor(lane == 0 ? w[0] : lane == 1 ? w[1] : lane == 2 ? w[2] : w[3]);
         } else {
 #pragma unroll
             for (int k = 0; k < V / 4; k++) {
-                uint4 w = words((at >> 2) + k);
-                out[k * 4] = factor(w.x);
-                out[k * 4 + 1] = factor(w.y);
-                out[k * 4 + 2] = factor(w.z);
-                out[k * 4 + 3] = factor(w.w);
+                words((at >> 2) + k, w);
+#pragma unroll
+                for (int j = 0; j < 4; j++) out[k * 4 + j] = factor(w[j]);
             }
         }
     }

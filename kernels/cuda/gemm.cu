@@ -73,9 +73,9 @@ static Status layout_create(cublasLtMatrixLayout_t *layout, int32_t type, int64_
     LT_TRY(cublasLtMatrixLayoutCreate(layout, lt_type(type), (uint64_t)rows, (uint64_t)columns, ld));
     if (batch == 1) return OK;
     LT_TRY(cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
-    return lt_check(cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
-                                                     sizeof stride),
-                    "batch stride");
+    return lt_check(
+        cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride),
+        "batch stride");
 }
 
 /* The library is column-major: it computes D^T = B^T A^T, so B is its first operand. */
@@ -95,8 +95,8 @@ static Status matmul(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, const
                      const cublasLtMatmulAlgo_t *algo, cudaStream_t stream)
 {
     float alpha = 1, beta = s->accumulate ? 1.0f : 0.0f;
-    return lt_check(cublasLtMatmul(gemm->handle, desc->op, &alpha, b, desc->b, a, desc->a, &beta, d, desc->d, d, desc->d,
-                                   algo, gemm->workspace, gemm->workspace_bytes, stream),
+    return lt_check(cublasLtMatmul(gemm->handle, desc->op, &alpha, b, desc->b, a, desc->a, &beta, d, desc->d, d,
+                                   desc->d, algo, gemm->workspace, gemm->workspace_bytes, stream),
                     "cublasLtMatmul");
 }
 

@@ -4,8 +4,8 @@
 
 #include "kernels/cuda/entry.h"
 
-/* All row-major: D[m, n] = A[m, k] B[k, n]; a_t: A is stored [k, m]; b_t: B is stored [n, k]. Leading dimensions and strides
- * in elements; stride 0 shares an operand in a batch. */
+/* All row-major: D[m, n] = A[m, k] B[k, n]; a_t: A is stored [k, m]; b_t: B is stored [n, k]. Leading dimensions and
+ * strides in elements; stride 0 shares an operand in a batch. */
 typedef struct GemmShape {
     int64_t m, n, k, lda, ldb, ldd;
     int64_t batch, stride_a, stride_b, stride_d;
@@ -18,8 +18,8 @@ typedef struct GemmShape {
 /* A shape with the leading dimensions of contiguous matrices, one product. */
 GemmShape gemm_shape(int64_t m, int64_t n, int64_t k, bool a_t, bool b_t, DType type_ab, DType type_d);
 
-/* tune_cache: file of measured choices, read at once and appended to as shapes are met, when `measure`; NULL: the library's
- * first proposal, so that two runs without a file give the same bits. */
+/* tune_cache: file of measured choices, read at once and appended to as shapes are met, when `measure`; NULL: the
+ * library's first proposal, so that two runs without a file give the same bits. */
 Status gemm_create(const char *tune_cache, bool measure, Gemm **gemm_out);
 void gemm_destroy(Gemm **gemm);
 

@@ -11,8 +11,8 @@ template <typename T, int N_IN, int N_OUT> struct MapArgs {
     int64_t count;
 };
 
-/* f(first, j, x, y): element first + j, first a multiple of V; x[N_IN] -> y[N_OUT]. What depends on `first` alone is computed
- * once per vector, since the loop over j is unrolled. */
+/* f(first, j, x, y): element first + j, first a multiple of V; x[N_IN] -> y[N_OUT]. What depends on `first` alone is
+ * computed once per vector, since the loop over j is unrolled. */
 template <int V, typename T, int N_IN, int N_OUT, typename F>
 __global__ void __launch_bounds__(256) map_kernel(MapArgs<T, N_IN, N_OUT> a, F f)
 {

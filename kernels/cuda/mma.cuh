@@ -1,4 +1,5 @@
-/* Tensor core primitives: bf16 fragments of mma.m16n8k16 with f32 accumulators, and asynchronous copies to shared memory.
+/* Tensor core primitives: bf16 fragments of mma.m16n8k16 with f32 accumulators, and asynchronous copies to shared
+ * memory.
  *
  * Fragments (PTX ISA, "Matrix Fragments for mma.m16n8k16"), g = lane / 4, t = lane % 4:
  *   A [16 x 16]: a0 (g, 2t..) a1 (g + 8, 2t..) a2 (g, 2t + 8..) a3 (g + 8, 2t + 8..)

@@ -5,10 +5,9 @@ enum { NORM_THREADS = 256, NORM_BLOCKS = 528 /* four per SM; fixed, so that sums
 
 /* LANES neighbouring lanes own a row of C = LANES * V * N channels: lane l holds vectors l, l + LANES, ... */
 template <typename T, int LANES, int N>
-__global__ void __launch_bounds__(NORM_THREADS) layer_norm_kernel(const T *__restrict__ x, const float *__restrict__ gamma,
-                                                                  const float *__restrict__ beta, T *__restrict__ y,
-                                                                  float *mean_out, float *rstd_out, int64_t rows,
-                                                                  float eps)
+__global__ void __launch_bounds__(NORM_THREADS)
+    layer_norm_kernel(const T *__restrict__ x, const float *__restrict__ gamma, const float *__restrict__ beta,
+                      T *__restrict__ y, float *mean_out, float *rstd_out, int64_t rows, float eps)
 {
     constexpr int V = Pack<T>::N, C = LANES * V * N;
     int lane = threadIdx.x % LANES;
@@ -51,9 +50,9 @@ __global__ void __launch_bounds__(NORM_THREADS) layer_norm_kernel(const T *__res
 
 /* Any C: a warp per row, three passes. */
 template <typename T>
-__global__ void __launch_bounds__(NORM_THREADS) layer_norm_any_kernel(const T *x, const float *gamma, const float *beta,
-                                                                      T *y, float *mean_out, float *rstd_out,
-                                                                      int64_t rows, int c, float eps)
+__global__ void __launch_bounds__(NORM_THREADS)
+    layer_norm_any_kernel(const T *x, const float *gamma, const float *beta, T *y, float *mean_out, float *rstd_out,
+                          int64_t rows, int c, float eps)
 {
     int lane = threadIdx.x % WARP;
     int64_t row = ((int64_t)blockIdx.x * NORM_THREADS + threadIdx.x) / WARP;
@@ -72,15 +71,13 @@ __global__ void __launch_bounds__(NORM_THREADS) layer_norm_any_kernel(const T *x
     }
 }
 
-/* dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)); this block's share of dgamma = sum dy xhat, dbeta = sum dy goes to
- * partial[block][2 C]. mean == NULL: the statistics are computed again. */
+/* dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)); this block's share of dgamma = sum dy xhat, dbeta = sum dy goes
+ * to partial[block][2 C]. mean == NULL: the statistics are computed again. */
 template <typename T, int LANES, int N>
-__global__ void __launch_bounds__(NORM_THREADS) layer_norm_bwd_kernel(const T *__restrict__ dy, const T *__restrict__ x,
-                                                                      const float *__restrict__ gamma,
-                                                                      const float *__restrict__ mean_in,
-                                                                      const float *__restrict__ rstd_in,
-                                                                      T *__restrict__ dx, float *partial, int64_t rows,
-                                                                      float eps)
+__global__ void __launch_bounds__(NORM_THREADS)
+    layer_norm_bwd_kernel(const T *__restrict__ dy, const T *__restrict__ x, const float *__restrict__ gamma,
+                          const float *__restrict__ mean_in, const float *__restrict__ rstd_in, T *__restrict__ dx,
+                          float *partial, int64_t rows, float eps)
 {
     constexpr int V = Pack<T>::N, C = LANES * V * N, GROUPS = NORM_THREADS / LANES;
     __shared__ float shared[GROUPS / (WARP / LANES)][C];
@@ -164,9 +161,9 @@ __global__ void __launch_bounds__(NORM_THREADS) layer_norm_bwd_kernel(const T *_
 
 /* Any C: a block per run of rows; thread c owns channels c, c + 256, ... of dgamma and dbeta in shared memory. */
 template <typename T>
-__global__ void __launch_bounds__(NORM_THREADS) layer_norm_bwd_any_kernel(const T *dy, const T *x, const float *gamma,
-                                                                          T *dx, float *partial, int64_t rows, int c,
-                                                                          float eps)
+__global__ void __launch_bounds__(NORM_THREADS)
+    layer_norm_bwd_any_kernel(const T *dy, const T *x, const float *gamma, T *dx, float *partial, int64_t rows, int c,
+                              float eps)
 {
     extern __shared__ float sums[]; /* dgamma[c], dbeta[c] */
     __shared__ float warp_sums[NORM_THREADS / WARP];
@@ -198,19 +195,25 @@ __global__ void __launch_bounds__(NORM_THREADS) layer_norm_bwd_any_kernel(const 
 
 /* Runs RUN(LANES, N) for the channel sizes with a vector kernel; V = elements of a pack. */
 #define NORM_SIZES(RUN, V, c)                                                                                          \
-    if ((c) == 8 * (V)) RUN(8, 1)                                                                                      \
-    else if ((c) == 16 * (V)) RUN(16, 1)                                                                               \
-    else if ((c) == 32 * (V)) RUN(32, 1)                                                                               \
-    else if ((c) == 48 * (V)) RUN(16, 3)                                                                               \
-    else if ((c) == 64 * (V)) RUN(32, 2)                                                                               \
-    else if ((c) == 96 * (V)) RUN(32, 3)
+    if ((c) == 8 * (V))                                                                                                \
+        RUN(8, 1)                                                                                                      \
+    else if ((c) == 16 * (V))                                                                                          \
+        RUN(16, 1)                                                                                                     \
+    else if ((c) == 32 * (V))                                                                                          \
+        RUN(32, 1)                                                                                                     \
+    else if ((c) == 48 * (V))                                                                                          \
+        RUN(16, 3)                                                                                                     \
+    else if ((c) == 64 * (V))                                                                                          \
+        RUN(32, 2)                                                                                                     \
+    else if ((c) == 96 * (V))                                                                                          \
+    RUN(32, 3)
 
 template <typename T>
 static Status layer_norm_launch(const T *x, const float *gamma, const float *beta, T *y, float *mean, float *rstd,
                                 int64_t rows, int c, float eps, cudaStream_t stream)
 {
 #define RUN(LANES, N)                                                                                                  \
-    layer_norm_kernel<T, LANES, N><<<blocks_for(rows * LANES, NORM_THREADS), NORM_THREADS, 0, stream>>>(               \
+    layer_norm_kernel<T, LANES, N><<<blocks_for(rows *LANES, NORM_THREADS), NORM_THREADS, 0, stream>>>(                \
         x, gamma, beta, y, mean, rstd, rows, eps);
     NORM_SIZES(RUN, Pack<T>::N, c)
     else layer_norm_any_kernel<T><<<blocks_for(rows * WARP, NORM_THREADS), NORM_THREADS, 0, stream>>>(
@@ -224,11 +227,11 @@ static Status layer_norm_bwd_launch(const T *dy, const T *x, const float *gamma,
                                     T *dx, float *partial, int64_t rows, int c, float eps, cudaStream_t stream)
 {
 #define RUN(LANES, N)                                                                                                  \
-    layer_norm_bwd_kernel<T, LANES, N><<<NORM_BLOCKS, NORM_THREADS, 0, stream>>>(dy, x, gamma, mean, rstd, dx,        \
-                                                                                 partial, rows, eps);
+    layer_norm_bwd_kernel<T, LANES, N>                                                                                 \
+        <<<NORM_BLOCKS, NORM_THREADS, 0, stream>>>(dy, x, gamma, mean, rstd, dx, partial, rows, eps);
     NORM_SIZES(RUN, Pack<T>::N, c)
-    else layer_norm_bwd_any_kernel<T><<<NORM_BLOCKS, NORM_THREADS, 2 * (size_t)c * sizeof(float), stream>>>(
-        dy, x, gamma, dx, partial, rows, c, eps);
+    else layer_norm_bwd_any_kernel<T>
+        <<<NORM_BLOCKS, NORM_THREADS, 2 * (size_t)c * sizeof(float), stream>>>(dy, x, gamma, dx, partial, rows, c, eps);
 #undef RUN
     return cuda_launched("layer_norm_bwd_kernel");
 }
@@ -260,7 +263,8 @@ static Status layer_norm_bwd(CudaContext *ctx, const OpCall *call)
         TRY(layer_norm_bwd_launch((const T *)call->in[0], (const T *)call->in[1], gamma, mean, rstd, (T *)call->out[0],
                                   partial, tensor_rows(x), c, (float)call->op->attr.f[0], ctx->stream));
     });
-    return sum_partials_split_launch(partial, (float *)call->out[1], (float *)call->out[2], NORM_BLOCKS, c, ctx->stream);
+    return sum_partials_split_launch(partial, (float *)call->out[1], (float *)call->out[2], NORM_BLOCKS, c,
+                                     ctx->stream);
 }
 
 static size_t layer_norm_bwd_scratch(const OpCall *call)
@@ -305,8 +309,8 @@ static Status softmax(CudaContext *ctx, const OpCall *call)
     int64_t rows = tensor_rows(x), c = tensor_last(x);
     if (rows == 0) return OK;
     DISPATCH_REAL(call, x->dtype, {
-        softmax_kernel<T><<<blocks_for(rows * WARP, 256), 256, 0, ctx->stream>>>((const T *)call->in[0],
-                                                                                 (T *)call->out[0], rows, c);
+        softmax_kernel<T>
+            <<<blocks_for(rows * WARP, 256), 256, 0, ctx->stream>>>((const T *)call->in[0], (T *)call->out[0], rows, c);
     });
     return cuda_launched("softmax_kernel");
 }

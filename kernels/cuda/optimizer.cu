@@ -3,7 +3,8 @@
 
 enum { SQUARE_BLOCKS = 1056, SQUARE_THREADS = 256 };
 
-/* Squares are summed per thread in f32 over a short run, then across threads and blocks in f64: always the same order. */
+/* Squares are summed per thread in f32 over a short run, then across threads and blocks in f64: always the same order.
+ */
 __global__ void __launch_bounds__(SQUARE_THREADS) sum_squares_kernel(const float *g, double *partial, int64_t n)
 {
     __shared__ double shared[SQUARE_THREADS];

@@ -224,8 +224,8 @@ static Status gate_rows_bwd(CudaContext *ctx, const OpCall *call)
 {
     int64_t n = tensor_count(call->in_tensor[0]), period = tensor_count(call->in_tensor[2]);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
-        gate_rows_bwd_kernel<T><<<blocks_for(period, 128), 128, 0, ctx->stream>>>(IN(0), IN(1), IN(2), OUT(0), OUT(1),
-                                                                                  n / period, period);
+        gate_rows_bwd_kernel<T>
+            <<<blocks_for(period, 128), 128, 0, ctx->stream>>>(IN(0), IN(1), IN(2), OUT(0), OUT(1), n / period, period);
     });
     return cuda_launched("gate_rows_bwd_kernel");
 }

@@ -5,8 +5,7 @@
 #include "kernels/cuda/device.cuh"
 
 /* x[A, B, C] -> y[A, C] = sum over B, in order; one thread per output element. */
-template <typename T>
-__global__ void sum_middle_kernel(const T *x, T *y, int64_t a, int64_t b, int64_t c)
+template <typename T> __global__ void sum_middle_kernel(const T *x, T *y, int64_t a, int64_t b, int64_t c)
 {
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= a * c) return;
@@ -57,8 +56,8 @@ __global__ void __launch_bounds__(256) sum_rows_kernel(const T *x, float *partia
 }
 
 /* Columns from `split` on go to `rest`. */
-static __global__ void __launch_bounds__(1024) sum_partials_kernel(const float *partial, float *y, float *rest,
-                                                                   int64_t split, int64_t runs, int64_t columns)
+static __global__ void __launch_bounds__(1024)
+    sum_partials_kernel(const float *partial, float *y, float *rest, int64_t split, int64_t runs, int64_t columns)
 {
     __shared__ float shared[32][33];
     int column_lane = threadIdx.x % 32, lane = threadIdx.x / 32;
@@ -88,8 +87,7 @@ static inline size_t sum_rows_scratch(int64_t columns)
 static inline Status sum_partials_launch(const float *partial, float *y, int64_t runs, int64_t columns,
                                          cudaStream_t stream)
 {
-    sum_partials_kernel<<<blocks_for(columns, 32), 1024, 0, stream>>>(partial, y, NULL, columns, runs,
-                                                                           columns);
+    sum_partials_kernel<<<blocks_for(columns, 32), 1024, 0, stream>>>(partial, y, NULL, columns, runs, columns);
     return cuda_launched("sum_partials_kernel");
 }
 

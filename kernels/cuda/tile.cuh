@@ -1,9 +1,9 @@
 /* Products with an epilogue of our own: D = epilogue(A B), bf16 operands, f32 accumulation, blocks of 128 x 128 in four
  * warps of 64 x 64, operands through a three-stage ring of asynchronous copies.
  *
- * A [m, k] with k contiguous, or [k, m] (A_MAJOR_M); B [n, k] with k contiguous, or [k, n] (B_MAJOR_N). Shared tiles hold
- * rows of 64 (k contiguous) or 128 elements; the 16-byte chunk c of row r lies at chunk c ^ (r & 7), which keeps both
- * the copies and ldmatrix free of bank conflicts. */
+ * A [m, k] with k contiguous, or [k, m] (A_MAJOR_M); B [n, k] with k contiguous, or [k, n] (B_MAJOR_N). Shared tiles
+ * hold rows of 64 (k contiguous) or 128 elements; the 16-byte chunk c of row r lies at chunk c ^ (r & 7), which keeps
+ * both the copies and ldmatrix free of bank conflicts. */
 #ifndef FOLDSCALE_KERNELS_CUDA_TILE_CUH
 #define FOLDSCALE_KERNELS_CUDA_TILE_CUH
 
@@ -25,10 +25,10 @@ struct TileProblem {
     const bf16 *a_list[TILE_SEGMENTS];
 };
 
-
 /* Loads a tile: MAJOR_K: rows are m (or n), 8 chunks of k; otherwise rows are k, 16 chunks of m (or n). */
 template <bool MAJOR_K>
-__device__ __forceinline__ void tile_load(uint32_t shared, const bf16 *p, int64_t ld, int start, int extent, int k0, int k)
+__device__ __forceinline__ void tile_load(uint32_t shared, const bf16 *p, int64_t ld, int start, int extent, int k0,
+                                          int k)
 {
 #pragma unroll
     for (int it = 0; it < TILE * TILE_K / 8 / TILE_THREADS; it++) {
@@ -45,8 +45,8 @@ __device__ __forceinline__ void tile_load(uint32_t shared, const bf16 *p, int64_
 
 /* Loads the operands of a step into its stage of the ring. */
 template <bool A_MAJOR_K, bool B_MAJOR_K>
-__device__ __forceinline__ void tile_load_stage(const TileProblem &p, const bf16 *a, const bf16 *b, uint32_t ring, int m0,
-                                                int n0, int step)
+__device__ __forceinline__ void tile_load_stage(const TileProblem &p, const bf16 *a, const bf16 *b, uint32_t ring,
+                                                int m0, int n0, int step)
 {
     uint32_t shared = ring + (uint32_t)(step % TILE_STAGES) * TILE_STAGE_BYTES;
     int k0 = step * TILE_K, part = p.segment ? k0 / p.segment : 0, from = part * p.segment;
@@ -56,7 +56,8 @@ __device__ __forceinline__ void tile_load_stage(const TileProblem &p, const bf16
 }
 
 /* Four 8 x 8 matrices in the order of an A fragment [16 x 16] at (row0, k0). */
-template <bool MAJOR_K> __device__ __forceinline__ void tile_fragment_a(uint32_t (&r)[4], uint32_t shared, int row0, int k0)
+template <bool MAJOR_K>
+__device__ __forceinline__ void tile_fragment_a(uint32_t (&r)[4], uint32_t shared, int row0, int k0)
 {
     int lane = threadIdx.x % WARP;
     if (MAJOR_K) {
@@ -100,8 +101,8 @@ __device__ __forceinline__ void tile_multiply(float (&acc)[4][8][4], uint32_t sa
     }
 }
 
-/* Epilogue: void operator()(int z, int row, int column, float (&v)[8]) const, for 8 neighbouring columns, the first of which
- * is a multiple of 8 and inside the matrix. */
+/* Epilogue: void operator()(int z, int row, int column, float (&v)[8]) const, for 8 neighbouring columns, the first of
+ * which is a multiple of 8 and inside the matrix. */
 template <bool A_MAJOR_K, bool B_MAJOR_K, typename Epilogue>
 __global__ void __launch_bounds__(TILE_THREADS, 2) tile_kernel(TileProblem p, Epilogue epilogue)
 {
@@ -160,8 +161,8 @@ static inline bool tile_fits(const TileProblem &p, bool a_major_k, bool b_major_
     for (int k = 0; p.segment && k < p.k / p.segment; k++)
         if (!aligned16(p.a_list[k])) return false;
     if (p.segment && (p.segment % TILE_K != 0 || p.k % p.segment != 0 || p.k / p.segment > TILE_SEGMENTS)) return false;
-    return strides % 8 == 0 && (a_major_k ? p.k : p.m) % 8 == 0 && (b_major_k ? p.k : p.n) % 8 == 0 &&
-           aligned16(p.a) && aligned16(p.b);
+    return strides % 8 == 0 && (a_major_k ? p.k : p.m) % 8 == 0 && (b_major_k ? p.k : p.n) % 8 == 0 && aligned16(p.a) &&
+           aligned16(p.b);
 }
 
 template <bool A_MAJOR_K, bool B_MAJOR_K, typename Epilogue>

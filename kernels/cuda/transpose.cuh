@@ -1,5 +1,6 @@
-/* Permutation of axes. Adjacent axes that stay together are joined first; then one of three kernels: runs of whole vectors (the
- * last axis stays), tiles through shared memory (a batch of two-dimensional transposes), or element by element. */
+/* Permutation of axes. Adjacent axes that stay together are joined first; then one of three kernels: runs of whole
+ * vectors (the last axis stays), tiles through shared memory (a batch of two-dimensional transposes), or element by
+ * element. */
 #ifndef FOLDSCALE_KERNELS_CUDA_TRANSPOSE_CUH
 #define FOLDSCALE_KERNELS_CUDA_TRANSPOSE_CUH
 
@@ -7,8 +8,8 @@
 
 struct Permutation {
     int rank;
-    uint32_t dim[TENSOR_MAX_RANK];    /* extents of y */
-    int64_t stride[TENSOR_MAX_RANK];  /* in x, of the axes of y */
+    uint32_t dim[TENSOR_MAX_RANK];   /* extents of y */
+    int64_t stride[TENSOR_MAX_RANK]; /* in x, of the axes of y */
 };
 
 /* One thread per element (of U) of y. */
@@ -28,7 +29,8 @@ template <typename U> __global__ void permute_kernel(const U *x, U *y, Permutati
     y[e] = x[at];
 }
 
-/* x[batch, R, C] (rows `x_pitch` apart, batches `x_batch` apart) -> y[batch, C, R]: tiles of 64 x 32 through shared memory. */
+/* x[batch, R, C] (rows `x_pitch` apart, batches `x_batch` apart) -> y[batch, C, R]: tiles of 64 x 32 through shared
+ * memory. */
 template <typename U>
 __global__ void __launch_bounds__(256) transpose_tiles_kernel(const U *x, U *y, int rows, int columns, int64_t x_batch,
                                                               int64_t y_batch, int64_t x_pitch, int64_t y_pitch)
@@ -50,13 +52,13 @@ __global__ void __launch_bounds__(256) transpose_tiles_kernel(const U *x, U *y, 
 }
 
 template <typename U>
-static Status transpose_tiles_launch(const U *x, U *y, int64_t batch, int64_t rows, int64_t columns, cudaStream_t stream)
+static Status transpose_tiles_launch(const U *x, U *y, int64_t batch, int64_t rows, int64_t columns,
+                                     cudaStream_t stream)
 {
-    if (batch > 65535)
-        return status_fail(ERR_UNSUPPORTED, "a transpose of %lld matrices", (long long)batch);
+    if (batch > 65535) return status_fail(ERR_UNSUPPORTED, "a transpose of %lld matrices", (long long)batch);
     dim3 grid((unsigned)((columns + 63) / 64), (unsigned)((rows + 63) / 64), (unsigned)batch);
-    transpose_tiles_kernel<U><<<grid, 256, 0, stream>>>(x, y, (int)rows, (int)columns, rows * columns, rows * columns,
-                                                        columns, rows);
+    transpose_tiles_kernel<U>
+        <<<grid, 256, 0, stream>>>(x, y, (int)rows, (int)columns, rows * columns, rows * columns, columns, rows);
     return cuda_launched("transpose_tiles_kernel");
 }
 
@@ -106,8 +108,9 @@ static Status transpose_launch(const U *x, U *y, const Tensor *t, const int64_t 
     if (count >= INT64_C(0xffff0000))
         return status_fail(ERR_UNSUPPORTED, "a transpose of %lld elements", (long long)count);
     int rank = transpose_join(t, perm, dim, order);
-    if (rank <= 1) return cuda_check(cudaMemcpyAsync(y, x, (size_t)count * sizeof(U), cudaMemcpyDeviceToDevice, stream),
-                                     "copy of a transpose");
+    if (rank <= 1)
+        return cuda_check(cudaMemcpyAsync(y, x, (size_t)count * sizeof(U), cudaMemcpyDeviceToDevice, stream),
+                          "copy of a transpose");
     constexpr int64_t per16 = 16 / sizeof(U);
     int last = rank - 1;
     if (order[last] == last && dim[last] % per16 == 0 && aligned16(x) && aligned16(y)) {
@@ -115,7 +118,8 @@ static Status transpose_launch(const U *x, U *y, const Tensor *t, const int64_t 
         return permute_launch((const uint4 *)x, (uint4 *)y, rank, dim, order, stream);
     }
     if (rank == 2) return transpose_tiles_launch(x, y, 1, dim[0], dim[1], stream);
-    if (rank == 3 && order[0] == 0 && dim[0] <= 65535) return transpose_tiles_launch(x, y, dim[0], dim[1], dim[2], stream);
+    if (rank == 3 && order[0] == 0 && dim[0] <= 65535)
+        return transpose_tiles_launch(x, y, dim[0], dim[1], dim[2], stream);
     return permute_launch(x, y, rank, dim, order, stream);
 }
 

@@ -1,0 +1,438 @@
+/* Harness of the CUDA benchmarks: runs one op on the GPU and on the CPU in f64 from the same (rounded) inputs, compares
+ * every output, and times the GPU at a second size. No MPI, no OpenBLAS: the products of the reference are loops below.
+ *
+ * Error of an output: ||gpu - cpu|| / ||cpu|| (Euclidean). Tolerances:
+ *   f32: 2e-6 per rounding step of a chain, sums of n terms grow like sqrt(n) u (u = 6e-8): 1e-5 covers n <= 10^4.
+ *   bf16: one rounding of the output has relative error at most 2^-8 / 2, uniform: rms 2^-9 / sqrt(3) ... 2^-9 = 1.1e-3
+ * to 2e-3; an op that rounds k intermediate tensors (k stated by the case) gets 2e-3 sqrt(k + 1) times a margin of 1.5.
+ */
+#ifndef FOLDSCALE_TESTS_BENCH_CUDA_CUH
+#define FOLDSCALE_TESTS_BENCH_CUDA_CUH
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/gemm.h"
+
+extern "C" {
+#include "engine/program.h"
+/* kernels/cpu/entry.h is C; the same layout here */
+typedef Status (*CpuKernel)(const RankLayout *layout, const OpCall *call);
+typedef struct CpuEntry {
+    OpKind kind;
+    CpuKernel run;
+    size_t (*scratch)(const Program *program, const Op *op, size_t real_size);
+} CpuEntry;
+#define TABLE(name) extern const CpuEntry name##_f64[];
+#include "kernels/cpu/tables.def"
+#undef TABLE
+}
+
+enum Fill { FILL_NORMAL, FILL_MASK, FILL_INT, FILL_POSITIVE, FILL_RNG, FILL_ONE };
+
+struct In {
+    DType type; /* DT_F32: the tested type unless the op wants it exact */
+    int rank;
+    int64_t dim[TENSOR_MAX_RANK];
+    Fill fill;
+    int limit; /* FILL_INT: below */
+    double scale;
+};
+
+struct Case {
+    const char *name;
+    OpKind kind;
+    int n_in;
+    In in[OP_MAX_IN];
+    OpAttr attr;
+    int roundings; /* intermediate tensors in bf16 */
+    bool in_place; /* optimizer ops: outputs are inputs */
+};
+
+struct Bench {
+    CudaContext ctx;
+    void *scratch;
+    size_t scratch_bytes;
+    int failures;
+    uint64_t random;
+    double copy_bytes_per_s;
+};
+
+static double bench_uniform(Bench *b)
+{
+    b->random = b->random * 6364136223846793005ull + 1442695040888963407ull;
+    return (double)(b->random >> 33) / 2147483648.0;
+}
+static double bench_normal(Bench *b)
+{
+    double s = 0;
+    for (int k = 0; k < 6; k++) s += bench_uniform(b);
+    return (s - 3.0) * 1.41421356;
+}
+static float round_bf16(float x)
+{
+    return __bfloat162float(__float2bfloat16(x));
+}
+
+static void check(Status status)
+{
+    if (status == OK) return;
+    printf("FAILED: %s\n", status_text());
+    exit(1);
+}
+
+static double fill_value(Bench *b, const In &in, int64_t e)
+{
+    double scale = in.scale != 0 ? in.scale : 1.0;
+    switch (in.fill) {
+    case FILL_MASK:
+        return bench_uniform(b) < 0.85 ? 1.0 : 0.0;
+    case FILL_INT:
+        return floor(bench_uniform(b) * in.limit);
+    case FILL_POSITIVE:
+        return scale * (0.5 + bench_uniform(b));
+    case FILL_RNG:
+        return (double)(7 + 3 * e);
+    case FILL_ONE:
+        return scale;
+    default:
+        return scale * bench_normal(b);
+    }
+}
+
+/* The op recorded alone, its float inputs at `type`. */
+static Program *bench_program(const Case &c, DType type, Registry **registry)
+{
+    Program *p;
+    check(registry_create(registry));
+    check(prog_create(*registry, &p));
+    Val in[OP_MAX_IN];
+    for (int k = 0; k < c.n_in; k++) {
+        char name[32];
+        snprintf(name, sizeof name, "in%d", k);
+        in[k] = VAL_NONE;
+        if (c.in[k].type == DT_NONE) continue;
+        in[k] = prog_input(p, name, c.in[k].type == DT_I32 ? DT_I32 : DT_F32, c.in[k].rank, c.in[k].dim);
+        if (c.in[k].type == DT_I32) continue;
+        bool exact = op_defs[c.kind]->exact_in >> k & 1 || op_defs[c.kind]->flags & OPF_FULL;
+        DType t = c.in[k].type == DT_BF16 ? DT_BF16 : type;
+        p->value[in[k]].t.dtype =
+            type == DT_F64 ? DT_F64 : (exact && t == DT_BF16 && c.in[k].type != DT_BF16 ? DT_F32 : t);
+    }
+    Val out[OP_MAX_OUT];
+    prog_add_multi(p, c.kind, c.n_in, in, &c.attr, out);
+    check(prog_status(p));
+    return p;
+}
+
+static void call_fill(const Program *p, OpCall *call)
+{
+    memset(call, 0, sizeof *call);
+    call->op = &p->op[0];
+    call->comm_slot = -1;
+    for (int k = 0; k < call->op->n_in; k++)
+        if (call->op->in[k] != VAL_NONE) call->in_tensor[k] = &p->value[call->op->in[k]].t;
+    for (int k = 0; k < call->op->n_out; k++)
+        if (call->op->out[k] != VAL_NONE && p->value[call->op->out[k]].t.dtype != DT_NONE)
+            call->out_tensor[k] = &p->value[call->op->out[k]].t;
+}
+
+static const CudaEntry *bench_cuda_find(OpKind kind)
+{
+    const CudaEntry *tables[] = {
+#define TABLE(name) name,
+#include "kernels/cuda/tables.def"
+#undef TABLE
+    };
+    for (const CudaEntry *t : tables)
+        for (; t->run; t++)
+            if (t->kind == kind) return t;
+    return NULL;
+}
+static const CpuEntry *bench_cpu_find(OpKind kind)
+{
+    const CpuEntry *tables[] = {
+#define TABLE(name) name##_f64,
+#include "kernels/cpu/tables.def"
+#undef TABLE
+    };
+    for (const CpuEntry *t : tables)
+        for (; t->run; t++)
+            if (t->kind == kind) return t;
+    return NULL;
+}
+
+/* which input an in-place op's output k writes to */
+static int in_place_input(const Case &c, int k)
+{
+    static const int adam[] = {0, 2, 3, 4, 7};
+    return c.in_place && (c.kind == OP_ADAM || c.kind == OP_ADAM_FUSED) ? adam[k] : 0;
+}
+
+static double stored(const void *p, DType type, int64_t e)
+{
+    switch (type) {
+    case DT_BF16:
+        return __bfloat162float(((const bf16 *)p)[e]);
+    case DT_I32:
+        return ((const int32_t *)p)[e];
+    case DT_F64:
+        return ((const double *)p)[e];
+    default:
+        return ((const float *)p)[e];
+    }
+}
+static void put(void *p, DType type, int64_t e, double x)
+{
+    switch (type) {
+    case DT_BF16:
+        ((bf16 *)p)[e] = __float2bfloat16((float)x);
+        break;
+    case DT_I32:
+        ((int32_t *)p)[e] = (int32_t)x;
+        break;
+    case DT_F64:
+        ((double *)p)[e] = x;
+        break;
+    default:
+        ((float *)p)[e] = (float)x;
+    }
+}
+
+static void bench_reference(const Case &c, double *const *value, double **out)
+{
+    Registry *registry;
+    Program *p = bench_program(c, DT_F64, &registry);
+    OpCall call;
+    RankLayout layout = {1, 0, 1, 0, 1, 0};
+    const CpuEntry *entry = bench_cpu_find(c.kind);
+    call_fill(p, &call);
+    if (!entry) {
+        printf("no CPU kernel for %s\n", c.name);
+        exit(1);
+    }
+    void *memory[OP_MAX_IN] = {};
+    for (int k = 0; k < c.n_in; k++) {
+        const Tensor *t = call.in_tensor[k];
+        if (!t) continue;
+        memory[k] = calloc((size_t)tensor_count(t) + 8, 8);
+        for (int64_t e = 0; e < tensor_count(t); e++) put(memory[k], t->dtype, e, value[k][e]);
+        call.in[k] = memory[k];
+    }
+    for (int k = 0; k < call.op->n_out; k++) {
+        if (!call.out_tensor[k]) continue;
+        call.out[k] =
+            c.in_place ? memory[in_place_input(c, k)] : calloc((size_t)tensor_count(call.out_tensor[k]) + 8, 8);
+    }
+    call.scratch = entry->scratch ? calloc(entry->scratch(p, call.op, 8) + 64, 1) : NULL;
+    check(entry->run(&layout, &call));
+    for (int k = 0; k < call.op->n_out; k++) {
+        if (!call.out_tensor[k]) continue;
+        int64_t n = tensor_count(call.out_tensor[k]);
+        out[k] = (double *)malloc((size_t)n * sizeof(double) + 8);
+        for (int64_t e = 0; e < n; e++) out[k][e] = stored(call.out[k], call.out_tensor[k]->dtype, e);
+        if (!c.in_place) free(call.out[k]);
+    }
+    for (int k = 0; k < c.n_in; k++) free(memory[k]);
+    free(call.scratch);
+    prog_destroy(&p);
+    registry_destroy(&registry);
+}
+
+/* Device operands from host values (or noise when value is NULL); outputs poisoned. */
+static void bench_operands(Bench *b, const Case &c, OpCall *call, double *const *value)
+{
+    for (int k = 0; k < c.n_in; k++) {
+        const Tensor *t = call->in_tensor[k];
+        if (!t) continue;
+        int64_t n = tensor_count(t);
+        size_t bytes = (size_t)n * dtype_size(t->dtype);
+        void *host = malloc(bytes + 16), *device;
+        for (int64_t e = 0; e < n; e++) {
+            double x = value ? value[k][e] : (e < 4096 ? fill_value(b, c.in[k], e) : stored(host, t->dtype, e - 4096));
+            put(host, t->dtype, e, x);
+        }
+        check(cuda_check(cudaMalloc(&device, bytes + 256), "malloc"));
+        check(cuda_check(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "memcpy"));
+        call->in[k] = device;
+        free(host);
+    }
+    for (int k = 0; k < call->op->n_out; k++) {
+        const Tensor *t = call->out_tensor[k];
+        if (!t) continue;
+        size_t bytes = (size_t)tensor_count(t) * dtype_size(t->dtype);
+        if (c.in_place) {
+            call->out[k] = (void *)call->in[in_place_input(c, k)];
+            continue;
+        }
+        check(cuda_check(cudaMalloc(&call->out[k], bytes + 256), "malloc"));
+        check(cuda_check(cudaMemset(call->out[k], 0xff, bytes), "memset"));
+    }
+    call->scratch = b->scratch;
+    check(cuda_check(cudaMemset(b->scratch, 0xff, b->scratch_bytes), "memset"));
+}
+
+static void bench_release(const Case &c, OpCall *call)
+{
+    for (int k = 0; k < call->op->n_out; k++)
+        if (call->out[k] && !c.in_place) cudaFree(call->out[k]);
+    for (int k = 0; k < c.n_in; k++)
+        if (call->in[k]) cudaFree((void *)call->in[k]);
+}
+
+static const CudaEntry *bench_entry(Bench *b, const Case &c, const OpCall *call)
+{
+    const CudaEntry *entry = bench_cuda_find(c.kind);
+    if (!entry) {
+        printf("%-34s no CUDA kernel\n", c.name);
+        b->failures++;
+        return NULL;
+    }
+    size_t want = entry->scratch ? entry->scratch(call) : 0;
+    if (want > b->scratch_bytes) {
+        cudaFree(b->scratch);
+        check(cuda_check(cudaMalloc(&b->scratch, want), "scratch"));
+        b->scratch_bytes = want;
+    }
+    return entry;
+}
+
+static void compare(Bench *b, const Case &c, DType type, OpCall *call, double *const *want)
+{
+    double allowed = type == DT_BF16 ? 3e-3 * sqrt(c.roundings + 1.0) : 1e-5;
+    for (int k = 0; k < call->op->n_out; k++) {
+        const Tensor *t = call->out_tensor[k];
+        if (!t) continue;
+        int64_t n = tensor_count(t), bad = 0;
+        size_t bytes = (size_t)n * dtype_size(t->dtype);
+        void *host = malloc(bytes + 16);
+        check(cuda_check(cudaMemcpy(host, call->out[k], bytes, cudaMemcpyDeviceToHost), "memcpy"));
+        double difference = 0, norm = 0, worst = 0;
+        for (int64_t e = 0; e < n; e++) {
+            double x = stored(host, t->dtype, e), d = x - want[k][e];
+            if (!isfinite(x)) bad++;
+            difference += d * d;
+            norm += want[k][e] * want[k][e];
+            if (fabs(d) > worst) worst = fabs(d);
+        }
+        double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+        bool ok = bad == 0 && error <= allowed;
+        printf("check %-34s %-4s out %d  error %.2e  allowed %.1e  worst %.2e  %s\n", c.name, dtype_name(type), k,
+               error, allowed, worst, ok ? "ok" : "WRONG");
+        if (bad) printf("      %lld values are not finite\n", (long long)bad);
+        b->failures += !ok;
+        free(host);
+    }
+}
+
+static void bench_check(Bench *b, const Case &c, DType type)
+{
+    Registry *registry;
+    Program *p = bench_program(c, type, &registry);
+    OpCall call;
+    double *value[OP_MAX_IN] = {}, *want[OP_MAX_OUT] = {};
+    call_fill(p, &call);
+    for (int k = 0; k < c.n_in; k++) {
+        if (!call.in_tensor[k]) continue;
+        int64_t n = tensor_count(call.in_tensor[k]);
+        value[k] = (double *)malloc((size_t)n * sizeof(double) + 8);
+        for (int64_t e = 0; e < n; e++) {
+            double x = (float)fill_value(b, c.in[k], e);
+            value[k][e] = call.in_tensor[k]->dtype == DT_BF16 ? round_bf16((float)x) : x;
+        }
+    }
+    const CudaEntry *entry = bench_entry(b, c, &call);
+    if (entry) {
+        bench_operands(b, c, &call, value);
+        Status status = entry->run(&b->ctx, &call);
+        if (status == OK) status = cuda_check(cudaDeviceSynchronize(), "run");
+        if (status != OK) {
+            printf("check %-34s %-4s FAILED: %s\n", c.name, dtype_name(type), status_text());
+            b->failures++;
+            if (cudaGetLastError() != cudaSuccess || cudaDeviceSynchronize() != cudaSuccess) exit(1);
+        } else {
+            bench_reference(c, value, want);
+            compare(b, c, type, &call, want);
+        }
+        bench_release(c, &call);
+    }
+    for (double *v : value) free(v);
+    for (double *v : want) free(v);
+    prog_destroy(&p);
+    registry_destroy(&registry);
+}
+
+/* Time per call: a graph of `calls` calls replayed; the floor is the larger of bytes / copy rate and flops / 810
+ * TFLOP/s (67 for f32). */
+static double bench_time(Bench *b, const Case &c, DType type)
+{
+    enum { CALLS = 10, REPLAYS = 5 };
+    Registry *registry;
+    Program *p = bench_program(c, type, &registry);
+    OpCall call;
+    Cost cost = {};
+    call_fill(p, &call);
+    op_defs[c.kind]->cost(p, &p->op[0], &cost);
+    const CudaEntry *entry = bench_entry(b, c, &call);
+    double best = 0;
+    if (entry) {
+        cudaGraph_t graph;
+        cudaGraphExec_t exec;
+        cudaEvent_t from, to;
+        bench_operands(b, c, &call, NULL);
+        check(entry->run(&b->ctx, &call));
+        check(cuda_check(cudaStreamSynchronize(b->ctx.stream), "run"));
+        check(cuda_check(cudaStreamBeginCapture(b->ctx.stream, cudaStreamCaptureModeRelaxed), "capture"));
+        for (int k = 0; k < CALLS; k++) check(entry->run(&b->ctx, &call));
+        check(cuda_check(cudaStreamEndCapture(b->ctx.stream, &graph), "capture"));
+        check(cuda_check(cudaGraphInstantiate(&exec, graph, 0), "graph"));
+        cudaEventCreate(&from);
+        cudaEventCreate(&to);
+        for (int r = 0; r < REPLAYS; r++) {
+            float ms;
+            cudaEventRecord(from, b->ctx.stream);
+            check(cuda_check(cudaGraphLaunch(exec, b->ctx.stream), "launch"));
+            cudaEventRecord(to, b->ctx.stream);
+            check(cuda_check(cudaEventSynchronize(to), "replay"));
+            cudaEventElapsedTime(&ms, from, to);
+            double us = ms * 1e3 / CALLS;
+            if (r == 1 || us < best) best = us;
+        }
+        double by_bytes = cost.bytes / b->copy_bytes_per_s * 1e6;
+        double by_flops = cost.flops / (type == DT_BF16 ? 810e12 : 50e12) * 1e6;
+        double floor_us = by_bytes > by_flops ? by_bytes : by_flops;
+        printf("time  %-34s %-4s %9.1f us  floor %8.1f us (%s)  ratio %5.2f  %6.2f TB/s  %6.1f TFLOP/s\n", c.name,
+               dtype_name(type), best, floor_us, by_bytes > by_flops ? "bytes" : "flops", best / floor_us,
+               cost.bytes / best * 1e-6, cost.flops / best * 1e-6);
+        fflush(stdout);
+        cudaEventDestroy(from);
+        cudaEventDestroy(to);
+        cudaGraphExecDestroy(exec);
+        cudaGraphDestroy(graph);
+        bench_release(c, &call);
+    }
+    prog_destroy(&p);
+    registry_destroy(&registry);
+    return best;
+}
+
+static void bench_open(Bench *b)
+{
+    static RankLayout layout = {1, 0, 1, 0, 1, 0};
+    memset(b, 0, sizeof *b);
+    b->random = 88172645463325252ull;
+    b->copy_bytes_per_s = 4.25e12;
+    b->ctx.layout = &layout;
+    check(cuda_check(cudaStreamCreateWithFlags(&b->ctx.stream, cudaStreamNonBlocking), "stream"));
+    check(gemm_create(NULL, true, &b->ctx.gemm));
+    b->scratch_bytes = 1 << 20;
+    check(cuda_check(cudaMalloc(&b->scratch, b->scratch_bytes), "scratch"));
+    cudaDeviceProp properties;
+    cudaGetDeviceProperties(&properties, 0);
+    printf("device %s\n", properties.name);
+}
+
+#endif

@@ -1,0 +1,75 @@
+/* Every op kind of the trunk: checked at a small size in f32 and bf16, timed at the size of the Evoformer block in
+ * bf16. */
+#include "tests/bench_cuda.cuh"
+
+#define F(...)                                                                                                         \
+    {                                                                                                                  \
+        DT_F32, RANK(__VA_ARGS__), {__VA_ARGS__}, FILL_NORMAL, 0, 1.0                                                  \
+    }
+#define W(scale, ...)                                                                                                  \
+    {                                                                                                                  \
+        DT_F32, RANK(__VA_ARGS__), {__VA_ARGS__}, FILL_NORMAL, 0, scale                                                \
+    }
+#define M(...)                                                                                                         \
+    {                                                                                                                  \
+        DT_F32, RANK(__VA_ARGS__), {__VA_ARGS__}, FILL_MASK, 0, 1.0                                                    \
+    }
+#define P(scale, ...)                                                                                                  \
+    {                                                                                                                  \
+        DT_F32, RANK(__VA_ARGS__), {__VA_ARGS__}, FILL_POSITIVE, 0, scale                                              \
+    }
+#define ONE(scale, ...)                                                                                                \
+    {                                                                                                                  \
+        DT_F32, RANK(__VA_ARGS__), {__VA_ARGS__}, FILL_ONE, 0, scale                                                   \
+    }
+#define I(limit, ...)                                                                                                  \
+    {                                                                                                                  \
+        DT_I32, RANK(__VA_ARGS__), {__VA_ARGS__}, FILL_INT, limit, 1.0                                                 \
+    }
+#define RNG                                                                                                            \
+    {                                                                                                                  \
+        DT_I32, 1, {4}, FILL_RNG, 0, 1.0                                                                               \
+    }
+#define LOW(...)                                                                                                       \
+    {                                                                                                                  \
+        DT_BF16, RANK(__VA_ARGS__), {__VA_ARGS__}, FILL_NORMAL, 0, 1.0                                                 \
+    }
+#define NONE                                                                                                           \
+    {                                                                                                                  \
+        DT_NONE, 0, {0}, FILL_NORMAL, 0, 1.0                                                                           \
+    }
+#define RANK(...) ((int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)))
+#define ATTR(...)                                                                                                      \
+    {                                                                                                                  \
+        {__VA_ARGS__},                                                                                                 \
+        {                                                                                                              \
+            0                                                                                                          \
+        }                                                                                                              \
+    }
+
+#include "tests/bench_cuda_cases.h"
+
+static bool wanted(int argc, char **argv, const char *name)
+{
+    for (int k = 1; k < argc; k++)
+        if (strstr(name, argv[k])) return true;
+    return argc == 1;
+}
+
+int main(int argc, char **argv)
+{
+    Bench b;
+    bench_open(&b);
+    for (const Case &c : small_cases)
+        if (wanted(argc, argv, c.name)) {
+            bench_check(&b, c, DT_F32);
+            bool optimizer = c.in_place || c.kind == OP_SUM_SQUARES || c.kind == OP_CLIP_FACTOR;
+            if (!optimizer && !(op_defs[c.kind]->flags & OPF_FULL)) bench_check(&b, c, DT_BF16);
+        }
+    fflush(stdout);
+    for (const Case &c : large_cases)
+        if (wanted(argc, argv, c.name)) bench_time(&b, c, c.in_place || c.kind == OP_SUM_SQUARES ? DT_F32 : DT_BF16);
+    printf("%s: %d failures\n", argv[0], b.failures);
+    gemm_destroy(&b.ctx.gemm);
+    return b.failures ? 1 : 0;
+}
