@@ -1,9 +1,9 @@
 /* Multiple sequence alignments: a3m and Stockholm -> Msa; joining of several databases.
  *
  * Ids are those of the HHblits alphabet (data/residue/msa_alphabet.csv), gap 21. deletions[row, column] counts the
- * letters of the row inserted before this column; those after the last column are dropped. '.' is read as a gap.
+ * letters of the row inserted before this column; those after the last column are dropped.
  * A file without rows gives rows = 0 ("no alignment") and a remark. Stockholm rows may be spread over several blocks;
- * columns where the first row has a gap become insertions; letters are read in either case. */
+ * columns where the first row has a gap become insertions; letters are read in either case and '.' is a gap. */
 #ifndef FOLDSCALE_DATA_ALIGNMENT_H
 #define FOLDSCALE_DATA_ALIGNMENT_H
 

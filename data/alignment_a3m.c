@@ -79,7 +79,7 @@ static Status parse_rows(RowBuilder *builder)
     const char *next = text->data, *stop = text->data + text->size, *header = NULL;
     LetterTable letters;
     A3mRow row = {0};
-    letter_table_fill(&letters, 1);
+    letter_table_fill(&letters, true);
     while (next < stop) {
         const char *line = next, *newline = memchr(line, '\n', (size_t)(stop - line));
         const char *end = newline ? newline : stop;
@@ -102,6 +102,7 @@ static Status parse_rows(RowBuilder *builder)
 Status alignment_parse_a3m(const Text *text, const DataLog *log, Arena *arena, Msa *msa_out)
 {
     RowBuilder builder;
+    TRY(text_check_no_nul(text));
     TRY(rows_begin(&builder, text, arena));
     Status status = parse_rows(&builder);
     if (status == OK) status = rows_finish(&builder, arena, msa_out);

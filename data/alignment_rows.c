@@ -6,7 +6,7 @@
 
 #include "data/residue.h"
 
-void letter_table_fill(LetterTable *table, int lower_is_inserted)
+void letter_table_fill(LetterTable *table, bool is_a3m)
 {
     const uint8_t *ids = residue_tables()->letter_to_hhblits;
     memset(table->of, LETTER_ILLEGAL, sizeof table->of);
@@ -14,9 +14,10 @@ void letter_table_fill(LetterTable *table, int lower_is_inserted)
         uint8_t class = ids[letter];
         if (strchr("BZUJO", letter)) class |= LETTER_ODD;
         table->of[letter] = class;
-        table->of[tolower(letter)] = lower_is_inserted ? LETTER_INSERTED : class;
+        table->of[tolower(letter)] = is_a3m ? LETTER_INSERTED : class;
     }
-    table->of['-'] = table->of['.'] = RESTYPE_GAP;
+    table->of['-'] = RESTYPE_GAP;
+    if (!is_a3m) table->of['.'] = RESTYPE_GAP;
 }
 
 uint64_t odd_letter_add(uint64_t hash, int64_t column, char letter)

@@ -2,6 +2,7 @@
 #ifndef FOLDSCALE_DATA_ALIGNMENT_ROWS_H
 #define FOLDSCALE_DATA_ALIGNMENT_ROWS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -19,8 +20,9 @@ typedef struct LetterTable {
     uint8_t of[256];
 } LetterTable;
 
-/* a3m: lower case is an insertion; Stockholm: case does not matter. */
-void letter_table_fill(LetterTable *table, int lower_is_inserted);
+/* a3m: lower case is an insertion, '.' is refused (in a2m it marks gaps inside insertions, which are no columns).
+ * Stockholm: case does not matter, '.' is a gap. */
+void letter_table_fill(LetterTable *table, bool is_a3m);
 
 typedef struct Insertion {
     int64_t row, column;

@@ -211,7 +211,7 @@ static Status build(const Stockholm *file, RowBuilder *builder)
     LetterTable letters;
     uint8_t *kept = NULL;
     if (!file->rows) return OK;
-    letter_table_fill(&letters, 0);
+    letter_table_fill(&letters, false);
     TRY(mark_columns(file, &letters, &kept));
     Status status = OK;
     for (int64_t r = 0; r < file->rows && status == OK; r++) status = add_row(builder, file, &letters, r, kept);
@@ -223,6 +223,7 @@ Status alignment_parse_stockholm(const Text *text, const DataLog *log, Arena *ar
 {
     Stockholm file = {.text = text, .last_row = -1};
     RowBuilder builder;
+    TRY(text_check_no_nul(text));
     TRY(rows_begin(&builder, text, arena));
     Status status = collect(&file, log);
     if (status == OK) status = build(&file, &builder);

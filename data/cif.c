@@ -246,15 +246,25 @@ static Status start_loop(Reader *reader, Loop *loop, Token name)
     return OK;
 }
 
+/* Rows usually start on lines of their own: the first that does not tells where a value was lost. */
+static bool starts_line(const Reader *reader, const char *at)
+{
+    while (at > reader->text->data && (at[-1] == ' ' || at[-1] == '\t' || at[-1] == '\'' || at[-1] == '"')) at--;
+    return at == reader->text->data || at[-1] == '\n';
+}
+
 /* *token_inout: the first token after the column names; becomes the first after the loop. */
 static Status parse_rows(Reader *reader, const Loop *loop, Token *token_inout)
 {
     CifValue values[CIF_COLUMNS] = {{0}};
     Token token = *token_inout;
     size_t filled = 0;
-    const char *row = token.at;
+    const char *row = token.at, *astray = NULL;
     while (is_value(token.kind)) {
-        if (filled == 0) row = token.at;
+        if (filled == 0) {
+            row = token.at;
+            if (!astray && !starts_line(reader, row)) astray = row;
+        }
         int column = loop->column[filled];
         if (column >= 0) values[column] = value_of(token);
         if (++filled == loop->width) {
@@ -264,9 +274,9 @@ static Status parse_rows(Reader *reader, const Loop *loop, Token *token_inout)
         TRY(next_token(reader, &token));
     }
     if (filled)
-        return status_fail_at(ERR_INPUT, reader->text->name, text_line(reader->text, row),
-                              "loop %.*s: the last row has %zu values, expected %zu (a value too many or too few, or "
-                              "a truncated file)",
+        return status_fail_at(ERR_INPUT, reader->text->name, text_line(reader->text, astray ? astray : row),
+                              "loop %.*s has a value too many or too few near this line, or the file is truncated: "
+                              "its last row has %zu values, expected %zu",
                               (int)(category_length(loop->name) < 60 ? category_length(loop->name) : 60), loop->name.at,
                               filled, loop->width);
     *token_inout = token;
@@ -332,6 +342,7 @@ Status cif_parse(const Text *text, const CifCategory *categories, int count, voi
     Token token = {.kind = END};
     if (count > CIF_CATEGORIES) return status_fail(ERR_INTERNAL, "%d categories", count);
     if (text->size >= 3 && memcmp(text->data, "\xef\xbb\xbf", 3) == 0) reader.at += 3; /* byte-order mark of UTF-8 */
+    TRY(text_check_no_nul(text));
     TRY(next_token(&reader, &token));
     if (token.kind == END) return status_fail_at(ERR_INPUT, text->name, 0, "empty file, expected mmCIF");
     if (token.kind != DATA) return fail_at(&reader, token.at, "not mmCIF: expected data_ and the name of the entry");

@@ -223,6 +223,7 @@ Status hhr_parse(const Text *text, const DataLog *log, Arena *arena, TemplateHit
 {
     const char *stop = text->data + text->size, *first = find_section(text, text->data);
     TemplateHits hits = {0};
+    TRY(text_check_no_nul(text));
     for (const char *at = first; at < stop; at = find_section(text, at + 3)) hits.count++;
     if (hits.count == 0) data_warn(log, text->name, 0, "no hits");
     hits.hit = arena_array(arena, (size_t)hits.count, sizeof *hits.hit);

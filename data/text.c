@@ -191,6 +191,13 @@ void text_close(Text *text)
     *text = (Text){0};
 }
 
+Status text_check_no_nul(const Text *text)
+{
+    const char *found = text->size ? memchr(text->data, '\0', text->size) : NULL;
+    if (!found) return OK;
+    return status_fail_at(ERR_INPUT, text->name, text_line(text, found), "NUL byte, expected text");
+}
+
 long text_line(const Text *text, const char *at)
 {
     long line = 1;

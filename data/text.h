@@ -30,6 +30,9 @@ Status text_from_bytes(const char *name, const void *bytes, size_t size, Text *t
 /* Safe on a zeroed Text, and twice. */
 void text_close(Text *text);
 
+/* ERR_INPUT naming the line of the first NUL byte: such a file is damaged, and much software stops reading there. */
+Status text_check_no_nul(const Text *text);
+
 /* Number (from 1) of the line that holds `at`, a pointer into text->data (the end included). */
 long text_line(const Text *text, const char *at);
 
