@@ -103,7 +103,7 @@ Status prog_verify(const Program *p, PassStage after)
         return status_fail(ERR_MEMORY, "out of memory in verify");
     }
     memset(written, 0xff, ((size_t)p->registry->n_buffers + 1) * sizeof *written); /* VAL_NONE = -1 */
-    bool sharding = p->dap > 1 && after >= PASS_SHARD;
+    bool sharding = p->dap > 1 && after >= PASS_SHARD && p->loss != VAL_NONE;
     if (sharding) gradient_needs(p, needs);
     Status status = OK;
     for (int32_t i = 0; i < p->n_ops && status == OK; i++) {
