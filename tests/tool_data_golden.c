@@ -14,6 +14,8 @@ static const struct {
     {"msa", golden_msa},
     {"hits", golden_hits},
     {"transforms", golden_transforms},
+    {"batch", golden_batch},
+    {"sampler", golden_sampler},
 };
 
 static bool asked_for(const char *name, int count, char **names)
