@@ -132,8 +132,8 @@ TABLES(parallel, PARALLEL_FIELDS)
     S_BOOL(X, bf16)                                                                                                    \
     S_BOOL(X, comm_overlap)                                                                                            \
     S_BOOL(X, overlap_clip)                                                                                            \
-    S_BOOL(X, cuda_graph) S_BOOL(X, async_eval) S_BOOL(X, eval_cache)                                                  \
-        X##_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
+    S_BOOL(X, cuda_graph)                                                                                              \
+    S_BOOL(X, async_eval) S_BOOL(X, eval_cache) X##_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
 TABLES(switch, SWITCH_FIELDS)
 
 #define EVAL_FIELDS(X)                                                                                                 \

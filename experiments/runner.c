@@ -109,12 +109,12 @@ static Status evaluate(Runner *r, bool last)
 static Status one_step(Runner *r, StepRow *row, StepResult *result)
 {
     const TrainSection *t = &r->config->train;
-    const Batch *batch = NULL;
     int64_t step = r->state.step + 1;
-    int recycling = 0;
-    TRY(source_recycling(r->source, step, &recycling));
-    TRY(source_next(r->source, &batch, &row->phase_s[PHASE_DATA_WAIT]));
-    StepInput input = {.batch = batch,
+    SourceSample sample;
+    TRY(source_next(r->source, &sample));
+    row->phase_s[PHASE_DATA_WAIT] = sample.wait_s;
+    int recycling = sample.recycling;
+    StepInput input = {.batch = sample.batch,
                        .step = step,
                        .sample = r->backend->layout.dp_rank,
                        .recycling = recycling,
@@ -221,7 +221,7 @@ static Status prepare(Runner *r)
     r->start_s = clock_now_s() - r->state.elapsed_s;
     if (is_root(r)) TRY(write_provenance(r, found ? r->state.step : -1));
     TRY(run_log_open(r->options->folder, r->session, r->state.step, &r->log));
-    TRY(source_open(c, &r->backend->layout, r->state.step, r->state.loader, &r->source));
+    TRY(source_open(c, r->backend, r->state.loader, &r->source));
     if (c->eval.every > 0 && !c->switches.async_eval) TRY(evaluator_create(r->backend, c, &r->evaluator));
     if (c->eval.every > 0 && c->switches.async_eval && is_root(r))
         TRY(async_eval_create(c, r->options->folder, &r->async));

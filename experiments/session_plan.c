@@ -12,6 +12,18 @@ static void clear_outputs(Program *program)
     for (int32_t i = 0; i < program->n_values; i++) program->value[i].output = false;
 }
 
+/* What an evaluation reads; the model leaves them as taps, which cost nothing elsewhere. */
+static Status keep_predictions(Program *program)
+{
+    static const char *const names[] = {"out.final_atom_positions", "out.plddt"};
+    for (int i = 0; i < 2; i++) {
+        Val v = prog_find(program, names[i]);
+        if (v == VAL_NONE) return status_fail(ERR_INTERNAL, "the model has no value named \"%s\"", names[i]);
+        program->value[v].output = true;
+    }
+    return OK;
+}
+
 static Status record(const Config *config, bool training, Registry *registry, Program **recorded)
 {
     const TrainSection *t = &config->train;
@@ -24,7 +36,8 @@ static Status record(const Config *config, bool training, Registry *registry, Pr
         TRY(prog_create(registry, &recorded[SESSION_NOGRAD]));
         TRY(model_record_forward(&config->model.size, false, recorded[SESSION_NOGRAD]));
         /* an iteration without gradient only feeds the recycled states: nothing else is kept, so the heads fall away */
-        if (training) clear_outputs(recorded[SESSION_NOGRAD]);
+        clear_outputs(recorded[SESSION_NOGRAD]);
+        if (!training) TRY(keep_predictions(recorded[SESSION_NOGRAD]));
     }
     if (training) {
         TRY(prog_create(registry, &recorded[SESSION_OPTIMIZER]));

@@ -4,159 +4,100 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/dataset.h"
+#include "data/feed.h"
 #include "experiments/progress.h"
+#include "experiments/source_internal.h"
 
-struct ChainReader {
-    const Config *config;
-    DataLog log;
-    Dataset *dataset;
-    DatasetReader *reader;
-};
-
-/* Remarks of the readers go to standard error, once each; the number of lines is limited so that a large archive does
- * not bury what matters. */
-static void print_remark(void *context, const char *file, long line, const char *text)
-{
-    (void)context;
-    if (line)
-        fprintf(stderr, "foldscale: note: %s:%ld: %s\n", file, line, text);
-    else
-        fprintf(stderr, "foldscale: note: %s: %s\n", file, text);
-}
-
-static const char *given(const char *path)
-{
-    return *path ? path : NULL;
-}
-
-static Status open_dataset(const DataSection *d, const char (*chains)[CONFIG_NAME], unsigned count, const DataLog *log,
-                           Dataset **dataset_out)
-{
-    const char *names[CONFIG_LIST];
-    const ArchivePaths paths = {.mmcif = given(d->mmcif),
-                                .alignments = given(d->alignments),
-                                .alignment_index = given(d->alignment_index),
-                                .duplicates = given(d->duplicates),
-                                .obsolete = given(d->obsolete),
-                                .mmcif_cache = given(d->mmcif_cache),
-                                .chain_data_cache = given(d->chain_data_cache),
-                                .clusters = given(d->clusters)};
-    for (unsigned i = 0; i < count; i++) names[i] = chains[i];
-    if (!paths.mmcif)
-        return status_fail(ERR_INPUT, "the experiment names no structures (expected data.mmcif or data.pack)");
-    return dataset_open_archive(&paths, count ? names : NULL, count, log, dataset_out);
-}
-
-Status chain_reader_open(const Config *config, ChainReader **reader_out)
-{
-    ChainReader *r = calloc(1, sizeof *r);
-    if (!r) return status_fail(ERR_MEMORY, "out of memory for the data set");
-    r->config = config;
-    r->log.warn = print_remark;
-    Status status = open_dataset(&config->data, NULL, 0, &r->log, &r->dataset);
-    if (status == OK) status = dataset_reader_create(r->dataset, &r->reader);
-    if (status == OK)
-        *reader_out = r;
-    else
-        chain_reader_close(&r);
-    return status;
-}
-
-void chain_reader_close(ChainReader **reader)
-{
-    if (!*reader) return;
-    if ((*reader)->reader) dataset_reader_destroy(&(*reader)->reader);
-    if ((*reader)->dataset) dataset_close(&(*reader)->dataset);
-    free(*reader);
-    *reader = NULL;
-}
-
-Status chain_reader_list(ChainReader *reader, Arena *arena, char ***names_out, int *count_out)
-{
-    int64_t count = dataset_count(reader->dataset);
-    char **names = arena_array(arena, (size_t)count + 1, sizeof *names);
-    if (!names) return status_fail(ERR_MEMORY, "out of memory for %lld chains", (long long)count);
-    for (int64_t i = 0; i < count; i++)
-        if (!(names[i] = arena_strdup(arena, dataset_name(reader->dataset, i))))
-            return status_fail(ERR_MEMORY, "out of memory for %lld chains", (long long)count);
-    *names_out = names;
-    *count_out = (int)count;
-    return OK;
-}
-
-static Status find_chain(const ChainReader *reader, const char *chain, int64_t *index_out)
-{
-    *index_out = dataset_find(reader->dataset, chain);
-    if (*index_out >= 0) return OK;
-    return status_fail(ERR_INPUT, "no chain \"%s\" among the %lld chains of %s", chain,
-                       (long long)dataset_count(reader->dataset), reader->config->data.mmcif);
-}
-
-Status chain_reader_length(ChainReader *reader, const char *chain, int64_t *length_out)
-{
-    int64_t index;
-    RawSample raw;
-    Arena arena = {0};
-    TRY(find_chain(reader, chain, &index));
-    const DatasetSource *source = dataset_source(reader->dataset);
-    Status status = source->load(source->context, index, false, &arena, &raw);
-    if (status == OK) *length_out = raw.chain.length;
-    arena_free(&arena);
-    return status;
-}
-
-Status chain_reader_batch(ChainReader *reader, const char *chain, int64_t length, int recycling, Batch **batch_out)
-{
-    const ModelConfig *m = &reader->config->model.size;
-    BatchSizes sizes = {length, m->n_clust, m->n_extra, m->n_templ, recycling + 1};
-    FeatureConfig features = feature_config_default();
-    SampleRequest request = {.copies = recycling + 1, .templates = reader->config->data.templates};
-    SampleTimes times;
-    Batch *batch = NULL;
-    features.train = false;
-    request.draws.seed = (uint64_t)reader->config->train.seed;
-    TRY(find_chain(reader, chain, &request.chain));
-    request.draws.index = (uint64_t)request.chain;
-    TRY(batch_create(&sizes, NULL, 0, &batch));
-    Status status = dataset_sample(reader->reader, &request, &features, batch, &times);
-    if (status == OK)
-        *batch_out = batch;
-    else
-        batch_destroy(&batch);
-    return status;
-}
-
-/* --- training -------------------------------------------------------------------------------------------------------
- */
+enum { STATE_LINE = 1024 };
 
 struct Source {
     const Config *config;
-    const RankLayout *layout;
+    Backend *backend;
     DataLog log;
+    Arena arena;
     Dataset *dataset;
-    DatasetReader *reader;
-    Batch *batch;
-    int64_t next_step; /* from 0 */
+    Feed *feed;
+    FeedSample sample;
+    bool held;   /* sample is handed out */
+    double *all; /* room for a number of every rank */
 };
 
-Status source_open(const Config *config, const RankLayout *layout, int64_t first_step, const char *state,
-                   Source **source_out)
+static Status pinned_alloc(void *context, size_t bytes, void **memory_out)
 {
-    (void)state;
-    const ModelConfig *m = &config->model.size;
-    BatchSizes sizes = {m->n_res, m->n_clust, m->n_extra, m->n_templ, config->train.recycling + 1};
+    Backend *backend = context;
+    return backend->host_alloc(backend, bytes, memory_out);
+}
+
+static void pinned_release(void *context, void *memory)
+{
+    Backend *backend = context;
+    backend->host_release(backend, memory);
+}
+
+static FeedOptions feed_options(const Source *s, const double *weights)
+{
+    static const int32_t counts[] = {0, 1, 2, 3};
+    const Config *c = s->config;
+    const ModelConfig *m = &c->model.size;
+    FeedOptions o = feed_options_default();
+    o.sizes = (BatchSizes){m->n_res, m->n_clust, m->n_extra, m->n_templ, 1};
+    o.templates = c->data.templates;
+    o.features.train = true;
+    o.sampler.order = weights ? SAMPLER_WEIGHTED : SAMPLER_SHUFFLED;
+    o.sampler.seed = (uint64_t)c->train.seed;
+    o.sampler.dp = s->backend->layout.dp;
+    o.sampler.dp_rank = s->backend->layout.dp_rank;
+    o.sampler.recycling = counts;
+    o.sampler.recycling_count = c->train.recycling + 1;
+    o.weights = weights;
+    o.workers = c->data.workers;
+    o.ahead = c->data.queue;
+    o.ready_first = c->switches.nonblocking_loader;
+    o.memory = (FeedMemory){s->backend, pinned_alloc, pinned_release};
+    return o;
+}
+
+/* The line of this rank's replica in the state of all (one line each). */
+static Status own_state(const Source *s, const char *state, char *line)
+{
+    const char *at = state;
+    for (int i = 0; at && i < s->backend->layout.dp_rank; i++) {
+        at = strchr(at, '\n');
+        if (at) at++;
+    }
+    if (!at || *at == '\0')
+        return status_fail(ERR_INPUT, "the checkpoint was written by fewer replicas (expected %d)",
+                           s->backend->layout.dp);
+    size_t length = strcspn(at, "\n");
+    if (length >= STATE_LINE) return status_fail(ERR_INPUT, "the checkpoint's loader state is damaged");
+    snprintf(line, STATE_LINE, "%.*s", (int)length, at);
+    return OK;
+}
+
+static Status open_feed(Source *s, const char *state)
+{
+    double *weights = NULL;
+    char line[STATE_LINE];
+    TRY(source_weights(&s->config->data, s->dataset, &s->arena, &weights));
+    FeedOptions options = feed_options(s, weights);
+    if (*state) TRY(own_state(s, state, line));
+    return feed_open(s->dataset, &options, *state ? line : NULL, &s->feed);
+}
+
+Status source_open(const Config *config, Backend *backend, const char *state, Source **source_out)
+{
     Source *s = calloc(1, sizeof *s);
     if (!s) return status_fail(ERR_MEMORY, "out of memory for the data set");
     s->config = config;
-    s->layout = layout;
-    s->next_step = first_step;
-    s->log.warn = layout->rank == 0 ? print_remark : NULL;
-    Status status = open_dataset(&config->data, config->data.chains, config->data.chains_count,
-                                 layout->rank == 0 ? &s->log : NULL, &s->dataset);
+    s->backend = backend;
+    s->all = arena_array(&s->arena, (size_t)backend->layout.world, sizeof *s->all);
+    s->log.warn = source_print_remark;
+    Status status = s->all ? OK : status_fail(ERR_MEMORY, "out of memory for the data set");
+    if (status == OK)
+        status = source_open_dataset(&config->data, config->data.chains, config->data.chains_count,
+                                     backend->layout.rank == 0 ? &s->log : NULL, &s->dataset);
     if (status == OK && dataset_count(s->dataset) == 0) status = status_fail(ERR_INPUT, "the data set has no chain");
-    if (status == OK) status = dataset_reader_create(s->dataset, &s->reader);
-    if (status == OK) status = batch_create(&sizes, NULL, 0, &s->batch);
+    if (status == OK) status = open_feed(s, state);
     if (status == OK)
         *source_out = s;
     else
@@ -166,47 +107,59 @@ Status source_open(const Config *config, const RankLayout *layout, int64_t first
 
 void source_close(Source **source)
 {
-    if (!*source) return;
-    if ((*source)->batch) batch_destroy(&(*source)->batch);
-    if ((*source)->reader) dataset_reader_destroy(&(*source)->reader);
-    if ((*source)->dataset) dataset_close(&(*source)->dataset);
-    free(*source);
+    Source *s = *source;
+    if (!s) return;
+    if (s->held) feed_release(s->feed, &s->sample);
+    if (s->feed) feed_close(&s->feed);
+    if (s->dataset) dataset_close(&s->dataset);
+    arena_free(&s->arena);
+    free(s);
     *source = NULL;
 }
 
-Status source_next(Source *source, const Batch **batch_out, double *wait_s_out)
+/* In a model-parallel group the first rank picks and the others take the same number (data/loader.h). */
+static Status take(Source *s)
 {
-    double start = clock_now_s();
-    FeatureConfig features = feature_config_default();
-    SampleTimes times;
-    int recycling;
-    int64_t position = source->next_step * source->layout->dp + source->layout->dp_rank;
-    SampleRequest request = {.templates = source->config->data.templates};
-    features.train = true;
-    TRY(source_recycling(source, source->next_step + 1, &recycling));
-    request.chain = position % dataset_count(source->dataset);
-    request.copies = recycling + 1;
-    request.draws = (Draws){.seed = (uint64_t)source->config->train.seed, .index = (uint64_t)position};
-    TRY(dataset_sample(source->reader, &request, &features, source->batch, &times));
-    source->next_step++;
-    *batch_out = source->batch;
-    *wait_s_out = clock_now_s() - start;
-    return OK;
+    const RankLayout *layout = &s->backend->layout;
+    if (layout->dap == 1 || !s->config->switches.nonblocking_loader) return feed_next(s->feed, &s->sample);
+    double number = -1;
+    if (layout->dap_rank == 0) {
+        TRY(feed_next(s->feed, &s->sample));
+        number = (double)s->sample.number;
+    }
+    TRY(s->backend->host_all_gather(s->backend, &number, 1, s->all));
+    if (layout->dap_rank == 0) return OK;
+    return feed_take(s->feed, (int64_t)s->all[layout->dp_rank * layout->dap], &s->sample);
 }
 
-Status source_recycling(const Source *source, int64_t step, int *recycling_out)
+Status source_next(Source *source, SourceSample *sample_out)
 {
-    int32_t order[8];
-    int64_t most = source->config->train.recycling + 1;
-    const Draws draws = {.seed = (uint64_t)source->config->train.seed, .index = (uint64_t)((step - 1) / most)};
-    TRY(draws_permutation(&draws, DRAW_RECYCLING, 0, most, order));
-    *recycling_out = order[(step - 1) % most];
+    double start = clock_now_s();
+    if (source->held) feed_release(source->feed, &source->sample);
+    source->held = false;
+    TRY(take(source));
+    source->held = true;
+    *sample_out = (SourceSample){
+        .batch = source->sample.batch, .recycling = (int)source->sample.recycling, .wait_s = clock_now_s() - start};
     return OK;
 }
 
 Status source_state(const Source *source, char *text, size_t size)
 {
-    (void)source;
-    snprintf(text, size, "%s", "");
-    return OK;
+    const RankLayout *layout = &source->backend->layout;
+    Arena arena = {0};
+    char *own = NULL;
+    size_t used = 0;
+    Status status = feed_state(source->feed, &arena, &own);
+    text[0] = '\0';
+    for (int rank = 0; status == OK && rank < layout->world; rank += layout->dap) {
+        char line[STATE_LINE] = "";
+        if (rank == layout->rank) snprintf(line, sizeof line, "%s", own);
+        if (layout->world > 1) status = source->backend->host_broadcast(source->backend, line, sizeof line, rank);
+        if (used < size) used += (size_t)snprintf(text + used, size - used, "%s\n", line);
+    }
+    arena_free(&arena);
+    if (status == OK && used >= size)
+        status = status_fail(ERR_INTERNAL, "the loader's state does not fit %zu bytes", size);
+    return status;
 }

@@ -10,18 +10,18 @@
 
 typedef struct Source Source;
 
-/* ERR_INPUT when no chain is left after the filters. `first_step` (from 0) is where a resumed run goes on; `state` is
- * what source_state wrote then ("" from the start). */
-Status source_open(const Config *config, const RankLayout *layout, int64_t first_step, const char *state,
-                   Source **source_out);
+/* ERR_INPUT when no chain is left after the filters. `state` is what source_state wrote ("" from the start). */
+Status source_open(const Config *config, Backend *backend, const char *state, Source **source_out);
 void source_close(Source **source);
 
-/* The batch of the next step; valid until the next call. *wait_s_out: time until it was ready. */
-Status source_next(Source *source, const Batch **batch_out, double *wait_s_out);
-/* Extra recycling iterations of a step (from 1): the same on every rank. */
-Status source_recycling(const Source *source, int64_t step, int *recycling_out);
+typedef struct SourceSample {
+    const Batch *batch; /* valid until the next call */
+    int recycling;      /* iterations without gradient: the same on every rank */
+    double wait_s;      /* until it was ready */
+} SourceSample;
+Status source_next(Source *source, SourceSample *sample_out);
 
-/* Text from which source_open goes on after the steps handed out so far; "" when the step says it all. */
+/* Text from which source_open goes on after the samples handed out so far. All ranks call it together. */
 Status source_state(const Source *source, char *text, size_t size);
 
 /* --- whole chains
