@@ -7,8 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "data/folder.h"
 #include "engine/safetensors.h"
-#include "experiments/files.h"
 
 /* Step of "ckpt_STEP.safetensors", -1 for any other name. */
 static int64_t step_of(const char *name)
@@ -28,10 +28,11 @@ static int newest_first(const void *a, const void *b)
 /* Names of the checkpoints of a folder, newest first. */
 static Status list(const char *folder, Arena *arena, char ***names_out, int *count_out)
 {
-    char **names = NULL;
-    int count = 0, kept = 0;
-    TRY(folder_list(folder, arena, &names, &count));
-    for (int i = 0; i < count; i++)
+    FolderList files;
+    int kept = 0;
+    TRY(folder_list(folder, arena, &files));
+    char **names = files.name;
+    for (int64_t i = 0; i < files.count; i++)
         if (step_of(names[i]) >= 0) names[kept++] = names[i];
     qsort(names, (size_t)kept, sizeof *names, newest_first);
     *names_out = names;

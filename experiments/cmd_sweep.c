@@ -80,7 +80,7 @@ static Status run_point(Sweep *sweep, const StudyPoint *point)
     if (status == OK) status = point_config(sweep, point, &arena, set, &config);
     snprintf(folder, sizeof folder, "%s/points/%s", sweep->folder, point->id);
     snprintf(log, sizeof log, "%s/log.txt", folder);
-    if (status == OK) status = folder_make(folder);
+    if (status == OK) status = files_make_folder(folder);
     if (status == OK) {
         const char *const fixed[] = {self, "train", sweep->path, "--out", folder};
         for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) arguments[n++] = (char *)fixed[i];
@@ -171,7 +171,7 @@ static Status run(Sweep *sweep, bool gather, const SlurmOptions *slurm)
 {
     TRY(config_load(sweep->path, sweep->overrides, &sweep->config));
     TRY(study_points(sweep->config, &sweep->points, &sweep->count));
-    TRY(folder_make(sweep->folder));
+    TRY(files_make_folder(sweep->folder));
     snprintf(sweep->runs, sizeof sweep->runs, "%s/runs.csv", sweep->folder);
     if (slurm->write)
         return slurm_write(slurm, sweep->config, sweep->path, sweep->overrides, sweep->folder, sweep->points,

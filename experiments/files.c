@@ -1,6 +1,5 @@
 #include "experiments/files.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,7 +58,7 @@ Status file_read_whole(const char *path, size_t limit, char **text_out)
     return OK;
 }
 
-Status folder_make(const char *path)
+Status files_make_folder(const char *path)
 {
     char partial[4096];
     size_t length = strlen(path);
@@ -80,34 +79,4 @@ bool file_exists(const char *path)
 {
     struct stat info;
     return stat(path, &info) == 0;
-}
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-Status folder_list(const char *path, Arena *arena, char ***names_out, int *count_out)
-{
-    enum { MOST = 1 << 20 };
-    DIR *folder = opendir(path);
-    if (!folder) return io_fail(path, "cannot list");
-    int count = 0, room = 256;
-    char **names = arena_array(arena, (size_t)room, sizeof *names);
-    for (struct dirent *entry; names && (entry = readdir(folder));) {
-        if (entry->d_name[0] == '.' || count >= MOST) continue;
-        if (count == room) {
-            char **larger = arena_array(arena, (size_t)room * 2, sizeof *larger);
-            if (larger) memcpy(larger, names, (size_t)room * sizeof *names);
-            names = larger;
-            room *= 2;
-        }
-        if (names && !(names[count++] = arena_strdup(arena, entry->d_name))) names = NULL;
-    }
-    closedir(folder);
-    if (!names) return status_fail(ERR_MEMORY, "%s: out of memory", path);
-    qsort(names, (size_t)count, sizeof *names, by_name);
-    *names_out = names;
-    *count_out = count;
-    return OK;
 }

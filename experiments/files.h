@@ -5,7 +5,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "engine/arena.h"
 #include "engine/status.h"
 
 /* PATH.tmp, fsync, rename: the file is the old whole one or the new whole one. */
@@ -13,9 +12,6 @@ Status file_write_whole(const char *path, const char *bytes, size_t count);
 /* The whole file, NUL-terminated; at most `limit` bytes. Caller frees. */
 Status file_read_whole(const char *path, size_t limit, char **text_out);
 /* mkdir -p */
-Status folder_make(const char *path);
+Status files_make_folder(const char *path);
 bool file_exists(const char *path);
-/* Names of a folder's entries, sorted, without those that start with a dot. */
-Status folder_list(const char *path, Arena *arena, char ***names_out, int *count_out);
-
 #endif

@@ -272,7 +272,7 @@ Status runner_train(const Config *config, const RunOptions *options)
     sigemptyset(&stop.sa_mask);
     sigaction(SIGINT, &stop, NULL);
     sigaction(SIGTERM, &stop, NULL);
-    TRY(folder_make(options->folder));
+    TRY(files_make_folder(options->folder));
     TRY(kernels_open(config_backend_name(config->backend), &kernels, &r.backend));
     Status status = check_ranks(&r);
     if (status == OK) status = prepare(&r);

@@ -59,7 +59,7 @@ static Status write_point(const SlurmOptions *options, const Config *config, con
         fputs(" train", out);
         put_word(out, study);
         snprintf(path, sizeof path, "%s/points/%s", folder, point->id);
-        status = folder_make(path);
+        status = files_make_folder(path);
         fputs(" --out", out);
         put_word(out, path);
         for (int i = 0; i < set->count; i++) {
@@ -85,7 +85,7 @@ Status slurm_write(const SlurmOptions *options, const Config *config, const char
     char path[4096];
     Arena arena = {0};
     snprintf(path, sizeof path, "%s/slurm", folder);
-    Status status = folder_make(path);
+    Status status = files_make_folder(path);
     for (int i = 0; i < count && status == OK; i++)
         status = write_point(options, config, study, overrides, folder, &points[i], &arena);
     arena_free(&arena);
