@@ -270,7 +270,8 @@ static bool fill_op(Program *p, Op *op, OpKind kind, int n_in, const Val *in, co
                .block = p->block_now,
                .segment = 0,
                .scope = p->scope_now};
-    op->origin = p->stage_now == STAGE_FORWARD && p->origin_now < 0 ? p->next_origin++ : p->origin_now;
+    bool recorded = p->stage_now == STAGE_FORWARD || p->stage_now == STAGE_OPTIMIZER;
+    op->origin = recorded && p->origin_now < 0 ? p->next_origin++ : p->origin_now;
     for (int i = 0; i < OP_MAX_IN; i++) op->in[i] = i < n_in ? in[i] : VAL_NONE;
     if (attr) op->attr = *attr;
     return true;

@@ -2,6 +2,16 @@
 
 #include <stdlib.h>
 
+Op *edit_restart(Program *p, int32_t ops)
+{
+    Op *old = p->op;
+    p->op = malloc(((size_t)ops + 1) * sizeof *p->op);
+    p->n_ops = 0;
+    p->cap_ops = p->op ? ops : 0;
+    if (!p->op) prog_fail(p, ERR_MEMORY, "out of memory for %d ops", ops);
+    return old;
+}
+
 void edit_push_op(Program *p, const Op *op)
 {
     if (p->status != OK) return;

@@ -5,6 +5,8 @@
 
 #include "engine/passes.h"
 
+/* Empties the list of ops and makes room for `ops` of them; the old list goes to the caller, who frees it. */
+Op *edit_restart(Program *p, int32_t ops);
 /* Appends the op as it is and makes it the writer of its outputs. */
 void edit_push_op(Program *p, const Op *op);
 Val edit_push_value(Program *p, const Value *value);

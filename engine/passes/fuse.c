@@ -1,30 +1,46 @@
 #include "engine/passes/fuse.h"
 
-/* Replaces *now by what a part made of it. */
-static Status step(Program **now, Status status, Program **next)
+/* The program made so far: `in` itself until the first part has run. */
+typedef struct Chain {
+    const Program *now;
+    Program *owned; /* now, when it is not the caller's */
+} Chain;
+
+static Status advance(Chain *chain, Status status, Program **next)
 {
     if (status != OK) return status;
-    prog_destroy(now);
-    *now = *next;
-    *next = NULL;
+    prog_destroy(&chain->owned);
+    chain->now = chain->owned = *next;
     return OK;
 }
 
-Status pass_fuse(const Program *in, const Switches *s, Program **out)
+static bool has_stage(const Program *p, Stage stage)
 {
-    Program *now = NULL, *next = NULL;
-    TRY(prog_clone(in, &now));
-    Status status = OK;
-    if (s->gemm_batching || s->fused_attention || s->fused_layernorm || s->fused_pointwise)
-        status = step(&now, fuse_merge(now, s, &next), &next);
-    if (status == OK && s->fused_attention && s->fused_pointwise)
-        status = step(&now, fuse_transpose(now, &next), &next);
-    if (status == OK && (s->fused_optimizer || s->overlap_clip))
-        status = step(&now, fuse_optimizer(now, s, &next), &next);
-    if (status == OK) status = step(&now, pass_prune(now, &next), &next);
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (p->op[i].stage == stage) return true;
+    return false;
+}
+
+static Status run(Chain *chain, const Switches *s)
+{
+    Program *next = NULL;
+    bool merges = s->gemm_batching || s->fused_attention || s->fused_layernorm || s->fused_pointwise;
+    if (has_stage(chain->now, STAGE_FORWARD)) {
+        if (merges) TRY(advance(chain, fuse_merge(chain->now, s, &next), &next));
+        if (s->fused_attention && s->fused_pointwise) TRY(advance(chain, fuse_transpose(chain->now, &next), &next));
+    }
+    if ((s->fused_optimizer || s->overlap_clip) && has_stage(chain->now, STAGE_OPTIMIZER))
+        TRY(advance(chain, fuse_optimizer(chain->now, s, &next), &next));
+    return advance(chain, pass_prune(chain->now, &next), &next);
+}
+
+Status pass_fuse(const Program *in, const Switches *switches, Program **out)
+{
+    Chain chain = {.now = in};
+    Status status = run(&chain, switches);
     if (status == OK)
-        *out = now;
+        *out = chain.owned;
     else
-        prog_destroy(&now);
+        prog_destroy(&chain.owned);
     return status;
 }

@@ -52,15 +52,15 @@ static void emit_update(Replay *replay, const Update *update)
     prog_replay_into(p, &op, in, out);
 }
 
-/* The squared norm: left by the gradient program, or one sum over the whole gradient block, or as recorded. */
-static Val squares(Replay *replay, const Switches *s, const Op *clip, bool fused)
+/* The squared norm: left by the gradient program, or one sum over the whole gradient block. */
+static Val squares(Replay *replay, const Switches *s, const Op *clip)
 {
     Program *p = replay->out;
     if (s->overlap_clip) return prog_state(p, SQUARES_STATE, DT_F32, 1, (int64_t[]){1});
-    if (!fused) return replay_value(replay, clip->in[0]);
     Val g = whole_block(p, PLACE_GRAD), out[OP_MAX_OUT];
     Op op = *clip;
     op.kind = OP_SUM_SQUARES;
+    op.n_in = 1;
     op.attr = (OpAttr){0};
     prog_replay(p, &op, &g, out);
     return out[0];
@@ -71,6 +71,7 @@ Status fuse_optimizer(const Program *in, const Switches *switches, Program **out
     Replay replay;
     TRY(replay_begin(in, &replay));
     Update update = switches->fused_optimizer ? find_update(in) : (Update){0};
+    bool replaced = update.adam || switches->overlap_clip;
     for (int32_t i = 0; i < in->n_ops && replay.out->status == OK; i++) {
         const Op *op = &in->op[i];
         bool updates = op->kind == OP_ADAM || op->kind == OP_SWA_UPDATE;
@@ -78,9 +79,13 @@ Status fuse_optimizer(const Program *in, const Switches *switches, Program **out
             if (op == update.adam) emit_update(&replay, &update);
             continue;
         }
-        Val inputs[OP_MAX_IN];
-        replay_inputs(&replay, op, inputs);
-        if (op->kind == OP_CLIP_FACTOR && op->n_in == 1) inputs[0] = squares(&replay, switches, op, update.adam);
+        bool norm = op->kind == OP_SUM_SQUARES || op->kind == OP_CONCAT; /* all that CLIP_FACTOR alone reads */
+        if (replaced && op->stage == STAGE_OPTIMIZER && norm) continue;
+        Val inputs[OP_MAX_IN] = {VAL_NONE};
+        if (replaced && op->kind == OP_CLIP_FACTOR)
+            inputs[0] = squares(&replay, switches, op);
+        else
+            replay_inputs(&replay, op, inputs);
         replay_op(&replay, op, inputs);
     }
     return replay_end(&replay, OK, out);

@@ -107,7 +107,7 @@ static Status find_early_writes(Remat *r)
 static void rebuild(Remat *r, bool any_backward)
 {
     const Program *in = r->in;
-    r->p->n_ops = 0;
+    free(edit_restart(r->p, any_backward ? in->n_ops + in->n_ops / 2 : in->n_ops));
     for (int32_t i = 0; i < in->n_ops && r->p->status == OK; i++) {
         Op op = in->op[i];
         if (r->moved[i]) continue;

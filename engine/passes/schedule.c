@@ -79,9 +79,7 @@ static void overlap(Overlap *o)
     memset(o->arrived, 0xff, ((size_t)in->n_values + 1) * sizeof *o->arrived);
     o->waits[in->n_ops] = -1;
     find_waits(o);
-    Op *marked = o->p->op; /* the streams are set; the list is built anew */
-    o->p->op = NULL;
-    o->p->n_ops = o->p->cap_ops = 0;
+    Op *marked = edit_restart(o->p, in->n_ops + in->n_ops / 8); /* the streams are set; the list is built anew */
     for (int32_t i = 0; i < in->n_ops; i++) {
         push_waits(o, i);
         Op op = marked[i];

@@ -115,10 +115,8 @@ static void append_sums(Clip *c)
 static void interleave(Clip *c, int32_t *first_at, int32_t *next)
 {
     Program *p = c->p;
-    Op *appended = p->op;
     int32_t total = p->n_ops;
-    p->op = NULL;
-    p->n_ops = p->cap_ops = 0;
+    Op *appended = edit_restart(p, total);
     memset(first_at, 0xff, ((size_t)c->ops + 1) * sizeof *first_at);
     for (int k = c->n - 1; k >= 0; k--) {
         next[k] = first_at[c->range[k].after];
