@@ -43,14 +43,44 @@ static Status copy_paths(Archive *archive, const ArchivePaths *from)
     return copy_path(archive, from->clusters, &to->clusters);
 }
 
+static Status read_index(Archive *archive)
+{
+    Text text = {0};
+    const ArchivePaths *paths = &archive->paths;
+    if (!paths->alignment_index) return OK;
+    TRY(text_read(paths->alignment_index, &text));
+    Status status = archive_index_parse(&text, paths->alignment_db, archive->log, &archive->arena, &archive->index);
+    text_close(&text);
+    return status;
+}
+
+static Status read_duplicates(Archive *archive)
+{
+    Text text = {0};
+    if (!archive->paths.duplicates) return OK;
+    TRY(text_read(archive->paths.duplicates, &text));
+    Status status = archive_duplicates_parse(&text, &archive->arena, &archive->duplicates);
+    text_close(&text);
+    return status;
+}
+
+static Status read_obsolete(Archive *archive)
+{
+    Text text = {0};
+    if (!archive->paths.obsolete) return OK;
+    TRY(text_read(archive->paths.obsolete, &text));
+    Status status = archive_obsolete_parse(&text, &archive->arena, &archive->obsolete);
+    text_close(&text);
+    return status;
+}
+
 static Status read_lists(Archive *archive)
 {
     const ArchivePaths *paths = &archive->paths;
     Arena *arena = &archive->arena;
-    if (paths->alignment_index)
-        TRY(archive_index_read(paths->alignment_index, paths->alignment_db, archive->log, arena, &archive->index));
-    if (paths->duplicates) TRY(archive_duplicates_read(paths->duplicates, arena, &archive->duplicates));
-    if (paths->obsolete) TRY(archive_obsolete_read(paths->obsolete, arena, &archive->obsolete));
+    TRY(read_index(archive));
+    TRY(read_duplicates(archive));
+    TRY(read_obsolete(archive));
     if (paths->clusters) TRY(archive_read_clusters(paths->clusters, arena, &archive->clusters));
     if (paths->mmcif_cache) TRY(archive_read_mmcif_cache(paths->mmcif_cache, arena, &archive->mmcif_cache));
     if (paths->chain_data_cache) TRY(archive_read_chain_cache(paths->chain_data_cache, arena, &archive->chain_cache));

@@ -167,33 +167,43 @@ static Status check_table(const char *path, Arena *arena, const ChainTable *tabl
     return OK;
 }
 
-typedef Status (*ReadRecords)(const char *path, const cJSON *root, Arena *arena, ChainTable *table);
-
-static Status read_cache(const char *path, Arena *arena, bool by_entry, ReadRecords read, ChainTable *table_out)
+Status archive_cache_parse(const Text *text, bool by_entry, Arena *arena, ChainTable *table_out)
 {
     cJSON *root = NULL;
     const cJSON *item;
     ChainTable table = {0};
     size_t chains = 0;
-    TRY(json_read_object(path, &root));
+    TRY(json_parse_object(text, &root));
     cJSON_ArrayForEach(item, root) chains +=
         by_entry ? (size_t)cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(item, "chain_ids")) : 1;
     table.record = arena_array(arena, chains, sizeof *table.record);
-    Status status = table.record ? read(path, root, arena, &table)
-                                 : status_fail(ERR_MEMORY, "%.400s: no memory for %zu chains", path, chains);
+    Status status = OK;
+    if (!table.record)
+        status = status_fail(ERR_MEMORY, "%.400s: no memory for %zu chains", text->name, chains);
+    else
+        status = (by_entry ? entry_records : chain_records)(text->name, root, arena, &table);
     cJSON_Delete(root);
     TRY(status);
-    TRY(check_table(path, arena, &table));
+    TRY(check_table(text->name, arena, &table));
     *table_out = table;
     return OK;
 }
 
+static Status read_cache(const char *path, bool by_entry, Arena *arena, ChainTable *table_out)
+{
+    Text text = {0};
+    TRY(text_read(path, &text));
+    Status status = archive_cache_parse(&text, by_entry, arena, table_out);
+    text_close(&text);
+    return status;
+}
+
 Status archive_read_chain_cache(const char *path, Arena *arena, ChainTable *table_out)
 {
-    return read_cache(path, arena, false, chain_records, table_out);
+    return read_cache(path, false, arena, table_out);
 }
 
 Status archive_read_mmcif_cache(const char *path, Arena *arena, ChainTable *table_out)
 {
-    return read_cache(path, arena, true, entry_records, table_out);
+    return read_cache(path, true, arena, table_out);
 }

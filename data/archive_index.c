@@ -156,18 +156,23 @@ static Status read_items(IndexReader *reader, const cJSON *root)
     return OK;
 }
 
-Status archive_index_read(const char *path, const char *db_folder, const DataLog *log, Arena *arena,
-                          AlignmentIndex *index_out)
+Status archive_index_parse(const Text *text, const char *db_folder, const DataLog *log, Arena *arena,
+                           AlignmentIndex *index_out)
 {
-    const char *slash = strrchr(path, '/');
+    const char *slash = strrchr(text->name, '/');
     cJSON *root = NULL;
-    IndexReader reader = {
-        .path = path, .folder = db_folder, .log = log, .arena = arena, .index = index_out, .texts = {.arena = arena}};
+    IndexReader reader = {.path = text->name,
+                          .folder = db_folder,
+                          .log = log,
+                          .arena = arena,
+                          .index = index_out,
+                          .texts = {.arena = arena}};
     index_out->by_name.arena = arena;
     if (!reader.folder)
-        reader.folder = slash ? arena_strndup(arena, path, (size_t)(slash - path)) : arena_strdup(arena, ".");
+        reader.folder =
+            slash ? arena_strndup(arena, text->name, (size_t)(slash - text->name)) : arena_strdup(arena, ".");
     if (!reader.folder) return no_memory(&reader);
-    TRY(json_read_object(path, &root));
+    TRY(json_parse_object(text, &root));
     Status status = read_items(&reader, root);
     cJSON_Delete(root);
     return status;

@@ -52,10 +52,14 @@ struct Archive {
     ChainTable chain_cache, mmcif_cache;
 };
 
-Status archive_index_read(const char *path, const char *db_folder, const DataLog *log, Arena *arena,
-                          AlignmentIndex *index_out);
-Status archive_duplicates_read(const char *path, Arena *arena, DuplicateGroups *groups_out);
-Status archive_obsolete_read(const char *path, Arena *arena, ObsoleteEntries *obsolete_out);
+/* Readers of texts; outputs start as zero. */
+Status archive_index_parse(const Text *text, const char *db_folder, const DataLog *log, Arena *arena,
+                           AlignmentIndex *index_out);
+Status archive_duplicates_parse(const Text *text, Arena *arena, DuplicateGroups *groups_out);
+Status archive_obsolete_parse(const Text *text, Arena *arena, ObsoleteEntries *obsolete_out);
+Status archive_clusters_parse(const Text *text, Arena *arena, ClusterTable *table);
+/* by_entry: mmcif_cache.json, else chain_data_cache.json */
+Status archive_cache_parse(const Text *text, bool by_entry, Arena *arena, ChainTable *table_out);
 
 /* Letters, digits, '_', '-', '.' not in front: safe as part of a path. */
 bool archive_is_name(const char *name);

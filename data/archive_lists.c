@@ -57,8 +57,10 @@ static Status no_memory(const Text *text)
 
 /* --- duplicate_pdb_chains.txt ---------------------------------------------------------------------------------- */
 
-static Status parse_duplicates(const Text *text, Arena *arena, DuplicateGroups *groups)
+Status archive_duplicates_parse(const Text *text, Arena *arena, DuplicateGroups *groups)
 {
+    groups->by_name.arena = arena;
+    TRY(text_check_no_nul(text));
     size_t words = count_words(text);
     groups->member = arena_array(arena, words, sizeof *groups->member);
     groups->group_of = arena_array(arena, words, sizeof *groups->group_of);
@@ -86,16 +88,6 @@ static Status parse_duplicates(const Text *text, Arena *arena, DuplicateGroups *
     return OK;
 }
 
-Status archive_duplicates_read(const char *path, Arena *arena, DuplicateGroups *groups_out)
-{
-    Text text = {0};
-    TRY(text_read(path, &text));
-    groups_out->by_name.arena = arena;
-    Status status = parse_duplicates(&text, arena, groups_out);
-    text_close(&text);
-    return status;
-}
-
 /* --- obsolete.dat ---------------------------------------------------------------------------------------------- */
 
 static void lower_case(char *word)
@@ -104,8 +96,10 @@ static void lower_case(char *word)
 }
 
 /* "OBSLTE    31-JUL-94 116L     216L": the first successor counts; entries without one are just gone. */
-static Status parse_obsolete(const Text *text, Arena *arena, ObsoleteEntries *obsolete)
+Status archive_obsolete_parse(const Text *text, Arena *arena, ObsoleteEntries *obsolete)
 {
+    obsolete->by_name.arena = arena;
+    TRY(text_check_no_nul(text));
     obsolete->successor = arena_array(arena, count_lines(text), sizeof *obsolete->successor);
     if (!obsolete->successor) return no_memory(text);
     Words reader = {.text = text, .at = text->data};
@@ -129,16 +123,6 @@ static Status parse_obsolete(const Text *text, Arena *arena, ObsoleteEntries *ob
     return failed ? no_memory(text) : OK;
 }
 
-Status archive_obsolete_read(const char *path, Arena *arena, ObsoleteEntries *obsolete_out)
-{
-    Text text = {0};
-    TRY(text_read(path, &text));
-    obsolete_out->by_name.arena = arena;
-    Status status = parse_obsolete(&text, arena, obsolete_out);
-    text_close(&text);
-    return status;
-}
-
 const char *archive_current_entry(const Archive *archive, const char *entry_id)
 {
     /* a successor may be superseded in turn; the bound ends a circle */
@@ -158,8 +142,10 @@ static void normalise(char *name)
     for (; *name && *name != '_'; name++) *name = (char)tolower((unsigned char)*name);
 }
 
-static Status parse_clusters(const Text *text, Arena *arena, ClusterTable *table)
+Status archive_clusters_parse(const Text *text, Arena *arena, ClusterTable *table)
 {
+    table->by_name.arena = arena;
+    TRY(text_check_no_nul(text));
     table->size = arena_array(arena, count_lines(text), sizeof *table->size);
     if (!table->size) return no_memory(text);
     Words reader = {.text = text, .at = text->data};
@@ -187,8 +173,7 @@ Status archive_read_clusters(const char *path, Arena *arena, ClusterTable **tabl
     ClusterTable *table = arena_alloc(arena, sizeof *table);
     if (!table) return status_fail(ERR_MEMORY, "%.400s: out of memory", path);
     TRY(text_read(path, &text));
-    table->by_name.arena = arena;
-    Status status = parse_clusters(&text, arena, table);
+    Status status = archive_clusters_parse(&text, arena, table);
     text_close(&text);
     TRY(status);
     *table_out = table;

@@ -6,6 +6,7 @@
 Status json_parse_object(const Text *text, cJSON **object_out)
 {
     const char *stop = NULL, *end = text->data + text->size;
+    TRY(text_check_no_nul(text)); /* cJSON takes NUL for a blank */
     cJSON *root = cJSON_ParseWithLengthOpts(text->data, text->size, &stop, 0);
     if (!root)
         return status_fail_at(ERR_INPUT, text->name, stop ? text_line(text, stop) : 0,
@@ -24,15 +25,6 @@ Status json_parse_object(const Text *text, cJSON **object_out)
     }
     *object_out = root;
     return OK;
-}
-
-Status json_read_object(const char *path, cJSON **object_out)
-{
-    Text text = {0};
-    TRY(text_read(path, &text));
-    Status status = json_parse_object(&text, object_out);
-    text_close(&text);
-    return status;
 }
 
 bool json_whole_number(const cJSON *item, int64_t lowest, int64_t *number_out)

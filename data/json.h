@@ -10,7 +10,6 @@
 
 /* The whole text must be one JSON object; ERR_INPUT with the line otherwise. Freed with cJSON_Delete. */
 Status json_parse_object(const Text *text, cJSON **object_out);
-Status json_read_object(const char *path, cJSON **object_out);
 
 /* True for a whole number in [lowest, 2^53). */
 bool json_whole_number(const cJSON *item, int64_t lowest, int64_t *number_out);
