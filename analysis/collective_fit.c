@@ -3,10 +3,10 @@
  * model's. */
 #include "analysis/collective.h"
 
-#include <gsl/gsl_errno.h>
-#include <gsl/gsl_multifit_nlinear.h>
 #include <math.h>
 #include <stdlib.h>
+
+#include "analysis/lsq.h"
 
 void collective_structure(const Machine *m, Collective kind, double bytes, Group g, CollectiveTime *out);
 
@@ -31,47 +31,33 @@ enum { PARAMS = 3, PRIOR_ROWS = 3 };
 static const double PRIOR_SD[PARAMS] = {1.0, 0.5, 0.7};
 static const double SAMPLE_SD = 0.1;
 
-static int residuals(const gsl_vector *x, void *context, gsl_vector *f)
+static bool residuals(const double *x, void *context, double *f)
 {
     const Samples *s = context;
-    double a = gsl_vector_get(x, 0), b = gsl_vector_get(x, 1), c = gsl_vector_get(x, 2);
-    if (!(fabs(a) < 30 && fabs(b) < 30 && fabs(c) < 60)) return GSL_EDOM;
-    for (int i = 0; i < s->count; i++)
-        gsl_vector_set(f, (size_t)i, (log(modelled(s, i, a, b, exp(c))) - s->log_time[i]) / SAMPLE_SD);
-    gsl_vector_set(f, (size_t)s->count, a / PRIOR_SD[0]);
-    gsl_vector_set(f, (size_t)s->count + 1, b / PRIOR_SD[1]);
-    gsl_vector_set(f, (size_t)s->count + 2, (c - log(s->shortest)) / PRIOR_SD[2]);
-    return GSL_SUCCESS;
+    double a = x[0], b = x[1], c = x[2];
+    if (!(fabs(a) < 30 && fabs(b) < 30 && fabs(c) < 60)) return false;
+    for (int i = 0; i < s->count; i++) f[i] = (log(modelled(s, i, a, b, exp(c))) - s->log_time[i]) / SAMPLE_SD;
+    f[s->count] = a / PRIOR_SD[0];
+    f[s->count + 1] = b / PRIOR_SD[1];
+    f[s->count + 2] = (c - log(s->shortest)) / PRIOR_SD[2];
+    return true;
 }
 
 static Status solve(Samples *s, CollectiveFit *out)
 {
-    gsl_set_error_handler_off();
-    gsl_multifit_nlinear_parameters settings = gsl_multifit_nlinear_default_parameters();
-    size_t rows = (size_t)s->count + PRIOR_ROWS;
-    gsl_multifit_nlinear_workspace *w = gsl_multifit_nlinear_alloc(gsl_multifit_nlinear_trust, &settings, rows, PARAMS);
-    if (!w) return status_fail(ERR_MEMORY, "collectives: out of memory for the fit");
-    double start[PARAMS] = {0, 0, log(s->shortest)};
-    gsl_vector_view view = gsl_vector_view_array(start, PARAMS);
-    gsl_multifit_nlinear_fdf fdf = {.f = residuals, .n = rows, .p = PARAMS, .params = s};
-    int info;
-    int code = gsl_multifit_nlinear_init(&view.vector, &fdf, w);
-    if (code == GSL_SUCCESS) code = gsl_multifit_nlinear_driver(200, 1e-8, 1e-8, 0, NULL, NULL, &info, w);
-    Status status = code == GSL_SUCCESS || code == GSL_ENOPROG || code == GSL_EMAXITER
-                        ? OK
-                        : status_fail(ERR_NUMERIC, "collectives: fit failed: %s", gsl_strerror(code));
-    if (status == OK) {
-        const gsl_vector *x = gsl_multifit_nlinear_position(w);
-        out->log_latency = gsl_vector_get(x, 0);
-        out->log_wire = gsl_vector_get(x, 1);
-        out->floor_s = exp(gsl_vector_get(x, 2));
-        double square = 0;
-        for (int i = 0; i < s->count; i++)
-            square += pow(gsl_vector_get(gsl_multifit_nlinear_residual(w), (size_t)i) * SAMPLE_SD, 2);
-        out->sd = sqrt(square / fmax(1, s->count - 2));
-        out->samples = s->count;
-    }
-    gsl_multifit_nlinear_free(w);
+    double x[PARAMS] = {0, 0, log(s->shortest)};
+    double *residual = malloc((size_t)(s->count + PRIOR_ROWS) * sizeof *residual);
+    if (!residual) return status_fail(ERR_MEMORY, "collectives: out of memory");
+    Status status = lsq_solve(residuals, s, s->count + PRIOR_ROWS, PARAMS, x, residual);
+    double square = 0;
+    for (int i = 0; status == OK && i < s->count; i++) square += pow(residual[i] * SAMPLE_SD, 2);
+    if (status == OK)
+        *out = (CollectiveFit){.log_latency = x[0],
+                               .log_wire = x[1],
+                               .floor_s = exp(x[2]),
+                               .sd = sqrt(square / fmax(1, s->count - 2)),
+                               .samples = s->count};
+    free(residual);
     return status;
 }
 

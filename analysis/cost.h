@@ -1,0 +1,58 @@
+/* What one training step asks of one rank, summed up from recorded programs: classes of like ops with their flops,
+ * bytes and calls, and the collectives with the computation that may hide them. Machine-independent; a few hundred
+ * classes for a model of ten thousand ops, so that pricing takes microseconds. */
+#ifndef FOLDSCALE_ANALYSIS_COST_H
+#define FOLDSCALE_ANALYSIS_COST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "analysis/machine.h"
+#include "engine/arena.h"
+#include "engine/program.h"
+
+typedef enum CostStage { COST_FORWARD_NOGRAD, COST_FORWARD, COST_BACKWARD, COST_OPTIMIZER, COST_STAGE_COUNT } CostStage;
+typedef enum CostRate { RATE_F32, RATE_F64, RATE_BF16 } CostRate;
+typedef enum CostGroup { COST_GROUP_MODEL, COST_GROUP_DATA, COST_GROUP_ALL } CostGroup; /* DAP, data-parallel, all */
+
+extern const char *const COST_STAGE_NAMES[COST_STAGE_COUNT]; /* "forward_nograd", "forward", ... as in ops.csv */
+
+typedef struct CostClass {
+    const char *kind; /* op kind, as in the op table and ops.csv */
+    CostStage stage;
+    CostRate rate;       /* element type of the products */
+    bool sharded;        /* works on a slice: shrinks with DAP */
+    bool recomputed;     /* repeated for the backward pass */
+    double calls;        /* per step */
+    double flops, bytes; /* per call */
+    /* collectives only */
+    bool comm;
+    Collective collective;
+    CostGroup group;
+    double tensor_bytes; /* whole tensor (see MachineSample), per call */
+    /* computation between start and wait that the collective may hide behind, per call; 0 when it blocks */
+    double cover_flops, cover_bytes, cover_kernels;
+} CostClass;
+
+typedef struct StepCost {
+    Arena arena;
+    CostClass *item;
+    int count, capacity;
+    int64_t dap;
+    double flops, bytes, wire_bytes, kernels; /* totals of a step of one rank */
+    bool in_graph;                            /* kernels are launched from captured graphs */
+} StepCost;
+
+Status cost_create(int64_t dap, bool in_graph, StepCost **cost_out);
+void cost_destroy(StepCost **cost);
+
+/* Adds a class (kind is copied), merged with an equal one. */
+Status cost_add(StepCost *cost, const CostClass *item);
+
+/* Adds a program that has gone through the passes up to schedule, run `times` times per step (the mean number of
+ * no-gradient forwards, 1 for the gradient program and the optimizer). `nograd` books its forward ops as
+ * COST_FORWARD_NOGRAD. The computation that hides a collective is read off the schedule: ops on the compute stream
+ * between the collective and its wait, each counted for the oldest collective in flight. */
+Status cost_add_program(StepCost *cost, const Program *program, double times, bool nograd);
+
+#endif

@@ -1,0 +1,63 @@
+/* Prices of ops: time = roofline / efficiency + overhead, where roofline = max(flops / rate, bytes / bandwidth).
+ *
+ * With a constant overhead the efficiency seen at size s (in seconds of roofline) is s / (s / e + overhead): small ops
+ * run far below the ceilings and large ones approach e. The two constants are fitted per op kind on measured ops
+ * (ops.csv); kinds that nobody measured take the pooled curve and its wider spread. Other machines scale by their
+ * ceilings and launch times and add an uncertainty of their own. */
+#ifndef FOLDSCALE_ANALYSIS_OPPRICE_H
+#define FOLDSCALE_ANALYSIS_OPPRICE_H
+
+#include "analysis/cost.h"
+#include "analysis/schema.h"
+
+typedef struct OpCurve {
+    const char *kind;
+    double overhead_s; /* per call, launch included */
+    double slowness;   /* 1 / efficiency at large sizes */
+    double sd;         /* of log(measured / priced) */
+    int samples;       /* 0: pooled */
+} OpCurve;
+
+typedef struct OpPrices {
+    Arena arena;
+    OpCurve *curve;
+    int count;
+    OpCurve pooled;
+    double launch_s, graph_launch_s;         /* of the machine the ops were measured on */
+    char *machine;                           /* its name */
+    double total_measured_s, total_priced_s; /* of the profile: what the curves leave unexplained in sum */
+} OpPrices;
+
+/* Log standard deviation added when ops are priced for a machine other than the measured one: how far the same kernel's
+ * efficiency differs between GPUs of neighbouring generations (assumed; validate reports what it achieved). */
+#define OPPRICE_OTHER_MACHINE_SD 0.08
+
+/* Fits the curves. `rate` is the element type of the profiled products. Rows without calls or time are left out;
+ * ERR_INPUT when nothing is left. */
+Status opprice_fit(const OpRow *rows, int64_t count, const Machine *machine, CostRate rate, OpPrices **prices_out);
+
+/* Prices without a profile: every kind at `efficiency` with the machine's launch time, spread `sd`. */
+Status opprice_assume(const Machine *machine, double efficiency, double sd, OpPrices **prices_out);
+void opprice_destroy(OpPrices **prices);
+
+double opprice_roofline(const Machine *machine, CostRate rate, double flops, double bytes);
+
+/* Seconds of one call. */
+double opprice_time(const OpPrices *prices, const Machine *machine, const char *kind, CostRate rate, double flops,
+                    double bytes, bool in_graph, double *sd_out);
+
+/* A step priced on a machine. */
+typedef struct StepPrice {
+    double compute_s; /* all ops but collectives */
+    double stage_s[COST_STAGE_COUNT];
+    double unsharded_s;       /* part of compute_s that no DAP degree divides */
+    double overhead_s;        /* part of compute_s that is overhead: launches and small-size losses */
+    double latency_s, wire_s; /* exposed collectives, by term */
+    double comm_total_s;      /* before hiding */
+    double sd;                /* log standard deviation of compute_s from the curves, kinds independent */
+} StepPrice;
+
+/* Groups are placed as group_model and group_data say. */
+Status opprice_step(const OpPrices *prices, const Machine *machine, const StepCost *cost, int64_t dp, StepPrice *out);
+
+#endif
