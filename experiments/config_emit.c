@@ -1,8 +1,10 @@
 #include "experiments/config_emit.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #include "experiments/config_schema.h"
 
@@ -20,17 +22,22 @@ static void emit_text(FILE *out, const char *text)
     fputc('"', out);
 }
 
-/* A path of the experiment file is relative to that file's folder; one from the command line to the current one. */
+/* A path of the experiment file is relative to that file's folder; one from the command line to the current one. What
+ * comes out is absolute, so that run.json can be used from anywhere. */
 static void emit_path(FILE *out, const Node *node)
 {
+    char joined[2 * CONFIG_TEXT + 2], full[PATH_MAX], here[PATH_MAX];
     const char *slash = strrchr(node->source, '/');
-    if (node->line == 0 || node->text[0] == '/' || node->text[0] == '\0' || !slash) {
-        emit_text(out, node->text);
-        return;
-    }
-    char path[2 * CONFIG_TEXT + 2];
-    snprintf(path, sizeof path, "%.*s%s", (int)(slash - node->source + 1), node->source, node->text);
-    emit_text(out, path);
+    bool beside = node->line > 0 && node->text[0] != '/' && slash;
+    snprintf(joined, sizeof joined, "%.*s%s", beside ? (int)(slash - node->source + 1) : 0, node->source, node->text);
+    if (node->text[0] == '\0')
+        emit_text(out, "");
+    else if (realpath(joined, full))
+        emit_text(out, full);
+    else if (joined[0] != '/' && getcwd(here, sizeof here) && strlen(here) + strlen(joined) + 2 < sizeof full)
+        emit_text(out, strcat(strcat(strcpy(full, here), "/"), joined));
+    else
+        emit_text(out, joined);
 }
 
 static void emit_node_scalar(FILE *out, const cyaml_schema_value_t *schema, const FieldLimit *limit, const Node *node)
