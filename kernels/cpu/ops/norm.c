@@ -1,20 +1,22 @@
 /* Layer norm and softmax over the last axis. */
 #include "kernels/cpu/math.h"
 
-static void row_statistics(int64_t c, const real *x, real eps, real *mean_out, real *rstd_out)
+/* In double: a mean rounded to float is what most of the error of a float32 layer norm comes from. */
+static void row_statistics(int64_t c, const real *x, real eps, double *mean_out, double *rstd_out)
 {
-    real mean = 0, variance = 0;
+    double mean = 0, variance = 0;
     for (int64_t k = 0; k < c; k++) mean += x[k];
-    mean /= (real)c;
+    mean /= (double)c;
     for (int64_t k = 0; k < c; k++) variance += (x[k] - mean) * (x[k] - mean);
     *mean_out = mean;
-    *rstd_out = 1 / sqrt(variance / (real)c + eps);
+    *rstd_out = 1 / sqrt(variance / (double)c + eps);
 }
 
 /* y = (x - mean) rstd gamma + beta */
-static void normalize_row(int64_t c, const real *x, real mean, real rstd, const real *gamma, const real *beta, real *y)
+static void normalize_row(int64_t c, const real *x, double mean, double rstd, const real *gamma, const real *beta,
+                          real *y)
 {
-    for (int64_t k = 0; k < c; k++) y[k] = (x[k] - mean) * rstd * gamma[k] + beta[k];
+    for (int64_t k = 0; k < c; k++) y[k] = (real)((x[k] - mean) * rstd * gamma[k] + beta[k]);
 }
 
 static Status layer_norm(const RankLayout *layout, const OpCall *call)
@@ -27,12 +29,12 @@ static Status layer_norm(const RankLayout *layout, const OpCall *call)
     real *mean = keep ? OUT(1) : NULL, *rstd = keep ? OUT(2) : NULL;
     PARALLEL_IF(rows * c)
     for (int64_t r = 0; r < rows; r++) {
-        real row_mean, row_rstd;
+        double row_mean, row_rstd;
         row_statistics(c, x + r * c, eps, &row_mean, &row_rstd);
         normalize_row(c, x + r * c, row_mean, row_rstd, gamma, beta, y + r * c);
         if (keep) {
-            mean[r] = row_mean;
-            rstd[r] = row_rstd;
+            mean[r] = (real)row_mean;
+            rstd[r] = (real)row_rstd;
         }
     }
     return OK;
@@ -45,14 +47,14 @@ static void input_gradient(int64_t rows, int64_t c, const real *dy, const real *
     PARALLEL_IF(rows * c)
     for (int64_t r = 0; r < rows; r++) {
         const real *row_dy = dy + r * c, *row_x = x + r * c;
-        real sum_g = 0, sum_gn = 0;
+        double sum_g = 0, sum_gn = 0;
         for (int64_t k = 0; k < c; k++) {
             real g = gamma[k] * row_dy[k];
             sum_g += g;
             sum_gn += g * (row_x[k] - mean[r]) * rstd[r];
         }
-        sum_g /= (real)c;
-        sum_gn /= (real)c;
+        sum_g /= (double)c;
+        sum_gn /= (double)c;
         for (int64_t k = 0; k < c; k++) {
             real n = (row_x[k] - mean[r]) * rstd[r];
             dx[r * c + k] = rstd[r] * (gamma[k] * row_dy[k] - sum_g - n * sum_gn);
@@ -99,7 +101,12 @@ static Status layer_norm_bwd(const RankLayout *layout, const OpCall *call)
     } else {
         real *statistic = call->scratch, eps = (real)call->op->attr.f[0];
         PARALLEL_IF(rows * c)
-        for (int64_t r = 0; r < rows; r++) row_statistics(c, x + r * c, eps, statistic + r, statistic + rows + r);
+        for (int64_t r = 0; r < rows; r++) {
+            double row_mean, row_rstd;
+            row_statistics(c, x + r * c, eps, &row_mean, &row_rstd);
+            statistic[r] = (real)row_mean;
+            statistic[rows + r] = (real)row_rstd;
+        }
         mean = statistic;
         rstd = statistic + rows;
     }

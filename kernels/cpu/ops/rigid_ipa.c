@@ -1,15 +1,6 @@
 /* Invariant point attention (AlphaFold2 supplement, algorithm 22). Points are [N,H*P,3], scores [H,N,N]. */
-#include <cblas.h>
-#include <string.h>
-#include <tgmath.h>
-
+#include "kernels/cpu/math.h"
 #include "kernels/cpu/ops/rigid.h"
-
-#ifdef REAL_IS_f64
-#define GEMM cblas_dgemm
-#else
-#define GEMM cblas_sgemm
-#endif
 
 Status FN(ipa_point_features)(const RankLayout *layout, const OpCall *call)
 {
@@ -65,10 +56,10 @@ static real softplus(real w)
     return w > 0 ? w + log1p(exp(-w)) : log1p(exp(w));
 }
 
-static real squared_distance(const real *a, const real *b, int64_t count)
+static double squared_distance(const real *a, const real *b, int64_t count)
 {
-    real sum = 0;
-    for (int64_t k = 0; k < count; k++) sum += (a[k] - b[k]) * (a[k] - b[k]);
+    double sum = 0;
+    for (int64_t k = 0; k < count; k++) sum += ((double)a[k] - b[k]) * ((double)a[k] - b[k]);
     return sum;
 }
 
@@ -86,8 +77,8 @@ Status FN(ipa_scores)(const RankLayout *layout, const OpCall *call)
             const real *qi = q + (s.heads * i + h) * s.channels, *qpi = qp + 3 * (s.heads * i + h) * s.points;
             for (int64_t j = 0; j < s.n; j++) {
                 const real *kj = k + (s.heads * j + h) * s.channels, *kpj = kp + 3 * (s.heads * j + h) * s.points;
-                real dot = 0;
-                for (int64_t c = 0; c < s.channels; c++) dot += qi[c] * kj[c];
+                double dot = 0;
+                for (int64_t c = 0; c < s.channels; c++) dot += (double)qi[c] * kj[c];
                 out[(s.n * h + i) * s.n + j] = dot * s.scalar_scale + s.bias_scale * bias[(s.n * i + j) * s.heads + h] +
                                                weight * squared_distance(qpi, kpj, 3 * s.points) +
                                                inf * (mask[i] * mask[j] - 1);
@@ -96,38 +87,58 @@ Status FN(ipa_scores)(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
-/* One head: its slices of dq, dk, dqp, dkp and its entries of db and dw belong to it alone. */
+/* Sums of one residue's row, a piece of at most PIECE channels or coordinates at a time. */
+enum { PIECE = 64 };
+
+/* out[c] = scale sum_j d_j x_j[c]; x_j and d_j lie x_step and d_step apart */
+static void weighted_sum(int64_t n, const real *d, int64_t d_step, const real *x, int64_t x_step, int64_t width,
+                         double scale, real *out)
+{
+    for (int64_t first = 0; first < width; first += PIECE) {
+        int64_t piece = width - first < PIECE ? width - first : PIECE;
+        double sum[PIECE] = {0};
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t c = 0; c < piece; c++) sum[c] += (double)d[j * d_step] * (double)x[j * x_step + first + c];
+        for (int64_t c = 0; c < piece; c++) out[first + c] = (real)(scale * sum[c]);
+    }
+}
+
+/* out[c] = scale sum_j d_j (a[c] - x_j[c]) */
+static void weighted_difference(int64_t n, const real *d, int64_t d_step, const real *a, const real *x, int64_t x_step,
+                                int64_t width, double scale, real *out)
+{
+    for (int64_t first = 0; first < width; first += PIECE) {
+        int64_t piece = width - first < PIECE ? width - first : PIECE;
+        double sum[PIECE] = {0};
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t c = 0; c < piece; c++)
+                sum[c] += (double)d[j * d_step] * ((double)a[first + c] - (double)x[j * x_step + first + c]);
+        for (int64_t c = 0; c < piece; c++) out[first + c] = (real)(scale * sum[c]);
+    }
+}
+
+/* One head: its slices of dq, dk, dqp, dkp and its entries of db and dw belong to it alone. The gradient of a softmax's
+ * logits sums to zero over the keys, so these sums cancel: they are taken in double. */
 static void scores_head_bwd(const OpCall *call, const Sizes *s, int64_t h)
 {
-    const real *ds = (const real *)call->in[0] + h * s->n * s->n, *q = call->in[1], *k = call->in[2];
-    const real *qp = call->in[3], *kp = call->in[4], *w = call->in[5];
-    real *dq = call->out[0], *dk = call->out[1], *dqp = call->out[2], *dkp = call->out[3], *db = call->out[4];
-    real *dw = call->out[5], weight = softplus(w[h]) * s->point_scale, sum = 0;
-    int64_t width = s->channels, span = 3 * s->points;
+    const real *ds = IN(0) + h * s->n * s->n, *w = IN(5);
+    const int64_t width = s->channels, span = 3 * s->points, step = s->heads * width, point_step = s->heads * span;
+    const real *q = IN(1) + h * width, *k = IN(2) + h * width, *qp = IN(3) + h * span, *kp = IN(4) + h * span;
+    real *dq = OUT(0) + h * width, *dk = OUT(1) + h * width, *dqp = OUT(2) + h * span, *dkp = OUT(3) + h * span;
+    double of_points = 2 * (double)softplus(w[h]) * (double)s->point_scale, sum = 0;
     for (int64_t i = 0; i < s->n; i++) {
-        int64_t row = s->heads * i + h;
-        memset(dq + row * width, 0, sizeof(real) * (size_t)width);
-        memset(dk + row * width, 0, sizeof(real) * (size_t)width);
-        memset(dqp + row * span, 0, sizeof(real) * (size_t)span);
-        memset(dkp + row * span, 0, sizeof(real) * (size_t)span);
-    }
-    for (int64_t i = 0; i < s->n; i++)
+        const real *row = ds + s->n * i, *column = ds + i;
+        weighted_sum(s->n, row, 1, k, step, width, (double)s->scalar_scale, dq + i * step);
+        weighted_sum(s->n, column, s->n, q, step, width, (double)s->scalar_scale, dk + i * step);
+        weighted_difference(s->n, row, 1, qp + i * point_step, kp, point_step, span, of_points, dqp + i * point_step);
+        weighted_difference(s->n, column, s->n, kp + i * point_step, qp, point_step, span, of_points,
+                            dkp + i * point_step);
         for (int64_t j = 0; j < s->n; j++) {
-            int64_t a = s->heads * i + h, b = s->heads * j + h;
-            real d = ds[s->n * i + j], e = d * s->scalar_scale, f = 2 * d * weight;
-            for (int64_t c = 0; c < width; c++) {
-                dq[a * width + c] += e * k[b * width + c];
-                dk[b * width + c] += e * q[a * width + c];
-            }
-            for (int64_t c = 0; c < span; c++) {
-                real g = f * (qp[a * span + c] - kp[b * span + c]);
-                dqp[a * span + c] += g;
-                dkp[b * span + c] -= g;
-            }
-            sum += d * squared_distance(qp + a * span, kp + b * span, span);
-            db[(s->n * i + j) * s->heads + h] = d * s->bias_scale;
+            sum += (double)row[j] * squared_distance(qp + i * point_step, kp + j * point_step, span);
+            OUT(4)[(s->n * i + j) * s->heads + h] = row[j] * s->bias_scale;
         }
-    dw[h] = sum * s->point_scale / (1 + exp(-w[h])); /* softplus' = sigmoid */
+    }
+    OUT(5)[h] = (real)(sum * (double)s->point_scale / (1 + exp(-(double)w[h]))); /* softplus' = sigmoid */
 }
 
 Status FN(ipa_scores_bwd)(const RankLayout *layout, const OpCall *call)
@@ -143,30 +154,24 @@ Status FN(ipa_scores_bwd)(const RankLayout *layout, const OpCall *call)
 Status FN(ipa_pair_context)(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
-    const real *a = call->in[0], *z = call->in[1];
-    real *out = call->out[0];
-    int heads = (int)call->in_tensor[0]->dim[0], n = (int)call->in_tensor[0]->dim[1],
-        m = (int)call->in_tensor[0]->dim[2];
-    int c = (int)call->in_tensor[1]->dim[2];
+    const real *a = IN(0), *z = IN(1);
+    const Tensor *scores = call->in_tensor[0];
+    int64_t heads = scores->dim[0], n = scores->dim[1], m = scores->dim[2], c = call->in_tensor[1]->dim[2];
     for (int64_t i = 0; i < n; i++)
-        GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, heads, c, m, 1, a + i * m, n * m, z + i * m * c, c, 0,
-             out + i * heads * c, c);
+        gemm(false, false, heads, c, m, 1, a + i * m, n * m, z + i * m * c, c, 0, OUT(0) + i * heads * c, c);
     return OK;
 }
 
 Status FN(ipa_pair_context_bwd)(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
-    const real *d = call->in[0], *a = call->in[1], *z = call->in[2];
-    real *da = call->out[0], *dz = call->out[1];
-    int heads = (int)call->in_tensor[1]->dim[0], n = (int)call->in_tensor[1]->dim[1],
-        m = (int)call->in_tensor[1]->dim[2];
-    int c = (int)call->in_tensor[2]->dim[2];
+    const real *d = IN(0), *a = IN(1), *z = IN(2);
+    const Tensor *scores = call->in_tensor[1];
+    int64_t heads = scores->dim[0], n = scores->dim[1], m = scores->dim[2], c = call->in_tensor[2]->dim[2];
     for (int64_t i = 0; i < n; i++) {
-        GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, heads, m, c, 1, d + i * heads * c, c, z + i * m * c, c, 0,
-             da + i * m, n * m);
-        GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, m, c, heads, 1, a + i * m, n * m, d + i * heads * c, c, 0,
-             dz + i * m * c, c);
+        const real *row = d + i * heads * c;
+        gemm(false, true, heads, m, c, 1, row, c, z + i * m * c, c, 0, OUT(0) + i * m, n * m);
+        gemm(true, false, m, c, heads, 1, a + i * m, n * m, row, c, 0, OUT(1) + i * m * c, c);
     }
     return OK;
 }
