@@ -50,5 +50,7 @@ void golden_hits(Golden *golden);
 void golden_transforms(Golden *golden);
 void golden_batch(Golden *golden);
 void golden_sampler(Golden *golden);
+void golden_metrics(Golden *golden);
+void golden_templates(Golden *golden);
 
 #endif

@@ -16,6 +16,8 @@ static const struct {
     {"transforms", golden_transforms},
     {"batch", golden_batch},
     {"sampler", golden_sampler},
+    {"metrics", golden_metrics},
+    {"templates", golden_templates},
 };
 
 static bool asked_for(const char *name, int count, char **names)

@@ -1,0 +1,116 @@
+#include "data/structure_write.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "data/residue.h"
+
+enum { NAME_SIZE = 64 };
+
+/* A name that needs no quotes in mmCIF. */
+static void plain_name(const char *name, char out[NAME_SIZE])
+{
+    size_t used = 0;
+    for (; *name && used + 1 < NAME_SIZE; ++name)
+        out[used++] = isalnum((unsigned char)*name) || *name == '-' || *name == '_' ? *name : '_';
+    if (!used) out[used++] = 'X';
+    if (out[0] == '_' || out[0] == '-') out[0] = 'X'; /* a leading underscore would be a tag */
+    out[used] = '\0';
+}
+
+static int type_of(const PredictedStructure *s, int64_t i)
+{
+    return s->aatype[i] < 0 || s->aatype[i] > RESTYPE_UNKNOWN ? RESTYPE_UNKNOWN : s->aatype[i];
+}
+
+static void write_head(FILE *file, const char *name, const PredictedStructure *s)
+{
+    const ResidueTables *tables = residue_tables();
+    fprintf(file, "data_%s\n#\n_entry.id %s\n#\n_exptl.entry_id %s\n_exptl.method 'THEORETICAL MODEL'\n#\n", name, name,
+            name);
+    fprintf(file, "loop_\n_chem_comp.id\n_chem_comp.type\n");
+    for (int type = 0; type < RESIDUE_TYPES; ++type)
+        fprintf(file, "%s %s\n", tables->restype_name[type],
+                type == 7 ? "'peptide linking'" : "'L-peptide linking'"); /* 7: glycine has no hand */
+    fprintf(file, "#\n_entity.id 1\n_entity.type polymer\n#\n_struct_asym.id A\n_struct_asym.entity_id 1\n#\n");
+    fprintf(file, "loop_\n_entity_poly_seq.entity_id\n_entity_poly_seq.num\n_entity_poly_seq.mon_id\n"
+                  "_entity_poly_seq.hetero\n");
+    for (int64_t i = 0; i < s->length; ++i)
+        fprintf(file, "1 %lld %s n\n", (long long)i + 1, tables->restype_name[type_of(s, i)]);
+}
+
+static void write_scheme(FILE *file, const char *chain, const PredictedStructure *s)
+{
+    const ResidueTables *tables = residue_tables();
+    fprintf(file, "#\nloop_\n_pdbx_poly_seq_scheme.asym_id\n_pdbx_poly_seq_scheme.entity_id\n"
+                  "_pdbx_poly_seq_scheme.seq_id\n_pdbx_poly_seq_scheme.mon_id\n_pdbx_poly_seq_scheme.pdb_seq_num\n"
+                  "_pdbx_poly_seq_scheme.pdb_strand_id\n");
+    for (int64_t i = 0; i < s->length; ++i)
+        fprintf(file, "A 1 %lld %s %lld %s\n", (long long)i + 1, tables->restype_name[type_of(s, i)], (long long)i + 1,
+                chain);
+}
+
+static Status write_atoms(FILE *file, const char *path, const char *chain, const PredictedStructure *s)
+{
+    const ResidueTables *tables = residue_tables();
+    const float limit = 99999.0f;
+    long long serial = 0;
+    fprintf(file, "#\nloop_\n_atom_site.group_PDB\n_atom_site.id\n_atom_site.type_symbol\n_atom_site.label_atom_id\n"
+                  "_atom_site.label_alt_id\n_atom_site.label_comp_id\n_atom_site.label_asym_id\n"
+                  "_atom_site.label_entity_id\n_atom_site.label_seq_id\n_atom_site.pdbx_PDB_ins_code\n"
+                  "_atom_site.Cartn_x\n_atom_site.Cartn_y\n_atom_site.Cartn_z\n_atom_site.occupancy\n"
+                  "_atom_site.B_iso_or_equiv\n_atom_site.auth_seq_id\n_atom_site.auth_comp_id\n"
+                  "_atom_site.auth_asym_id\n_atom_site.auth_atom_id\n_atom_site.pdbx_PDB_model_num\n");
+    for (int64_t i = 0; i < s->length; ++i) {
+        const char *residue = tables->restype_name[type_of(s, i)];
+        for (int a = 0; a < ATOM37_COUNT; ++a) {
+            const float *x = s->positions + (i * ATOM37_COUNT + a) * 3;
+            const char *atom = tables->atom37_name[a];
+            if (s->atom_exists[i * ATOM37_COUNT + a] == 0.0f) continue;
+            for (int k = 0; k < 3; ++k)
+                if (!(fabsf(x[k]) <= limit))
+                    return status_fail_at(ERR_NUMERIC, path, 0, "coordinate %g of atom %s of residue %lld",
+                                          (double)x[k], atom, (long long)i + 1);
+            fprintf(file, "ATOM %lld %c %s . %s A 1 %lld ? %.3f %.3f %.3f 1.00 %.2f %lld %s %s %s 1\n", ++serial,
+                    atom[0], atom, residue, (long long)i + 1, (double)x[0], (double)x[1], (double)x[2],
+                    s->plddt ? (double)s->plddt[i] : 0.0, (long long)i + 1, residue, chain, atom);
+        }
+    }
+    fprintf(file, "#\n");
+    return OK;
+}
+
+static Status write_all(FILE *file, const char *path, const PredictedStructure *s)
+{
+    char name[NAME_SIZE], chain[NAME_SIZE];
+    plain_name(s->name, name);
+    plain_name(s->chain_id, chain);
+    write_head(file, name, s);
+    write_scheme(file, chain, s);
+    TRY(write_atoms(file, path, chain, s));
+    if (fflush(file) || ferror(file) || fsync(fileno(file)))
+        return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
+    return OK;
+}
+
+Status structure_write(const char *path, const PredictedStructure *structure)
+{
+    Arena arena = {0};
+    char *temporary = arena_printf(&arena, "%s.tmp", path);
+    if (!temporary) return status_fail(ERR_MEMORY, "no memory for a path");
+    FILE *file = fopen(temporary, "w");
+    Status status = file ? write_all(file, path, structure)
+                         : status_fail_at(ERR_IO, temporary, 0, "cannot create: %s", strerror(errno));
+    if (file && fclose(file) && status == OK)
+        status = status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
+    if (status == OK && rename(temporary, path))
+        status = status_fail_at(ERR_IO, path, 0, "cannot rename: %s", strerror(errno));
+    if (status != OK && file) unlink(temporary);
+    arena_free(&arena);
+    return status;
+}

@@ -1,0 +1,23 @@
+/* A predicted structure as mmCIF, readable by any viewer: atoms in atom37 order, pLDDT (0 to 100) as B factor, as
+ * AlphaFold's own files have it. */
+#ifndef FOLDSCALE_DATA_STRUCTURE_WRITE_H
+#define FOLDSCALE_DATA_STRUCTURE_WRITE_H
+
+#include <stdint.h>
+
+#include "engine/status.h"
+
+typedef struct PredictedStructure {
+    const char *name;         /* data block and entry id: letters, digits, '_', '-' (others become '_') */
+    const char *chain_id;     /* author chain id, the same rule */
+    int64_t length;           /* L */
+    const int32_t *aatype;    /* [L] 0..20 */
+    const float *positions;   /* [L, 37, 3] Angstrom */
+    const float *atom_exists; /* [L, 37] atoms to write */
+    const float *plddt;       /* [L] 0 to 100; NULL: 0 */
+} PredictedStructure;
+
+/* Written to PATH.tmp and renamed. ERR_IO, ERR_NUMERIC (a coordinate that is not finite or beyond +-99999 A). */
+Status structure_write(const char *path, const PredictedStructure *structure);
+
+#endif
