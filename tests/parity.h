@@ -36,6 +36,8 @@ typedef struct Parity {
 } Parity;
 
 double parity_tolerance(const Parity *parity, ParityKind kind);
+/* The same for a golden that was rounded to float32 when it was stored. */
+double parity_tolerance_stored(const Parity *parity, ParityKind kind, bool rounded);
 /* Worst over the ranks is taken; rank 0 prints "name error tolerance ok|FAIL". NaN fails. */
 void parity_report(Parity *parity, const char *name, double error, double tolerance);
 void parity_skip(Parity *parity, const char *name, const char *why);
@@ -56,6 +58,7 @@ double parity_l2_error(const double *a, const double *b, int64_t count, double f
 
 /* A golden tensor as doubles, batch axis (leading 1) removed. Memory from the arena. */
 typedef struct GoldenTensor {
+    bool rounded; /* stored in float32: it can be met to half a unit of that alone */
     int rank;
     int64_t dim[TENSOR_MAX_RANK], count;
     double *value;
@@ -94,6 +97,7 @@ typedef struct ModuleCase {
         ParityKind kind;
     } output[32];
     int n_outputs;
+    bool no_output;    /* every row is such a row */
     bool fully_masked; /* some row has no valid key: float32 and float64 differ there by design */
 } ModuleCase;
 

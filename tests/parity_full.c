@@ -54,9 +54,33 @@ static Status write_params(ModelCase *c, const Table *t, int *order)
     return store_lower_params(c->store);
 }
 
+/* Validity of every position of a representation [rows, N, c]: the mask itself, holes included. */
+static uint8_t *position_mask(ModelCase *c, char axis, int64_t rows, int64_t columns, Arena *arena)
+{
+    uint8_t *valid = arena_alloc(arena, (size_t)(rows * columns));
+    GoldenTensor clusters, psi;
+    const char *mask = axis == 'E' ? "extra_msa_mask" : "msa_mask";
+    if (!valid || golden_read(c->batch, mask, true, arena, &clusters) != OK ||
+        golden_read(c->batch, "template_torsion_angles_mask", true, arena, &psi) != OK)
+        return NULL;
+    int64_t copies = clusters.dim[clusters.rank - 1], masked = clusters.dim[0], angles = psi.dim[2];
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < columns; i++) {
+            double value;
+            if (axis == 'R')
+                value = c->mask.residue[r] && c->mask.residue[i];
+            else if (r < masked)
+                value = clusters.value[(r * columns + i) * copies];
+            else
+                value = psi.value[(((r - masked) * columns + i) * angles + 2) * copies];
+            valid[r * columns + i] = value != 0;
+        }
+    return valid;
+}
+
 /* (l2 norm, sum) over valid positions after every block against norm_sum.NAME [blocks, 2] */
 static Status compare_norms(ModelCase *c, const StFile *file, const char *stack, const char *kind, int blocks,
-                            const char *axes)
+                            char axis)
 {
     char name[128], line[160];
     GoldenTensor golden;
@@ -64,6 +88,7 @@ static Status compare_norms(ModelCase *c, const StFile *file, const char *stack,
     snprintf(name, sizeof name, "norm_sum.%s.%s", stack, kind);
     Status status = golden_read(file, name, false, &arena, &golden);
     double worst = 0;
+    uint8_t *valid = NULL;
     for (int b = 0; b < blocks && status == OK; b++) {
         snprintf(name, sizeof name, "%s.%d.%s", stack, b, kind);
         Val v = prog_find(c->grad, name);
@@ -72,14 +97,15 @@ static Status compare_norms(ModelCase *c, const StFile *file, const char *stack,
             break;
         }
         const Tensor *t = prog_tensor(c->grad, v);
+        if (!valid && !(valid = position_mask(c, axis, t->dim[0], t->dim[1], &arena))) {
+            status = status_fail(ERR_INTERNAL, "no mask for '%s'", name);
+            break;
+        }
         double *values = malloc((size_t)tensor_count(t) * sizeof *values), square = 0;
         status = values ? exec_read_value(c->run_grad, v, DT_F64, values, tensor_count(t))
                         : status_fail(ERR_MEMORY, "out of memory");
-        const uint8_t *rows = axes[0] == 'S' ? c->mask.msa_row : axes[0] == 'E' ? c->mask.extra_row : c->mask.residue;
-        for (int64_t i = 0; i < tensor_count(t) && status == OK; i++) {
-            int64_t column = i / t->dim[2] % t->dim[1], row = i / t->dim[2] / t->dim[1];
-            if (rows[row] && c->mask.residue[column]) square += values[i] * values[i];
-        }
+        for (int64_t i = 0; i < tensor_count(t) && status == OK; i++)
+            if (valid[i / t->dim[2]]) square += values[i] * values[i];
         free(values);
         double truth = golden.value[2 * b], error = fabs(sqrt(square) - truth) / truth;
         if (!(error <= worst)) worst = error;
@@ -184,10 +210,10 @@ static Status run_full(ModelCase *c, const Table *generator)
     TRY(st_open(path, &file));
     Status status = OK;
     if (c->parity->options.switches.dap == 1) { /* sharded blocks are compared by the tiny golden */
-        status = compare_norms(c, file, "evoformer_stack", "msa", c->config.evo_blocks, "SR");
-        if (status == OK) status = compare_norms(c, file, "evoformer_stack", "pair", c->config.evo_blocks, "RR");
-        if (status == OK) status = compare_norms(c, file, "extra_msa_stack", "msa", c->config.extra_blocks, "ER");
-        if (status == OK) status = compare_norms(c, file, "extra_msa_stack", "pair", c->config.extra_blocks, "RR");
+        status = compare_norms(c, file, "evoformer_stack", "msa", c->config.evo_blocks, 'S');
+        if (status == OK) status = compare_norms(c, file, "evoformer_stack", "pair", c->config.evo_blocks, 'R');
+        if (status == OK) status = compare_norms(c, file, "extra_msa_stack", "msa", c->config.extra_blocks, 'E');
+        if (status == OK) status = compare_norms(c, file, "extra_msa_stack", "pair", c->config.extra_blocks, 'R');
     }
     st_close(&file);
     return status == OK ? compare_gradients(c, order) : status;
