@@ -1,18 +1,17 @@
 /* Frame-aligned point error (AlphaFold2 supplement, algorithm 28):
  *   e_ij = sqrt(|T_i^-1 x_j - T'_i^-1 x'_j|^2 + eps), clamped, over unit, averaged over frames and points with
  *   sum m_i m_j e_ij / (eps + sum m_i) / (eps + sum m_j). */
-#include <tgmath.h>
+#include <math.h>
 
 #include "kernels/cpu/ops/loss.h"
 
 enum { GROUPS = 8, ATOMS = 14 };
 
-/* Points lie `stride` apart in both sets (12 when they are the translations of the frames). */
 typedef struct FapeSet {
-    int64_t frames, points, stride;
+    int64_t frames, points;
     const Rigid *frame, *target;
-    const real *frame_mask, *point_mask, *x, *gt;
-    double eps, clamp, scale; /* scale: 1 / (unit (eps + sum m_i) (eps + sum m_j)) */
+    const real *frame_mask, *point_mask, *x, *gt; /* x, gt NULL: the translations of frame and target */
+    double eps, clamp, scale;                     /* scale: 1 / (unit (eps + sum m_i) (eps + sum m_j)) */
 } FapeSet;
 
 static void fape_scale(FapeSet *s, const OpCall *call)
@@ -24,19 +23,18 @@ static void fape_scale(FapeSet *s, const OpCall *call)
 }
 
 /* Difference of the local coordinates of point j in frame i; v: the point relative to the frame. Returns e_ij. */
-static real fape_error(const FapeSet *s, int64_t i, int64_t j, real *v, real *diff)
+static double fape_error(const FapeSet *s, int64_t i, int64_t j, double *v, double *diff)
 {
     const Rigid *f = s->frame + i, *g = s->target + i;
-    const real *x = s->x + s->stride * j, *y = s->gt + s->stride * j;
-    real u[3], local[3];
+    double u[3], local[3];
     for (int a = 0; a < 3; a++) {
-        v[a] = x[a] - f->t[a];
-        u[a] = y[a] - g->t[a];
+        v[a] = (s->x ? (double)s->x[3 * j + a] : s->frame[j].t[a]) - f->t[a];
+        u[a] = (s->gt ? (double)s->gt[3 * j + a] : s->target[j].t[a]) - g->t[a];
     }
     rot_apply_t(f->r, v, diff);
     rot_apply_t(g->r, u, local);
     for (int a = 0; a < 3; a++) diff[a] -= local[a];
-    return sqrt(diff[0] * diff[0] + diff[1] * diff[1] + diff[2] * diff[2] + (real)s->eps);
+    return sqrt(diff[0] * diff[0] + diff[1] * diff[1] + diff[2] * diff[2] + s->eps);
 }
 
 /* row[2i], row[2i+1]: clamped and unclamped sums of frame i */
@@ -47,8 +45,7 @@ static void fape_rows(const FapeSet *s, double *row)
         double clamped = 0, unclamped = 0;
         for (int64_t j = 0; j < s->points && s->frame_mask[i] != 0; j++) {
             if (s->point_mask[j] == 0) continue;
-            real v[3], diff[3];
-            double e = (double)fape_error(s, i, j, v, diff), m = (double)s->point_mask[j];
+            double v[3], diff[3], e = fape_error(s, i, j, v, diff), m = (double)s->point_mask[j];
             clamped += m * (e > s->clamp ? s->clamp : e);
             unclamped += m * e;
         }
@@ -58,20 +55,20 @@ static void fape_rows(const FapeSet *s, double *row)
 }
 
 /* d loss / d diff of one pair into d; weights of the clamped and the unclamped loss */
-static bool fape_pair_bwd(const FapeSet *s, int64_t i, int64_t j, const double *weight, real *v, real *d)
+static bool fape_pair_bwd(const FapeSet *s, int64_t i, int64_t j, const double *weight, double *v, double *d)
 {
     double m = (double)s->frame_mask[i] * (double)s->point_mask[j];
     if (m == 0) return false;
-    real diff[3], e = fape_error(s, i, j, v, diff);
-    double c = m * s->scale * ((double)e <= s->clamp ? weight[0] + weight[1] : weight[1]) / (double)e;
-    for (int a = 0; a < 3; a++) d[a] = (real)c * diff[a];
+    double diff[3], e = fape_error(s, i, j, v, diff);
+    double c = m * s->scale * (e <= s->clamp ? weight[0] + weight[1] : weight[1]) / e;
+    for (int a = 0; a < 3; a++) d[a] = c * diff[a];
     return c != 0;
 }
 
 static Rigid fape_frame_bwd(const FapeSet *s, int64_t i, const double *weight)
 {
     Rigid g = {{0}, {0}};
-    real v[3], d[3], moved[3];
+    double v[3], d[3], moved[3];
     for (int64_t j = 0; j < s->points; j++) {
         if (!fape_pair_bwd(s, i, j, weight, v, d)) continue;
         rot_add_outer(g.r, v, d);
@@ -81,9 +78,9 @@ static Rigid fape_frame_bwd(const FapeSet *s, int64_t i, const double *weight)
     return g;
 }
 
-static void fape_point_bwd(const FapeSet *s, int64_t j, const double *weight, real *dx)
+static void fape_point_bwd(const FapeSet *s, int64_t j, const double *weight, double *dx)
 {
-    real v[3], d[3], moved[3];
+    double v[3], d[3], moved[3];
     for (int64_t i = 0; i < s->frames; i++) {
         if (!fape_pair_bwd(s, i, j, weight, v, d)) continue;
         rot_apply(s->frame[i].r, d, moved);
@@ -109,10 +106,8 @@ static FapeSet backbone_set(const OpCall *call, int first, double **row_out, Rig
     Rigid *frame = (Rigid *)(row + 2 * n), *target = frame + n;
     const real *gt = call->in[first + 1];
     for (int64_t i = 0; i < n; i++) target[i] = rigid_from_4x4(gt + 16 * i);
-    FapeSet s = {.frames = n, .points = n, .stride = 12, .frame = frame, .target = target};
+    FapeSet s = {.frames = n, .points = n, .frame = frame, .target = target};
     s.frame_mask = s.point_mask = call->in[first + 2];
-    s.x = frame->t;
-    s.gt = target->t;
     fape_scale(&s, call);
     *row_out = row;
     *frame_out = frame;
@@ -161,10 +156,8 @@ LOSS_KERNEL(backbone_bwd)
 #pragma omp parallel for if (s.frames > 64)
         for (int64_t i = 0; i < s.frames; i++) {
             Rigid g = fape_frame_bwd(&s, i, weight);
-            memset(df + 7 * i, 0, 4 * sizeof(real));
-            rot_from_quat_bwd(f + 7 * i, g.r, df + 7 * i);
-            memcpy(df + 7 * i + 4, g.t, sizeof g.t);
-            fape_point_bwd(&s, i, weight, df + 7 * i + 4); /* the translation is also a point */
+            fape_point_bwd(&s, i, weight, g.t); /* the translation is also a point */
+            rigid_to_frame_bwd(f + 7 * i, &g, df + 7 * i);
         }
     }
     return OK;
@@ -191,7 +184,7 @@ static FapeSet sidechain_set(const OpCall *call, int first, double **row_out)
         frame[g] = rigid_from_4x4(frames + 16 * g);
         target[g] = rigid_from_4x4((better[g / GROUPS] != 0 ? alt : gt) + 16 * g);
     }
-    FapeSet s = {.frames = n * GROUPS, .points = n * ATOMS, .stride = 3, .frame = frame, .target = target};
+    FapeSet s = {.frames = n * GROUPS, .points = n * ATOMS, .frame = frame, .target = target};
     s.x = call->in[first + 1];
     s.frame_mask = call->in[first + 4];
     s.gt = call->in[first + 6];
@@ -225,8 +218,11 @@ LOSS_KERNEL(sidechain_bwd)
         rigid_to_4x4(&g, dframes + 16 * i);
         dframes[16 * i + 15] = 0;
     }
-    memset(datoms, 0, sizeof(real) * (size_t)(3 * s.points));
 #pragma omp parallel for if (s.points > 64)
-    for (int64_t j = 0; j < s.points; j++) fape_point_bwd(&s, j, weight, datoms + 3 * j);
+    for (int64_t j = 0; j < s.points; j++) {
+        double d[3] = {0};
+        fape_point_bwd(&s, j, weight, d);
+        vector_store(d, datoms + 3 * j);
+    }
     return OK;
 }

@@ -1,6 +1,6 @@
 /* From torsion angles to atoms (AlphaFold2 supplement, algorithms 24 and 26). */
 #include <string.h>
-#include <tgmath.h>
+#include <math.h>
 
 #include "kernels/cpu/ops/rigid.h"
 
@@ -16,9 +16,9 @@ static void groups_build(const real *angle, const real *table, Groups *out)
 {
     for (int g = 0; g < GROUPS; g++) {
         out->start[g] = out->local[g] = rigid_from_4x4(table + 16 * g);
-        real s = g ? angle[2 * (g - 1)] : 0, c = g ? angle[2 * (g - 1) + 1] : 1;
+        double s = g ? angle[2 * (g - 1)] : 0, c = g ? angle[2 * (g - 1) + 1] : 1;
         for (int a = 0; a < 3; a++) { /* D [[1,0,0],[0,c,-s],[0,s,c]] */
-            real y = out->start[g].r[3 * a + 1], z = out->start[g].r[3 * a + 2];
+            double y = out->start[g].r[3 * a + 1], z = out->start[g].r[3 * a + 2];
             out->local[g].r[3 * a + 1] = y * c + z * s;
             out->local[g].r[3 * a + 2] = z * c - y * s;
         }
@@ -77,15 +77,12 @@ Status FN(rigid_torsion_frames_bwd)(const RankLayout *layout, const OpCall *call
             Rigid dlocal = dchain[g];
             if (g >= FIRST_CHAINED)
                 rigid_compose_bwd(&groups.chain[g - 1], &groups.local[g], &dchain[g], &dchain[g - 1], &dlocal);
-            real dm[9];
+            double dm[9];
             rot_mul_tn(groups.start[g].r, dlocal.r, dm);
-            dangles[14 * i + 2 * (g - 1)] = dm[7] - dm[5];
-            dangles[14 * i + 2 * (g - 1) + 1] = dm[4] + dm[8];
+            dangles[14 * i + 2 * (g - 1)] = (real)(dm[7] - dm[5]);
+            dangles[14 * i + 2 * (g - 1) + 1] = (real)(dm[4] + dm[8]);
         }
-        real *df = dframes + 7 * i;
-        memset(df, 0, 4 * sizeof(real));
-        rot_from_quat_bwd(frames + 7 * i, dbackbone.r, df);
-        memcpy(df + 4, dbackbone.t, sizeof dbackbone.t);
+        rigid_to_frame_bwd(frames + 7 * i, &dbackbone, dframes + 7 * i);
     }
     return OK;
 }
@@ -102,9 +99,11 @@ Status FN(rigid_to_atom14)(const RankLayout *layout, const OpCall *call)
         for (int a = 0; a < ATOMS; a++) {
             int64_t slot = ATOMS * aatype[i] + a;
             Rigid f = rigid_from_4x4(frames + 16 * (GROUPS * i + group[slot]));
-            real *y = out + 3 * (ATOMS * i + a);
-            rot_apply(f.r, positions + 3 * slot, y);
-            for (int k = 0; k < 3; k++) y[k] = (y[k] + f.t[k]) * masks[slot];
+            double x[3], y[3];
+            vector_load(positions + 3 * slot, x);
+            rot_apply(f.r, x, y);
+            for (int k = 0; k < 3; k++) y[k] = (y[k] + f.t[k]) * (double)masks[slot];
+            vector_store(y, out + 3 * (ATOMS * i + a));
         }
     return OK;
 }
@@ -157,9 +156,9 @@ Status FN(rigid_pseudo_beta)(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
-static real distance(const real *a, const real *b, real eps)
+static double distance(const real *a, const real *b, double eps)
 {
-    real x = a[0] - b[0], y = a[1] - b[1], z = a[2] - b[2];
+    double x = (double)a[0] - b[0], y = (double)a[1] - b[1], z = (double)a[2] - b[2];
     return sqrt(eps + (x * x + y * y + z * z));
 }
 
@@ -169,19 +168,20 @@ Status FN(rigid_rename)(const RankLayout *layout, const OpCall *call)
     (void)layout;
     const real *x = call->in[0], *gt = call->in[1], *alt = call->in[2];
     const real *exists = call->in[3], *alt_exists = call->in[4], *ambiguous = call->in[5];
-    real *better = call->out[0], *gt_out = call->out[1], *exists_out = call->out[2], eps = (real)call->op->attr.f[0];
+    real *better = call->out[0], *gt_out = call->out[1], *exists_out = call->out[2];
+    double eps = call->op->attr.f[0];
     int64_t n = call->in_tensor[0]->dim[0];
 #pragma omp parallel for if (n > 64)
     for (int64_t i = 0; i < n; i++) {
-        real lddt = 0, alt_lddt = 0;
+        double lddt = 0, alt_lddt = 0;
         for (int64_t a = ATOMS * i; a < ATOMS * (i + 1); a++) {
-            real row = exists[a] * ambiguous[a];
+            double row = exists[a] * ambiguous[a];
             if (row == 0) continue;
             for (int64_t b = 0; b < ATOMS * n; b++) {
-                real mask = row * exists[b] * (1 - ambiguous[b]);
+                double mask = row * exists[b] * (1 - ambiguous[b]);
                 if (mask == 0) continue;
-                real d = distance(x + 3 * a, x + 3 * b, eps);
-                real e = d - distance(gt + 3 * a, gt + 3 * b, eps), f = d - distance(alt + 3 * a, alt + 3 * b, eps);
+                double d = distance(x + 3 * a, x + 3 * b, eps);
+                double e = d - distance(gt + 3 * a, gt + 3 * b, eps), f = d - distance(alt + 3 * a, alt + 3 * b, eps);
                 lddt += mask * sqrt(eps + e * e);
                 alt_lddt += mask * sqrt(eps + f * f);
             }

@@ -6,9 +6,9 @@
 
 #include "kernels/cpu/real.h"
 
-static inline void rot_from_quat(const real *q, real *r)
+static inline void rot_from_quat(const double *q, double *r)
 {
-    real w = q[0], x = q[1], y = q[2], z = q[3];
+    double w = q[0], x = q[1], y = q[2], z = q[3];
     r[0] = w * w + x * x - y * y - z * z;
     r[1] = 2 * (x * y - w * z);
     r[2] = 2 * (x * z + w * y);
@@ -21,11 +21,11 @@ static inline void rot_from_quat(const real *q, real *r)
 }
 
 /* dq += (d R / d q)^T g */
-static inline void rot_from_quat_bwd(const real *q, const real *g, real *dq)
+static inline void rot_from_quat_bwd(const double *q, const double *g, double *dq)
 {
-    real w = q[0], x = q[1], y = q[2], z = q[3];
-    real xy = g[1] + g[3], xz = g[2] + g[6], yz = g[5] + g[7];
-    real ax = g[7] - g[5], ay = g[2] - g[6], az = g[3] - g[1];
+    double w = q[0], x = q[1], y = q[2], z = q[3];
+    double xy = g[1] + g[3], xz = g[2] + g[6], yz = g[5] + g[7];
+    double ax = g[7] - g[5], ay = g[2] - g[6], az = g[3] - g[1];
     dq[0] += 2 * (w * (g[0] + g[4] + g[8]) + x * ax + y * ay + z * az);
     dq[1] += 2 * (x * (g[0] - g[4] - g[8]) + y * xy + z * xz + w * ax);
     dq[2] += 2 * (y * (-g[0] + g[4] - g[8]) + x * xy + z * yz + w * ay);
@@ -33,36 +33,36 @@ static inline void rot_from_quat_bwd(const real *q, const real *g, real *dq)
 }
 
 /* y = R v */
-static inline void rot_apply(const real *r, const real *v, real *y)
+static inline void rot_apply(const double *r, const double *v, double *y)
 {
     for (int a = 0; a < 3; a++) y[a] = r[3 * a] * v[0] + r[3 * a + 1] * v[1] + r[3 * a + 2] * v[2];
 }
 
 /* y = R^T v */
-static inline void rot_apply_t(const real *r, const real *v, real *y)
+static inline void rot_apply_t(const double *r, const double *v, double *y)
 {
     for (int a = 0; a < 3; a++) y[a] = r[a] * v[0] + r[3 + a] * v[1] + r[6 + a] * v[2];
 }
 
 /* g += a b^T */
-static inline void rot_add_outer(real *g, const real *a, const real *b)
+static inline void rot_add_outer(double *g, const double *a, const double *b)
 {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++) g[3 * i + j] += a[i] * b[j];
 }
 
 /* c = A B, A^T B, A B^T */
-static inline void rot_mul(const real *a, const real *b, real *c)
+static inline void rot_mul(const double *a, const double *b, double *c)
 {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++) c[3 * i + j] = a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j];
 }
-static inline void rot_mul_tn(const real *a, const real *b, real *c)
+static inline void rot_mul_tn(const double *a, const double *b, double *c)
 {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++) c[3 * i + j] = a[i] * b[j] + a[3 + i] * b[3 + j] + a[6 + i] * b[6 + j];
 }
-static inline void rot_add_mul_nt(const real *a, const real *b, real *c)
+static inline void rot_add_mul_nt(const double *a, const double *b, double *c)
 {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++)
@@ -71,15 +71,36 @@ static inline void rot_add_mul_nt(const real *a, const real *b, real *c)
 
 /* A rigid transform as 12 numbers: rotation, then translation. */
 typedef struct Rigid {
-    real r[9], t[3];
+    double r[9], t[3];
 } Rigid;
 
 static inline Rigid rigid_from_frame(const real *frame)
 {
+    double q[4];
     Rigid x;
-    rot_from_quat(frame, x.r);
+    for (int k = 0; k < 4; k++) q[k] = frame[k];
+    rot_from_quat(q, x.r);
     for (int a = 0; a < 3; a++) x.t[a] = frame[4 + a];
     return x;
+}
+
+/* df = gradient with respect to the frame, g that with respect to its transform */
+static inline void rigid_to_frame_bwd(const real *frame, const Rigid *g, real *df)
+{
+    double q[4], dq[4] = {0};
+    for (int k = 0; k < 4; k++) q[k] = frame[k];
+    rot_from_quat_bwd(q, g->r, dq);
+    for (int k = 0; k < 4; k++) df[k] = (real)dq[k];
+    for (int a = 0; a < 3; a++) df[4 + a] = (real)g->t[a];
+}
+
+static inline void vector_load(const real *x, double *out)
+{
+    for (int a = 0; a < 3; a++) out[a] = x[a];
+}
+static inline void vector_store(const double *x, real *out)
+{
+    for (int a = 0; a < 3; a++) out[a] = (real)x[a];
 }
 
 static inline Rigid rigid_from_4x4(const real *m)
@@ -95,8 +116,8 @@ static inline Rigid rigid_from_4x4(const real *m)
 static inline void rigid_to_4x4(const Rigid *x, real *m)
 {
     for (int a = 0; a < 3; a++) {
-        for (int b = 0; b < 3; b++) m[4 * a + b] = x->r[3 * a + b];
-        m[4 * a + 3] = x->t[a];
+        for (int b = 0; b < 3; b++) m[4 * a + b] = (real)x->r[3 * a + b];
+        m[4 * a + 3] = (real)x->t[a];
         m[12 + a] = 0;
     }
     m[15] = 1;
