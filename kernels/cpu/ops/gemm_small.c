@@ -4,7 +4,7 @@
 #include "kernels/cpu/math.h"
 
 #ifdef REAL_IS_f32
-enum { SMALL_PRODUCT = 1 << 19, PANEL = 8192 }; /* multiplications; doubles of a packed panel */
+enum { SMALL_PRODUCT = 1 << 20, PANEL = 8192 }; /* multiplications; doubles of a packed panel */
 
 /* op(X)[first.., :] as `rows` x `columns` doubles */
 static void pack(bool transposed, const real *x, int64_t ld, int64_t first, int64_t rows, int64_t columns, double *out)

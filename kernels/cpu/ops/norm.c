@@ -124,7 +124,8 @@ static Status softmax(const RankLayout *layout, const OpCall *call)
     PARALLEL_IF(rows * c)
     for (int64_t r = 0; r < rows; r++) {
         const real *x = all_x + r * c;
-        real *y = all_y + r * c, largest = x[0], sum = 0;
+        real *y = all_y + r * c, largest = x[0];
+        double sum = 0;
         for (int64_t k = 1; k < c; k++) largest = x[k] > largest ? x[k] : largest;
         for (int64_t k = 0; k < c; k++) sum += y[k] = exp(x[k] - largest);
         for (int64_t k = 0; k < c; k++) y[k] /= sum;
@@ -141,8 +142,8 @@ static Status softmax_bwd(const RankLayout *layout, const OpCall *call)
     real *dx = OUT(0);
     PARALLEL_IF(rows * c)
     for (int64_t r = 0; r < rows; r++) {
-        real sum = 0;
-        for (int64_t e = r * c; e < (r + 1) * c; e++) sum += y[e] * dy[e];
+        double sum = 0;
+        for (int64_t e = r * c; e < (r + 1) * c; e++) sum += (double)y[e] * dy[e];
         for (int64_t e = r * c; e < (r + 1) * c; e++) dx[e] = y[e] * (dy[e] - sum);
     }
     return OK;
