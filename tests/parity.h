@@ -25,6 +25,7 @@ typedef enum ParityKind {
     PARITY_GRADIENT_ALL,  /* all parameters together, l2 */
     PARITY_GRADIENT_NORM, /* l2 norm of one tensor's gradient, or of all */
     PARITY_STEPPED,       /* parameters after three optimizer steps */
+    PARITY_MOMENT,        /* Adam's moments after three steps, l2 */
     PARITY_KINDS
 } ParityKind;
 
