@@ -1,0 +1,322 @@
+#include "analysis/plot.h"
+
+#include <errno.h>
+#include <math.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "analysis/table.h"
+
+extern char **environ;
+
+enum { PATH_BYTES = 4096, COLORS = 8 };
+
+/* Okabe and Ito 2008, ordered so that neighbours differ in lightness */
+static const char *const COLOR[COLORS] = {"#0072B2", "#D55E00", "#009E73", "#E69F00",
+                                          "#CC79A7", "#56B4E9", "#000000", "#999999"};
+
+static Status run_gnuplot(const char *folder, const char *script)
+{
+    char name[PATH_BYTES];
+    if (snprintf(name, sizeof name, "%s", script) >= (int)sizeof name)
+        return status_fail(ERR_USAGE, "plot: name too long");
+    char *argv[] = {"gnuplot", name, NULL};
+    char errors[PATH_BYTES];
+    if (snprintf(errors, sizeof errors, "%s/%s.log", folder, script) >= (int)sizeof errors)
+        return status_fail(ERR_USAGE, "plot: folder name too long: %.200s", folder);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+    posix_spawn_file_actions_addopen(&actions, 2, errors, O_WRONLY | O_CREAT | O_TRUNC, 0644);
+    posix_spawn_file_actions_addchdir_np(&actions, folder);
+    pid_t child;
+    int code = posix_spawnp(&child, "gnuplot", &actions, NULL, argv, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    if (code) return status_fail(ERR_UNSUPPORTED, "cannot start gnuplot (%s): install gnuplot-nox", strerror(code));
+    int state = 0;
+    while (waitpid(child, &state, 0) < 0 && errno == EINTR) {
+    }
+    if (!WIFEXITED(state) || WEXITSTATUS(state) != 0) {
+        char text[300] = "";
+        FILE *log = fopen(errors, "rb");
+        size_t got = log ? fread(text, 1, sizeof text - 1, log) : 0;
+        text[got] = '\0';
+        for (char *c = text; *c; c++) /* the caret lines of gnuplot's messages are of no use in one line */
+            if (*c == '\n') *c = ' ';
+        if (log) fclose(log);
+        return status_fail_at(ERR_INTERNAL, errors, 0, "gnuplot failed: %s", text);
+    }
+    unlink(errors);
+    return OK;
+}
+
+bool plot_available(void)
+{
+    char *argv[] = {"gnuplot", "--version", NULL};
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+    pid_t child;
+    int state = 0, code = posix_spawnp(&child, "gnuplot", &actions, NULL, argv, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    if (code) return false;
+    while (waitpid(child, &state, 0) < 0 && errno == EINTR) {
+    }
+    return WIFEXITED(state) && WEXITSTATUS(state) == 0;
+}
+
+/* Text inside a double-quoted gnuplot string: quotes, backslashes and control characters would end or change it. */
+static void put_quoted(FILE *f, const char *text)
+{
+    fputc('"', f);
+    for (; text && *text; text++) {
+        if (*text == '"' || *text == '\\') fputc('\\', f);
+        if ((unsigned char)*text >= ' ') fputc(*text, f);
+    }
+    fputc('"', f);
+}
+
+static void put_setting(FILE *f, const char *setting, const char *text)
+{
+    fprintf(f, "set %s ", setting);
+    put_quoted(f, text);
+    fputc('\n', f);
+}
+
+static FILE *open_script(const char *folder, const char *name, char *path)
+{
+    if (snprintf(path, PATH_BYTES, "%s/%s.gp", folder, name) >= PATH_BYTES) return NULL;
+    FILE *f = fopen(path, "wb");
+    if (!f) return NULL;
+    fputs("set terminal pngcairo size 1100,680 font \"DejaVu Sans,13\" noenhanced background \"#ffffff\"\n", f);
+    fprintf(f, "set output \"%s.png\"\nset datafile separator comma\nset datafile missing \"\"\n", name);
+    fputs("set border 3 lw 1.2\nset tics nomirror out\nset grid lc rgb \"#dddddd\" lw 1\n", f);
+    fputs("set style fill solid 0.9 border lc rgb \"#ffffff\"\n", f);
+    return f;
+}
+
+static Status finish_script(FILE *f, const char *folder, const char *name, const char *path)
+{
+    bool bad = ferror(f) != 0;
+    if (fclose(f) || bad) return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
+    char script[300];
+    snprintf(script, sizeof script, "%.200s.gp", name);
+    return run_gnuplot(folder, script);
+}
+
+static Status csv_path(const char *folder, const char *name, char *path)
+{
+    if (snprintf(path, PATH_BYTES, "%s/%s.csv", folder, name) >= PATH_BYTES)
+        return status_fail(ERR_USAGE, "plot: folder name too long: %.200s", folder);
+    return OK;
+}
+
+/* --- lines and points
+ * ------------------------------------------------------------------------------------------------- */
+
+static bool usable(const PlotFigure *g, const PlotSeries *s, int64_t i)
+{
+    if (!isfinite(s->x[i]) || !isfinite(s->y[i]) || (s->y2 && !isfinite(s->y2[i]))) return false;
+    if (g->log_x && s->x[i] <= 0) return false;
+    return !(g->log_y && (s->y[i] <= 0 || (s->style == PLOT_BAND && s->y2[i] <= 0)));
+}
+
+/* One block of rows per series; from_out and to_out are its first and last row, -1 for an empty one. */
+static Status write_series(const char *folder, const PlotFigure *g, int64_t *from_out, int64_t *to_out)
+{
+    static const char *const names[] = {"series", "x", "y", "y2"};
+    char path[PATH_BYTES];
+    TRY(csv_path(folder, g->name, path));
+    TableWriter *w;
+    TRY(table_writer_create(path, names, 4, &w));
+    int64_t row = 0;
+    Status status = OK;
+    for (int k = 0; k < g->count && status == OK; k++) {
+        const PlotSeries *s = &g->series[k];
+        from_out[k] = row;
+        for (int64_t i = 0; i < s->count && status == OK; i++) {
+            if (!usable(g, s, i)) continue;
+            table_put_text(w, s->label ? s->label : "");
+            table_put_double(w, s->x[i]);
+            table_put_double(w, s->y[i]);
+            table_put_double(w, s->y2 ? s->y2[i] : NAN);
+            status = table_writer_row(w);
+            row++;
+        }
+        to_out[k] = row - 1;
+        if (to_out[k] < from_out[k]) from_out[k] = to_out[k] = -1;
+    }
+    if (status != OK) {
+        table_writer_abandon(&w);
+        return status;
+    }
+    TRY(table_writer_close(&w));
+    if (row == 0) return status_fail_at(ERR_INPUT, path, 0, "nothing to plot");
+    return OK;
+}
+
+static void put_style(FILE *f, const PlotSeries *s)
+{
+    const char *color = COLOR[(unsigned)s->color % COLORS];
+    switch (s->style) {
+    case PLOT_POINTS:
+        fprintf(f, "using 2:3 with points pt 7 ps 1.5 lc rgb \"%s\"", color);
+        break;
+    case PLOT_LINE:
+        fprintf(f, "using 2:3 with lines lw 2.5 lc rgb \"%s\"", color);
+        break;
+    case PLOT_LINE_POINTS:
+        fprintf(f, "using 2:3 with linespoints lw 2.5 pt 7 ps 1.1 lc rgb \"%s\"", color);
+        break;
+    case PLOT_DASHED:
+        fprintf(f, "using 2:3 with lines lw 2 dt 2 lc rgb \"%s\"", color);
+        break;
+    case PLOT_STEPS:
+        fprintf(f, "using 2:3 with steps lw 2.5 lc rgb \"%s\"", color);
+        break;
+    case PLOT_BARS:
+        fprintf(f, "using 2:3:4 with yerrorbars pt 7 ps 1.3 lw 1.5 lc rgb \"%s\"", color);
+        break;
+    case PLOT_BAND:
+        fprintf(f, "using 2:3:4 with filledcurves fill transparent solid 0.22 noborder lc rgb \"%s\"", color);
+        break;
+    }
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Ticks where the data are; on a logarithmic axis those closer than a factor of 1.6 to the one before would overlap. */
+static void put_ticks(FILE *f, const PlotFigure *g)
+{
+    double tick[512];
+    int count = 0;
+    for (int k = 0; k < g->count; k++)
+        for (int64_t i = 0; i < g->series[k].count && count < 512; i++)
+            if (usable(g, &g->series[k], i)) tick[count++] = g->series[k].x[i];
+    qsort(tick, (size_t)count, sizeof *tick, compare);
+    fputs("set xtics (", f);
+    double last = NAN;
+    int put = 0;
+    double span = count > 1 ? tick[count - 1] - tick[0] : 1;
+    for (int i = 0; i < count; i++) {
+        if (!isnan(last) && (g->log_x ? tick[i] < last * 1.6 : tick[i] < last + span / 20)) continue;
+        fprintf(f, "%s\"%g\" %.17g", put++ ? ", " : "", tick[i], tick[i]);
+        last = tick[i];
+    }
+    fputs(")\n", f);
+}
+
+Status plot_figure(const char *folder, const PlotFigure *g)
+{
+    int64_t from[64], to[64];
+    if (g->count < 1 || g->count > 64) return status_fail(ERR_INTERNAL, "plot %s: %d series", g->name, g->count);
+    TRY(write_series(folder, g, from, to));
+    char path[PATH_BYTES];
+    FILE *f = open_script(folder, g->name, path);
+    if (!f) return status_fail_at(ERR_IO, folder, 0, "cannot write %s.gp: %s", g->name, strerror(errno));
+    put_setting(f, "title", g->title);
+    put_setting(f, "xlabel", g->x_label);
+    put_setting(f, "ylabel", g->y_label);
+    if (g->log_x) fputs("set logscale x\n", f);
+    if (g->log_y) fputs("set logscale y\nset format y \"%g\"\n", f);
+    if (g->y_from_zero && !g->log_y) fputs("set yrange [0:*]\n", f);
+    if (g->integer_ticks) put_ticks(f, g);
+    fputs("set offsets graph 0.03, graph 0.03, graph 0.06, graph 0.02\n", f);
+    fprintf(f, "set key %s %s box lc rgb \"#cccccc\" opaque samplen 2.5 width 1\n", g->legend_left ? "left" : "right",
+            g->legend_bottom ? "bottom" : "top");
+    fputs("plot ", f);
+    bool first = true;
+    for (int k = 0; k < g->count; k++) {
+        if (from[k] < 0) continue;
+        fprintf(f, "%s\"%s.csv\" skip 1 every ::%lld::%lld ", first ? "" : ", \\\n     ", g->name, (long long)from[k],
+                (long long)to[k]);
+        put_style(f, &g->series[k]);
+        if (g->series[k].label) {
+            fputs(" title ", f);
+            put_quoted(f, g->series[k].label);
+        } else {
+            fputs(" notitle", f);
+        }
+        first = false;
+    }
+    fputc('\n', f);
+    return finish_script(f, folder, g->name, path);
+}
+
+/* --- bars
+ * --------------------------------------------------------------------------------------------------------------- */
+
+static Status write_bars(const char *folder, const PlotBars *b)
+{
+    enum { LIMIT = 40 };
+    const char *names[LIMIT];
+    char path[PATH_BYTES];
+    TRY(csv_path(folder, b->name, path));
+    if (b->stacks < 1 || b->stacks > LIMIT - 4 || b->categories < 1)
+        return status_fail_at(ERR_INPUT, path, 0, "%d bars of %d parts", b->categories, b->stacks);
+    names[0] = "category";
+    for (int k = 0; k < b->stacks; k++) names[1 + k] = b->stack[k];
+    names[b->stacks + 1] = "total", names[b->stacks + 2] = "low", names[b->stacks + 3] = "high";
+    TableWriter *w;
+    TRY(table_writer_create(path, names, b->stacks + 4, &w));
+    for (int c = 0; c < b->categories; c++) {
+        double total = 0;
+        table_put_text(w, b->category[c]);
+        for (int k = 0; k < b->stacks; k++) {
+            double value = b->value[c * b->stacks + k];
+            value = isfinite(value) && value > 0 ? value : 0;
+            table_put_double(w, value);
+            total += value;
+        }
+        table_put_double(w, total);
+        table_put_double(w, b->low ? b->low[c] : NAN);
+        table_put_double(w, b->high ? b->high[c] : NAN);
+        Status status = table_writer_row(w);
+        if (status != OK) {
+            table_writer_abandon(&w);
+            return status;
+        }
+    }
+    return table_writer_close(&w);
+}
+
+Status plot_bars(const char *folder, const PlotBars *b)
+{
+    TRY(write_bars(folder, b));
+    char path[PATH_BYTES];
+    FILE *f = open_script(folder, b->name, path);
+    if (!f) return status_fail_at(ERR_IO, folder, 0, "cannot write %s.gp: %s", b->name, strerror(errno));
+    put_setting(f, "title", b->title);
+    put_setting(f, "xlabel", b->x_label);
+    put_setting(f, "ylabel", b->y_label);
+    fputs("set style data histograms\nset style histogram rowstacked\nset boxwidth 0.7\nset yrange [0:*]\n", f);
+    fputs("set offsets 0, 0, graph 0.08, 0\nset grid noxtics ytics lc rgb \"#dddddd\"\n", f);
+    if (!b->horizontal_names) fputs("set xtics rotate by -25 left\nset rmargin 9\n", f);
+    if (b->stacks > 1) fputs("set key outside right top vertical Left reverse invert samplen 1.5 width 1\n", f);
+    if (b->stacks == 1) fputs("set key off\n", f);
+    fputs("plot ", f);
+    for (int k = 0; k < b->stacks; k++) {
+        fprintf(f, "%s\"%s.csv\" skip 1 using %d:xtic(1) lc rgb \"%s\" title ", k ? ", \\\n     " : "", b->name, k + 2,
+                COLOR[(unsigned)k % COLORS]);
+        put_quoted(f, b->stack[k]);
+    }
+    if (b->low && b->high)
+        fprintf(f,
+                ", \\\n     \"%s.csv\" skip 1 using 0:%d:%d:%d with yerrorbars pt 0 lw 1.5 lc rgb \"#000000\" title "
+                "\"90 %% interval\"",
+                b->name, b->stacks + 2, b->stacks + 3, b->stacks + 4);
+    if (b->show_total)
+        fprintf(f, ", \\\n     \"%s.csv\" skip 1 using 0:%d:(sprintf(\"%%.3g\", $%d)) with labels offset 0,0.8 notitle",
+                b->name, b->low ? b->stacks + 4 : b->stacks + 2, b->stacks + 2);
+    fputc('\n', f);
+    return finish_script(f, folder, b->name, path);
+}
