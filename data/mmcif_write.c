@@ -1,4 +1,4 @@
-#include "data/structure_write.h"
+#include "data/mmcif_write.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -23,16 +23,20 @@ static void plain_name(const char *name, char out[NAME_SIZE])
     out[used] = '\0';
 }
 
-static int type_of(const PredictedStructure *s, int64_t i)
+static int type_of(const MmcifChain *s, int64_t i)
 {
     return s->aatype[i] < 0 || s->aatype[i] > RESTYPE_UNKNOWN ? RESTYPE_UNKNOWN : s->aatype[i];
 }
 
-static void write_head(FILE *file, const char *name, const PredictedStructure *s)
+static void write_head(FILE *file, const char *name, const MmcifChain *s)
 {
     const ResidueTables *tables = residue_tables();
     fprintf(file, "data_%s\n#\n_entry.id %s\n#\n_exptl.entry_id %s\n_exptl.method 'THEORETICAL MODEL'\n#\n", name, name,
             name);
+    if (s->release_date)
+        fprintf(file, "_pdbx_audit_revision_history.ordinal 1\n_pdbx_audit_revision_history.revision_date %.10s\n#\n",
+                s->release_date);
+    if (s->resolution > 0.0) fprintf(file, "_refine.entry_id %s\n_refine.ls_d_res_high %.2f\n#\n", name, s->resolution);
     fprintf(file, "loop_\n_chem_comp.id\n_chem_comp.type\n");
     for (int type = 0; type < RESIDUE_TYPES; ++type)
         fprintf(file, "%s %s\n", tables->restype_name[type],
@@ -44,7 +48,7 @@ static void write_head(FILE *file, const char *name, const PredictedStructure *s
         fprintf(file, "1 %lld %s n\n", (long long)i + 1, tables->restype_name[type_of(s, i)]);
 }
 
-static void write_scheme(FILE *file, const char *chain, const PredictedStructure *s)
+static void write_scheme(FILE *file, const char *chain, const MmcifChain *s)
 {
     const ResidueTables *tables = residue_tables();
     fprintf(file, "#\nloop_\n_pdbx_poly_seq_scheme.asym_id\n_pdbx_poly_seq_scheme.entity_id\n"
@@ -55,7 +59,7 @@ static void write_scheme(FILE *file, const char *chain, const PredictedStructure
                 chain);
 }
 
-static Status write_atoms(FILE *file, const char *path, const char *chain, const PredictedStructure *s)
+static Status write_atoms(FILE *file, const char *path, const char *chain, const MmcifChain *s)
 {
     const ResidueTables *tables = residue_tables();
     const float limit = 99999.0f;
@@ -85,7 +89,7 @@ static Status write_atoms(FILE *file, const char *path, const char *chain, const
     return OK;
 }
 
-static Status write_all(FILE *file, const char *path, const PredictedStructure *s)
+static Status write_all(FILE *file, const char *path, const MmcifChain *s)
 {
     char name[NAME_SIZE], chain[NAME_SIZE];
     plain_name(s->name, name);
@@ -98,7 +102,7 @@ static Status write_all(FILE *file, const char *path, const PredictedStructure *
     return OK;
 }
 
-Status structure_write(const char *path, const PredictedStructure *structure)
+Status mmcif_write_chain(const char *path, const MmcifChain *structure)
 {
     Arena arena = {0};
     char *temporary = arena_printf(&arena, "%s.tmp", path);

@@ -14,7 +14,7 @@
 #include "data/draws.h"
 #include "data/mmcif.h"
 #include "data/residue.h"
-#include "data/structure_write.h"
+#include "data/mmcif_write.h"
 
 enum { N = 40 };
 
@@ -44,8 +44,8 @@ static void test_write_and_read(void **state)
     int handle = mkstemp(path);
     assert_true(handle >= 0);
     close(handle);
-    PredictedStructure predicted = {"9abc", "B", N, aatype, positions[0][0], exists[0], plddt};
-    assert_int_equal(structure_write(path, &predicted), OK);
+    MmcifChain predicted = {"9abc", "B", N, aatype, positions[0][0], exists[0], plddt, "2020-02-29", 1.75};
+    assert_int_equal(mmcif_write_chain(path, &predicted), OK);
     Arena arena = {0};
     Structure *read = NULL;
     Status status = mmcif_read(path, NULL, &arena, &read);
@@ -53,6 +53,8 @@ static void test_write_and_read(void **state)
     const Chain *chain = structure_find_chain(read, "B");
     assert_non_null(chain);
     assert_int_equal(chain->length, N);
+    assert_string_equal(read->release_date, "2020-02-29");
+    assert_true(read->resolution == 1.75f);
     for (int i = 0; i < N; ++i) {
         assert_int_equal(chain->aatype[i], aatype[i]);
         for (int a = 0; a < ATOM37_COUNT; ++a) {
@@ -63,8 +65,8 @@ static void test_write_and_read(void **state)
     }
     arena_free(&arena);
     positions[3][1][1] = INFINITY;
-    assert_int_equal(structure_write(path, &predicted), ERR_NUMERIC);
-    assert_int_equal(structure_write("/nonexistent/folder/x.cif", &predicted), ERR_IO);
+    assert_int_equal(mmcif_write_chain(path, &predicted), ERR_NUMERIC);
+    assert_int_equal(mmcif_write_chain("/nonexistent/folder/x.cif", &predicted), ERR_IO);
     unlink(path);
 }
 
