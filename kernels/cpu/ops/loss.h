@@ -5,7 +5,8 @@
 
 #include <string.h>
 
-#include "kernels/cpu/ops/rigid_math.h"
+#include "kernels/cpu/real.h"
+#include "kernels/rigid_math.h"
 
 #define LOSS_KERNEL(name) Status FN(loss_##name)(const RankLayout *layout, const OpCall *call)
 LOSS_KERNEL(backbone);

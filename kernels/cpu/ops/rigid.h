@@ -2,7 +2,8 @@
 #ifndef FOLDSCALE_KERNELS_CPU_OPS_RIGID_H
 #define FOLDSCALE_KERNELS_CPU_OPS_RIGID_H
 
-#include "kernels/cpu/ops/rigid_math.h"
+#include "kernels/cpu/real.h"
+#include "kernels/rigid_math.h"
 
 Status FN(rigid_torsion_frames)(const RankLayout *layout, const OpCall *call);
 Status FN(rigid_torsion_frames_bwd)(const RankLayout *layout, const OpCall *call);

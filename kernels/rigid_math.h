@@ -1,12 +1,20 @@
 /* Rotations of the structure module. A frame is a quaternion (w, x, y, z) and a translation; its matrix is the
  * quadratic form R = [[w2+x2-y2-z2, 2(xy-wz), 2(xz+wy)], [2(xy+wz), w2-x2+y2-z2, 2(yz-wx)], [2(xz-wy), 2(yz+wx),
  * w2-x2-y2+z2]], not renormalised, and gradients are those of this polynomial. Matrices are row-major. */
-#ifndef FOLDSCALE_KERNELS_CPU_OPS_RIGID_MATH_H
-#define FOLDSCALE_KERNELS_CPU_OPS_RIGID_MATH_H
+#ifndef FOLDSCALE_KERNELS_RIGID_MATH_H
+#define FOLDSCALE_KERNELS_RIGID_MATH_H
 
-#include "kernels/cpu/real.h"
+/* Shared by the CPU and the CUDA kernels: the includer defines `real`, the type of stored numbers; the arithmetic is in
+ * double on both. */
+#include <stdint.h>
 
-static inline void rot_from_quat(const double *q, double *r)
+#ifdef __CUDACC__
+#define RIGID_INLINE static __host__ __device__ inline
+#else
+#define RIGID_INLINE static inline
+#endif
+
+RIGID_INLINE void rot_from_quat(const double *q, double *r)
 {
     double w = q[0], x = q[1], y = q[2], z = q[3];
     r[0] = w * w + x * x - y * y - z * z;
@@ -21,7 +29,7 @@ static inline void rot_from_quat(const double *q, double *r)
 }
 
 /* dq += (d R / d q)^T g */
-static inline void rot_from_quat_bwd(const double *q, const double *g, double *dq)
+RIGID_INLINE void rot_from_quat_bwd(const double *q, const double *g, double *dq)
 {
     double w = q[0], x = q[1], y = q[2], z = q[3];
     double xy = g[1] + g[3], xz = g[2] + g[6], yz = g[5] + g[7];
@@ -33,36 +41,36 @@ static inline void rot_from_quat_bwd(const double *q, const double *g, double *d
 }
 
 /* y = R v */
-static inline void rot_apply(const double *r, const double *v, double *y)
+RIGID_INLINE void rot_apply(const double *r, const double *v, double *y)
 {
     for (int a = 0; a < 3; a++) y[a] = r[3 * a] * v[0] + r[3 * a + 1] * v[1] + r[3 * a + 2] * v[2];
 }
 
 /* y = R^T v */
-static inline void rot_apply_t(const double *r, const double *v, double *y)
+RIGID_INLINE void rot_apply_t(const double *r, const double *v, double *y)
 {
     for (int a = 0; a < 3; a++) y[a] = r[a] * v[0] + r[3 + a] * v[1] + r[6 + a] * v[2];
 }
 
 /* g += a b^T */
-static inline void rot_add_outer(double *g, const double *a, const double *b)
+RIGID_INLINE void rot_add_outer(double *g, const double *a, const double *b)
 {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++) g[3 * i + j] += a[i] * b[j];
 }
 
 /* c = A B, A^T B, A B^T */
-static inline void rot_mul(const double *a, const double *b, double *c)
+RIGID_INLINE void rot_mul(const double *a, const double *b, double *c)
 {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++) c[3 * i + j] = a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j];
 }
-static inline void rot_mul_tn(const double *a, const double *b, double *c)
+RIGID_INLINE void rot_mul_tn(const double *a, const double *b, double *c)
 {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++) c[3 * i + j] = a[i] * b[j] + a[3 + i] * b[3 + j] + a[6 + i] * b[6 + j];
 }
-static inline void rot_add_mul_nt(const double *a, const double *b, double *c)
+RIGID_INLINE void rot_add_mul_nt(const double *a, const double *b, double *c)
 {
     for (int i = 0; i < 3; i++)
         for (int j = 0; j < 3; j++)
@@ -74,7 +82,7 @@ typedef struct Rigid {
     double r[9], t[3];
 } Rigid;
 
-static inline Rigid rigid_from_frame(const real *frame)
+RIGID_INLINE Rigid rigid_from_frame(const real *frame)
 {
     double q[4];
     Rigid x;
@@ -85,7 +93,7 @@ static inline Rigid rigid_from_frame(const real *frame)
 }
 
 /* df = gradient with respect to the frame, g that with respect to its transform */
-static inline void rigid_to_frame_bwd(const real *frame, const Rigid *g, real *df)
+RIGID_INLINE void rigid_to_frame_bwd(const real *frame, const Rigid *g, real *df)
 {
     double q[4], dq[4] = {0};
     for (int k = 0; k < 4; k++) q[k] = frame[k];
@@ -94,16 +102,16 @@ static inline void rigid_to_frame_bwd(const real *frame, const Rigid *g, real *d
     for (int a = 0; a < 3; a++) df[4 + a] = (real)g->t[a];
 }
 
-static inline void vector_load(const real *x, double *out)
+RIGID_INLINE void vector_load(const real *x, double *out)
 {
     for (int a = 0; a < 3; a++) out[a] = x[a];
 }
-static inline void vector_store(const double *x, real *out)
+RIGID_INLINE void vector_store(const double *x, real *out)
 {
     for (int a = 0; a < 3; a++) out[a] = (real)x[a];
 }
 
-static inline Rigid rigid_from_4x4(const real *m)
+RIGID_INLINE Rigid rigid_from_4x4(const real *m)
 {
     Rigid x;
     for (int a = 0; a < 3; a++) {
@@ -113,7 +121,7 @@ static inline Rigid rigid_from_4x4(const real *m)
     return x;
 }
 
-static inline void rigid_to_4x4(const Rigid *x, real *m)
+RIGID_INLINE void rigid_to_4x4(const Rigid *x, real *m)
 {
     for (int a = 0; a < 3; a++) {
         for (int b = 0; b < 3; b++) m[4 * a + b] = (real)x->r[3 * a + b];
@@ -124,7 +132,7 @@ static inline void rigid_to_4x4(const Rigid *x, real *m)
 }
 
 /* a after b: x -> A (B x + tb) + ta */
-static inline Rigid rigid_compose(const Rigid *a, const Rigid *b)
+RIGID_INLINE Rigid rigid_compose(const Rigid *a, const Rigid *b)
 {
     Rigid c;
     rot_mul(a->r, b->r, c.r);
@@ -134,7 +142,7 @@ static inline Rigid rigid_compose(const Rigid *a, const Rigid *b)
 }
 
 /* da += and db = gradients of c = a after b, given dc */
-static inline void rigid_compose_bwd(const Rigid *a, const Rigid *b, const Rigid *dc, Rigid *da, Rigid *db)
+RIGID_INLINE void rigid_compose_bwd(const Rigid *a, const Rigid *b, const Rigid *dc, Rigid *da, Rigid *db)
 {
     rot_add_mul_nt(dc->r, b->r, da->r);
     rot_add_outer(da->r, dc->t, b->t);
