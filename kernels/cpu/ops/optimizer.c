@@ -52,6 +52,7 @@ static Status clip_factor(const RankLayout *layout, const OpCall *call)
 
 typedef struct AdamStep {
     real factor, rate, beta1, beta2, eps, root_correction2; /* rate = lr / (1 - beta1^t), root = sqrt(1 - beta2^t) */
+    real rest1, rest2;                                      /* 1 - beta, rounded once: 1 - 0.999f is 1.3e-5 off */
 } AdamStep;
 
 static AdamStep adam_step(const OpAttr *attr, const real *factor, const real *hyper)
@@ -60,6 +61,8 @@ static AdamStep adam_step(const OpAttr *attr, const real *factor, const real *hy
                       .rate = (real)((double)hyper[0] / (double)hyper[1]),
                       .beta1 = (real)attr->f[0],
                       .beta2 = (real)attr->f[1],
+                      .rest1 = (real)(1 - attr->f[0]),
+                      .rest2 = (real)(1 - attr->f[1]),
                       .eps = (real)attr->f[2],
                       .root_correction2 = (real)sqrt((double)hyper[2])};
 }
@@ -68,8 +71,8 @@ static AdamStep adam_step(const OpAttr *attr, const real *factor, const real *hy
 static inline void adam_element(const AdamStep *s, const real *g, real *p, real *m, real *v)
 {
     real clipped = s->factor * *g;
-    *m = s->beta1 * *m + (1 - s->beta1) * clipped;
-    *v = s->beta2 * *v + (1 - s->beta2) * clipped * clipped;
+    *m = s->beta1 * *m + s->rest1 * clipped;
+    *v = s->beta2 * *v + s->rest2 * clipped * clipped;
 #ifdef REAL_IS_f64
     real root = sqrt(*v);
 #else
@@ -109,9 +112,10 @@ static Status swa_update(const RankLayout *layout, const OpCall *call)
     if (factor[0] == 0) return OK;
     real *swa = call->out[0];
     real decay = hyper[3] == 1 ? 0 : (real)call->op->attr.f[0];
+    real rest = hyper[3] == 1 ? 1 : (real)(1 - call->op->attr.f[0]);
     int64_t n = tensor_count(call->in_tensor[0]);
 #pragma omp parallel for simd if (n > PARALLEL_FROM)
-    for (int64_t i = 0; i < n; i++) swa[i] = decay * swa[i] + (1 - decay) * p[i];
+    for (int64_t i = 0; i < n; i++) swa[i] = decay * swa[i] + rest * p[i];
     return OK;
 }
 
@@ -124,14 +128,14 @@ static Status adam_fused(const RankLayout *layout, const OpCall *call)
     AdamStep step = adam_step(attr, call->in[5], hyper);
     const real *g = call->in[1];
     real *p = call->out[0], *m = call->out[1], *v = call->out[2], *swa = call->out[3], *low = call->out[4];
-    real decay = hyper[3] == 1 ? 0 : (real)attr->f[3];
+    real decay = hyper[3] == 1 ? 0 : (real)attr->f[3], rest = hyper[3] == 1 ? 1 : (real)(1 - attr->f[3]);
     bool skip = step.factor == 0;
     int64_t n = tensor_count(call->in_tensor[0]);
 #pragma omp parallel for simd if (n > PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++) {
         if (!skip) {
             adam_element(&step, g + i, p + i, m + i, v + i);
-            swa[i] = decay * swa[i] + (1 - decay) * p[i];
+            swa[i] = decay * swa[i] + rest * p[i];
         }
         if (low) low[i] = p[i];
     }
