@@ -47,6 +47,7 @@ void golden_mmcif(Golden *golden);
 void golden_parsers(Golden *golden);
 void golden_msa(Golden *golden);
 void golden_hits(Golden *golden);
+void golden_caches(Golden *golden);
 void golden_transforms(Golden *golden);
 void golden_batch(Golden *golden);
 void golden_sampler(Golden *golden);

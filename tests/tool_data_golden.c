@@ -9,14 +9,9 @@ static const struct {
     const char *name;
     void (*run)(Golden *golden);
 } sections[] = {
-    {"mmcif", golden_mmcif},
-    {"parsers", golden_parsers},
-    {"msa", golden_msa},
-    {"hits", golden_hits},
-    {"transforms", golden_transforms},
-    {"batch", golden_batch},
-    {"sampler", golden_sampler},
-    {"metrics", golden_metrics},
+    {"mmcif", golden_mmcif},         {"parsers", golden_parsers}, {"msa", golden_msa},
+    {"hits", golden_hits},           {"caches", golden_caches},   {"transforms", golden_transforms},
+    {"batch", golden_batch},         {"sampler", golden_sampler}, {"metrics", golden_metrics},
     {"templates", golden_templates},
 };
 
