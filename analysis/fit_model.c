@@ -16,10 +16,12 @@ double fit_expected_max(double n)
     return gsl_cdf_ugaussian_Pinv((n - 0.375) / (n + 0.25));
 }
 
-/* log8(N / N_max): what one unit of drift acts on */
-static double octaves(double n, double n_max)
+/* exp(drift log8(N / N_max)). Beyond the measured range only growth is believed: congestion and stragglers that a form
+ * misses make communication worse with more ranks, and a form that fell as N grew would promise it for nothing. */
+static double drifted(double drift, double n, double n_max)
 {
-    return log(n / n_max) / log(8);
+    double distance = log(n / n_max) / log(8);
+    return exp(distance > 0 ? fmax(drift, 0) * distance : drift * distance);
 }
 
 StepParts fit_parts(FitForm form, const double *p, bool has_loader, bool has_host, double n_max, const StepShape *shape)
@@ -40,7 +42,7 @@ StepParts fit_parts(FitForm form, const double *p, bool has_loader, bool has_hos
     if (form == FORM_LINEAR && n > 1) parts.comm_s = exp(p[FIT_EXTRA]) * (n - 1);
     if (form == FORM_ANCHORED && n > 1) {
         double nominal = exp(p[FIT_LATENCY]) * shape->latency_s + exp(p[FIT_WIRE]) * shape->wire_s;
-        parts.comm_s = nominal * exp(p[FIT_DRIFT] * octaves(n, n_max));
+        parts.comm_s = nominal * drifted(p[FIT_DRIFT], n, n_max);
         parts.straggler_s = exp(p[FIT_NOISE]) * fit_expected_max(n) * (parts.compute_s + parts.serial_s);
     }
     if (has_loader) parts.loader_s = exp(p[FIT_LOADER]);

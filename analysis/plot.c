@@ -215,6 +215,56 @@ static void put_ticks(FILE *f, const PlotFigure *g)
     fputs(")\n", f);
 }
 
+/* Fewer than two decades: 1, 2 and 5 of each, since powers of ten alone would leave one or two labels. */
+static void put_log_ticks(FILE *f, const char *axis, double low, double high)
+{
+    static const double lead[] = {1, 2, 5};
+    if (high / low > 100) return;
+    fprintf(f, "set %stics (", axis);
+    int put = 0;
+    for (int power = (int)floor(log10(low)); power <= (int)ceil(log10(high)); power++)
+        for (int k = 0; k < 3; k++) {
+            double tick = lead[k] * pow(10, power);
+            if (tick >= low && tick <= high) fprintf(f, "%s\"%g\" %.17g", put++ ? ", " : "", tick, tick);
+        }
+    fputs(")\n", f);
+}
+
+/* Axis limits around the data: gnuplot's own end at the next round tick, on a logarithmic axis a decade away. */
+static void put_range(FILE *f, const char *axis, double low, double high, bool log_axis, bool from_zero)
+{
+    if (log_axis) {
+        double room = pow(high / low, 0.05) * 1.05;
+        fprintf(f, "set %srange [%.17g:%.17g]\n", axis, low / room, high * room);
+        put_log_ticks(f, axis, low / room, high * room);
+        return;
+    }
+    double room = high > low ? 0.04 * (high - low) : fmax(0.1 * fabs(high), 1e-12);
+    if (from_zero && low >= 0)
+        fprintf(f, "set %srange [0:%.17g]\n", axis, high + room);
+    else
+        fprintf(f, "set %srange [%.17g:%.17g]\n", axis, low - room, high + room);
+}
+
+static void put_ranges(FILE *f, const PlotFigure *g)
+{
+    double low[2] = {INFINITY, INFINITY}, high[2] = {-INFINITY, -INFINITY};
+    for (int k = 0; k < g->count; k++) {
+        const PlotSeries *s = &g->series[k];
+        for (int64_t i = 0; i < s->count; i++) {
+            if (!usable(g, s, i)) continue;
+            double top = s->y[i], bottom = s->y[i];
+            if (s->style == PLOT_BAND) bottom = fmin(top, s->y2[i]), top = fmax(top, s->y2[i]);
+            if (s->style == PLOT_BARS && s->y2) bottom -= s->y2[i], top += s->y2[i];
+            if (g->log_y && bottom <= 0) bottom = top;
+            low[0] = fmin(low[0], s->x[i]), high[0] = fmax(high[0], s->x[i]);
+            low[1] = fmin(low[1], bottom), high[1] = fmax(high[1], top);
+        }
+    }
+    put_range(f, "x", low[0], high[0], g->log_x, false);
+    put_range(f, "y", low[1], high[1], g->log_y, g->y_from_zero);
+}
+
 Status plot_figure(const char *folder, const PlotFigure *g)
 {
     int64_t from[64], to[64];
@@ -228,9 +278,8 @@ Status plot_figure(const char *folder, const PlotFigure *g)
     put_setting(f, "ylabel", g->y_label);
     if (g->log_x) fputs("set logscale x\n", f);
     if (g->log_y) fputs("set logscale y\nset format y \"%g\"\n", f);
-    if (g->y_from_zero && !g->log_y) fputs("set yrange [0:*]\n", f);
+    put_ranges(f, g);
     if (g->integer_ticks) put_ticks(f, g);
-    fputs("set offsets graph 0.03, graph 0.03, graph 0.06, graph 0.02\n", f);
     fprintf(f, "set key %s %s box lc rgb \"#cccccc\" opaque samplen 2.5 width 1\n", g->legend_left ? "left" : "right",
             g->legend_bottom ? "bottom" : "top");
     fputs("plot ", f);

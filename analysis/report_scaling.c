@@ -238,9 +238,16 @@ Status report_plot_breakdown(const char *folder, const ReportInput *input, Arena
     double value[LIMIT * PARTS], low[LIMIT], high[LIMIT];
     int used = 0;
     const char *machine = input->predictions[0].machine;
+    int64_t rows = 0, at = 0;
+    for (int64_t r = 0; r < input->prediction_count; r++) rows += !strcmp(input->predictions[r].machine, machine);
+    /* more bars than fit: every second or third, and always the last of each DAP degree */
+    int64_t stride = (rows + LIMIT - 3) / (LIMIT - 2);
     for (int64_t r = 0; r < input->prediction_count && used < LIMIT; r++) {
         const PredictionRow *p = &input->predictions[r];
         if (strcmp(p->machine, machine)) continue;
+        bool last = r + 1 == input->prediction_count || input->predictions[r + 1].dap != p->dap;
+        if (at++ % stride && !last) continue;
+        if (last) at = 0;
         GET(label[used], arena_printf(arena, "%lld (DAP %lld)", (long long)p->gpus, (long long)p->dap));
         const double row[PARTS] = {p->serial_s,    p->compute_s, p->comm_exposed_s,
                                    p->straggler_s, p->loader_s,  p->host_s};
