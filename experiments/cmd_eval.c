@@ -112,7 +112,7 @@ static Status evaluate(const Config *config, const char *checkpoint, const EvalA
     evaluator_destroy(&evaluator);
     free(scores);
     free(state);
-    if (status == OK) kernels_close(&backend);
+    kernels_close(&backend);
     return status;
 }
 

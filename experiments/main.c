@@ -5,6 +5,7 @@
 #include "experiments/cli.h"
 #include "experiments/commands.h"
 #include "experiments/version.h"
+#include "kernels/kernels.h"
 
 typedef struct Command {
     const char *name, *summary;
@@ -55,5 +56,9 @@ int main(int argc, char **argv)
     if (status == OK && fflush(stdout) != 0)
         status = status_fail(ERR_IO, "standard output: cannot write (is the disk full?)");
     if (status != OK) fprintf(stderr, "foldscale: %s\n", status_text());
+    if (status != OK)
+        kernels_abort(status_exit_code(status)); /* the other ranks would wait for this one for ever */
+    else
+        kernels_finalize();
     return status_exit_code(status);
 }

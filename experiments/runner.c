@@ -289,7 +289,6 @@ Status runner_train(const Config *config, const RunOptions *options)
     Status logged = run_log_close(&r.log), logged_too = mllog_close(&r.mllog);
     session_destroy(&r.session);
     if (status == OK) status = logged != OK ? logged : logged_too;
-    /* after a failure the process ends without leaving MPI in order: that is what makes the launcher end the others */
-    if (status == OK) kernels_close(&r.backend);
+    kernels_close(&r.backend);
     return status;
 }

@@ -1,0 +1,195 @@
+/* foldscale calibrate: this machine as analysis/machine.h describes machines, and the ops of an experiment timed. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "experiments/commands.h"
+#include "experiments/config.h"
+#include "experiments/files.h"
+#include "experiments/launch.h"
+#include "experiments/probe.h"
+#include "kernels/kernels.h"
+
+typedef struct CalibrateArguments {
+    const char *folder;
+    int64_t ranks, steps;
+    TextList overrides;
+} CalibrateArguments;
+
+static const Usage usage = {.command = "calibrate",
+                            .operands = "EXP.yaml",
+                            .text = "Measures this machine: rate of products, copy bandwidth, time to start an op, "
+                                    "collectives over --ranks ranks,\n"
+                                    "and every op of the experiment's step (one rank). Writes DIR/machine.yaml and "
+                                    "DIR/profile/ops.csv, which fit,\n"
+                                    "predict and explain read.",
+                            .example = "foldscale calibrate experiments/quickstart.yaml --ranks 2 --out runs/machine",
+                            .min_operands = 1,
+                            .max_operands = 1};
+
+enum { MAX_SAMPLES = 64 };
+
+static const int64_t sizes[] = {1 << 8, 1 << 12, 1 << 16, 1 << 20}; /* f32 elements, times ranks squared */
+
+/* --- the probes, on every rank
+ * ------------------------------------------------------------------------------------------ */
+
+static Status rate(Backend *backend, Precision precision, int64_t n, const char *what, Figure *figure)
+{
+    ProbeResult result;
+    char source[128];
+    TRY(probe_product(backend, precision, n, &result));
+    snprintf(source, sizeof source, "measured: %s product of %lld x %lld, best of 10", what, (long long)n,
+             (long long)n);
+    *figure =
+        (Figure){2.0 * (double)n * (double)n * (double)n / result.seconds, fmax(result.relative, 0.01), strdup(source)};
+    return figure->source ? OK : status_fail(ERR_MEMORY, "calibrate: out of memory");
+}
+
+static Status measure_device(Backend *backend, Machine *m)
+{
+    bool gpu = strcmp(backend->name, "cuda") == 0;
+    int64_t n = gpu ? 8192 : 768, count = gpu ? 1 << 28 : 1 << 24;
+    ProbeResult result;
+    TRY(rate(backend, PRECISION_F32, n, "f32", &m->device.f32_flops));
+    TRY(rate(backend, PRECISION_F64, n / 2, "f64", &m->device.f64_flops));
+    if (gpu) TRY(rate(backend, PRECISION_BF16, n, "bf16", &m->device.bf16_flops));
+    TRY(probe_copy(backend, count, &result));
+    m->device.copy_bytes_per_s = (Figure){8.0 * (double)count / result.seconds, fmax(result.relative, 0.01),
+                                          strdup("measured: scaling a large vector, read + write, best of 10")};
+    TRY(probe_launch(backend, &result));
+    m->device.launch_s = (Figure){result.seconds, fmax(result.relative, 0.01),
+                                  strdup("measured: chain of 200 ops on 16 elements, per op")};
+    m->device.graph_launch_s =
+        (Figure){gpu ? 1e-6 : result.seconds, 0.2,
+                 strdup(gpu ? "assumed: gap between kernels of a captured graph" : "no graphs: the same")};
+    return OK;
+}
+
+static Status measure_collectives(Backend *backend, Machine *m)
+{
+    int64_t ranks = backend->layout.world;
+    if (ranks < 2) return OK;
+    m->sample = calloc(MAX_SAMPLES, sizeof *m->sample);
+    if (!m->sample) return status_fail(ERR_MEMORY, "calibrate: out of memory");
+    double fastest = 0;
+    for (int kind = 0; kind < COLLECTIVE_BROADCAST; kind++) {
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+            int64_t count = sizes[i] * ranks * ranks;
+            ProbeResult result;
+            TRY(probe_collective(backend, (Collective)kind, count, &result));
+            m->sample[m->samples++] = (MachineSample){(Collective)kind, ranks, 4.0 * (double)count, result.seconds};
+            double wire = 4.0 * (double)count * (double)(ranks - 1) / (double)ranks / result.seconds;
+            if (kind != COLLECTIVE_ALL_REDUCE && wire > fastest) fastest = wire;
+        }
+    }
+    m->collectives_source = strdup("measured: best of 12, programs of one collective");
+    m->node.link_bytes_per_s =
+        (Figure){fastest, 0.2, strdup("measured: fastest collective, bytes that leave one rank")};
+    return OK;
+}
+
+static void describe(Backend *backend, Machine *m)
+{
+    char text[512];
+    bool gpu = strcmp(backend->name, "cuda") == 0;
+    m->name = strdup("here");
+    snprintf(text, sizeof text, "measured by foldscale calibrate on %d ranks of %s", backend->layout.world,
+             backend->device);
+    m->description = strdup(text);
+    m->kind = gpu ? MACHINE_GPU : MACHINE_CPU;
+    m->device.model = strdup(backend->device);
+    m->device.memory_bytes = (Figure){(double)(backend->memory_bytes ? backend->memory_bytes : (size_t)8e9), 0.01,
+                                      strdup(backend->memory_bytes ? "reported by the backend" : "assumed: 8 GB")};
+    m->node.devices = gpu ? backend->layout.world : 4096; /* ranks of one host: as many as one likes */
+    m->node.fabric = gpu ? FABRIC_NVLINK : FABRIC_SHARED_MEMORY;
+    m->node.link_bytes_per_s = (Figure){4e9, 0.5, strdup("assumed: calibrate with more than one rank measures it")};
+    m->network.nodes = 1;
+}
+
+static Status probe_all(const Config *config, const CalibrateArguments *a)
+{
+    Backend *backend = NULL;
+    Machine m = {0};
+    ProbeResult noise;
+    char path[4096];
+    KernelOptions kernels = {.dap = (int)a->ranks, .threads = config->parallel.threads};
+    TRY(kernels_open(config_backend_name(config->backend), &kernels, &backend));
+    describe(backend, &m);
+    Status status = measure_device(backend, &m);
+    if (status == OK) status = measure_collectives(backend, &m);
+    if (status == OK) status = probe_product(backend, PRECISION_F32, 256, &noise);
+    if (status == OK) {
+        m.rank_noise = (Figure){fmax(noise.relative, 1e-3), 0.5, strdup("measured: spread of ten equal products")};
+        snprintf(path, sizeof path, "%s/machine.yaml", a->folder);
+        if (backend->layout.rank == 0) status = machine_write(&m, path);
+    }
+    if (status == OK) status = backend->barrier(backend);
+    free(m.sample); /* the texts live as long as the process: it ends here */
+    kernels_close(&backend);
+    return status;
+}
+
+/* --- one training run with every op timed, as a child
+ * ------------------------------------------------------------------- */
+
+static Status profile(const char *experiment, const CalibrateArguments *a)
+{
+    char self[4096], folder[4096], log[4200], steps[64];
+    char *arguments[2 * CLI_MAX_ITEMS + 32];
+    int n = 0, exit_status = 0;
+    TRY(launch_self(self, sizeof self));
+    snprintf(folder, sizeof folder, "%s/profile", a->folder);
+    snprintf(log, sizeof log, "%s/log.txt", folder);
+    snprintf(steps, sizeof steps, "train.steps=%lld", (long long)a->steps);
+    TRY(files_make_folder(folder));
+    const char *const fixed[] = {self, "train", experiment, "--profile", "--out", folder};
+    const char *const set[] = {steps,
+                               "parallel.ranks=1",
+                               "parallel.dap=1",
+                               "eval.every=0",
+                               "train.checkpoint_every=0",
+                               "train.checkpoint_last=off",
+                               "switches.cuda_graph=off"};
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) arguments[n++] = (char *)fixed[i];
+    for (int i = 0; i < a->overrides.count; i++) {
+        arguments[n++] = "--set";
+        arguments[n++] = (char *)a->overrides.item[i];
+    }
+    for (size_t i = 0; i < sizeof set / sizeof *set; i++) {
+        arguments[n++] = "--set";
+        arguments[n++] = (char *)set[i];
+    }
+    arguments[n] = NULL;
+    TRY(launch_wait(arguments, log, &exit_status));
+    if (exit_status)
+        return status_fail(ERR_COMM, "the profiled run failed with status %d; its output is in %s", exit_status, log);
+    return OK;
+}
+
+Status cmd_calibrate(int argc, char **argv)
+{
+    CalibrateArguments a = {.folder = "runs/machine", .ranks = 1, .steps = 4};
+    TextList operands;
+    bool help;
+    const Option options[] = {
+        {"out", OPTION_TEXT, &a.folder, "DIR", "folder of the results (default runs/machine)", 0, 0},
+        {"ranks", OPTION_INT, &a.ranks, "N", "ranks for the collectives (default 1: none)", 1, 8},
+        {"steps", OPTION_INT, &a.steps, "N", "steps of the profiled run (default 4)", 1, 1000},
+        {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the experiment; may be repeated", 0, 0},
+        {0}};
+    TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
+    if (help) return OK;
+    Config *config = NULL;
+    TRY(config_load(operands.item[0], &a.overrides, &config));
+    Status status = files_make_folder(a.folder);
+    bool inside = launch_under_mpi();
+    if (status == OK) status = a.ranks > 1 && !inside ? launch_ranks((int)a.ranks, argc, argv) : probe_all(config, &a);
+    if (status == OK && !inside) {
+        status = profile(operands.item[0], &a);
+        if (status == OK) printf("%s/machine.yaml, %s/profile/ops.csv\n", a.folder, a.folder);
+    }
+    config_destroy(&config);
+    return status;
+}

@@ -1,0 +1,155 @@
+#include "experiments/probe.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { REPEATS = 12, SKIPPED = 2 };
+
+/* Everything a probe needs besides its program. */
+typedef struct Bench {
+    Registry *registry;
+    Program *recorded, *planned;
+    Store *store;
+    Workspace *workspace;
+    Exec *exec;
+} Bench;
+
+static void bench_free(Bench *b)
+{
+    exec_destroy(&b->exec);
+    workspace_destroy(&b->workspace);
+    store_destroy(&b->store);
+    if (b->planned) prog_destroy(&b->planned);
+    if (b->recorded) prog_destroy(&b->recorded);
+    if (b->registry) registry_destroy(&b->registry);
+}
+
+static Status bench_start(Bench *b, int dap)
+{
+    memset(b, 0, sizeof *b);
+    TRY(registry_create(&b->registry));
+    TRY(prog_create(b->registry, &b->recorded));
+    b->recorded->dap = dap;
+    return OK;
+}
+
+/* Runs the recorded program REPEATS times; per_run: how many equal ops one run holds. */
+static Status bench_time(Bench *b, Backend *backend, Precision precision, double per_run, ProbeResult *out)
+{
+    Switches switches = {.precision = precision, .dap = b->recorded->dap, .dp = 1};
+    ExecOptions options = {.time_ops = false};
+    double best = INFINITY, sum = 0, squares = 0;
+    TRY(prog_status(b->recorded));
+    TRY(pass_plan(b->recorded, &switches, &b->planned));
+    TRY(store_create(backend, b->registry, precision, STORE_FORWARD, &b->store));
+    TRY(workspace_create(backend, exec_workspace_bytes(backend, b->planned), &b->workspace));
+    TRY(exec_create(backend, b->planned, b->store, b->workspace, &options, &b->exec));
+    for (int i = 0; i < REPEATS; i++) {
+        ExecTimes times;
+        TRY(backend->barrier(backend));
+        TRY(exec_run(b->exec));
+        TRY(exec_times(b->exec, &times));
+        if (i < SKIPPED) continue;
+        double seconds = times.total_s / per_run;
+        if (seconds < best) best = seconds;
+        sum += seconds;
+        squares += seconds * seconds;
+    }
+    double n = REPEATS - SKIPPED, mean = sum / n, variance = squares / n - mean * mean;
+    *out = (ProbeResult){best, mean > 0 && variance > 0 ? sqrt(variance) / mean : 0};
+    return OK;
+}
+
+static Status precision_program(Bench *b, Precision precision)
+{
+    Program *lowered = NULL;
+    Switches switches = {.precision = precision, .dap = 1, .dp = 1};
+    TRY(passes_run(b->recorded, &switches, PASS_PRECISION, &lowered));
+    prog_destroy(&b->recorded);
+    b->recorded = lowered;
+    return OK;
+}
+
+Status probe_product(Backend *backend, Precision precision, int64_t n, ProbeResult *result_out)
+{
+    Bench b;
+    Status status = bench_start(&b, 1);
+    if (status == OK) {
+        Val x = prog_input(b.recorded, "x", DT_F32, 2, (int64_t[]){n, n});
+        Val w = prog_param(b.recorded, "w", 2, (int64_t[]){n, n}, INIT_ZERO, 0);
+        prog_output(b.recorded, "y", prog_add(b.recorded, OP_LINEAR, 3, (Val[]){x, w, VAL_NONE}, NULL));
+        status = prog_status(b.recorded);
+    }
+    if (status == OK) status = precision_program(&b, precision);
+    if (status == OK) status = bench_time(&b, backend, precision, 1, result_out);
+    bench_free(&b);
+    return status;
+}
+
+static Status scale_chain(Backend *backend, int64_t count, int length, ProbeResult *result_out)
+{
+    Bench b;
+    Status status = bench_start(&b, 1);
+    if (status == OK) {
+        Val x = prog_input(b.recorded, "x", DT_F32, 1, &count);
+        for (int i = 0; i < length; i++) x = prog_add(b.recorded, OP_SCALE, 1, &x, &(OpAttr){.f = {0.5}});
+        prog_output(b.recorded, "y", x);
+        status = bench_time(&b, backend, PRECISION_F32, length, result_out);
+    }
+    bench_free(&b);
+    return status;
+}
+
+Status probe_copy(Backend *backend, int64_t count, ProbeResult *result_out)
+{
+    return scale_chain(backend, count, 1, result_out);
+}
+
+Status probe_launch(Backend *backend, ProbeResult *result_out)
+{
+    return scale_chain(backend, 16, 200, result_out);
+}
+
+static Val record_collective(Program *p, Collective kind, int64_t count)
+{
+    int64_t ranks = p->dap;
+    bool sharded = kind == COLLECTIVE_ALL_GATHER || kind == COLLECTIVE_ALL_TO_ALL;
+    int64_t rows = ranks, columns = kind == COLLECTIVE_ALL_TO_ALL ? count : count / ranks;
+    Val x = prog_input(p, "x", DT_F32, 2, (int64_t[]){rows, columns});
+    if (sharded) x = prog_add(p, OP_SHARD_SLICE, 1, &x, &(OpAttr){.i = {0}});
+    switch (kind) {
+    case COLLECTIVE_ALL_REDUCE:
+        return prog_add(p, OP_ALL_REDUCE, 1, &x, &(OpAttr){.i = {GROUP_DAP}, .f = {1}});
+    case COLLECTIVE_ALL_GATHER:
+        return prog_add(p, OP_ALL_GATHER, 1, &x, &(OpAttr){.i = {0, 0}});
+    case COLLECTIVE_REDUCE_SCATTER:
+        return prog_add(p, OP_REDUCE_SCATTER, 1, &x, &(OpAttr){.i = {0}});
+    case COLLECTIVE_ALL_TO_ALL: /* one rank holds `count` elements before */
+        return prog_add(p, OP_ALL_TO_ALL, 1, &x, &(OpAttr){.i = {0, 1}});
+    default:
+        return prog_fail(p, ERR_INTERNAL, "no probe for the collective %d", (int)kind);
+    }
+}
+
+Status probe_collective(Backend *backend, Collective kind, int64_t count, ProbeResult *result_out)
+{
+    Bench b;
+    Status status = bench_start(&b, backend->layout.dap);
+    if (status == OK) {
+        prog_output(b.recorded, "y", record_collective(b.recorded, kind, count));
+        status = prog_status(b.recorded);
+    }
+    double best = INFINITY;
+    /* the slice before the collective is not part of its time: read the collective's own share */
+    if (status == OK) status = bench_time(&b, backend, PRECISION_F32, 1, result_out);
+    for (int i = 0; i < REPEATS && status == OK; i++) {
+        ExecTimes times;
+        status = backend->barrier(backend);
+        if (status == OK) status = exec_run(b.exec);
+        if (status == OK) status = exec_times(b.exec, &times);
+        if (status == OK && times.comm_exposed_s < best) best = times.comm_exposed_s;
+    }
+    if (status == OK) result_out->seconds = best;
+    bench_free(&b);
+    return status;
+}
