@@ -10,10 +10,10 @@
 #include "data/features.h"
 #include "data/template.h"
 
-/* What one chain's files hold, parsed. `hits` may be unfiltered (archive) or the selected ones (pack). */
+/* What one chain's files hold. `hits` may be unfiltered (archive) or the selected ones (pack). */
 typedef struct RawSample {
     Chain chain;
-    Msa msa;
+    PreparedMsa msa;
     TemplateHits hits;
 } RawSample;
 

@@ -60,7 +60,9 @@ static Status load(void *context, int64_t index, bool with_hits, Arena *arena, R
     const Chain *chain = structure_find_chain(structure, chain_id);
     if (!chain) return status_fail(ERR_INPUT, "%s: the structure has no protein chain %s", name, chain_id);
     *raw_out = (RawSample){.chain = *chain};
-    TRY(archive_chain_msa(source->archive, name, chain->sequence, arena, &raw_out->msa));
+    Msa msa;
+    TRY(archive_chain_msa(source->archive, name, chain->sequence, arena, &msa));
+    TRY(msa_prepare(&msa, arena, &raw_out->msa));
     if (with_hits) TRY(archive_chain_hits(source->archive, name, arena, &raw_out->hits));
     return OK;
 }

@@ -9,7 +9,7 @@
 
 #include "data/batch.h"
 #include "data/draws.h"
-#include "data/types.h"
+#include "data/prepared_msa.h"
 
 /* Templates of a query as built from structures (data/template.h): T of them over the L residues of the query. */
 typedef struct TemplateFeatures {
@@ -37,7 +37,7 @@ void feature_workspace_destroy(FeatureWorkspace **workspace);
 
 typedef struct SampleInput {
     const Chain *chain;
-    const Msa *msa;                    /* same columns as the chain; at least one row */
+    const PreparedMsa *msa;            /* same columns as the chain; at least one row */
     const TemplateFeatures *templates; /* NULL: none */
 } SampleInput;
 

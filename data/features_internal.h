@@ -5,14 +5,13 @@
 #include "data/transform.h"
 
 typedef enum ScratchSlot {
-    SCRATCH_IDS,
-    SCRATCH_PROFILE,
     SCRATCH_ORDER,
     SCRATCH_EXTRA_ORDER,
     SCRATCH_CLUSTERS,
     SCRATCH_MASK,
     SCRATCH_UNIFORM,
     SCRATCH_KEY,
+    SCRATCH_AGREEMENT,
     SCRATCH_ROW_POINTERS,
     SCRATCH_ASSIGNMENT,
     SCRATCH_MEMBERS,
@@ -42,6 +41,7 @@ typedef struct SamplePlan {
     const FeatureConfig *config;
     const Draws *draws;
     FeatureWorkspace *workspace;
+
     int64_t start, width; /* residues start .. start + width - 1 fill columns 0 .. width - 1 */
     int64_t clusters;     /* real cluster rows */
     int64_t extra;        /* real extra rows that are kept */

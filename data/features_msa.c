@@ -5,14 +5,13 @@
 
 /* Scratch of one copy. */
 typedef struct MsaScratch {
-    uint8_t *ids;      /* [N, stride] model ids */
-    float *profile;    /* [L, 22] */
     int32_t *order;    /* [N] */
     int32_t *kept;     /* [N - clusters] permutation of the extra rows */
     uint8_t *clusters; /* [clusters, stride], masked */
     uint8_t *mask;     /* [clusters, L] */
     float *uniform;    /* [L] */
     uint8_t *key;
+    uint32_t *agreement;
     const uint8_t **extra; /* [N - clusters] rows */
     int32_t *assignment;   /* [N - clusters] */
     int32_t *member;       /* [N - clusters] rows of the MSA by cluster */
@@ -25,7 +24,7 @@ typedef struct MsaScratch {
 static Status take_scratch(const SamplePlan *plan, MsaScratch *s)
 {
     FeatureWorkspace *w = plan->workspace;
-    int64_t rows = plan->input->msa->rows, columns = plan->input->msa->columns, stride = transform_stride(columns);
+    int64_t rows = plan->input->msa->rows, columns = plan->input->msa->columns, stride = msa_stride(columns);
     int64_t clusters = plan->clusters, extra = rows - clusters;
     const struct {
         ScratchSlot slot;
@@ -33,14 +32,13 @@ static Status take_scratch(const SamplePlan *plan, MsaScratch *s)
         size_t size;
         void **target;
     } wanted[] = {
-        {SCRATCH_IDS, rows, (size_t)stride, (void **)&s->ids},
-        {SCRATCH_PROFILE, columns, PROFILE_CLASSES * sizeof *s->profile, (void **)&s->profile},
         {SCRATCH_ORDER, rows, sizeof *s->order, (void **)&s->order},
         {SCRATCH_EXTRA_ORDER, extra, sizeof *s->kept, (void **)&s->kept},
         {SCRATCH_CLUSTERS, clusters, (size_t)stride, (void **)&s->clusters},
         {SCRATCH_MASK, clusters, (size_t)columns, (void **)&s->mask},
         {SCRATCH_UNIFORM, columns, sizeof *s->uniform, (void **)&s->uniform},
-        {SCRATCH_KEY, clusters + 4, (size_t)stride, (void **)&s->key},
+        {SCRATCH_KEY, transform_key_bytes(clusters, columns), 1, (void **)&s->key},
+        {SCRATCH_AGREEMENT, transform_key_clusters(clusters), sizeof *s->agreement, (void **)&s->agreement},
         {SCRATCH_ROW_POINTERS, extra, sizeof *s->extra, (void **)&s->extra},
         {SCRATCH_ASSIGNMENT, extra, sizeof *s->assignment, (void **)&s->assignment},
         {SCRATCH_MEMBERS, extra, sizeof *s->member, (void **)&s->member},
@@ -69,21 +67,23 @@ static void group_by_cluster(const SamplePlan *plan, MsaScratch *s)
 /* Sums up one cluster (the masked cluster row and its members) and writes its row of msa_feat. */
 static void fill_msa_feat(const SamplePlan *plan, MsaScratch *s, int64_t k, float *feat)
 {
-    const Msa *msa = plan->input->msa;
-    int64_t stride = transform_stride(msa->columns), width = plan->width;
+    const PreparedMsa *msa = plan->input->msa;
+    int64_t stride = msa_stride(msa->columns), width = plan->width;
     const uint8_t *row = s->clusters + k * stride + plan->start;
-    const int32_t *deletions = msa->deletions + s->order[k] * msa->columns + plan->start;
+    DeletionRow deletions = msa_deletions(msa, s->order[k]);
     int32_t first = s->member_start[k], end = s->member_start[k + 1];
     memset(s->counts, 0, (size_t)width * MSA_COUNTS * sizeof *s->counts);
     memset(s->deletion_sum, 0, (size_t)width * sizeof *s->deletion_sum);
-    transform_cluster_add(row, deletions, width, s->counts, s->deletion_sum);
+    transform_cluster_add(row, width, s->counts);
+    transform_deletions_add(deletions, plan->start, width, s->deletion_sum);
     for (int32_t m = first; m < end; ++m) {
         int64_t member = s->member[m];
-        transform_cluster_add(s->ids + member * stride + plan->start,
-                              msa->deletions + member * msa->columns + plan->start, width, s->counts, s->deletion_sum);
+        transform_cluster_add(msa->ids + member * stride + plan->start, width, s->counts);
+        transform_deletions_add(msa_deletions(msa, member), plan->start, width, s->deletion_sum);
     }
     transform_cluster_profile(s->counts, s->deletion_sum, 1 + end - first, width, s->profile_row, s->deletion_sum);
-    transform_msa_feat(&plan->workspace->deletions, row, deletions, s->profile_row, s->deletion_sum, width, feat);
+    transform_msa_feat(&plan->workspace->deletions, row, deletions, plan->start, s->profile_row, s->deletion_sum, width,
+                       feat);
 }
 
 static void zero_tail(float *row, int64_t used, int64_t size)
@@ -93,12 +93,13 @@ static void zero_tail(float *row, int64_t used, int64_t size)
 
 static void fill_clusters(const SamplePlan *plan, MsaScratch *s, int64_t copy, Batch *batch)
 {
-    int64_t stride = transform_stride(plan->input->msa->columns), crop = batch->sizes.crop, width = plan->width;
+    const PreparedMsa *msa = plan->input->msa;
+    int64_t stride = msa_stride(msa->columns), crop = batch->sizes.crop, width = plan->width;
     float *feat = batch_f32(batch, FEAT_MSA_FEAT, copy), *bert = batch_f32(batch, FEAT_BERT_MASK, copy);
     int32_t *true_msa = batch_i32(batch, FEAT_TRUE_MSA, copy);
     for (int64_t k = 0; k < plan->clusters; ++k) {
-        const uint8_t *original = s->ids + s->order[k] * stride + plan->start;
-        const uint8_t *mask = s->mask + k * plan->input->msa->columns + plan->start;
+        const uint8_t *original = msa->ids + s->order[k] * stride + plan->start;
+        const uint8_t *mask = s->mask + k * msa->columns + plan->start;
         fill_msa_feat(plan, s, k, feat + k * crop * MSA_FEATURES);
         zero_tail(feat + k * crop * MSA_FEATURES, width * MSA_FEATURES, crop * MSA_FEATURES);
         for (int64_t c = 0; c < width; ++c) true_msa[k * crop + c] = original[c];
@@ -114,16 +115,16 @@ static void fill_clusters(const SamplePlan *plan, MsaScratch *s, int64_t copy, B
 
 static void fill_extra(const SamplePlan *plan, const MsaScratch *s, int64_t copy, Batch *batch)
 {
-    const Msa *msa = plan->input->msa;
-    int64_t stride = transform_stride(msa->columns), crop = batch->sizes.crop, width = plan->width;
+    const PreparedMsa *msa = plan->input->msa;
+    int64_t stride = msa_stride(msa->columns), crop = batch->sizes.crop, width = plan->width;
     float *has = batch_f32(batch, FEAT_EXTRA_HAS_DELETION, copy);
     float *value = batch_f32(batch, FEAT_EXTRA_DELETION_VALUE, copy);
     int32_t *ids_out = batch_i32(batch, FEAT_EXTRA_MSA, copy);
     for (int64_t e = 0; e < plan->extra; ++e) {
         int64_t row = s->order[plan->clusters + s->kept[e]], at = e * crop;
-        const uint8_t *ids = s->ids + row * stride + plan->start;
-        const int32_t *deletions = msa->deletions + row * msa->columns + plan->start;
-        transform_extra_feat(&plan->workspace->deletions, ids, deletions, width, ids_out + at, has + at, value + at);
+        const uint8_t *ids = msa->ids + row * stride + plan->start;
+        transform_extra_feat(&plan->workspace->deletions, ids, msa_deletions(msa, row), plan->start, width,
+                             ids_out + at, has + at, value + at);
         memset(ids_out + at + width, 0, (size_t)(crop - width) * sizeof *ids_out);
         zero_tail(has + at, width, crop);
         zero_tail(value + at, width, crop);
@@ -146,15 +147,16 @@ static void fill_mask(int64_t rows, int64_t all_rows, int64_t width, int64_t cro
 
 static Status fill_copy(const SamplePlan *plan, MsaScratch *s, int64_t copy, Batch *batch)
 {
-    const Msa *msa = plan->input->msa;
-    int64_t stride = transform_stride(msa->columns), extra = msa->rows - plan->clusters;
+    const PreparedMsa *msa = plan->input->msa;
+    int64_t stride = msa_stride(msa->columns), extra = msa->rows - plan->clusters;
     TRY(transform_msa_order(plan->draws, (int)copy, msa->rows, s->order));
     for (int64_t k = 0; k < plan->clusters; ++k)
-        memcpy(s->clusters + k * stride, s->ids + s->order[k] * stride, (size_t)stride);
-    TRY(transform_mask_msa(plan->config, plan->draws, (int)copy, s->profile, plan->clusters, msa->columns, s->uniform,
+        memcpy(s->clusters + k * stride, msa->ids + s->order[k] * stride, (size_t)stride);
+    TRY(transform_mask_msa(plan->config, plan->draws, (int)copy, msa->profile, plan->clusters, msa->columns, s->uniform,
                            s->clusters, s->mask));
-    for (int64_t e = 0; e < extra; ++e) s->extra[e] = s->ids + s->order[plan->clusters + e] * stride;
-    transform_cluster_assign(s->clusters, plan->clusters, s->extra, extra, msa->columns, s->key, s->assignment);
+    for (int64_t e = 0; e < extra; ++e) s->extra[e] = msa->ids + s->order[plan->clusters + e] * stride;
+    transform_cluster_assign(s->clusters, plan->clusters, s->extra, extra, msa->columns, s->key, s->agreement,
+                             s->assignment);
     group_by_cluster(plan, s);
     TRY(draws_permutation(plan->draws, DRAW_EXTRA_PERMUTATION, (int)copy, extra, s->kept));
     fill_clusters(plan, s, copy, batch);
@@ -164,12 +166,9 @@ static Status fill_copy(const SamplePlan *plan, MsaScratch *s, int64_t copy, Bat
 
 Status features_fill_msa(const SamplePlan *plan, Batch *batch)
 {
-    const Msa *msa = plan->input->msa;
     const BatchSizes *sizes = &batch->sizes;
     MsaScratch scratch;
     TRY(take_scratch(plan, &scratch));
-    TRY(transform_msa_ids(msa->hhblits_id, msa->rows, msa->columns, scratch.ids));
-    transform_msa_profile(scratch.ids, msa->rows, msa->columns, scratch.profile);
     for (int64_t copy = 0; copy < plan->copies; ++copy) TRY(fill_copy(plan, &scratch, copy, batch));
     fill_mask(plan->clusters, sizes->clusters, plan->width, sizes->crop, batch_f32(batch, FEAT_MSA_MASK, 0),
               batch_f32(batch, FEAT_MSA_ROW_MASK, 0));

@@ -6,24 +6,12 @@
 
 #include "data/draws.h"
 #include "data/features.h"
+#include "data/prepared_msa.h"
 
 /* --- alignment (transform_msa.c, transform_cluster.c) --------------------------------------------------------------
  */
 
-enum {
-    MSA_CLASSES = 23,
-    PROFILE_CLASSES = 22,
-    MSA_FEATURES = 49,
-    MSA_ABSENT = 23, /* id of padding, and of positions that an MSA mask switches off */
-    MSA_COUNTS = 24, /* classes and absent */
-    MSA_ROW_ALIGN = 64
-};
-
-/* Rows of ids are padded to a multiple of 64 columns with MSA_ABSENT. */
-static inline int64_t transform_stride(int64_t columns)
-{
-    return (columns + MSA_ROW_ALIGN - 1) / MSA_ROW_ALIGN * MSA_ROW_ALIGN;
-}
+enum { MSA_FEATURES = 49, MSA_COUNTS = 24 /* classes and absent */ };
 
 /* HHblits ids [rows, columns] -> model ids [rows, stride]. ERR_INPUT for an id above 21. */
 Status transform_msa_ids(const uint8_t *hhblits_id, int64_t rows, int64_t columns, uint8_t *ids_out);
@@ -44,13 +32,18 @@ Status transform_mask_msa(const FeatureConfig *config, const Draws *draws, int c
                           int64_t clusters, int64_t columns, float *uniform, uint8_t *ids, uint8_t *mask_out);
 
 /* Cluster of each extra row: most equal ids, gap, masked and absent not counted, ties to the lowest. `extra` holds
- * pointers to rows of ids; `key` is scratch [clusters, stride]. */
+ * pointers to rows of ids; `key` and `counts` are scratch of transform_key_bytes and transform_key_clusters. */
+int64_t transform_key_clusters(int64_t cluster_count); /* rounded up to whole vectors */
+int64_t transform_key_bytes(int64_t cluster_count, int64_t columns);
 void transform_cluster_assign(const uint8_t *clusters, int64_t cluster_count, const uint8_t *const *extra,
-                              int64_t extra_count, int64_t columns, uint8_t *key, int32_t *assignment_out);
+                              int64_t extra_count, int64_t columns, uint8_t *key, uint32_t *counts,
+                              int32_t *assignment_out);
 
-/* Adds one row of ids and deletions to the sums of its cluster: counts [width, 24], deletion_sum [width]. */
-void transform_cluster_add(const uint8_t *ids, const int32_t *deletions, int64_t width, uint32_t *counts,
-                           float *deletion_sum);
+/* Adds one row of ids to the counts of its cluster, [width, 24]. */
+void transform_cluster_add(const uint8_t *ids, int64_t width, uint32_t *counts);
+
+/* Adds the deletions in columns first .. first + width - 1 to sum [width]. */
+void transform_deletions_add(DeletionRow deletions, int64_t first, int64_t width, float *sum);
 
 /* Sums over `rows` rows (cluster row and members) -> profile [width, 23] and mean deletions [width]; each divided by
  * 1e-6 + the rows that are not absent there. `mean_out` may be `deletion_sum`. */
@@ -64,13 +57,14 @@ typedef struct DeletionTable {
 } DeletionTable;
 void transform_deletion_table(DeletionTable *table_out);
 
-/* msa_feat of one cluster row, [width, 49]: one-hot 23, has_deletion, deletion_value, profile 23, value of the mean. */
-void transform_msa_feat(const DeletionTable *table, const uint8_t *ids, const int32_t *deletions, const float *profile,
-                        const float *mean, int64_t width, float *feat_out);
+/* msa_feat of one cluster row, [width, 49]: one-hot 23, has_deletion, deletion_value, profile 23, value of the mean.
+ * `ids` points at column `first` of the row. */
+void transform_msa_feat(const DeletionTable *table, const uint8_t *ids, DeletionRow deletions, int64_t first,
+                        const float *profile, const float *mean, int64_t width, float *feat_out);
 
 /* extra_msa, extra_has_deletion, extra_deletion_value of one extra row. */
-void transform_extra_feat(const DeletionTable *table, const uint8_t *ids, const int32_t *deletions, int64_t width,
-                          int32_t *ids_out, float *has_deletion_out, float *deletion_value_out);
+void transform_extra_feat(const DeletionTable *table, const uint8_t *ids, DeletionRow deletions, int64_t first,
+                          int64_t width, int32_t *ids_out, float *has_deletion_out, float *deletion_value_out);
 
 /* [length, 22]: domain break (never set for single chains), one-hot of the residue type. */
 enum { TARGET_FEATURES = 22 };

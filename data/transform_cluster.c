@@ -6,7 +6,7 @@
 #include "data/residue.h"
 #include "data/transform.h"
 
-enum { KEY_NONE = 255, BLOCK_CLUSTERS = 4, SEGMENT = 255 * MSA_ROW_ALIGN };
+enum { KEY_NONE = 255, LANES = 64, KEY_LANES = 2 * LANES, SEGMENT = 255 };
 
 /* One clone per instruction set, chosen when the program starts. Sanitizers cannot run the choice that early. */
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
@@ -17,84 +17,103 @@ enum { KEY_NONE = 255, BLOCK_CLUSTERS = 4, SEGMENT = 255 * MSA_ROW_ALIGN };
 
 #define INLINE static inline __attribute__((always_inline)) /* into every clone */
 
-typedef int8_t ByteVector __attribute__((vector_size(MSA_ROW_ALIGN), aligned(1), may_alias));
-typedef uint64_t SumVector __attribute__((vector_size(MSA_ROW_ALIGN)));
+typedef int8_t ByteVector __attribute__((vector_size(LANES), aligned(1), may_alias));
 
-/* Sum of 64 bytes, at most 64 x 255, by way of 16-bit lanes. */
-INLINE int32_t sum_of_bytes(const ByteVector *counts)
+/* One lane per cluster: no sums across lanes are needed. Adds to counts[0..127] the equal ids of `row` and 128 clusters
+ * whose keys are key[column][128]; at most 255 columns, so that no byte overflows. */
+INLINE void count_equal(const uint8_t *row, const uint8_t *key, int64_t columns, uint32_t *counts)
 {
-    const uint64_t even = 0x00ff00ff00ff00ffull;
-    SumVector v = (SumVector)*counts;
-    v = (v & even) + ((v >> 8) & even);
-    uint64_t lanes = v[0] + v[1] + v[2] + v[3] + v[4] + v[5] + v[6] + v[7];
-    return (int32_t)((lanes * 0x0001000100010001ull) >> 48);
-}
-
-/* Adds the equal bytes of `row` and each of four keys, key_stride apart; `columns` is a multiple of 64 and at most
- * 255 x 64, so that no byte of the sums overflows. */
-INLINE void count_equal(const uint8_t *row, const uint8_t *key, int64_t key_stride, int64_t columns,
-                        int32_t counts[BLOCK_CLUSTERS])
-{
-    ByteVector sum0 = {0}, sum1 = {0}, sum2 = {0}, sum3 = {0};
-    for (int64_t c = 0; c < columns; c += MSA_ROW_ALIGN) {
-        ByteVector x = *(const ByteVector *)(row + c);
-        sum0 -= x == *(const ByteVector *)(key + c); /* true is -1 */
-        sum1 -= x == *(const ByteVector *)(key + key_stride + c);
-        sum2 -= x == *(const ByteVector *)(key + 2 * key_stride + c);
-        sum3 -= x == *(const ByteVector *)(key + 3 * key_stride + c);
+    ByteVector low = {0}, high = {0};
+    for (int64_t c = 0; c < columns; ++c) {
+        ByteVector x = (ByteVector){0} + (int8_t)row[c];
+        low -= x == *(const ByteVector *)(key + c * KEY_LANES); /* true is -1 */
+        high -= x == *(const ByteVector *)(key + c * KEY_LANES + LANES);
     }
-    counts[0] += sum_of_bytes(&sum0);
-    counts[1] += sum_of_bytes(&sum1);
-    counts[2] += sum_of_bytes(&sum2);
-    counts[3] += sum_of_bytes(&sum3);
+    uint8_t bytes[KEY_LANES];
+    memcpy(bytes, &low, LANES);
+    memcpy(bytes + LANES, &high, LANES);
+    for (int k = 0; k < KEY_LANES; ++k) counts[k] += bytes[k];
 }
 
-WIDE static void assign_rows(const uint8_t *key, int64_t cluster_count, const uint8_t *const *extra,
-                             int64_t extra_count, int64_t stride, int32_t *assignment_out)
+/* Clusters with the largest count, the first of equals: the largest of count x 2^12 + (2^12 - 1 - index in its piece).
+ */
+INLINE int32_t first_largest(const uint32_t *counts, int64_t clusters)
+{
+    enum { PIECE = 1 << 12 };
+    uint32_t best = 0;
+    int32_t assigned = 0;
+    for (int64_t base = 0; base < clusters; base += PIECE) {
+        int64_t end = clusters - base < PIECE ? clusters - base : PIECE;
+        uint32_t largest = 0;
+        for (uint32_t k = 0; k < (uint32_t)end; ++k) {
+            uint32_t ranked = counts[base + k] * PIECE + (PIECE - 1 - k);
+            largest = ranked > largest ? ranked : largest;
+        }
+        if (largest / PIECE > best || base == 0) {
+            best = largest / PIECE;
+            assigned = (int32_t)(base + (PIECE - 1 - largest % PIECE));
+        }
+    }
+    return assigned;
+}
+
+WIDE static void assign_rows(const uint8_t *key, int64_t cluster_count, int64_t lanes, const uint8_t *const *extra,
+                             int64_t extra_count, int64_t columns, uint32_t *counts, int32_t *assignment_out)
 {
     for (int64_t e = 0; e < extra_count; ++e) {
-        int32_t best = -1, assigned = 0;
-        for (int64_t k = 0; k < cluster_count; k += BLOCK_CLUSTERS) {
-            int32_t counts[BLOCK_CLUSTERS] = {0};
-            for (int64_t c = 0; c < stride; c += SEGMENT) {
-                int64_t width = stride - c < SEGMENT ? stride - c : SEGMENT;
-                count_equal(extra[e] + c, key + k * stride + c, stride, width, counts);
-            }
-            for (int j = 0; j < BLOCK_CLUSTERS && k + j < cluster_count; ++j)
-                if (counts[j] > best) {
-                    best = counts[j];
-                    assigned = (int32_t)(k + j);
-                }
-        }
-        assignment_out[e] = assigned;
+        memset(counts, 0, (size_t)lanes * sizeof *counts);
+        for (int64_t k = 0; k < lanes; k += KEY_LANES)
+            for (int64_t c = 0; c < columns; c += SEGMENT)
+                count_equal(extra[e] + c, key + k * columns + c * KEY_LANES,
+                            columns - c < SEGMENT ? columns - c : SEGMENT, counts + k);
+        assignment_out[e] = first_largest(counts, cluster_count);
     }
 }
 
-/* Cluster rows as keys: gap, masked and padding equal nothing. Keys are rounded up to whole blocks of four. */
-static void make_keys(const uint8_t *clusters, int64_t cluster_count, int64_t columns, int64_t stride, uint8_t *key)
+int64_t transform_key_clusters(int64_t cluster_count)
 {
-    int64_t rows = (cluster_count + BLOCK_CLUSTERS - 1) / BLOCK_CLUSTERS * BLOCK_CLUSTERS;
-    memset(key, KEY_NONE, (size_t)(rows * stride));
-    for (int64_t k = 0; k < cluster_count; ++k)
+    return (cluster_count + KEY_LANES - 1) / KEY_LANES * KEY_LANES;
+}
+
+int64_t transform_key_bytes(int64_t cluster_count, int64_t columns)
+{
+    return transform_key_clusters(cluster_count) * columns;
+}
+
+/* Keys [clusters / 128, columns, 128]: gap, masked and absent equal nothing. */
+static void make_keys(const uint8_t *clusters, int64_t cluster_count, int64_t columns, uint8_t *key)
+{
+    int64_t stride = msa_stride(columns);
+    memset(key, KEY_NONE, (size_t)transform_key_bytes(cluster_count, columns));
+    for (int64_t k = 0; k < cluster_count; ++k) {
+        uint8_t *lane = key + k / KEY_LANES * KEY_LANES * columns + k % KEY_LANES;
         for (int64_t c = 0; c < columns; ++c) {
             uint8_t id = clusters[k * stride + c];
-            if (id < RESTYPE_GAP) key[k * stride + c] = id;
+            if (id < RESTYPE_GAP) lane[c * KEY_LANES] = id;
         }
+    }
 }
 
 void transform_cluster_assign(const uint8_t *clusters, int64_t cluster_count, const uint8_t *const *extra,
-                              int64_t extra_count, int64_t columns, uint8_t *key, int32_t *assignment_out)
+                              int64_t extra_count, int64_t columns, uint8_t *key, uint32_t *counts,
+                              int32_t *assignment_out)
 {
-    int64_t stride = transform_stride(columns);
-    make_keys(clusters, cluster_count, columns, stride, key);
-    assign_rows(key, cluster_count, extra, extra_count, stride, assignment_out);
+    make_keys(clusters, cluster_count, columns, key);
+    assign_rows(key, cluster_count, transform_key_clusters(cluster_count), extra, extra_count, columns, counts,
+                assignment_out);
 }
 
-void transform_cluster_add(const uint8_t *ids, const int32_t *deletions, int64_t width, uint32_t *counts,
-                           float *deletion_sum)
+void transform_cluster_add(const uint8_t *ids, int64_t width, uint32_t *counts)
 {
     for (int64_t c = 0; c < width; ++c) ++counts[c * MSA_COUNTS + ids[c]];
-    for (int64_t c = 0; c < width; ++c) deletion_sum[c] += (float)deletions[c];
+}
+
+void transform_deletions_add(DeletionRow deletions, int64_t first, int64_t width, float *sum)
+{
+    for (int64_t d = 0; d < deletions.entries; ++d) {
+        int64_t c = deletions.column[d] - first;
+        if (c >= 0 && c < width) sum[c] += (float)deletions.count[d];
+    }
 }
 
 void transform_cluster_profile(const uint32_t *counts, const float *deletion_sum, int64_t rows, int64_t width,

@@ -8,7 +8,7 @@ Status transform_msa_ids(const uint8_t *hhblits_id, int64_t rows, int64_t column
 {
     const ResidueTables *tables = residue_tables();
     uint8_t map[256];
-    int64_t stride = transform_stride(columns);
+    int64_t stride = msa_stride(columns);
     memset(map, 255, sizeof map);
     for (int id = 0; id < HHBLITS_IDS; ++id) map[id] = (uint8_t)tables->hhblits_to_model[id];
     for (int64_t row = 0; row < rows; ++row) {
@@ -30,7 +30,7 @@ Status transform_msa_ids(const uint8_t *hhblits_id, int64_t rows, int64_t column
 void transform_msa_profile(const uint8_t *ids, int64_t rows, int64_t columns, float *profile_out)
 {
     enum { TILE = 256 };
-    int64_t stride = transform_stride(columns);
+    int64_t stride = msa_stride(columns);
     for (int64_t first = 0; first < columns; first += TILE) {
         /* 256 columns of counts stay in the first-level cache while the rows stream by */
         uint32_t counts[TILE][PROFILE_CLASSES];
@@ -79,7 +79,7 @@ static uint8_t choose(const double probabilities[MSA_CLASSES], double draw)
 Status transform_mask_msa(const FeatureConfig *config, const Draws *draws, int copy, const float *profile,
                           int64_t clusters, int64_t columns, float *uniform, uint8_t *ids, uint8_t *mask_out)
 {
-    int64_t stride = transform_stride(columns);
+    int64_t stride = msa_stride(columns);
     float fraction = (float)config->mask_fraction; /* compared in float32, as in the reference */
     for (int64_t row = 0; row < clusters; ++row) {
         TRY(draws_uniform_f32(draws, DRAW_MASK, copy, row * columns, columns, uniform));
@@ -108,27 +108,43 @@ static float deletion_value(const DeletionTable *table, int32_t deletions)
     return (float)(M_2_PI * atan(deletions / 3.0));
 }
 
-void transform_msa_feat(const DeletionTable *table, const uint8_t *ids, const int32_t *deletions, const float *profile,
-                        const float *mean, int64_t width, float *feat_out)
+/* min(deletions, 1), as the reference has it. */
+static float has_deletion(int32_t deletions)
+{
+    return (float)(deletions < 1 ? deletions : 1);
+}
+
+void transform_msa_feat(const DeletionTable *table, const uint8_t *ids, DeletionRow deletions, int64_t first,
+                        const float *profile, const float *mean, int64_t width, float *feat_out)
 {
     enum { HAS_DELETION = 23, DELETION_VALUE, PROFILE, DELETION_MEAN = 48 };
     for (int64_t c = 0; c < width; ++c) {
         float *feat = feat_out + c * MSA_FEATURES;
-        memset(feat, 0, MSA_CLASSES * sizeof *feat);
+        memset(feat, 0, PROFILE * sizeof *feat);
         feat[ids[c]] = 1.0f;
-        feat[HAS_DELETION] = (float)(deletions[c] < 1 ? deletions[c] : 1);
-        feat[DELETION_VALUE] = deletion_value(table, deletions[c]);
         memcpy(feat + PROFILE, profile + c * MSA_CLASSES, MSA_CLASSES * sizeof *feat);
         feat[DELETION_MEAN] = mean[c] == 0.0f ? 0.0f : (float)M_2_PI * atanf(mean[c] / 3.0f);
     }
+    for (int64_t d = 0; d < deletions.entries; ++d) {
+        int64_t c = deletions.column[d] - first;
+        if (c < 0 || c >= width) continue;
+        feat_out[c * MSA_FEATURES + HAS_DELETION] = has_deletion(deletions.count[d]);
+        feat_out[c * MSA_FEATURES + DELETION_VALUE] = deletion_value(table, deletions.count[d]);
+    }
 }
 
-void transform_extra_feat(const DeletionTable *table, const uint8_t *ids, const int32_t *deletions, int64_t width,
-                          int32_t *ids_out, float *has_deletion_out, float *deletion_value_out)
+void transform_extra_feat(const DeletionTable *table, const uint8_t *ids, DeletionRow deletions, int64_t first,
+                          int64_t width, int32_t *ids_out, float *has_deletion_out, float *deletion_value_out)
 {
     for (int64_t c = 0; c < width; ++c) ids_out[c] = ids[c];
-    for (int64_t c = 0; c < width; ++c) has_deletion_out[c] = (float)(deletions[c] < 1 ? deletions[c] : 1);
-    for (int64_t c = 0; c < width; ++c) deletion_value_out[c] = deletions[c] ? deletion_value(table, deletions[c]) : 0;
+    memset(has_deletion_out, 0, (size_t)width * sizeof *has_deletion_out);
+    memset(deletion_value_out, 0, (size_t)width * sizeof *deletion_value_out);
+    for (int64_t d = 0; d < deletions.entries; ++d) {
+        int64_t c = deletions.column[d] - first;
+        if (c < 0 || c >= width) continue;
+        has_deletion_out[c] = has_deletion(deletions.count[d]);
+        deletion_value_out[c] = deletion_value(table, deletions.count[d]);
+    }
 }
 
 void transform_target_feat(const int32_t *aatype, int64_t length, float *feat_out)

@@ -12,9 +12,11 @@
 static Batch *build(Case *c, Chain *chain, const TemplateFeatures *templates)
 {
     int64_t length = chain->length;
-    Msa msa = {.rows = 1, .columns = length};
-    msa.hhblits_id = case_take(c, length, 1);
-    msa.deletions = case_take(c, length, sizeof *msa.deletions);
+    Msa alignment = {.rows = 1, .columns = length};
+    PreparedMsa msa;
+    alignment.hhblits_id = case_take(c, length, 1);
+    alignment.deletions = case_take(c, length, sizeof *alignment.deletions);
+    if (!golden_ok(c->golden, msa_prepare(&alignment, &c->arena, &msa), c->name)) return NULL;
     chain->residue_index = case_take(c, length, sizeof *chain->residue_index);
     BatchSizes sizes = {length, 1, 0, templates ? templates->count : 0, 1};
     FeatureConfig config = feature_config_default();
@@ -175,7 +177,7 @@ static void check_crop(const cJSON *item, int index, Golden *golden)
     const cJSON *out = cJSON_GetObjectItem(item, "out");
     const cJSON *rows = cJSON_GetObjectItem(out, "template_rows");
     Chain chain = {.length = number(item, "seq_length")};
-    Msa msa = {.rows = 1, .columns = chain.length};
+    PreparedMsa msa = {.rows = 1, .columns = chain.length};
     TemplateFeatures templates = {.count = number(item, "num_templates"), .columns = chain.length};
     SampleInput input = {&chain, &msa, &templates};
     FeatureConfig config = feature_config_default();

@@ -10,8 +10,7 @@
 /* Ids [rows, columns] of the golden as rows of bytes padded to the stride. */
 static uint8_t *padded_ids(Case *c, const char *name)
 {
-    int64_t count, rows = case_extent(c, name, 0), columns = case_extent(c, name, 1),
-                   stride = transform_stride(columns);
+    int64_t count, rows = case_extent(c, name, 0), columns = case_extent(c, name, 1), stride = msa_stride(columns);
     const int64_t *ids = case_integers(c, name, &count);
     uint8_t *out = case_take(c, rows * stride, 1);
     memset(out, MSA_ABSENT, (size_t)(rows * stride));
@@ -22,7 +21,7 @@ static uint8_t *padded_ids(Case *c, const char *name)
 static int32_t *unpadded(Case *c, const uint8_t *ids, int64_t rows, int64_t columns)
 {
     int32_t *out = case_take(c, rows * columns, sizeof *out);
-    for (int64_t i = 0; i < rows * columns; ++i) out[i] = ids[i / columns * transform_stride(columns) + i % columns];
+    for (int64_t i = 0; i < rows * columns; ++i) out[i] = ids[i / columns * msa_stride(columns) + i % columns];
     return out;
 }
 
@@ -31,7 +30,7 @@ static void check_profile(Case *c)
     int64_t count, rows = case_extent(c, "in.msa_hhblits_ids", 0), columns = case_extent(c, "in.msa_hhblits_ids", 1);
     const int64_t *in = case_integers(c, "in.msa_hhblits_ids", &count);
     if (!in || rows < 1) return;
-    uint8_t *hhblits = case_take(c, count, 1), *ids = case_take(c, rows * transform_stride(columns), 1);
+    uint8_t *hhblits = case_take(c, count, 1), *ids = case_take(c, rows * msa_stride(columns), 1);
     for (int64_t i = 0; i < count; ++i) hhblits[i] = (uint8_t)in[i];
     float *profile = case_take(c, columns * PROFILE_CLASSES, sizeof *profile);
     if (!golden_ok(c->golden, transform_msa_ids(hhblits, rows, columns, ids), c->name)) return;
@@ -67,7 +66,7 @@ static void check_probabilities(Case *c, const uint8_t *ids, const float *profil
     float *got = case_take(c, rows * columns * MSA_CLASSES, sizeof *got);
     for (int64_t i = 0; i < rows * columns; ++i) {
         double probabilities[MSA_CLASSES];
-        uint8_t id = ids[i / columns * transform_stride(columns) + i % columns];
+        uint8_t id = ids[i / columns * msa_stride(columns) + i % columns];
         transform_mask_probabilities(&config, profile + i % columns * PROFILE_CLASSES, id, probabilities);
         for (int k = 0; k < MSA_CLASSES; ++k) got[i * MSA_CLASSES + k] = (float)probabilities[k];
     }
@@ -112,10 +111,21 @@ static int32_t *deletions_of(Case *c, const char *name)
     return out;
 }
 
+/* Deletions [rows, columns] as sparse rows. */
+static PreparedMsa sparse(Case *c, const int32_t *deletions, int64_t rows, int64_t columns)
+{
+    Msa dense = {.rows = rows, .columns = columns, .deletions = (int32_t *)deletions};
+    int64_t entries = msa_count_deletions(&dense), *start = case_take(c, rows + 1, sizeof *start);
+    int32_t *column = case_take(c, entries, sizeof *column), *count = case_take(c, entries, sizeof *count);
+    msa_list_deletions(&dense, start, column, count);
+    return (PreparedMsa){
+        .rows = rows, .columns = columns, .start = start, .deletion_column = column, .deletion_count = count};
+}
+
 /* Ids with the positions absent that the mask of the golden switches off. */
 static uint8_t *masked_ids(Case *c, const char *name, const char *mask_name, int32_t *deletions)
 {
-    int64_t count, columns = case_extent(c, name, 1), stride = transform_stride(columns);
+    int64_t count, columns = case_extent(c, name, 1), stride = msa_stride(columns);
     const int64_t *mask = case_integers(c, mask_name, &count);
     uint8_t *ids = padded_ids(c, name);
     for (int64_t i = 0; mask && i < count; ++i) {
@@ -130,7 +140,7 @@ static void check_clusters(Case *c)
 {
     int64_t clusters = case_extent(c, "in.msa", 0), columns = case_extent(c, "in.msa", 1),
             extra = case_extent(c, "in.extra_msa", 0);
-    int64_t stride = transform_stride(columns);
+    int64_t stride = msa_stride(columns);
     if (clusters < 1 || columns < 1) return;
     const int32_t *deletions = deletions_of(c, "in.deletion_matrix");
     int32_t *extra_deletions = deletions_of(c, "in.extra_deletion_matrix");
@@ -138,10 +148,12 @@ static void check_clusters(Case *c)
     const uint8_t *ids = masked_ids(c, "in.msa", "in.msa_mask", NULL), *own_ids = padded_ids(c, "in.msa");
     const uint8_t *extra_ids = masked_ids(c, "in.extra_msa", "in.extra_msa_mask", extra_deletions);
     const uint8_t **rows = case_take(c, extra, sizeof *rows);
-    uint8_t *key = case_take(c, (clusters + 4) * stride, 1);
+    uint8_t *key = case_take(c, transform_key_bytes(clusters, columns), 1);
+    uint32_t *agreement = case_take(c, transform_key_clusters(clusters), sizeof *agreement);
     int32_t *assignment = case_take(c, extra, sizeof *assignment);
     for (int64_t e = 0; e < extra; ++e) rows[e] = extra_ids + e * stride;
-    transform_cluster_assign(ids, clusters, rows, extra, columns, key, assignment);
+    transform_cluster_assign(ids, clusters, rows, extra, columns, key, agreement, assignment);
+    PreparedMsa own = sparse(c, deletions, clusters, columns), others = sparse(c, extra_deletions, extra, columns);
     case_match_i32(c, "out.extra_cluster_assignment", assignment);
 
     float *profile = case_take(c, clusters * columns * MSA_CLASSES, sizeof *profile);
@@ -149,13 +161,15 @@ static void check_clusters(Case *c)
     for (int64_t k = 0; k < clusters; ++k) {
         uint32_t *counts = case_take(c, columns * MSA_COUNTS, sizeof *counts);
         int64_t members = 1;
-        transform_cluster_add(own_ids + k * stride, deletions + k * columns, columns, counts, mean + k * columns);
+        transform_cluster_add(own_ids + k * stride, columns, counts);
+        transform_deletions_add(msa_deletions(&own, k), 0, columns, mean + k * columns);
         for (int64_t i = 0; i < columns; ++i)
             if (ids[k * stride + i] == MSA_ABSENT) ++counts[i * MSA_COUNTS + MSA_ABSENT];
         for (int64_t e = 0; e < extra; ++e) {
             if (assignment[e] != k) continue;
             ++members;
-            transform_cluster_add(rows[e], extra_deletions + e * columns, columns, counts, mean + k * columns);
+            transform_cluster_add(rows[e], columns, counts);
+            transform_deletions_add(msa_deletions(&others, e), 0, columns, mean + k * columns);
         }
         transform_cluster_profile(counts, mean + k * columns, members, columns, profile + k * columns * MSA_CLASSES,
                                   mean + k * columns);
@@ -181,7 +195,7 @@ static void check_features(Case *c)
 {
     int64_t clusters = case_extent(c, "in.msa", 0), columns = case_extent(c, "in.msa", 1),
             extra = case_extent(c, "in.extra_msa", 0);
-    int64_t stride = transform_stride(columns);
+    int64_t stride = msa_stride(columns);
     const float *profile = case_floats(c, "in.cluster_profile", NULL),
                 *mean = case_floats(c, "in.cluster_deletion_mean", NULL);
     if (!profile || !mean || columns < 1) return;
@@ -192,12 +206,13 @@ static void check_features(Case *c)
     float *feat = case_take(c, clusters * columns * MSA_FEATURES, sizeof *feat);
     float *has = case_take(c, extra * columns, sizeof *has), *value = case_take(c, extra * columns, sizeof *value);
     int32_t *extra_out = case_take(c, extra * columns, sizeof *extra_out);
+    PreparedMsa own = sparse(c, deletions, clusters, columns), others = sparse(c, extra_deletions, extra, columns);
     transform_deletion_table(table);
     for (int64_t k = 0; k < clusters; ++k)
-        transform_msa_feat(table, ids + k * stride, deletions + k * columns, profile + k * columns * MSA_CLASSES,
+        transform_msa_feat(table, ids + k * stride, msa_deletions(&own, k), 0, profile + k * columns * MSA_CLASSES,
                            mean + k * columns, columns, feat + k * columns * MSA_FEATURES);
     for (int64_t e = 0; e < extra; ++e)
-        transform_extra_feat(table, extra_ids + e * stride, extra_deletions + e * columns, columns,
+        transform_extra_feat(table, extra_ids + e * stride, msa_deletions(&others, e), 0, columns,
                              extra_out + e * columns, has + e * columns, value + e * columns);
     case_match_f32(c, "out.msa_feat", feat, NULL, 1);
     case_match_f32(c, "out.extra_has_deletion", has, NULL, 1);

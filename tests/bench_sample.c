@@ -1,0 +1,119 @@
+/* bench_sample [ROUNDS]: time to prepare one full-size sample on one core: crop 256, 124 clusters, 1,024 extra rows, 4
+ * templates, of 300-residue chains with 5,000 alignment rows (synthetic), from text files and from a pack; by number of
+ * recycling copies, and the mean over the reference's equal mixture of 1 to 4 copies. Files are in the page cache. The
+ * first number is processor time of the one thread (so that a busy machine does not disturb it), the parts are wall
+ * time. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "data/dataset.h"
+#include "data/synth.h"
+
+enum { CHAINS = 24, FIRST_USED = 16, COPIES = 4 };
+
+typedef struct Totals {
+    double cpu_s, load_s, template_s, feature_s;
+    int64_t samples;
+} Totals;
+
+static double milliseconds(double seconds, int64_t samples)
+{
+    const double thousand = 1e3;
+    return samples ? seconds * thousand / (double)samples : 0.0;
+}
+
+static double processor_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static void print_totals(const char *source, const char *copies, const Totals *t)
+{
+    printf("%-5s %-12s %7.2f ms a sample; wall %7.2f: read and parse %6.2f, templates %6.2f, features %6.2f\n", source,
+           copies, milliseconds(t->cpu_s, t->samples),
+           milliseconds(t->load_s + t->template_s + t->feature_s, t->samples), milliseconds(t->load_s, t->samples),
+           milliseconds(t->template_s, t->samples), milliseconds(t->feature_s, t->samples));
+}
+
+static Status measure(const Dataset *dataset, const char *source, int64_t rounds)
+{
+    const BatchSizes sizes = {256, 124, 1024, 4, COPIES};
+    FeatureConfig config = feature_config_default();
+    DatasetReader *reader = NULL;
+    Batch *batch = NULL;
+    Totals all = {0};
+    Status status = dataset_reader_create(dataset, &reader);
+    if (status == OK) status = batch_create(&sizes, NULL, 0, &batch);
+    for (int64_t copies = 1; copies <= COPIES && status == OK; ++copies) {
+        Totals part = {0};
+        for (int64_t i = -2; i < rounds && status == OK; ++i) { /* two to warm up */
+            SampleTimes times;
+            SampleRequest request = {.chain = FIRST_USED + (i + 2) % (CHAINS - FIRST_USED),
+                                     .copies = copies,
+                                     .draws = {.seed = 1, .index = (uint64_t)(i + 2)},
+                                     .templates = true};
+            double begin = processor_seconds();
+            status = dataset_sample(reader, &request, &config, batch, &times);
+            if (i < 0) continue;
+            Totals *sums[2] = {&part, &all};
+            for (int k = 0; k < 2; ++k) {
+                sums[k]->cpu_s += processor_seconds() - begin;
+                sums[k]->load_s += times.load_s;
+                sums[k]->template_s += times.template_s;
+                sums[k]->feature_s += times.feature_s;
+                ++sums[k]->samples;
+            }
+        }
+        char label[32];
+        snprintf(label, sizeof label, "%lld copies", (long long)copies);
+        if (status == OK) print_totals(source, label, &part);
+    }
+    if (status == OK) print_totals(source, "mean of 1-4", &all);
+    batch_destroy(&batch);
+    dataset_reader_destroy(&reader);
+    return status;
+}
+
+static Status run(const char *folder, int64_t rounds)
+{
+    Arena arena = {0};
+    SynthOptions synth = synth_options_default();
+    synth.folder = folder;
+    synth.chains = CHAINS;
+    synth.length_median = 300;
+    synth.depth_median = 5000;
+    synth.length_sigma = synth.depth_sigma = 0;
+    ArchivePaths paths = {.mmcif = arena_printf(&arena, "%s/mmcif", folder),
+                          .alignments = arena_printf(&arena, "%s/alignments", folder)};
+    Dataset *dataset = NULL;
+    Status status = synth_write(&synth);
+    if (status == OK) status = dataset_open_archive(&paths, NULL, 0, NULL, &dataset);
+    if (status == OK) status = measure(dataset, "text", rounds);
+    dataset_close(&dataset);
+    arena_free(&arena);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    char folder[] = "/tmp/foldscale_bench_XXXXXX", command[64];
+    int64_t rounds = argc > 1 ? strtoll(argv[1], NULL, 10) : 16;
+    if (rounds < 1) {
+        fprintf(stderr, "usage: bench_sample [ROUNDS]\n");
+        return 2;
+    }
+    if (!mkdtemp(folder)) {
+        perror("bench_sample");
+        return 1;
+    }
+    Status status = run(folder, rounds);
+    if (status != OK) fprintf(stderr, "%s\n", status_text());
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    if (system(command) != 0) fprintf(stderr, "cannot remove %s\n", folder);
+    return status_exit_code(status);
+}
