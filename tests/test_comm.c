@@ -1,0 +1,365 @@
+/* Collectives against their definition, computed from what every rank is known to hold: all ops, axes, types, group
+ * sizes, blocking and split; layouts of ranks; what happens when ranks and DAP do not fit, and when a rank fails.
+ *
+ *   test_comm              the suite: starts mpirun with 2, 4 and 8 ranks of itself
+ *   test_comm worker DAP   one rank
+ *   test_comm fail         one rank of a job in which rank 1 fails
+ */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/convert.h"
+#include "engine/exec.h"
+#include "kernels/kernels.h"
+
+/* --- what a rank does --- */
+
+typedef struct Case {
+    OpKind kind;
+    OpAttr attr;
+    DType dtype;
+    bool split;
+} Case;
+
+/* Local extents before the op of a value that is whole [8, 16, 24] (a multiple of 8 on every axis). */
+static const int64_t whole_dim[3] = {8, 16, 24};
+
+/* Global element index of local element e of a tensor sharded on `shard` on rank r. */
+static int64_t global_index(const int64_t *local, int shard, int r, int64_t e)
+{
+    int64_t at[3], rest = e;
+    for (int axis = 2; axis >= 0; axis--) {
+        at[axis] = rest % local[axis];
+        rest /= local[axis];
+    }
+    if (shard >= 0) at[shard] += r * local[shard];
+    return (at[0] * whole_dim[1] + at[1]) * whole_dim[2] + at[2];
+}
+
+/* Value of global element g; partial sums differ by rank. Small integers: exact in every type, sums included. */
+static double element(int64_t g, int rank, bool partial)
+{
+    return (double)(g * 7 % 13) + (partial ? (double)rank : 0);
+}
+
+typedef struct Layout {
+    int in_shard, out_shard;
+    bool partial;
+} Layout;
+
+static Layout layout_of(const Case *c)
+{
+    int axis = (int)c->attr.i[0];
+    switch (c->kind) {
+    case OP_ALL_GATHER:
+        return (Layout){axis, -1, false};
+    case OP_SHARD_SLICE:
+        return (Layout){-1, axis, false};
+    case OP_REDUCE_SCATTER:
+        return (Layout){-1, axis, true};
+    case OP_ALL_TO_ALL:
+        return (Layout){axis, (int)c->attr.i[1], false};
+    default:
+        return (Layout){-1, -1, true};
+    }
+}
+
+static double expected_value(const Case *c, const RankLayout *ranks, int64_t g)
+{
+    double value = element(g, 0, false), members = 0, sum = 0;
+    if (c->kind == OP_REDUCE_SCATTER || (c->kind == OP_ALL_REDUCE && c->attr.i[0] == GROUP_DAP)) {
+        members = ranks->dap;
+        for (int r = 0; r < ranks->dap; r++) sum += ranks->dp_rank * ranks->dap + r;
+    } else if (c->kind == OP_ALL_REDUCE && c->attr.i[0] == GROUP_DP) {
+        members = ranks->dp;
+        for (int r = 0; r < ranks->dp; r++) sum += r * ranks->dap + ranks->dap_rank;
+    } else if (c->kind == OP_ALL_REDUCE) {
+        members = ranks->world;
+        sum = ranks->world * (ranks->world - 1) / 2.0;
+    } else {
+        return value;
+    }
+    double total = members * value + sum;
+    return c->kind == OP_ALL_REDUCE ? c->attr.f[0] * total : total;
+}
+
+/* A program of one collective (and, when split, something that runs meanwhile), run through the executor. */
+static Status run_case(Backend *backend, const Case *c)
+{
+    Layout layout = layout_of(c);
+    int64_t local[3];
+    for (int axis = 0; axis < 3; axis++)
+        local[axis] = whole_dim[axis] / (axis == layout.in_shard ? backend->layout.dap : 1);
+    Registry *registry = NULL;
+    Program *p = NULL, *planned = NULL;
+    Store *store = NULL;
+    Workspace *workspace = NULL;
+    Exec *exec = NULL;
+    TRY(registry_create(&registry));
+    TRY(prog_create(registry, &p));
+    p->dap = backend->layout.dap;
+    Val source = prog_input(p, "x", DT_F32, 3, local);
+    Val x = prog_add(p, OP_CAST, 1, &source, &(OpAttr){.i = {c->dtype}});
+    p->value[x].t.shard = (int8_t)layout.in_shard;
+    Val y = prog_add(p, c->kind, 1, &x, &c->attr), z = y;
+    if (c->split) {
+        p->op[p->n_ops - 1].stream = 1;
+        Val other =
+            prog_add(p, OP_CAST, 1, &source, &(OpAttr){.i = {c->dtype}}); /* would overwrite x if it were free */
+        prog_output(p, "other", other);
+        z = prog_add(p, OP_COMM_WAIT, 1, &y, NULL);
+    }
+    prog_output(p, "z", z);
+    Status status = pass_plan(p, &(Switches){.dap = 1, .dp = 1}, &planned);
+    if (status == OK) status = store_create(backend, registry, PRECISION_F32, STORE_FORWARD, &store);
+    if (status == OK) status = workspace_create(backend, exec_workspace_bytes(backend, planned), &workspace);
+    if (status == OK) status = exec_create(backend, planned, store, workspace, NULL, &exec);
+    int64_t in_count = local[0] * local[1] * local[2];
+    const Tensor *t = prog_tensor(planned, prog_find(planned, "z"));
+    int64_t out_count = tensor_count(t);
+    double *values = calloc((size_t)(in_count + out_count), sizeof *values);
+    for (int64_t e = 0; e < in_count; e++)
+        values[e] = element(global_index(local, layout.in_shard, backend->layout.dap_rank, e), backend->layout.rank,
+                            layout.partial);
+    if (status == OK) status = store_write(store, 0, DT_F64, values, in_count);
+    for (int turn = 0; turn < 2 && status == OK; turn++) { /* twice: slots are used again */
+        status = exec_run(exec);
+        if (status == OK) status = exec_output(exec, "z", DT_F64, values, out_count);
+        for (int64_t e = 0; e < out_count && status == OK; e++) {
+            double expected = expected_value(c, &backend->layout,
+                                             global_index(t->dim, layout.out_shard, backend->layout.dap_rank, e));
+            if (values[e] != expected)
+                status = status_fail(ERR_COMM, "%s %s%s axis %ld: element %ld is %g, expected %g",
+                                     op_def(c->kind)->name, dtype_name(c->dtype), c->split ? " split" : "",
+                                     (long)c->attr.i[0], (long)e, values[e], expected);
+        }
+    }
+    free(values);
+    exec_destroy(&exec);
+    workspace_destroy(&workspace);
+    store_destroy(&store);
+    prog_destroy(&planned);
+    prog_destroy(&p);
+    registry_destroy(&registry);
+    return status;
+}
+
+static Status run_cases(Backend *backend)
+{
+    static const OpKind by_axis[] = {OP_ALL_GATHER, OP_REDUCE_SCATTER, OP_SHARD_SLICE};
+    static const DType types[] = {DT_F32, DT_F64, DT_BF16};
+    for (int t = 0; t < 3; t++)
+        for (int split = 0; split < 2; split++) {
+            Case c = {.dtype = types[t], .split = split};
+            for (int k = 0; k < 3; k++)
+                for (int axis = 0; axis < 3; axis++) {
+                    c.kind = by_axis[k];
+                    c.attr = (OpAttr){.i = {axis}};
+                    if (!split || c.kind != OP_SHARD_SLICE) TRY(run_case(backend, &c));
+                }
+            for (int from = 0; from < 3; from++)
+                for (int to = 0; to < 3; to++) {
+                    c.kind = OP_ALL_TO_ALL;
+                    c.attr = (OpAttr){.i = {from, to}};
+                    if (from != to) TRY(run_case(backend, &c));
+                }
+            for (int group = 0; group < GROUP_COUNT; group++) {
+                c.kind = OP_ALL_REDUCE;
+                c.attr = (OpAttr){.i = {group}, .f = {0.5}};
+                TRY(run_case(backend, &c));
+            }
+        }
+    return OK;
+}
+
+/* Collectives of the host: set-up, metrics, clock. */
+static Status run_host(Backend *backend)
+{
+    const RankLayout *l = &backend->layout;
+    double values[2] = {l->rank, 1}, all[16] = {0};
+    TRY(backend->host_all_reduce_sum(backend, values, 2));
+    if (values[0] != l->world * (l->world - 1) / 2.0 || values[1] != l->world)
+        return status_fail(ERR_COMM, "sum over ranks is wrong");
+    double own = 10 + l->rank;
+    TRY(backend->host_all_gather(backend, &own, 1, all));
+    for (int r = 0; r < l->world; r++)
+        if (all[r] != 10 + r) return status_fail(ERR_COMM, "gather over ranks is wrong");
+    char text[8] = "";
+    if (l->rank == l->world - 1) strcpy(text, "hello");
+    TRY(backend->host_broadcast(backend, text, sizeof text, l->world - 1));
+    if (strcmp(text, "hello")) return status_fail(ERR_COMM, "broadcast is wrong");
+    if (l->rank != l->dp_rank * l->dap + l->dap_rank) return status_fail(ERR_COMM, "layout of ranks is wrong");
+    return backend->barrier(backend);
+}
+
+static int worker(const char *dap)
+{
+    Backend *backend = NULL;
+    Status status = kernels_open("cpu", &(KernelOptions){.dap = atoi(dap)}, &backend);
+    if (status == OK) status = run_cases(backend);
+    if (status == OK) status = run_host(backend);
+    if (status != OK) fprintf(stderr, "%s\n", status_text());
+    kernels_close(&backend);
+    if (status != OK) kernels_abort(status_exit_code(status));
+    kernels_finalize();
+    return status_exit_code(status);
+}
+
+/* Rank 1 fails and reports it; the others wait for it in a barrier until they are taken down. */
+static int failing_worker(void)
+{
+    Backend *backend = NULL;
+    if (kernels_open("cpu", &(KernelOptions){.dap = 1}, &backend) != OK) return 1;
+    if (backend->layout.rank == 1) {
+        fprintf(stderr, "rank 1: no such file\n");
+        kernels_abort(1);
+    }
+    backend->barrier(backend);
+    kernels_close(&backend);
+    kernels_finalize();
+    return 0;
+}
+
+/* --- the suite --- */
+
+/* Exit code of `mpirun -np ranks self arguments`; what it prints in text. */
+static int job(int ranks, const char *arguments, char *text, size_t size)
+{
+    char self[4096], command[8192];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    assert_true(length > 0);
+    self[length] = '\0';
+    snprintf(command, sizeof command, "mpirun --oversubscribe -np %d '%s' %s 2>&1", ranks, self, arguments);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    size_t used = fread(text, 1, size - 1, pipe);
+    text[used] = '\0';
+    char rest[256];
+    while (fread(rest, 1, sizeof rest, pipe) > 0) continue;
+    int code = pclose(pipe);
+    return WIFEXITED(code) ? WEXITSTATUS(code) : -1;
+}
+
+static void works(int ranks, int dap)
+{
+    char arguments[32], text[4096];
+    snprintf(arguments, sizeof arguments, "worker %d", dap);
+    if (job(ranks, arguments, text, sizeof text)) fail_msg("%d ranks, dap %d: %s", ranks, dap, text);
+}
+
+static void two_ranks(void **state)
+{
+    (void)state;
+    works(2, 2);
+    works(2, 1);
+}
+
+static void four_ranks(void **state)
+{
+    (void)state;
+    works(4, 4);
+    works(4, 2);
+}
+
+static void eight_ranks(void **state)
+{
+    (void)state;
+    works(8, 8);
+}
+
+static void one_rank_is_a_group_of_its_own(void **state)
+{
+    (void)state;
+    Backend *backend = NULL;
+    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1}, &backend), OK);
+    Case c = {OP_ALL_REDUCE, {.i = {GROUP_WORLD}, .f = {0.5}}, DT_F32, false};
+    if (run_case(backend, &c) != OK) fail_msg("%s", status_text());
+    assert_int_equal(run_host(backend), OK);
+    kernels_close(&backend);
+}
+
+/* Timing of one rank's share: shapes as on n ranks, own part in place of what the others would send. */
+static void no_comm_fills_outputs_with_the_own_part(void **state)
+{
+    (void)state;
+    Backend *backend = NULL;
+    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 4, .no_comm = true}, &backend), OK);
+    assert_int_equal(backend->layout.dap, 4);
+    Registry *registry = NULL;
+    Program *p = NULL, *planned = NULL;
+    Store *store = NULL;
+    Workspace *workspace = NULL;
+    Exec *exec = NULL;
+    assert_int_equal(registry_create(&registry), OK);
+    assert_int_equal(prog_create(registry, &p), OK);
+    p->dap = 4;
+    Val x = prog_input(p, "x", DT_F32, 2, (int64_t[]){3, 2});
+    p->value[x].t.shard = 1;
+    prog_output(p, "y", prog_add(p, OP_ALL_GATHER, 1, &x, &(OpAttr){.i = {1}}));
+    assert_int_equal(pass_plan(p, &(Switches){.dap = 4, .dp = 1}, &planned), OK);
+    assert_int_equal(store_create(backend, registry, PRECISION_F32, STORE_FORWARD, &store), OK);
+    assert_int_equal(workspace_create(backend, exec_workspace_bytes(backend, planned), &workspace), OK);
+    assert_int_equal(exec_create(backend, planned, store, workspace, NULL, &exec), OK);
+    double in[6] = {1, 2, 3, 4, 5, 6}, out[24];
+    assert_int_equal(store_write(store, 0, DT_F64, in, 6), OK);
+    assert_int_equal(exec_run(exec), OK);
+    assert_int_equal(exec_output(exec, "y", DT_F64, out, 24), OK);
+    for (int e = 0; e < 24; e++) assert_true(out[e] == in[e / 8 * 2 + e % 2]);
+    exec_destroy(&exec);
+    workspace_destroy(&workspace);
+    store_destroy(&store);
+    prog_destroy(&planned);
+    prog_destroy(&p);
+    registry_destroy(&registry);
+    kernels_close(&backend);
+}
+
+static void dap_that_does_not_divide_is_refused(void **state)
+{
+    (void)state;
+    Backend *backend = NULL;
+    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 2}, &backend), ERR_USAGE);
+    assert_string_equal(status_text(), "dap 2 does not divide the 1 rank of this job");
+    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 0}, &backend), ERR_USAGE);
+    char text[4096];
+    assert_int_not_equal(job(3, "worker 2", text, sizeof text), 0);
+    assert_non_null(strstr(text, "dap 2 does not divide the 3 ranks of this job"));
+    assert_int_equal(kernels_open("tpu", &(KernelOptions){.dap = 1}, &backend), ERR_USAGE);
+    assert_string_equal(status_text(), "unknown backend \"tpu\" (expected cpu or cuda)");
+}
+
+static void a_failing_rank_takes_the_job_down(void **state)
+{
+    (void)state;
+    char text[4096];
+    time_t start = time(NULL);
+    assert_int_not_equal(job(4, "fail", text, sizeof text), 0);
+    assert_non_null(strstr(text, "rank 1: no such file"));
+    assert_true(time(NULL) - start < 60);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && !strcmp(argv[1], "worker")) return worker(argv[2]);
+    if (argc == 2 && !strcmp(argv[1], "fail")) return failing_worker();
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
+    const struct CMUnitTest tests[] = {cmocka_unit_test(one_rank_is_a_group_of_its_own),
+                                       cmocka_unit_test(no_comm_fills_outputs_with_the_own_part),
+                                       cmocka_unit_test(two_ranks),
+                                       cmocka_unit_test(four_ranks),
+                                       cmocka_unit_test(eight_ranks),
+                                       cmocka_unit_test(dap_that_does_not_divide_is_refused),
+                                       cmocka_unit_test(a_failing_rank_takes_the_job_down)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
