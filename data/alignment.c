@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/alignment_rows.h"
 #include "data/residue.h"
 
 uint8_t alignment_letter_id(char letter)
@@ -17,12 +18,58 @@ static bool ends_with(const char *name, const char *ending)
     return length >= part && strcmp(name + length - part, ending) == 0;
 }
 
+static bool is_stockholm(const char *name)
+{
+    return ends_with(name, ".sto") || ends_with(name, ".sto.gz");
+}
+
+static Status parse_rows(const Text *text, bool stockholm, const DataLog *log, Arena *arena, RowBuilder *builder)
+{
+    TRY(text_check_no_nul(text));
+    TRY(rows_begin(builder, text, arena));
+    Status status = stockholm ? rows_parse_stockholm(builder, log) : rows_parse_a3m(builder);
+    if (status != OK)
+        rows_free(builder);
+    else if (builder->rows == 0)
+        data_warn(log, text->name, 0, "no rows: taken as no alignment");
+    return status;
+}
+
+static Status parse_msa(const Text *text, bool stockholm, const DataLog *log, Arena *arena, Msa *msa_out)
+{
+    RowBuilder builder;
+    TRY(parse_rows(text, stockholm, log, arena, &builder));
+    Status status = rows_finish(&builder, arena, msa_out);
+    rows_free(&builder);
+    return status;
+}
+
+Status alignment_parse_a3m(const Text *text, const DataLog *log, Arena *arena, Msa *msa_out)
+{
+    return parse_msa(text, false, log, arena, msa_out);
+}
+
+Status alignment_parse_stockholm(const Text *text, const DataLog *log, Arena *arena, Msa *msa_out)
+{
+    return parse_msa(text, true, log, arena, msa_out);
+}
+
+static Status check_name(const Text *text, const char *name)
+{
+    if (is_stockholm(name) || ends_with(name, ".a3m") || ends_with(name, ".a3m.gz")) return OK;
+    return status_fail_at(ERR_INPUT, text->name, 0, "\"%.100s\" is neither .a3m nor .sto", name);
+}
+
+Status rows_parse(const Text *text, const char *name, const DataLog *log, Arena *arena, RowBuilder *builder)
+{
+    TRY(check_name(text, name));
+    return parse_rows(text, is_stockholm(name), log, arena, builder);
+}
+
 Status alignment_parse(const Text *text, const char *name, const DataLog *log, Arena *arena, Msa *msa_out)
 {
-    if (ends_with(name, ".a3m") || ends_with(name, ".a3m.gz")) return alignment_parse_a3m(text, log, arena, msa_out);
-    if (ends_with(name, ".sto") || ends_with(name, ".sto.gz"))
-        return alignment_parse_stockholm(text, log, arena, msa_out);
-    return status_fail_at(ERR_INPUT, text->name, 0, "\"%.100s\" is neither .a3m nor .sto", name);
+    TRY(check_name(text, name));
+    return parse_msa(text, is_stockholm(name), log, arena, msa_out);
 }
 
 Status alignment_check_query(const Msa *msa, const char *name, const char *chain_id, const char *sequence)
@@ -62,28 +109,44 @@ typedef struct SeenRows {
     size_t slots;
 } SeenRows;
 
-static uint64_t odd_of(const Msa *msa, int64_t row)
-{
-    return msa->odd_letters ? msa->odd_letters[row] : 0;
-}
+/* One alignment to join: its insertions as a matrix or as a list in order of the rows. */
+typedef struct Part {
+    int64_t rows, columns;
+    const uint8_t *id;
+    const uint64_t *odd;      /* NULL: all 0 */
+    const int32_t *deletions; /* NULL: see insertion */
+    const Insertion *insertion, *insertion_end;
+} Part;
 
-/* Appends the row unless an equal one is there. */
-static void add_unless_seen(SeenRows *seen, const Msa *part, int64_t row, Msa *joined)
+/* The place of the row in `joined`, -1 if an equal one is there. */
+static int64_t add_unless_seen(SeenRows *seen, const Part *part, int64_t row, Msa *joined)
 {
     size_t columns = (size_t)part->columns;
-    const uint8_t *id = part->hhblits_id + (size_t)row * columns;
+    const uint8_t *id = part->id + (size_t)row * columns;
+    uint64_t odd = part->odd ? part->odd[row] : 0;
     size_t at = hash_row(id, columns) & (seen->slots - 1);
     for (; seen->slot[at]; at = (at + 1) & (seen->slots - 1)) {
         int64_t other = seen->slot[at] - 1;
-        if (joined->odd_letters[other] == odd_of(part, row) &&
-            memcmp(joined->hhblits_id + (size_t)other * columns, id, columns) == 0)
-            return;
+        if (joined->odd_letters[other] == odd && memcmp(joined->hhblits_id + (size_t)other * columns, id, columns) == 0)
+            return -1;
     }
-    size_t to = (size_t)joined->rows * columns;
-    memcpy(joined->hhblits_id + to, id, columns);
-    memcpy(joined->deletions + to, part->deletions + (size_t)row * columns, columns * sizeof *joined->deletions);
-    joined->odd_letters[joined->rows] = odd_of(part, row);
-    seen->slot[at] = ++joined->rows;
+    memcpy(joined->hhblits_id + (size_t)joined->rows * columns, id, columns);
+    joined->odd_letters[joined->rows] = odd;
+    seen->slot[at] = joined->rows + 1;
+    return joined->rows++;
+}
+
+static void add_part(SeenRows *seen, const Part *part, Msa *joined)
+{
+    const Insertion *next = part->insertion;
+    for (int64_t row = 0; row < part->rows; row++) {
+        int64_t place = add_unless_seen(seen, part, row, joined);
+        int32_t *deletions = joined->deletions + (place < 0 ? 0 : place) * joined->columns;
+        if (place >= 0 && part->deletions)
+            memcpy(deletions, part->deletions + row * part->columns, (size_t)part->columns * sizeof *deletions);
+        for (; next < part->insertion_end && next->row == row; next++)
+            if (place >= 0 && next->column < part->columns) deletions[next->column] = next->count;
+    }
 }
 
 static Status allocate(Arena *arena, int64_t rows, int64_t columns, Msa *msa_out)
@@ -110,7 +173,7 @@ static Status single_row(const char *sequence, int64_t length, Arena *arena, Msa
     return OK;
 }
 
-Status alignment_join(const Msa *parts, int64_t count, const char *sequence, Arena *arena, Msa *msa_out)
+static Status join(const Part *parts, int64_t count, const char *sequence, Arena *arena, Msa *msa_out)
 {
     int64_t total = 0, length = (int64_t)strlen(sequence);
     for (int64_t p = 0; p < count; p++) {
@@ -126,11 +189,41 @@ Status alignment_join(const Msa *parts, int64_t count, const char *sequence, Are
     while (seen.slots < 2 * (size_t)total) seen.slots *= 2;
     seen.slot = calloc(seen.slots, sizeof *seen.slot);
     if (!seen.slot) return status_fail(ERR_MEMORY, "no memory for an alignment of %lld rows", (long long)total);
-    for (int64_t p = 0; p < count; p++)
-        for (int64_t row = 0; row < parts[p].rows; row++) add_unless_seen(&seen, &parts[p], row, &joined);
+    for (int64_t p = 0; p < count; p++) add_part(&seen, &parts[p], &joined);
     free(seen.slot);
     *msa_out = joined;
     return OK;
+}
+
+Status alignment_join(const Msa *parts, int64_t count, const char *sequence, Arena *arena, Msa *msa_out)
+{
+    Part *part = calloc((size_t)count + 1, sizeof *part);
+    if (!part) return status_fail(ERR_MEMORY, "no memory for %lld alignments", (long long)count);
+    for (int64_t p = 0; p < count; p++)
+        part[p] = (Part){.rows = parts[p].rows,
+                         .columns = parts[p].columns,
+                         .id = parts[p].hhblits_id,
+                         .odd = parts[p].odd_letters,
+                         .deletions = parts[p].deletions};
+    Status status = join(part, count, sequence, arena, msa_out);
+    free(part);
+    return status;
+}
+
+Status rows_join(const RowBuilder *parts, int64_t count, const char *sequence, Arena *arena, Msa *msa_out)
+{
+    Part *part = calloc((size_t)count + 1, sizeof *part);
+    if (!part) return status_fail(ERR_MEMORY, "no memory for %lld alignments", (long long)count);
+    for (int64_t p = 0; p < count; p++)
+        part[p] = (Part){.rows = parts[p].rows,
+                         .columns = parts[p].columns,
+                         .id = parts[p].id,
+                         .odd = parts[p].odd,
+                         .insertion = parts[p].insertion,
+                         .insertion_end = parts[p].insertion ? parts[p].insertion + parts[p].insertions : NULL};
+    Status status = join(part, count, sequence, arena, msa_out);
+    free(part);
+    return status;
 }
 
 /* --- order of the databases ------------------------------------------------------------------------------------ */

@@ -73,7 +73,7 @@ static const char *trim(const char *line, const char *end)
     return end;
 }
 
-static Status parse_rows(RowBuilder *builder)
+Status rows_parse_a3m(RowBuilder *builder)
 {
     const Text *text = builder->text;
     const char *next = text->data, *stop = text->data + text->size, *header = NULL;
@@ -97,16 +97,4 @@ static Status parse_rows(RowBuilder *builder)
         TRY(add_line(builder, &letters, &row, line, end));
     }
     return header ? end_row(builder, &row, header) : OK;
-}
-
-Status alignment_parse_a3m(const Text *text, const DataLog *log, Arena *arena, Msa *msa_out)
-{
-    RowBuilder builder;
-    TRY(text_check_no_nul(text));
-    TRY(rows_begin(&builder, text, arena));
-    Status status = parse_rows(&builder);
-    if (status == OK) status = rows_finish(&builder, arena, msa_out);
-    if (status == OK && builder.rows == 0) data_warn(log, text->name, 0, "no rows: taken as no alignment");
-    rows_free(&builder);
-    return status;
 }

@@ -98,7 +98,7 @@ void rows_free(RowBuilder *builder)
     builder->odd = NULL;
 }
 
-Status rows_finish(RowBuilder *builder, Arena *arena, Msa *msa_out)
+Status rows_finish(const RowBuilder *builder, Arena *arena, Msa *msa_out)
 {
     size_t rows = (size_t)builder->rows, columns = rows ? (size_t)builder->columns : 0;
     Msa msa = {.rows = builder->rows, .columns = (int64_t)columns, .hhblits_id = builder->id};

@@ -46,9 +46,17 @@ Status rows_begin(RowBuilder *builder, const Text *text, Arena *arena);
 Status rows_insert(RowBuilder *builder, int64_t column, int64_t count);
 /* Ends a row of `width` ids (already stored at id + used); `odd` as in Msa. */
 Status rows_end(RowBuilder *builder, int64_t width, uint64_t odd, const char *at);
-/* The rows as an Msa; frees what the builder allocated. */
-Status rows_finish(RowBuilder *builder, Arena *arena, Msa *msa_out);
 void rows_free(RowBuilder *builder);
+
+/* A whole file, by the ending of `name`. After an error there is nothing to free; builder->text must not be used once
+ * the text is closed. */
+Status rows_parse(const Text *text, const char *name, const DataLog *log, Arena *arena, RowBuilder *builder);
+Status rows_parse_a3m(RowBuilder *builder);
+Status rows_parse_stockholm(RowBuilder *builder, const DataLog *log);
+/* The rows as an Msa. */
+Status rows_finish(const RowBuilder *builder, Arena *arena, Msa *msa_out);
+/* alignment_join without a deletion matrix for every part: most of its pages would be touched for nothing. */
+Status rows_join(const RowBuilder *parts, int64_t count, const char *sequence, Arena *arena, Msa *msa_out);
 
 /* Adds a letter that shares its id to the hash of a row. */
 uint64_t odd_letter_add(uint64_t hash, int64_t column, char letter);

@@ -219,17 +219,11 @@ static Status build(const Stockholm *file, RowBuilder *builder)
     return status;
 }
 
-Status alignment_parse_stockholm(const Text *text, const DataLog *log, Arena *arena, Msa *msa_out)
+Status rows_parse_stockholm(RowBuilder *builder, const DataLog *log)
 {
-    Stockholm file = {.text = text, .last_row = -1};
-    RowBuilder builder;
-    TRY(text_check_no_nul(text));
-    TRY(rows_begin(&builder, text, arena));
+    Stockholm file = {.text = builder->text, .last_row = -1};
     Status status = collect(&file, log);
-    if (status == OK) status = build(&file, &builder);
-    if (status == OK) status = rows_finish(&builder, arena, msa_out);
-    if (status == OK && file.rows == 0) data_warn(log, text->name, 0, "no rows: taken as no alignment");
-    rows_free(&builder);
+    if (status == OK) status = build(&file, builder);
     free(file.piece);
     free(file.row);
     free(file.slot);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "data/alignment.h"
+#include "data/alignment_rows.h"
 #include "data/archive_internal.h"
 #include "data/folder.h"
 #include "data/hhr.h"
@@ -122,28 +123,45 @@ Status archive_file_read(const ArchiveFile *file, const char *chain, Text *text_
 /* --- what is in them -------------------------------------------------------------------------------------------- */
 
 static Status read_part(const Archive *archive, const ArchiveFile *file, const char *chain, const char *sequence,
-                        Arena *arena, Msa *msa_out)
+                        Arena *arena, RowBuilder *part)
 {
     Text text = {0};
     TRY(archive_file_read(file, chain, &text));
-    Status status = alignment_parse(&text, file->name, archive->log, arena, msa_out);
-    if (status == OK) status = alignment_check_query(msa_out, text.name, chain, sequence);
+    Status status = rows_parse(&text, file->name, archive->log, arena, part);
+    if (status == OK) {
+        const Msa first = {.rows = part->rows, .columns = part->columns, .hhblits_id = part->id};
+        status = alignment_check_query(&first, text.name, chain, sequence);
+        if (status != OK) rows_free(part);
+    }
     text_close(&text);
     return status;
+}
+
+static Status read_parts(const Archive *archive, const char *chain, const char *sequence, Arena *scratch,
+                         RowBuilder **parts_out, int64_t *count_out)
+{
+    ArchiveFile *files;
+    int64_t count;
+    TRY(archive_chain_files(archive, chain, scratch, &files, &count));
+    RowBuilder *parts = arena_array(scratch, (size_t)count, sizeof *parts);
+    if (!parts) return status_fail(ERR_MEMORY, "out of memory");
+    *parts_out = parts;
+    for (int64_t i = 0; i < count; i++) {
+        if (!is_alignment(files[i].name)) continue;
+        TRY(read_part(archive, &files[i], chain, sequence, scratch, &parts[*count_out]));
+        ++*count_out;
+    }
+    return OK;
 }
 
 Status archive_chain_msa(const Archive *archive, const char *chain, const char *sequence, Arena *arena, Msa *msa_out)
 {
     Arena scratch = {0}; /* the parts, dropped once they are joined */
-    ArchiveFile *files;
-    int64_t count, parts = 0;
-    Status status = archive_chain_files(archive, chain, &scratch, &files, &count);
-    Msa *part = status == OK ? arena_array(&scratch, (size_t)count, sizeof *part) : NULL;
-    if (status == OK && !part) status = status_fail(ERR_MEMORY, "out of memory");
-    for (int64_t i = 0; status == OK && i < count; i++)
-        if (is_alignment(files[i].name))
-            status = read_part(archive, &files[i], chain, sequence, &scratch, &part[parts++]);
-    if (status == OK) status = alignment_join(part, parts, sequence, arena, msa_out);
+    RowBuilder *parts = NULL;
+    int64_t count = 0;
+    Status status = read_parts(archive, chain, sequence, &scratch, &parts, &count);
+    if (status == OK) status = rows_join(parts, count, sequence, arena, msa_out);
+    for (int64_t i = 0; i < count; i++) rows_free(&parts[i]);
     arena_free(&scratch);
     return status;
 }
