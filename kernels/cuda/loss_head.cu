@@ -1,0 +1,537 @@
+/* Losses of the heads' logits, torsion loss and the total (AlphaFold2 supplement 1.9.1, 1.9.6, 1.9.8 to 1.9.10); the
+ * equations are beside the CPU kernels. */
+#include "kernels/cuda/loss.cuh"
+
+enum { ATOMS37 = 37, ATOM_CA = 1 };
+
+/* loss = sum(partial) / denominator[0] */
+__global__ void loss_mean_kernel(const double *partial, int64_t n, const double *denominator, float *loss)
+{
+    __shared__ double shared[WARP];
+    double sum = array_sum(partial, n, shared);
+    if (threadIdx.x == 0) *loss = (float)(sum / *denominator);
+}
+
+/* denominator = eps + sum mask[first + step i], squared sum for pairs */
+__global__ void loss_denominator_kernel(const float *mask, int64_t n, int64_t step, double eps, bool pairs,
+                                        double *denominator)
+{
+    __shared__ double shared[WARP];
+    double sum = array_sum(mask, n, shared, step);
+    if (threadIdx.x == 0) *denominator = eps + (pairs ? sum * sum : sum);
+}
+
+/* ---- distogram
+ * ---------------------------------------------------------------------------------------------------------- */
+
+struct Distogram {
+    int64_t n;
+    int bins;
+    double min, max;
+    const float *logits, *beta, *mask;
+};
+
+/* Number of edges below the squared distance; edges are squares of equidistant numbers, one less than bins; by a warp.
+ */
+__device__ int distance_bin(const Distogram &d, int64_t i, int64_t j)
+{
+    const float *a = d.beta + 3 * i, *b = d.beta + 3 * j;
+    float x = a[0] - b[0], y = a[1] - b[1], z = a[2] - b[2], square = x * x + y * y + z * z;
+    double step = d.bins > 2 ? (d.max - d.min) / (double)(d.bins - 2) : 0;
+    int bin = 0;
+    for (int k = threadIdx.x % WARP; k < d.bins - 1; k += WARP) {
+        double edge = k < (d.bins - 1) / 2 ? d.min + step * (double)k : d.max - step * (double)(d.bins - 2 - k);
+        bin += square > (float)edge * (float)edge;
+    }
+    for (int s = WARP / 2; s > 0; s /= 2) bin += __shfl_xor_sync(0xffffffffu, bin, s);
+    return bin;
+}
+
+/* a warp per pair; partial: a sum per block */
+__global__ void distogram_kernel(Distogram d, double *partial)
+{
+    __shared__ double shared[LOSS_WARPS];
+    int64_t pair = global_warp(), i = pair / d.n, j = pair % d.n;
+    double term = 0;
+    if (pair < d.n * d.n) {
+        float m = d.mask[i] * d.mask[j], norm;
+        if (m != 0)
+            term = (double)(m * warp_cross_entropy(d.logits + pair * d.bins, d.bins, distance_bin(d, i, j), &norm));
+    }
+    double sum = block_sum_double(threadIdx.x % WARP == 0 ? term : 0, shared);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void distogram_bwd_kernel(Distogram d, const float *dl, const double *denominator, float *dlogits)
+{
+    int64_t pair = global_warp(), i = pair / d.n, j = pair % d.n;
+    if (pair >= d.n * d.n) return;
+    float scale = *dl == 0 ? 0.0f : (float)((double)*dl / *denominator) * d.mask[i] * d.mask[j];
+    warp_cross_entropy_bwd(d.logits + pair * d.bins, d.bins, distance_bin(d, i, j), scale, dlogits + pair * d.bins);
+}
+
+static Distogram distogram_set(const OpCall *call, int first)
+{
+    const Tensor *logits = call->in_tensor[first];
+    const double *f = call->op->attr.f;
+    return {logits->dim[0], (int)logits->dim[2], f[0], f[1], F32_IN(first), F32_IN(first + 1), F32_IN(first + 2)};
+}
+
+static size_t distogram_scratch(const OpCall *call)
+{
+    int64_t n = call->in_tensor[call->op->kind == OP_LOSS_DISTOGRAM_BWD]->dim[0];
+    return (1 + (size_t)blocks_for(n * n, LOSS_WARPS)) * sizeof(double);
+}
+
+static Status distogram(CudaContext *context, const OpCall *call)
+{
+    Distogram d = distogram_set(call, 0);
+    double *denominator = (double *)call->scratch, *partial = denominator + 1;
+    unsigned blocks = blocks_for(d.n * d.n, LOSS_WARPS);
+    loss_denominator_kernel<<<1, SUM_THREADS, 0, context->stream>>>(d.mask, d.n, 1, call->op->attr.f[2], true,
+                                                                    denominator);
+    distogram_kernel<<<blocks, LOSS_THREADS, 0, context->stream>>>(d, partial);
+    loss_mean_kernel<<<1, SUM_THREADS, 0, context->stream>>>(partial, blocks, denominator, F32_OUT(0));
+    return cuda_launched("loss_distogram");
+}
+
+static Status distogram_bwd(CudaContext *context, const OpCall *call)
+{
+    Distogram d = distogram_set(call, 1);
+    double *denominator = (double *)call->scratch;
+    loss_denominator_kernel<<<1, SUM_THREADS, 0, context->stream>>>(d.mask, d.n, 1, call->op->attr.f[2], true,
+                                                                    denominator);
+    distogram_bwd_kernel<<<blocks_for(d.n * d.n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
+        d, F32_IN(0), denominator, F32_OUT(0));
+    return cuda_launched("loss_distogram_bwd");
+}
+
+/* ---- masked MSA
+ * ------------------------------------------------------------------------------------------------------------- */
+
+__device__ int class_of(const int32_t *target, int64_t row, int classes)
+{
+    int c = target[row]; /* refused when a batch is made: the clamp keeps a wild value inside the logits */
+    return c < 0 ? 0 : (c >= classes ? classes - 1 : c);
+}
+
+/* a warp per position */
+__global__ void masked_msa_kernel(int64_t rows, int classes, const float *logits, const int32_t *target,
+                                  const float *mask, double *partial)
+{
+    __shared__ double shared[LOSS_WARPS];
+    int64_t row = global_warp();
+    double term = 0;
+    if (row < rows && mask[row] != 0) {
+        float norm;
+        term = (double)(mask[row] *
+                        warp_cross_entropy(logits + row * classes, classes, class_of(target, row, classes), &norm));
+    }
+    double sum = block_sum_double(threadIdx.x % WARP == 0 ? term : 0, shared);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void masked_msa_bwd_kernel(int64_t rows, int classes, const float *dl, const float *logits,
+                                      const int32_t *target, const float *mask, const double *denominator,
+                                      float *dlogits)
+{
+    int64_t row = global_warp();
+    if (row >= rows) return;
+    float scale = *dl == 0 ? 0.0f : (float)((double)*dl / *denominator) * mask[row];
+    warp_cross_entropy_bwd(logits + row * classes, classes, class_of(target, row, classes), scale,
+                           dlogits + row * classes);
+}
+
+static size_t masked_msa_scratch(const OpCall *call)
+{
+    int64_t rows = tensor_rows(call->in_tensor[call->op->kind == OP_LOSS_MASKED_MSA_BWD]);
+    return (1 + (size_t)blocks_for(rows, LOSS_WARPS)) * sizeof(double);
+}
+
+static Status masked_msa(CudaContext *context, const OpCall *call)
+{
+    int64_t rows = tensor_rows(call->in_tensor[0]);
+    double *denominator = (double *)call->scratch, *partial = denominator + 1;
+    unsigned blocks = blocks_for(rows, LOSS_WARPS);
+    loss_denominator_kernel<<<1, SUM_THREADS, 0, context->stream>>>(F32_IN(2), rows, 1, call->op->attr.f[0], false,
+                                                                    denominator);
+    masked_msa_kernel<<<blocks, LOSS_THREADS, 0, context->stream>>>(rows, (int)tensor_last(call->in_tensor[0]),
+                                                                    F32_IN(0), I32_IN(1), F32_IN(2), partial);
+    loss_mean_kernel<<<1, SUM_THREADS, 0, context->stream>>>(partial, blocks, denominator, F32_OUT(0));
+    return cuda_launched("loss_masked_msa");
+}
+
+static Status masked_msa_bwd(CudaContext *context, const OpCall *call)
+{
+    int64_t rows = tensor_rows(call->in_tensor[1]);
+    double *denominator = (double *)call->scratch;
+    loss_denominator_kernel<<<1, SUM_THREADS, 0, context->stream>>>(F32_IN(3), rows, 1, call->op->attr.f[0], false,
+                                                                    denominator);
+    masked_msa_bwd_kernel<<<blocks_for(rows, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
+        rows, (int)tensor_last(call->in_tensor[1]), F32_IN(0), F32_IN(1), I32_IN(2), F32_IN(3), denominator,
+        F32_OUT(0));
+    return cuda_launched("loss_masked_msa_bwd");
+}
+
+/* ---- pLDDT
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
+
+/* False also for an unknown resolution (NaN). */
+__device__ bool resolution_counts(const float *resolution, double min, double max)
+{
+    return (double)*resolution >= min && (double)*resolution <= max;
+}
+
+__device__ double ca_distance(const float *x, int64_t i, int64_t j, double eps)
+{
+    const float *a = x + 3 * (ATOMS37 * i + ATOM_CA), *b = x + 3 * (ATOMS37 * j + ATOM_CA);
+    double d[3] = {(double)a[0] - b[0], (double)a[1] - b[1], (double)a[2] - b[2]};
+    return sqrt(eps + (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]));
+}
+
+/* lDDT of CA, a warp per residue */
+__global__ void lddt_ca_kernel(int64_t n, double cutoff, double eps, const float *x, const float *gt,
+                               const float *exists, float *lddt)
+{
+    int64_t i = global_warp();
+    if (i >= n) return;
+    double scored = 0, kept = 0;
+    for (int64_t j = threadIdx.x % WARP; j < n; j += WARP) {
+        double m = (double)exists[ATOMS37 * i + ATOM_CA] * (double)exists[ATOMS37 * j + ATOM_CA];
+        if (i == j || m == 0) continue;
+        double truth = ca_distance(gt, i, j, eps);
+        if (!(truth < cutoff)) continue;
+        double error = fabs(truth - ca_distance(x, i, j, eps));
+        scored += m;
+        kept += m * 0.25 * ((error < 0.5) + (error < 1) + (error < 2) + (error < 4));
+    }
+    scored = warp_sum_double(scored);
+    kept = warp_sum_double(kept);
+    if (threadIdx.x % WARP == 0) lddt[i] = (float)((eps + kept) / (eps + scored));
+}
+
+__device__ int lddt_bin(float lddt, int bins)
+{
+    float scaled = lddt * (float)bins;
+    if (!(scaled > 0)) return 0; /* also NaN: the loss is NaN then anyway */
+    return scaled < (float)bins ? (int)scaled : bins - 1;
+}
+
+/* one block: few residues */
+__global__ void plddt_kernel(int64_t n, int bins, double low, double high, double eps, const float *logits,
+                             const float *lddt, const float *exists, const float *resolution, float *loss)
+{
+    __shared__ double shared[WARP];
+    double term = 0, count = array_sum(exists + ATOM_CA, n, shared, ATOMS37);
+    bool counts = resolution_counts(resolution, low, high);
+    for (int64_t i = threadIdx.x / WARP; i < n && counts; i += blockDim.x / WARP) {
+        float m = exists[ATOMS37 * i + ATOM_CA], norm;
+        if (m != 0) term += (double)(m * warp_cross_entropy(logits + i * bins, bins, lddt_bin(lddt[i], bins), &norm));
+    }
+    term = block_sum_double(threadIdx.x % WARP == 0 ? term : 0, shared);
+    if (threadIdx.x == 0) *loss = (float)(term / (eps + count));
+}
+
+static Status plddt(CudaContext *context, const OpCall *call)
+{
+    int64_t n = call->in_tensor[0]->dim[0];
+    const double *f = call->op->attr.f;
+    lddt_ca_kernel<<<blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(n, f[0], f[3], F32_IN(1), F32_IN(2),
+                                                                                    F32_IN(3), F32_OUT(1));
+    plddt_kernel<<<1, SUM_THREADS, 0, context->stream>>>(n, (int)call->in_tensor[0]->dim[1], f[1], f[2], f[3],
+                                                         F32_IN(0), F32_OUT(1), F32_IN(3), F32_IN(4), F32_OUT(0));
+    return cuda_launched("loss_plddt");
+}
+
+__global__ void plddt_bwd_kernel(int64_t n, int bins, double low, double high, double eps, const float *dl,
+                                 const float *logits, const float *lddt, const float *exists, const float *resolution,
+                                 float *dlogits)
+{
+    __shared__ double shared[LOSS_WARPS];
+    double count = array_sum(exists + ATOM_CA, n, shared, ATOMS37);
+    int64_t i = global_warp();
+    if (i >= n) return;
+    bool counts = *dl != 0 && resolution_counts(resolution, low, high);
+    float scale = counts ? (float)((double)*dl / (eps + count)) * exists[ATOMS37 * i + ATOM_CA] : 0.0f;
+    warp_cross_entropy_bwd(logits + i * bins, bins, lddt_bin(lddt[i], bins), scale, dlogits + i * bins);
+}
+
+static Status plddt_bwd(CudaContext *context, const OpCall *call)
+{
+    int64_t n = call->in_tensor[1]->dim[0];
+    const double *f = call->op->attr.f;
+    plddt_bwd_kernel<<<blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
+        n, (int)call->in_tensor[1]->dim[1], f[1], f[2], f[3], F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
+        F32_OUT(0));
+    return cuda_launched("plddt_bwd_kernel");
+}
+
+/* 100 x expected lDDT, a warp per row */
+__global__ void plddt_score_kernel(int64_t n, int bins, const float *logits, float *score)
+{
+    int64_t i = global_warp();
+    if (i >= n) return;
+    float norm, sum = 0;
+    warp_cross_entropy(logits + i * bins, bins, 0, &norm);
+    for (int k = threadIdx.x % WARP; k < bins; k += WARP) sum += expf(logits[i * bins + k] - norm) * ((float)k + 0.5f);
+    sum = lanes_sum<WARP>(sum);
+    if (threadIdx.x % WARP == 0) score[i] = 100 * sum / (float)bins;
+}
+
+static Status plddt_score(CudaContext *context, const OpCall *call)
+{
+    int64_t n = tensor_rows(call->in_tensor[0]);
+    plddt_score_kernel<<<blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
+        n, (int)tensor_last(call->in_tensor[0]), F32_IN(0), F32_OUT(0));
+    return cuda_launched("plddt_score_kernel");
+}
+
+/* ---- experimentally resolved
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* one block */
+__global__ void resolved_kernel(int64_t count, double low, double high, double eps, const float *x,
+                                const float *resolved, const float *exists, const float *resolution, float *loss)
+{
+    __shared__ double shared[WARP];
+    double sum = 0, atoms = array_sum(exists, count, shared);
+    bool counts = resolution_counts(resolution, low, high);
+    for (int64_t i = threadIdx.x; i < count && counts; i += blockDim.x) {
+        if (exists[i] == 0) continue;
+        double softplus = x[i] > 0 ? x[i] + log1p(exp(-(double)x[i])) : log1p(exp((double)x[i]));
+        sum += (double)exists[i] * (softplus - (double)resolved[i] * (double)x[i]);
+    }
+    sum = block_sum_double(sum, shared);
+    if (threadIdx.x == 0) *loss = (float)(sum / (eps + atoms));
+}
+
+static Status resolved(CudaContext *context, const OpCall *call)
+{
+    const double *f = call->op->attr.f;
+    resolved_kernel<<<1, SUM_THREADS, 0, context->stream>>>(tensor_count(call->in_tensor[0]), f[0], f[1], f[2],
+                                                            F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_OUT(0));
+    return cuda_launched("resolved_kernel");
+}
+
+__global__ void resolved_bwd_kernel(int64_t count, double low, double high, double eps, const float *dl, const float *x,
+                                    const float *resolved, const float *exists, const float *resolution, float *dx)
+{
+    __shared__ double shared[WARP];
+    double atoms = array_sum(exists, count, shared);
+    double scale = *dl != 0 && resolution_counts(resolution, low, high) ? (double)*dl / (eps + atoms) : 0;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (int64_t)gridDim.x * blockDim.x)
+        dx[i] = exists[i] == 0 || scale == 0 ? 0.0f : (float)scale * exists[i] * (1 / (1 + expf(-x[i])) - resolved[i]);
+}
+
+static Status resolved_bwd(CudaContext *context, const OpCall *call)
+{
+    const double *f = call->op->attr.f;
+    resolved_bwd_kernel<<<8, SUM_THREADS, 0, context->stream>>>(tensor_count(call->in_tensor[1]), f[0], f[1], f[2],
+                                                                F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
+                                                                F32_OUT(0));
+    return cuda_launched("resolved_bwd_kernel");
+}
+
+/* ---- torsion
+ * ------------------------------------------------------------------------------------------------------------------------
+ */
+
+enum { ANGLES = 7, CHIS = 4, FIRST_CHI = 3 };
+
+struct Torsion {
+    int64_t blocks, n;
+    double chi_weight, norm_weight, eps, mean_eps;
+    const float *angle, *raw;
+    const int32_t *aatype;
+    const float *seq_mask, *chi_mask, *chi, *pi_periodic;
+};
+
+static Torsion torsion_set(const OpCall *call, int first)
+{
+    const Tensor *angle = call->in_tensor[first];
+    const double *f = call->op->attr.f;
+    return {angle->dim[0],
+            angle->dim[1],
+            f[0],
+            f[1],
+            f[2],
+            f[3],
+            F32_IN(first),
+            F32_IN(first + 1),
+            I32_IN(first + 2),
+            F32_IN(first + 3),
+            F32_IN(first + 4),
+            F32_IN(first + 5),
+            F32_IN(first + 6)};
+}
+
+/* weights over the denominators of the two means */
+__device__ void torsion_scales(const Torsion &t, double *shared, double *chi, double *norm)
+{
+    double chis = array_sum(t.chi_mask, CHIS * t.n, shared), residues = array_sum(t.seq_mask, t.n, shared);
+    *chi = 1 / (t.mean_eps + (double)t.blocks * chis);
+    *norm = 1 / (t.mean_eps + (double)t.blocks * ANGLES * residues);
+}
+
+/* The closer of the two equivalent true angles; diff = predicted - true. */
+__device__ float chi_error(const Torsion &t, int64_t row, int64_t i, int k, float *diff)
+{
+    const float *a = t.angle + 2 * (ANGLES * row + FIRST_CHI + k), *c = t.chi + 2 * (CHIS * i + k);
+    int type = t.aatype[i] < 0 || t.aatype[i] > 20 ? 20 : t.aatype[i];
+    float turn = 1 - 2 * t.pi_periodic[CHIS * type + k], best = 0;
+    for (int side = 0; side < 2; side++) {
+        float x = a[0] - (side ? turn * c[0] : c[0]), y = a[1] - (side ? turn * c[1] : c[1]), e = x * x + y * y;
+        if (side && e >= best) continue;
+        best = e;
+        diff[0] = x;
+        diff[1] = y;
+    }
+    return best;
+}
+
+__device__ double raw_norm(const Torsion &t, int64_t angle)
+{
+    double a = t.raw[2 * angle], b = t.raw[2 * angle + 1];
+    return sqrt(a * a + b * b + t.eps);
+}
+
+/* one block: blocks x residues x 11 terms */
+__global__ void torsion_kernel(Torsion t, float *loss, float *chi_out, float *norm_out)
+{
+    __shared__ double shared[WARP];
+    double chi_scale, norm_scale, chi = 0, norm = 0;
+    torsion_scales(t, shared, &chi_scale, &norm_scale);
+    for (int64_t row = threadIdx.x; row < t.blocks * t.n; row += blockDim.x) {
+        int64_t i = row % t.n;
+        float diff[2];
+        for (int k = 0; k < CHIS; k++)
+            if (t.chi_mask[CHIS * i + k] != 0)
+                chi += (double)(t.chi_mask[CHIS * i + k] * chi_error(t, row, i, k, diff));
+        for (int k = 0; k < ANGLES && t.seq_mask[i] != 0; k++)
+            norm += (double)t.seq_mask[i] * fabs(raw_norm(t, ANGLES * row + k) - 1);
+    }
+    chi = block_sum_double(chi, shared) * chi_scale;
+    norm = block_sum_double(norm, shared) * norm_scale;
+    if (threadIdx.x) return;
+    *loss = (float)(t.chi_weight * chi + t.norm_weight * norm);
+    *chi_out = (float)chi;
+    *norm_out = (float)norm;
+}
+
+static Status torsion(CudaContext *context, const OpCall *call)
+{
+    torsion_kernel<<<1, SUM_THREADS, 0, context->stream>>>(torsion_set(call, 0), F32_OUT(0), F32_OUT(1), F32_OUT(2));
+    return cuda_launched("torsion_kernel");
+}
+
+/* a thread per angle */
+__global__ void torsion_bwd_kernel(Torsion t, const float *dl, float *dangle, float *draw)
+{
+    __shared__ double shared[WARP];
+    double chi_scale, norm_scale;
+    torsion_scales(t, shared, &chi_scale, &norm_scale);
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = e / ANGLES, i = row % t.n;
+    if (row >= t.blocks * t.n) return;
+    int k = (int)(e % ANGLES);
+    float da[2] = {0, 0}, dr[2] = {0, 0}, diff[2];
+    if (*dl != 0) {
+        float m = k >= FIRST_CHI ? t.chi_mask[CHIS * i + k - FIRST_CHI] : 0;
+        if (m != 0) {
+            chi_error(t, row, i, k - FIRST_CHI, diff);
+            float chi = (float)((double)*dl * t.chi_weight * chi_scale);
+            for (int a = 0; a < 2; a++) da[a] = 2 * chi * m * diff[a];
+        }
+        if (t.seq_mask[i] != 0) {
+            double length = raw_norm(t, e), excess = length - 1;
+            double slope =
+                (double)*dl * t.norm_weight * norm_scale * t.seq_mask[i] * ((excess > 0) - (excess < 0)) / length;
+            for (int a = 0; a < 2; a++) dr[a] = (float)(slope * t.raw[2 * e + a]);
+        }
+    }
+    for (int a = 0; a < 2; a++) {
+        dangle[2 * e + a] = da[a];
+        draw[2 * e + a] = dr[a];
+    }
+}
+
+static Status torsion_bwd(CudaContext *context, const OpCall *call)
+{
+    Torsion t = torsion_set(call, 1);
+    torsion_bwd_kernel<<<blocks_for(ANGLES * t.blocks * t.n, LOSS_THREADS), LOSS_THREADS, 0, context->stream>>>(
+        t, F32_IN(0), F32_OUT(0), F32_OUT(1));
+    return cuda_launched("torsion_bwd_kernel");
+}
+
+/* ---- total
+ * ----------------------------------------------------------------------------------------------------------------------------
+ */
+
+struct Terms {
+    int n;
+    const float *in[ATTR_REALS];
+    float *out[ATTR_REALS];
+    double weight[ATTR_REALS];
+};
+
+__device__ double length_scale(const int32_t *length, int64_t crop)
+{
+    int64_t l = *length < crop ? *length : crop;
+    return sqrt(l > 0 ? (double)l : 0.0);
+}
+
+__global__ void total_kernel(Terms t, const int32_t *length, int64_t crop, float *total, float *weighted)
+{
+    double sum = 0;
+    for (int k = 0; k < t.n; k++)
+        if (isfinite(*t.in[k])) sum += t.weight[k] * (double)*t.in[k];
+    *total = (float)(sum * length_scale(length, crop));
+    *weighted = (float)sum;
+}
+
+static Status total(CudaContext *context, const OpCall *call)
+{
+    Terms t = {};
+    t.n = call->op->n_in - 1;
+    for (int k = 0; k < t.n && k < ATTR_REALS; k++) {
+        t.in[k] = F32_IN(k + 1);
+        t.weight[k] = call->op->attr.f[k];
+    }
+    total_kernel<<<1, 1, 0, context->stream>>>(t, I32_IN(0), call->op->attr.i[0], F32_OUT(0), F32_OUT(1));
+    return cuda_launched("total_kernel");
+}
+
+__global__ void total_bwd_kernel(Terms t, const float *dtotal, const int32_t *length, int64_t crop)
+{
+    double d = (double)*dtotal * length_scale(length, crop);
+    for (int k = 0; k < t.n; k++)
+        if (t.out[k]) *t.out[k] = isfinite(*t.in[k]) ? (float)(d * t.weight[k]) : 0.0f;
+}
+
+static Status total_bwd(CudaContext *context, const OpCall *call)
+{
+    Terms t = {};
+    t.n = call->op->n_out;
+    for (int k = 0; k < t.n && k < ATTR_REALS; k++) {
+        t.in[k] = F32_IN(k + 2);
+        t.out[k] = F32_OUT(k);
+        t.weight[k] = call->op->attr.f[k];
+    }
+    total_bwd_kernel<<<1, 1, 0, context->stream>>>(t, F32_IN(0), I32_IN(1), call->op->attr.i[0]);
+    return cuda_launched("total_bwd_kernel");
+}
+
+const CudaEntry cuda_loss_head[] = {{OP_LOSS_DISTOGRAM, distogram, distogram_scratch},
+                                    {OP_LOSS_DISTOGRAM_BWD, distogram_bwd, distogram_scratch},
+                                    {OP_LOSS_MASKED_MSA, masked_msa, masked_msa_scratch},
+                                    {OP_LOSS_MASKED_MSA_BWD, masked_msa_bwd, masked_msa_scratch},
+                                    {OP_LOSS_PLDDT, plddt, NULL},
+                                    {OP_LOSS_PLDDT_BWD, plddt_bwd, NULL},
+                                    {OP_PLDDT_SCORE, plddt_score, NULL},
+                                    {OP_LOSS_RESOLVED, resolved, NULL},
+                                    {OP_LOSS_RESOLVED_BWD, resolved_bwd, NULL},
+                                    {OP_LOSS_TORSION, torsion, NULL},
+                                    {OP_LOSS_TORSION_BWD, torsion_bwd, NULL},
+                                    {OP_LOSS_TOTAL, total, NULL},
+                                    {OP_LOSS_TOTAL_BWD, total_bwd, NULL},
+                                    {OP_COUNT, NULL, NULL}};
