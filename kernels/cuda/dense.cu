@@ -27,40 +27,10 @@ static Status bias_launch(const OpCall *call, void *y, DType type, const float *
     return cuda_launched("bias_kernel");
 }
 
-/* Columns of a grouped product, each with its own output and bias. */
-struct GroupEpilogue {
-    bf16 *y[GROUP_MAX];
-    const float *bias[GROUP_MAX];
-    int start[GROUP_MAX + 1];
-    int members;
-    bool relu;
-    __device__ __forceinline__ void operator()(int, int row, int column, float (&v)[8]) const
-    {
-        bf16 *target = y[0];
-        const float *b = bias[0];
-        int from = 0, to = start[1];
-#pragma unroll
-        for (int k = 1; k < GROUP_MAX; k++)
-            if (k < members && column >= start[k]) target = y[k], b = bias[k], from = start[k], to = start[k + 1];
-        int at = column - from;
-        if (b) {
-            float add[8];
-            load_floats<8>(b + at, add);
-#pragma unroll
-            for (int j = 0; j < 8; j++) v[j] += add[j];
-        }
-        if (relu) {
-#pragma unroll
-            for (int j = 0; j < 8; j++) v[j] = fmaxf(v[j], 0.0f);
-        }
-        store_floats<8>(target + (int64_t)row * (to - from) + at, v);
-    }
-};
-
 /* Operands of y_k = x W_k^T + b_k. */
 typedef struct Group {
     int members;
-    int64_t rows, inner, columns; /* columns of all members */
+    int64_t rows, inner;
     int64_t out[GROUP_MAX];
     const void *x, *w[GROUP_MAX];
     const float *bias[GROUP_MAX];
@@ -69,48 +39,93 @@ typedef struct Group {
     bool relu;
 } Group;
 
-static bool group_is_one_matrix(const Group *g)
+struct BiasList {
+    const float *p[GROUP_MAX];
+    int count;
+    int64_t width;
+};
+
+/* Biases of a batch, side by side in bf16: the type that the library's epilogue takes beside bf16 results. */
+__global__ void lower_biases_kernel(BiasList list, bf16 *low)
 {
-    for (int k = 1; k < g->members; k++)
-        if ((const char *)g->w[k] !=
-            (const char *)g->w[k - 1] + g->out[k - 1] * g->inner * (int64_t)dtype_size(g->type))
-            return false;
-    return true;
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= list.width) return;
+    for (int k = 0; k < list.count; k++) low[k * list.width + e] = from_float<bf16>(list.p[k][e]);
 }
 
-/* The tiled kernel: one product for all members, bias and relu in its epilogue. */
-static bool group_tiled(const Group *g, TileProblem *p, GroupEpilogue *e)
+static int64_t element_gap(const void *from, const void *to, DType type)
 {
-    if (g->type != DT_BF16 || g->rows < 1024 || !group_is_one_matrix(g)) return false;
-    memset(p, 0, sizeof *p);
-    memset(e, 0, sizeof *e);
-    p->a = (const bf16 *)g->x, p->b = (const bf16 *)g->w[0];
-    p->m = (int)g->rows, p->n = (int)g->columns, p->k = (int)g->inner;
-    p->lda = p->ldb = g->inner;
-    e->members = g->members;
-    e->relu = g->relu;
-    for (int k = 0; k < g->members; k++) {
-        if (g->out[k] % 8 != 0 || !aligned16(g->y[k]) || !aligned16(g->bias[k])) return false;
-        e->y[k] = (bf16 *)g->y[k];
-        e->bias[k] = g->bias[k];
-        e->start[k + 1] = e->start[k] + (int)g->out[k];
+    return ((const char *)to - (const char *)from) / (int64_t)dtype_size(type);
+}
+
+/* How many members from `first` on are one batched product: same width, a bias each or none, equal distances of weights
+ * and of outputs. */
+static int group_run_length(const Group *g, int first)
+{
+    int length = 1;
+    if (first + 1 >= g->members) return 1;
+    int64_t dw = element_gap(g->w[first], g->w[first + 1], g->type);
+    int64_t dy = element_gap(g->y[first], g->y[first + 1], g->type);
+    if (dw % 8 != 0 || dy % 8 != 0 || dy <= 0) return 1;
+    while (first + length < g->members) {
+        int k = first + length;
+        bool alike = g->out[k] == g->out[first] && !g->bias[k] == !g->bias[first] &&
+                     element_gap(g->w[k - 1], g->w[k], g->type) == dw &&
+                     element_gap(g->y[k - 1], g->y[k], g->type) == dy;
+        if (!alike) break;
+        length++;
     }
-    return tile_fits(*p, true, true);
+    return length;
+}
+
+/* Members [first, first + count): one call of the library. */
+static Status group_batch(CudaContext *ctx, const OpCall *call, const Group *g, int first, int count)
+{
+    GemmShape s = gemm_shape(g->rows, g->out[first], g->inner, false, true, g->type, g->type);
+    const void *bias = g->bias[first];
+    bool edges = (bias || g->relu) && g->type == DT_BF16 && g->out[first] % 8 == 0;
+    s.batch = count;
+    if (count > 1) {
+        s.stride_b = element_gap(g->w[first], g->w[first + 1], g->type);
+        s.stride_d = element_gap(g->y[first], g->y[first + 1], g->type);
+    }
+    if (edges) {
+        s.relu = g->relu;
+        s.bias = bias != NULL;
+        s.stride_bias = bias && count > 1 ? g->out[first] : 0;
+    }
+    if (edges && bias) {
+        BiasList list = {};
+        list.count = count;
+        list.width = g->out[first];
+        for (int k = 0; k < count; k++) list.p[k] = g->bias[first + k];
+        lower_biases_kernel<<<blocks_for(list.width, 128), 128, 0, ctx->stream>>>(list, (bf16 *)call->scratch);
+        TRY(cuda_launched("lower_biases_kernel"));
+        bias = call->scratch;
+    }
+    TRY(gemm_run(ctx, &s, g->x, g->w[first], bias, g->y[first]));
+    for (int k = first; !edges && k < first + count; k++)
+        TRY(bias_launch(call, g->y[k], g->type, g->bias[k], g->rows, g->out[k], g->relu, ctx->stream));
+    return OK;
 }
 
 static Status group_run(CudaContext *ctx, const OpCall *call, const Group *g)
 {
-    TileProblem p;
-    GroupEpilogue e;
-    bool edges = g->relu || g->members > 1;
-    for (int k = 0; k < g->members; k++) edges = edges || g->bias[k];
-    if (edges && group_tiled(g, &p, &e)) return tile_launch<true, true>(p, 1, e, ctx->stream);
-    for (int k = 0; k < g->members; k++) {
-        GemmShape s = gemm_shape(g->rows, g->out[k], g->inner, false, true, g->type, g->type);
-        TRY(gemm_run(ctx, &s, g->x, g->w[k], g->y[k]));
-        TRY(bias_launch(call, g->y[k], g->type, g->bias[k], g->rows, g->out[k], g->relu, ctx->stream));
+    for (int first = 0; first < g->members;) {
+        int count = group_run_length(g, first);
+        TRY(group_batch(ctx, call, g, first, count));
+        first += count;
     }
     return OK;
+}
+
+/* Room for the biases in bf16. */
+static size_t linear_scratch(const OpCall *call)
+{
+    size_t bytes = 0;
+    for (int k = 0; k < call->op->n_out; k++)
+        if (call->out_tensor[k]) bytes += align_up((size_t)tensor_last(call->out_tensor[k]) * sizeof(bf16));
+    return bytes;
 }
 
 static Status linear(CudaContext *ctx, const OpCall *call)
@@ -119,7 +134,7 @@ static Status linear(CudaContext *ctx, const OpCall *call)
     Group g;
     memset(&g, 0, sizeof g);
     g.members = 1;
-    g.rows = tensor_rows(x), g.inner = tensor_last(x), g.columns = g.out[0] = w->dim[0];
+    g.rows = tensor_rows(x), g.inner = tensor_last(x), g.out[0] = w->dim[0];
     g.x = call->in[0], g.w[0] = call->in[1], g.y[0] = call->out[0];
     if (call_in(call, 2)) g.bias[0] = (const float *)call->in[2];
     g.type = x->dtype;
@@ -143,7 +158,6 @@ static Status linear_group(CudaContext *ctx, const OpCall *call)
         g.out[k] = call->in_tensor[1 + 2 * k]->dim[0];
         if (call_in(call, 2 + 2 * k)) g.bias[k] = (const float *)call->in[2 + 2 * k];
         g.y[k] = call->out[k];
-        g.columns += g.out[k];
     }
     return group_run(ctx, call, &g);
 }
@@ -153,7 +167,7 @@ static Status linear_dx(CudaContext *ctx, const OpCall *call)
     const Tensor *dy = call->in_tensor[0], *w = call->in_tensor[1];
     GemmShape s =
         gemm_shape(tensor_rows(dy), w->dim[1], w->dim[0], false, false, dy->dtype, call->out_tensor[0]->dtype);
-    return gemm_run(ctx, &s, call->in[0], call->in[1], call->out[0]);
+    return gemm_run(ctx, &s, call->in[0], call->in[1], NULL, call->out[0]);
 }
 
 /* dW = dy^T x, db = sum of dy over rows */
@@ -162,7 +176,7 @@ static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor
 {
     int64_t rows = tensor_rows(dy), out = tensor_last(dy);
     GemmShape s = gemm_shape(out, tensor_last(x), rows, true, false, dy->dtype, dw_type);
-    TRY(gemm_run(ctx, &s, dy_at, x_at, dw));
+    TRY(gemm_run(ctx, &s, dy_at, x_at, NULL, dw));
     if (!db) return OK;
     DISPATCH_REAL(call, dy->dtype,
                   { return sum_rows_launch((const T *)dy_at, (float *)db, rows, out, call->scratch, ctx->stream); });
@@ -216,7 +230,7 @@ static Status linear_group_dx(CudaContext *ctx, const OpCall *call)
     for (int k = 0; k < n; k++) {
         GemmShape s = gemm_shape(rows, inner, tensor_last(call->in_tensor[k]), false, false, dy->dtype, dy->dtype);
         s.accumulate = k > 0;
-        TRY(gemm_run(ctx, &s, call->in[k], call->in[n + k], call->out[0]));
+        TRY(gemm_run(ctx, &s, call->in[k], call->in[n + k], NULL, call->out[0]));
     }
     return OK;
 }
@@ -234,10 +248,10 @@ static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
 }
 
 const CudaEntry cuda_dense[] = {
-    {OP_LINEAR, linear, NULL},
+    {OP_LINEAR, linear, linear_scratch},
     {OP_LINEAR_DX, linear_dx, NULL},
     {OP_LINEAR_DW, linear_dw, weight_gradient_scratch},
-    {OP_LINEAR_GROUP, linear_group, NULL},
+    {OP_LINEAR_GROUP, linear_group, linear_scratch},
     {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
     {OP_LINEAR_GROUP_DW, linear_group_dw, weight_gradient_scratch},
     {OP_COUNT, NULL, NULL},

@@ -91,6 +91,22 @@ static Status desc_create(const GemmShape *s, GemmDesc *desc)
     return layout_create(&desc->d, s->type_d, s->n, s->m, s->ldd, s->batch, s->stride_d);
 }
 
+static Status epilogue_set(const GemmDesc *desc, const GemmShape *s, const void *bias)
+{
+    cublasLtEpilogue_t epilogue = s->bias   ? (s->relu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS)
+                                  : s->relu ? CUBLASLT_EPILOGUE_RELU
+                                            : CUBLASLT_EPILOGUE_DEFAULT;
+    LT_TRY(cublasLtMatmulDescSetAttribute(desc->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    if (!s->bias) return OK;
+    int32_t type = lt_type(s->type_d);
+    LT_TRY(cublasLtMatmulDescSetAttribute(desc->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
+    LT_TRY(cublasLtMatmulDescSetAttribute(desc->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    if (s->batch == 1) return OK;
+    return lt_check(cublasLtMatmulDescSetAttribute(desc->op, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, &s->stride_bias,
+                                                   sizeof s->stride_bias),
+                    "bias stride");
+}
+
 static Status matmul(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, const void *a, const void *b, void *d,
                      const cublasLtMatmulAlgo_t *algo, cudaStream_t stream)
 {
@@ -186,16 +202,26 @@ static Status measure_all(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, 
     return OK;
 }
 
-/* The workspace is used by the measurement as well: work enqueued before on other streams must be over. */
-static Status measure(Gemm *gemm, const GemmDesc *desc, const GemmShape *s,
+/* Outside of a capture, waits for what runs already, which would disturb the measurement. */
+static Status quiet(CudaContext *ctx)
+{
+    cudaStreamCaptureStatus capture;
+    CUDA_TRY(cudaStreamIsCapturing(ctx->stream, &capture));
+    if (capture != cudaStreamCaptureStatusNone) return OK;
+    return cuda_check(cudaStreamSynchronize(ctx->stream), "waiting before a measurement");
+}
+
+static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s,
                       const cublasLtMatmulHeuristicResult_t *result, int found, GemmPlan *plan)
 {
+    Gemm *gemm = ctx->gemm;
     void *memory[3] = {NULL, NULL, NULL}, *workspace = gemm->workspace;
     size_t size = dtype_size((DType)s->type_ab);
     int64_t count[3] = {extent(s->a_t ? s->k : s->m, s->lda, s->batch, s->stride_a),
                         extent(s->b_t ? s->n : s->k, s->ldb, s->batch, s->stride_b),
                         extent(s->m, s->ldd, s->batch, s->stride_d)};
     Status status = OK;
+    TRY(quiet(ctx));
     TRY_GOTO(status, cuda_check(cudaMalloc(&gemm->workspace, gemm->workspace_bytes), "workspace"), done);
     for (int k = 0; k < 3; k++) {
         int64_t words = (count[k] * (int64_t)(k < 2 ? size : dtype_size((DType)s->type_d)) + 3) / 4;
@@ -280,8 +306,9 @@ static Status cache_load(Gemm *gemm)
     return status;
 }
 
-static Status plan_make(Gemm *gemm, const GemmDesc *desc, const GemmShape *shape)
+static Status plan_make(CudaContext *ctx, const GemmDesc *desc, const GemmShape *shape)
 {
+    Gemm *gemm = ctx->gemm;
     cublasLtMatmulHeuristicResult_t result[TRIED];
     int found = 0;
     GemmPlan plan;
@@ -290,13 +317,13 @@ static Status plan_make(Gemm *gemm, const GemmDesc *desc, const GemmShape *shape
     TRY(proposals(gemm, desc, shape, result, &found));
     plan.algo = result[0].algo;
     if (gemm->measure) {
-        TRY(measure(gemm, desc, shape, result, found, &plan));
+        TRY(measure(ctx, desc, shape, result, found, &plan));
         if (gemm->cache_path) TRY(cache_append(gemm, &plan));
     }
     return plan_add(gemm, &plan);
 }
 
-Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, void *d)
+Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias, void *d)
 {
     Gemm *gemm = ctx->gemm;
     GemmShape s = *shape;
@@ -305,7 +332,8 @@ Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const v
     uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)d | 16;
     s.align = (int32_t)(all & (~all + 1));
     Status status = desc_create(&s, &desc);
-    if (status == OK && !plan_find(gemm, &s)) status = plan_make(gemm, &desc, &s);
+    if (status == OK) status = epilogue_set(&desc, &s, bias);
+    if (status == OK && !plan_find(gemm, &s)) status = plan_make(ctx, &desc, &s);
     if (status == OK) status = matmul(gemm, &desc, &s, a, b, d, &plan_find(gemm, &s)->algo, ctx->stream);
     desc_destroy(&desc);
     return status;

@@ -12,6 +12,8 @@ typedef struct GemmShape {
     int32_t a_t, b_t;
     int32_t type_ab, type_d; /* DT_F32 or DT_BF16; products of f32 are f32 throughout (no TF32) */
     int32_t accumulate;      /* D += A B */
+    int32_t bias, relu;      /* D = relu(A B + bias[n]); the bias has the type of D */
+    int64_t stride_bias;     /* of a batch */
     int32_t align;           /* bytes to which all addresses are aligned, at most 16; set by gemm_run */
 } GemmShape;
 
@@ -25,6 +27,6 @@ void gemm_destroy(Gemm **gemm);
 
 /* Enqueues the product. A shape met for the first time is measured on a stream of its own, also while ctx->stream is
  * being captured. */
-Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, void *d);
+Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias, void *d);
 
 #endif

@@ -51,6 +51,37 @@ __global__ void __launch_bounds__(256) transpose_tiles_kernel(const U *x, U *y, 
     }
 }
 
+/* The same for 2-byte elements, 16 bytes per access on both sides: rows and columns multiples of 8. */
+static __global__ void __launch_bounds__(256)
+    transpose_halves_kernel(const uint16_t *x, uint16_t *y, int rows, int columns, int64_t x_batch, int64_t y_batch)
+{
+    constexpr int TILE = 64;
+    __shared__ uint32_t tile[TILE][TILE / 2 + 1];
+    x += x_batch * blockIdx.z;
+    y += y_batch * blockIdx.z;
+    int row0 = blockIdx.y * TILE, column0 = blockIdx.x * TILE;
+#pragma unroll
+    for (int k = threadIdx.x; k < TILE * TILE / 8; k += 256) {
+        int r = k / (TILE / 8), c = k % (TILE / 8) * 8;
+        if (row0 + r >= rows || column0 + c >= columns) continue;
+        uint4 v = *reinterpret_cast<const uint4 *>(x + (int64_t)(row0 + r) * columns + column0 + c);
+        tile[r][c / 2] = v.x, tile[r][c / 2 + 1] = v.y, tile[r][c / 2 + 2] = v.z, tile[r][c / 2 + 3] = v.w;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = threadIdx.x; k < TILE * TILE / 8; k += 256) {
+        int c = k / (TILE / 8), r = k % (TILE / 8) * 8;
+        if (row0 + r >= rows || column0 + c >= columns) continue;
+        uint32_t v[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            uint32_t low = tile[r + 2 * j][c / 2], high = tile[r + 2 * j + 1][c / 2];
+            v[j] = __byte_perm(low, high, c % 2 ? 0x7632 : 0x5410);
+        }
+        *reinterpret_cast<uint4 *>(y + (int64_t)(column0 + c) * rows + row0 + r) = make_uint4(v[0], v[1], v[2], v[3]);
+    }
+}
+
 template <typename U>
 static Status transpose_tiles_launch(const U *x, U *y, int64_t batch, int64_t rows, int64_t columns,
                                      cudaStream_t stream)

@@ -1,0 +1,411 @@
+/* Attention: scores, softmax and context one by one, and the fused ops for any shape and type (a warp per query or
+ * key); the fused ops in bf16 take the tensor core kernels where the shape allows. */
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/contract.cuh"
+
+Att att_make(const Tensor *q, const Tensor *k, const Tensor *mask, const void *mask_at, const OpAttr *attr, bool column)
+{
+    int off = q->rank - 3, row_axis = off + (column ? 1 : 0), seq_axis = off + (column ? 0 : 1);
+    int64_t hd = tensor_last(q);
+    Att a = {};
+    a.g = off ? (int)q->dim[0] : 1;
+    a.b = (int)q->dim[row_axis];
+    a.h = (int)attr->i[0];
+    a.n = (int)q->dim[seq_axis];
+    a.m = (int)k->dim[seq_axis];
+    a.d = (int)(hd / a.h);
+    a.pitch = column ? a.b * hd : hd;
+    a.q_row = column ? hd : a.n * hd;
+    a.k_row = column ? hd : a.m * hd;
+    a.q_group = a.b * a.n * hd;
+    a.k_group = a.b * a.m * hd;
+    a.mask_rank = mask ? mask->rank : 0;
+    a.mask = mask ? (const float *)mask_at : NULL;
+    a.scale = (float)attr->f[0];
+    a.inf = (float)attr->f[1];
+    return a;
+}
+
+/* --- unfused: products of strided matrices
+ * ---------------------------------------------------------------------------- */
+
+static ContractOperand q_operand(const Att &a)
+{
+    return {a.pitch, 1, {a.q_group, a.q_row, a.d}};
+}
+static ContractOperand k_operand(const Att &a)
+{
+    return {a.pitch, 1, {a.k_group, a.k_row, a.d}};
+}
+/* [G?,B,H,N,M] */
+static ContractOperand s_operand(const Att &a)
+{
+    int64_t block = (int64_t)a.n * a.m;
+    return {a.m, 1, {block * a.h * a.b, block * a.h, block}};
+}
+static ContractOperand flip(ContractOperand x)
+{
+    int64_t row = x.row;
+    x.row = x.column;
+    x.column = row;
+    return x;
+}
+static Contract product(const Att &a, int m, int n, int k, ContractOperand x, ContractOperand y, ContractOperand z,
+                        float alpha)
+{
+    Contract c = {m, n, k, {a.g, a.b, a.h}, x, y, z, alpha, 0};
+    return c;
+}
+
+/* + inf (mask - 1) + bias, in this order: a row whose keys are all masked then rounds as the reference's does */
+template <typename T> struct ScorePost {
+    Att a;
+    const T *bias;
+    __device__ __forceinline__ float operator()(int z, int i, int j, float x) const
+    {
+        int head = z % a.h, rest = z / a.h, row = rest % a.b, group = rest / a.b;
+        if (a.mask) x += a.inf * (a.mask_row(group, row)[j] - 1.0f);
+        if (bias) x += to_float(bias[a.bias_index(group, i, j, head)]);
+        return x;
+    }
+};
+
+#define IN(i)  ((const T *)call->in[i])
+#define OUT(i) ((T *)call->out[i])
+
+static Status att_scores(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *mask = call_in(call, 2), *bias = call_in(call, 3);
+    Att a = att_make(call->in_tensor[0], call->in_tensor[1], mask, mask ? call->in[2] : NULL, &call->op->attr, false);
+    Contract c = product(a, a.n, a.m, a.d, q_operand(a), flip(k_operand(a)), s_operand(a), a.scale);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        ScorePost<T> post = {a, bias ? IN(3) : NULL};
+        return contract_launch(IN(0), IN(1), OUT(0), c, post, ctx->stream);
+    });
+}
+
+/* dbias[g,n,m,h] = sum over rows of ds[g,b,h,n,m], in order */
+template <typename T> __global__ void bias_gradient_kernel(Att a, const T *ds, T *dbias, uint32_t count)
+{
+    uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= count) return;
+    uint32_t j = e % a.m, rest = e / a.m, i = rest % a.n, head = rest / a.n % a.h, group = rest / a.n / a.h;
+    int64_t step = (int64_t)a.h * a.n * a.m;
+    const T *p = ds + (int64_t)group * a.b * step + ((int64_t)head * a.n + i) * a.m + j;
+    float sum = 0;
+    for (int row = 0; row < a.b; row++) sum += to_float(p[row * step]);
+    dbias[a.bias_index(group, i, j, head)] = from_float<T>(sum);
+}
+
+static Status att_scores_bwd(CudaContext *ctx, const OpCall *call)
+{
+    Att a = att_make(call->in_tensor[1], call->in_tensor[2], NULL, NULL, &call->op->attr, false);
+    Contract to_q = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), a.scale);
+    Contract to_k = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), a.scale);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        TRY(contract_launch(IN(0), IN(2), OUT(0), to_q, ContractPlain(), ctx->stream));
+        TRY(contract_launch(IN(0), IN(1), OUT(1), to_k, ContractPlain(), ctx->stream));
+        if (!call->op->attr.i[1]) return OK;
+        uint32_t count = (uint32_t)a.g * a.h * a.n * a.m;
+        bias_gradient_kernel<T><<<blocks_for(count, 256), 256, 0, ctx->stream>>>(a, IN(0), OUT(2), count);
+    });
+    return cuda_launched("bias_gradient_kernel");
+}
+
+/* Sizes of a context: as if q were like v with N rows. */
+static Att context_make(const Tensor *p, const Tensor *v, const OpAttr *attr)
+{
+    Tensor q = *v;
+    q.dim[v->rank - 2] = p->dim[p->rank - 2];
+    return att_make(&q, v, NULL, NULL, attr, false);
+}
+
+static Status att_context(CudaContext *ctx, const OpCall *call)
+{
+    Att a = context_make(call->in_tensor[0], call->in_tensor[1], &call->op->attr);
+    Contract c = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), 1);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype,
+                  { return contract_launch(IN(0), IN(1), OUT(0), c, ContractPlain(), ctx->stream); });
+}
+
+static Status att_context_bwd(CudaContext *ctx, const OpCall *call)
+{
+    Att a = context_make(call->in_tensor[1], call->in_tensor[2], &call->op->attr);
+    Contract to_p = product(a, a.n, a.m, a.d, q_operand(a), flip(k_operand(a)), s_operand(a), 1);
+    Contract to_v = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), 1);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        TRY(contract_launch(IN(0), IN(2), OUT(0), to_p, ContractPlain(), ctx->stream));
+        return contract_launch(IN(1), IN(0), OUT(1), to_v, ContractPlain(), ctx->stream);
+    });
+}
+
+/* --- fused, any shape: a warp per query, then a warp per key; scores of a query in shared memory
+ * ------------------------ */
+
+enum { ATT_WARPS = 4 };
+
+template <typename T>
+__device__ __forceinline__ float att_score(const Att &a, const T *q, const T *k, const float *mask, const T *bias,
+                                           int group, int i, int j, int head)
+{
+    float sum = 0;
+    for (int d = 0; d < a.d; d++) sum += to_float(q[d]) * to_float(k[d]);
+    sum *= a.scale;
+    if (mask) sum += a.inf * (mask[j] - 1.0f);
+    if (bias) sum += to_float(bias[a.bias_index(group, i, j, head)]);
+    return sum;
+}
+
+struct AttWarp {
+    int group, row, head, at; /* at: query or key */
+};
+__device__ __forceinline__ bool att_warp(const Att &a, int extent, AttWarp *w)
+{
+    int64_t id = (int64_t)blockIdx.x * ATT_WARPS + threadIdx.x / WARP;
+    w->at = (int)(id % extent);
+    int64_t block = id / extent;
+    w->head = (int)(block % a.h);
+    w->row = (int)(block / a.h % a.b);
+    w->group = (int)(block / a.h / a.b);
+    return w->group < a.g;
+}
+
+/* Scores of a query -> p in shared memory; returns maximum and sum. */
+template <typename T>
+__device__ __forceinline__ float2 att_row(const Att &a, const AttOperands<T> &x, const AttWarp &w, float *p)
+{
+    int lane = threadIdx.x % WARP;
+    const T *q = x.q + a.q_block(w.group, w.row, w.head) + w.at * a.pitch;
+    const T *k = x.k + a.k_block(w.group, w.row, w.head);
+    const float *mask = a.mask ? a.mask_row(w.group, w.row) : NULL;
+    float peak = -INFINITY, sum = 0;
+    for (int j = lane; j < a.m; j += WARP) {
+        p[j] = att_score(a, q, k + j * a.pitch, mask, x.bias, w.group, w.at, j, w.head);
+        peak = fmaxf(peak, p[j]);
+    }
+    peak = lanes_max<WARP>(peak);
+    for (int j = lane; j < a.m; j += WARP) sum += p[j] = expf(p[j] - peak);
+    return make_float2(peak, lanes_sum<WARP>(sum));
+}
+
+template <typename T> __global__ void __launch_bounds__(ATT_WARPS *WARP) att_forward_kernel(Att a, AttOperands<T> x)
+{
+    extern __shared__ float rows[];
+    AttWarp w;
+    int lane = threadIdx.x % WARP;
+    float *p = rows + threadIdx.x / WARP * a.m;
+    if (!att_warp(a, a.n, &w)) return;
+    float2 stat = att_row(a, x, w, p);
+    __syncwarp();
+    const T *v = x.v + a.k_block(w.group, w.row, w.head);
+    T *o = x.o + a.q_block(w.group, w.row, w.head) + w.at * a.pitch;
+    for (int d = lane; d < a.d; d += WARP) {
+        float sum = 0;
+        for (int j = 0; j < a.m; j++) sum += p[j] * to_float(v[j * a.pitch + d]);
+        o[d] = from_float<T>(sum / stat.y);
+    }
+    if (lane == 0) x.lse[(((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at] = stat.x + logf(stat.y);
+}
+
+/* dq, and for each query its maximum, 1 / sum and delta = sum_j p dp for the next two kernels. p comes from the row's
+ * own maximum and sum: where all keys are masked, -1e9 leaves no digits in the log-sum-exp. */
+template <typename T>
+__global__ void __launch_bounds__(ATT_WARPS *WARP) att_dq_kernel(Att a, AttOperands<T> x, float *stats)
+{
+    extern __shared__ float rows[];
+    AttWarp w;
+    int lane = threadIdx.x % WARP;
+    float *p = rows + threadIdx.x / WARP * a.m;
+    if (!att_warp(a, a.n, &w)) return;
+    float2 stat = att_row(a, x, w, p);
+    float inverse = 1.0f / stat.y, delta = 0;
+    int64_t iq = a.q_block(w.group, w.row, w.head) + w.at * a.pitch, ik = a.k_block(w.group, w.row, w.head);
+    for (int j = lane; j < a.m; j += WARP) {
+        float dp = 0;
+        for (int d = 0; d < a.d; d++) dp += to_float(x.go[iq + d]) * to_float(x.v[ik + j * a.pitch + d]);
+        delta += p[j] * inverse * dp;
+    }
+    delta = lanes_sum<WARP>(delta);
+    for (int j = lane; j < a.m; j += WARP) {
+        float dp = 0;
+        for (int d = 0; d < a.d; d++) dp += to_float(x.go[iq + d]) * to_float(x.v[ik + j * a.pitch + d]);
+        p[j] = p[j] * inverse * (dp - delta);
+    }
+    __syncwarp();
+    for (int d = lane; d < a.d; d += WARP) {
+        float sum = 0;
+        for (int j = 0; j < a.m; j++) sum += p[j] * to_float(x.k[ik + j * a.pitch + d]);
+        x.dq[iq + d] = from_float<T>(a.scale * sum);
+    }
+    if (lane == 0) {
+        float *out = stats + ((((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at) * 3;
+        out[0] = stat.x, out[1] = inverse, out[2] = delta;
+    }
+}
+
+/* p and ds of one (query, key) from the stored statistics */
+template <typename T>
+__device__ __forceinline__ float2 att_pair(const Att &a, const AttOperands<T> &x, const float *stats, const float *mask,
+                                           int group, int row, int head, int i, int j)
+{
+    int64_t iq = a.q_block(group, row, head) + i * a.pitch, ik = a.k_block(group, row, head) + j * a.pitch;
+    const float *stat = stats + ((((int64_t)group * a.b + row) * a.h + head) * a.n + i) * 3;
+    float s = att_score(a, x.q + iq, x.k + ik, mask, x.bias, group, i, j, head), dp = 0;
+    for (int d = 0; d < a.d; d++) dp += to_float(x.go[iq + d]) * to_float(x.v[ik + d]);
+    float p = expf(s - stat[0]) * stat[1];
+    return make_float2(p, p * (dp - stat[2]));
+}
+
+template <typename T>
+__global__ void __launch_bounds__(ATT_WARPS *WARP) att_dkv_kernel(Att a, AttOperands<T> x, const float *stats)
+{
+    extern __shared__ float rows[];
+    AttWarp w;
+    int lane = threadIdx.x % WARP;
+    float *p = rows + threadIdx.x / WARP * 2 * a.n, *ds = p + a.n;
+    if (!att_warp(a, a.m, &w)) return;
+    const float *mask = a.mask ? a.mask_row(w.group, w.row) : NULL;
+    int64_t iq = a.q_block(w.group, w.row, w.head), ik = a.k_block(w.group, w.row, w.head) + w.at * a.pitch;
+    for (int i = lane; i < a.n; i += WARP) {
+        float2 pair = att_pair(a, x, stats, mask, w.group, w.row, w.head, i, w.at);
+        p[i] = pair.x, ds[i] = pair.y;
+    }
+    __syncwarp();
+    for (int d = lane; d < a.d; d += WARP) {
+        float dv = 0, dk = 0;
+        for (int i = 0; i < a.n; i++) {
+            dv += p[i] * to_float(x.go[iq + i * a.pitch + d]);
+            dk += ds[i] * to_float(x.q[iq + i * a.pitch + d]);
+        }
+        x.dv[ik + d] = from_float<T>(dv);
+        x.dk[ik + d] = from_float<T>(a.scale * dk);
+    }
+}
+
+template <typename T> __global__ void att_dbias_kernel(Att a, AttOperands<T> x, const float *stats, uint32_t count)
+{
+    uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= count) return;
+    uint32_t j = e % a.m, rest = e / a.m, i = rest % a.n, head = rest / a.n % a.h, group = rest / a.n / a.h;
+    float sum = 0;
+    for (int row = 0; row < a.b; row++) {
+        const float *mask = a.mask ? a.mask_row(group, row) : NULL;
+        sum += att_pair(a, x, stats, mask, group, row, head, i, j).y;
+    }
+    x.dbias[a.bias_index(group, i, j, head)] = from_float<T>(sum);
+}
+
+static unsigned att_blocks(const Att &a, int extent)
+{
+    return blocks_for((int64_t)a.g * a.b * a.h * extent, ATT_WARPS);
+}
+
+template <typename T> static Status att_any_forward(const Att &a, const AttOperands<T> &x, cudaStream_t stream)
+{
+    size_t shared = (size_t)ATT_WARPS * a.m * sizeof(float);
+    CUDA_TRY(cudaFuncSetAttribute(att_forward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    att_forward_kernel<T><<<att_blocks(a, a.n), ATT_WARPS * WARP, shared, stream>>>(a, x);
+    return cuda_launched("att_forward_kernel");
+}
+
+template <typename T>
+static Status att_any_backward(const Att &a, const AttOperands<T> &x, float *stats, cudaStream_t stream)
+{
+    size_t of_m = (size_t)ATT_WARPS * a.m * sizeof(float), of_n = (size_t)ATT_WARPS * 2 * a.n * sizeof(float);
+    CUDA_TRY(cudaFuncSetAttribute(att_dq_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)of_m));
+    CUDA_TRY(cudaFuncSetAttribute(att_dkv_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)of_n));
+    att_dq_kernel<T><<<att_blocks(a, a.n), ATT_WARPS * WARP, of_m, stream>>>(a, x, stats);
+    TRY(cuda_launched("att_dq_kernel"));
+    att_dkv_kernel<T><<<att_blocks(a, a.m), ATT_WARPS * WARP, of_n, stream>>>(a, x, stats);
+    TRY(cuda_launched("att_dkv_kernel"));
+    if (!x.dbias) return OK;
+    uint32_t count = (uint32_t)a.g * a.h * a.n * a.m;
+    att_dbias_kernel<T><<<blocks_for(count, 256), 256, 0, stream>>>(a, x, stats, count);
+    return cuda_launched("att_dbias_kernel");
+}
+
+/* --- the fused ops
+ * ------------------------------------------------------------------------------------------------------- */
+
+static Att forward_shape(const OpCall *call)
+{
+    const Tensor *mask = call_in(call, 3);
+    Att a = att_make(call->in_tensor[0], call->in_tensor[1], mask, mask ? call->in[3] : NULL, &call->op->attr,
+                     call->op->attr.i[1] != 0);
+    a.bias_t = call->op->attr.i[2] != 0;
+    return a;
+}
+static Att backward_shape(const OpCall *call)
+{
+    const Tensor *mask = call_in(call, 4);
+    Att a = att_make(call->in_tensor[1], call->in_tensor[2], mask, mask ? call->in[4] : NULL, &call->op->attr,
+                     call->op->attr.i[1] != 0);
+    a.bias_t = call->op->attr.i[2] != 0;
+    return a;
+}
+
+template <typename T> static AttOperands<T> forward_operands(const OpCall *call)
+{
+    AttOperands<T> x = {};
+    x.q = IN(0), x.k = IN(1), x.v = IN(2);
+    if (call_in(call, 4)) x.bias = IN(4);
+    x.o = OUT(0);
+    x.lse = (float *)call->out[1];
+    return x;
+}
+template <typename T> static AttOperands<T> backward_operands(const OpCall *call)
+{
+    AttOperands<T> x = {};
+    x.go = IN(0), x.q = IN(1), x.k = IN(2), x.v = IN(3);
+    x.o_in = IN(6);
+    x.lse_in = (const float *)call->in[7];
+    x.dq = OUT(0), x.dk = OUT(1), x.dv = OUT(2);
+    if (call_in(call, 5)) x.bias = IN(5), x.dbias = OUT(3);
+    return x;
+}
+
+static bool takes_mma(const Att &a, DType type)
+{
+    return type == DT_BF16 && att_mma_fits(a);
+}
+
+static Status attention(CudaContext *ctx, const OpCall *call)
+{
+    Att a = forward_shape(call);
+    DType type = call->in_tensor[0]->dtype;
+    if (takes_mma(a, type)) return att_mma_forward_launch(a, forward_operands<bf16>(call), call->scratch, ctx->stream);
+    DISPATCH_REAL(call, type, { return att_any_forward(a, forward_operands<T>(call), ctx->stream); });
+}
+
+static size_t attention_scratch(const OpCall *call)
+{
+    Att a = forward_shape(call);
+    return takes_mma(a, call->in_tensor[0]->dtype) ? att_mma_forward_scratch(a, call_in(call, 4) != NULL) : 0;
+}
+
+static Status attention_bwd(CudaContext *ctx, const OpCall *call)
+{
+    Att a = backward_shape(call);
+    DType type = call->in_tensor[1]->dtype;
+    if (takes_mma(a, type))
+        return att_mma_backward_launch(a, backward_operands<bf16>(call), call->scratch, ctx->stream);
+    DISPATCH_REAL(call, type,
+                  { return att_any_backward(a, backward_operands<T>(call), (float *)call->scratch, ctx->stream); });
+}
+
+static size_t attention_bwd_scratch(const OpCall *call)
+{
+    Att a = backward_shape(call);
+    if (takes_mma(a, call->in_tensor[1]->dtype)) return att_mma_backward_scratch(a, call_in(call, 5) != NULL);
+    return (size_t)a.g * a.b * a.h * a.n * 3 * sizeof(float);
+}
+
+const CudaEntry cuda_attention[] = {
+    {OP_ATT_SCORES, att_scores, NULL},
+    {OP_ATT_SCORES_BWD, att_scores_bwd, NULL},
+    {OP_ATT_CONTEXT, att_context, NULL},
+    {OP_ATT_CONTEXT_BWD, att_context_bwd, NULL},
+    {OP_ATTENTION, attention, attention_scratch},
+    {OP_ATTENTION_BWD, attention_bwd, attention_bwd_scratch},
+    {OP_COUNT, NULL, NULL},
+};

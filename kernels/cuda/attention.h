@@ -1,0 +1,55 @@
+/* Shapes of attention (engine/ops/attention.c) and what its two implementations offer. */
+#ifndef FOLDSCALE_KERNELS_CUDA_ATTENTION_H
+#define FOLDSCALE_KERNELS_CUDA_ATTENTION_H
+
+#include "kernels/cuda/device.cuh"
+
+/* Queries, keys and values of one (group, row, head): rows `pitch` elements apart, d wide. */
+struct Att {
+    int g, b, h, n, m, d;
+    int64_t pitch, q_row, k_row, q_group, k_group;
+    int mask_rank; /* 0: none */
+    bool bias_t;
+    float scale, inf;
+    const float *mask;
+
+    __host__ __device__ int64_t q_block(int group, int row, int head) const
+    {
+        return group * q_group + row * q_row + (int64_t)head * d;
+    }
+    __host__ __device__ int64_t k_block(int group, int row, int head) const
+    {
+        return group * k_group + row * k_row + (int64_t)head * d;
+    }
+    __device__ const float *mask_row(int group, int row) const
+    {
+        if (mask_rank < 2) return mask;
+        return mask + ((mask_rank == 3 ? (int64_t)group * b : 0) + row) * m;
+    }
+    /* element of the bias [G?,N,M,H], or [G?,M,N,H] when it is read transposed */
+    __host__ __device__ int64_t bias_index(int group, int i, int j, int head) const
+    {
+        int64_t pair = bias_t ? (int64_t)j * n + i : (int64_t)i * m + j;
+        return ((int64_t)group * n * m + pair) * h + head;
+    }
+};
+
+Att att_make(const Tensor *q, const Tensor *k, const Tensor *mask, const void *mask_at, const OpAttr *attr,
+             bool column);
+
+/* Operands of the fused ops; NULL where absent. */
+template <typename T> struct AttOperands {
+    const T *q, *k, *v, *bias, *go, *o_in;
+    const float *lse_in;
+    T *o, *dq, *dk, *dv, *dbias;
+    float *lse;
+};
+
+/* Tensor core kernels for bf16 (attention_mma_*.cu): whether they take a shape, their scratch, and their launches. */
+bool att_mma_fits(const Att &a);
+size_t att_mma_forward_scratch(const Att &a, bool bias);
+Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
+size_t att_mma_backward_scratch(const Att &a, bool bias);
+Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
+
+#endif

@@ -1,0 +1,342 @@
+/* The CUDA backend: memory, dispatch by op kind, timing marks, graphs. */
+#include "kernels/cuda/backend.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/comm.h"
+#include "kernels/cuda/gemm.h"
+
+typedef struct CudaBackend {
+    Backend base;
+    Comm *host;
+    CudaComm *comm;
+    CudaContext context;
+    const CudaEntry *entry[OP_COUNT];
+    cudaEvent_t *mark;
+    int marks;
+    bool capturing;
+    char device[300];
+} CudaBackend;
+
+static const CudaEntry *const families[] = {
+#define TABLE(name) name,
+#include "kernels/cuda/tables.def"
+#undef TABLE
+};
+
+static CudaBackend *self(Backend *backend)
+{
+    return (CudaBackend *)backend;
+}
+static const CudaBackend *self_const(const Backend *backend)
+{
+    return (const CudaBackend *)backend;
+}
+
+static bool is_collective(OpKind kind)
+{
+    return kind == OP_ALL_GATHER || kind == OP_REDUCE_SCATTER || kind == OP_ALL_TO_ALL || kind == OP_ALL_REDUCE ||
+           kind == OP_COMM_WAIT;
+}
+
+/* --- memory
+ * ----------------------------------------------------------------------------------------------------------- */
+
+static Status backend_alloc(Backend *backend, size_t bytes, void **memory_out)
+{
+    void *memory = NULL;
+    cudaError_t error = cudaMalloc(&memory, bytes ? bytes : 1);
+    if (error != cudaSuccess) {
+        size_t free_bytes = 0, total = 0;
+        cudaGetLastError();
+        cudaMemGetInfo(&free_bytes, &total);
+        return status_fail(ERR_MEMORY, "%s: %zu bytes wanted, %zu of %zu free", self(backend)->device, bytes,
+                           free_bytes, total);
+    }
+    Status status = cuda_check(cudaMemsetAsync(memory, 0, bytes, self(backend)->context.stream), "zeroing memory");
+    if (status != OK) {
+        cudaFree(memory);
+        return status;
+    }
+    *memory_out = memory;
+    return OK;
+}
+
+static void backend_release(Backend *, void *memory)
+{
+    cudaFree(memory);
+}
+
+static Status backend_host_alloc(Backend *, size_t bytes, void **memory_out)
+{
+    CUDA_TRY(cudaMallocHost(memory_out, bytes ? bytes : 1));
+    memset(*memory_out, 0, bytes);
+    return OK;
+}
+
+static void backend_host_release(Backend *, void *memory)
+{
+    cudaFreeHost(memory);
+}
+
+static Status backend_upload(Backend *backend, void *target, const void *host, size_t bytes)
+{
+    return cuda_check(cudaMemcpyAsync(target, host, bytes, cudaMemcpyHostToDevice, self(backend)->context.stream),
+                      "upload");
+}
+
+static Status backend_finish(Backend *backend)
+{
+    return cuda_comm_finish(self(backend)->comm, self(backend)->context.stream);
+}
+
+static Status backend_download(Backend *backend, void *host, const void *source, size_t bytes)
+{
+    CUDA_TRY(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, self(backend)->context.stream));
+    return backend_finish(backend);
+}
+
+/* --- ops
+ * -------------------------------------------------------------------------------------------------------------- */
+
+/* The tensors of an op as a call without addresses. */
+static OpCall shape_call(const Program *program, const Op *op)
+{
+    OpCall call;
+    memset(&call, 0, sizeof call);
+    call.op = op;
+    call.comm_slot = -1;
+    for (int k = 0; k < op->n_in; k++)
+        if (op->in[k] != VAL_NONE) call.in_tensor[k] = prog_tensor(program, op->in[k]);
+    for (int k = 0; k < op->n_out; k++)
+        if (op->out[k] != VAL_NONE) call.out_tensor[k] = prog_tensor(program, op->out[k]);
+    return call;
+}
+
+static Status backend_supports(const Backend *backend, const Program *program, const Op *op)
+{
+    const char *name = op_def(op->kind)->name;
+    OpCall call = shape_call(program, op);
+    for (int k = 0; k < op->n_in + op->n_out; k++) {
+        const Tensor *t = k < op->n_in ? call.in_tensor[k] : call.out_tensor[k - op->n_in];
+        if (t && t->dtype == DT_F64)
+            return status_fail(ERR_UNSUPPORTED, "cuda: %s in f64 (use the cpu backend for checks in f64)", name);
+    }
+    if (!is_collective(op->kind) && !self_const(backend)->entry[op->kind])
+        return status_fail(ERR_UNSUPPORTED, "cuda: there is no kernel for %s", name);
+    return OK;
+}
+
+static size_t backend_scratch_bytes(const Backend *backend, const Program *program, const Op *op)
+{
+    const CudaBackend *cuda = self_const(backend);
+    OpCall call = shape_call(program, op);
+    if (op->kind == OP_COMM_WAIT) return 0;
+    if (is_collective(op->kind)) return cuda_comm_scratch(cuda->comm, &call);
+    const CudaEntry *entry = cuda->entry[op->kind];
+    return entry && entry->scratch ? align_up(entry->scratch(&call)) : 0;
+}
+
+static Status backend_run(Backend *backend, const OpCall *call)
+{
+    CudaBackend *cuda = self(backend);
+    OpKind kind = call->op->kind;
+    if (is_collective(kind)) return cuda_comm_run(cuda->comm, call, cuda->context.stream);
+    if (!cuda->entry[kind]) return status_fail(ERR_UNSUPPORTED, "cuda: there is no kernel for %s", op_def(kind)->name);
+    return cuda->entry[kind]->run(&cuda->context, call);
+}
+
+static Status backend_comm_reserve(Backend *backend, int slots)
+{
+    return cuda_comm_reserve(self(backend)->comm, slots);
+}
+
+/* --- timing
+ * ------------------------------------------------------------------------------------------------------------ */
+
+static Status backend_marks_reserve(Backend *backend, int marks, int *first_out)
+{
+    CudaBackend *cuda = self(backend);
+    size_t count = (size_t)cuda->marks + (size_t)marks;
+    cudaEvent_t *grown = (cudaEvent_t *)realloc(cuda->mark, (count + 1) * sizeof *grown);
+    if (!grown) return status_fail(ERR_MEMORY, "no memory for %d timing marks", marks);
+    cuda->mark = grown;
+    *first_out = cuda->marks;
+    for (; (size_t)cuda->marks < count; cuda->marks++) CUDA_TRY(cudaEventCreate(&cuda->mark[cuda->marks]));
+    return OK;
+}
+
+/* Inside a capture the mark becomes a node of the graph, set by every replay. */
+static Status backend_mark(Backend *backend, int index)
+{
+    CudaBackend *cuda = self(backend);
+    unsigned flags = cuda->capturing ? cudaEventRecordExternal : cudaEventRecordDefault;
+    return cuda_check(cudaEventRecordWithFlags(cuda->mark[index], cuda->context.stream, flags), "timing mark");
+}
+
+static Status backend_elapsed(Backend *backend, int from, int to, double *seconds_out)
+{
+    float milliseconds = 0;
+    CUDA_TRY(cudaEventElapsedTime(&milliseconds, self(backend)->mark[from], self(backend)->mark[to]));
+    *seconds_out = (double)milliseconds * 1e-3;
+    return OK;
+}
+
+/* --- graphs
+ * ------------------------------------------------------------------------------------------------------------ */
+
+/* Relaxed: products met for the first time are measured on a stream outside of the capture. */
+static Status backend_capture_begin(Backend *backend)
+{
+    CUDA_TRY(cudaStreamBeginCapture(self(backend)->context.stream, cudaStreamCaptureModeRelaxed));
+    self(backend)->capturing = true;
+    return OK;
+}
+
+static Status backend_capture_end(Backend *backend, void **graph_out)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    self(backend)->capturing = false;
+    CUDA_TRY(cudaStreamEndCapture(self(backend)->context.stream, &graph));
+    Status status = cuda_check(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+    cudaGraphDestroy(graph);
+    if (status == OK) *graph_out = exec;
+    return status;
+}
+
+static Status backend_replay(Backend *backend, void *graph)
+{
+    return cuda_check(cudaGraphLaunch((cudaGraphExec_t)graph, self(backend)->context.stream), "cudaGraphLaunch");
+}
+
+static void backend_graph_release(Backend *, void *graph)
+{
+    if (graph) cudaGraphExecDestroy((cudaGraphExec_t)graph);
+}
+
+/* --- host collectives
+ * -------------------------------------------------------------------------------------------------- */
+
+static Status backend_barrier(Backend *backend)
+{
+    return comm_barrier(self(backend)->host);
+}
+static Status backend_host_sum(Backend *backend, double *values, int count)
+{
+    return comm_sum(self(backend)->host, values, count);
+}
+static Status backend_host_gather(Backend *backend, const double *value, int count, double *all_out)
+{
+    return comm_gather(self(backend)->host, value, count, all_out);
+}
+static Status backend_host_broadcast(Backend *backend, void *data, size_t bytes, int root)
+{
+    return comm_broadcast(self(backend)->host, data, bytes, root);
+}
+
+/* --- opening and closing
+ * ----------------------------------------------------------------------------------------------- */
+
+static void backend_close(Backend *backend)
+{
+    CudaBackend *cuda = self(backend);
+    if (cuda->context.stream) cudaStreamSynchronize(cuda->context.stream);
+    for (int k = 0; k < cuda->marks; k++) cudaEventDestroy(cuda->mark[k]);
+    free(cuda->mark);
+    cuda_comm_close(&cuda->comm);
+    gemm_destroy(&cuda->context.gemm);
+    if (cuda->context.stream) cudaStreamDestroy(cuda->context.stream);
+    comm_close(&cuda->host);
+    free(cuda);
+}
+
+static void fill_operations(Backend *b)
+{
+    b->name = "cuda";
+    b->close = backend_close;
+    b->alloc = backend_alloc;
+    b->release = backend_release;
+    b->host_alloc = backend_host_alloc;
+    b->host_release = backend_host_release;
+    b->upload = backend_upload;
+    b->download = backend_download;
+    b->supports = backend_supports;
+    b->scratch_bytes = backend_scratch_bytes;
+    b->run = backend_run;
+    b->comm_reserve = backend_comm_reserve;
+    b->finish = backend_finish;
+    b->marks_reserve = backend_marks_reserve;
+    b->mark = backend_mark;
+    b->elapsed = backend_elapsed;
+    b->capture_begin = backend_capture_begin;
+    b->capture_end = backend_capture_end;
+    b->replay = backend_replay;
+    b->graph_release = backend_graph_release;
+    b->barrier = backend_barrier;
+    b->host_all_reduce_sum = backend_host_sum;
+    b->host_all_gather = backend_host_gather;
+    b->host_broadcast = backend_host_broadcast;
+}
+
+static Status fill_table(CudaBackend *cuda)
+{
+    for (const CudaEntry *entry : families)
+        for (; entry->run; entry++) {
+            if (cuda->entry[entry->kind])
+                return status_fail(ERR_INTERNAL, "cuda: two kernels for %s", op_def(entry->kind)->name);
+            cuda->entry[entry->kind] = entry;
+        }
+    return OK;
+}
+
+/* One process per GPU: ranks of a host take its devices in turn. */
+static Status choose_device(CudaBackend *cuda)
+{
+    int devices = 0;
+    cudaDeviceProp properties;
+    cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices == 0)
+        return status_fail(ERR_UNSUPPORTED, "the cuda backend finds no device: %s", cudaGetErrorString(error));
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    int rank = local ? atoi(local) : cuda->base.layout.rank, device = rank % devices;
+    CUDA_TRY(cudaSetDevice(device));
+    CUDA_TRY(cudaGetDeviceProperties(&properties, device));
+    if (properties.major != 9 || properties.minor != 0)
+        return status_fail(ERR_UNSUPPORTED, "%s has compute capability %d.%d; the kernels are built for 9.0 (Hopper)",
+                           properties.name, properties.major, properties.minor);
+    snprintf(cuda->device, sizeof cuda->device, "%.250s", properties.name);
+    cuda->base.device = cuda->device;
+    cuda->base.memory_bytes = properties.totalGlobalMem;
+    return OK;
+}
+
+static Status open_parts(CudaBackend *cuda, const KernelOptions *options)
+{
+    TRY(fill_table(cuda));
+    TRY(comm_open(options, &cuda->host));
+    cuda->base.layout = *comm_layout(cuda->host);
+    TRY(choose_device(cuda));
+    CUDA_TRY(cudaStreamCreateWithFlags(&cuda->context.stream, cudaStreamNonBlocking));
+    cuda->context.layout = &cuda->base.layout;
+    /* rank 0 measures and writes the file, the others read it at their next start */
+    bool measure = options->tune_cache && cuda->base.layout.rank == 0;
+    TRY(gemm_create(options->tune_cache, measure, &cuda->context.gemm));
+    return cuda_comm_open(cuda->host, options->no_comm, &cuda->comm);
+}
+
+Status cuda_backend_open(const KernelOptions *options, Backend **backend_out)
+{
+    CudaBackend *cuda = (CudaBackend *)calloc(1, sizeof *cuda);
+    if (!cuda) return status_fail(ERR_MEMORY, "no memory for a backend");
+    fill_operations(&cuda->base);
+    Status status = open_parts(cuda, options);
+    if (status != OK) {
+        backend_close(&cuda->base);
+        return status;
+    }
+    *backend_out = &cuda->base;
+    return OK;
+}

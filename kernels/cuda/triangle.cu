@@ -1,0 +1,283 @@
+/* Triangle products and the outer product mean. */
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/map.cuh"
+#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/tile.cuh"
+#include "kernels/cuda/transpose.cuh"
+
+/* --- triangle product: one matrix product per channel, on channel-first copies ----------------------------------------- */
+
+struct Tri {
+    int64_t g, c, n, m, k;
+    int64_t rows_a, columns_a, rows_b, columns_b; /* as stored */
+    bool ta, tb;
+};
+
+static Tri tri_make(const OpCall *call)
+{
+    const Tensor *a = call->in_tensor[0], *b = call->in_tensor[1], *x = call->out_tensor[0];
+    int off = a->rank - 3;
+    Tri t = {};
+    t.ta = call->op->attr.i[0] != 0, t.tb = call->op->attr.i[1] != 0;
+    t.g = off ? a->dim[0] : 1;
+    t.c = tensor_last(a);
+    t.n = x->dim[off], t.m = x->dim[off + 1], t.k = a->dim[off + (t.ta ? 0 : 1)];
+    t.rows_a = a->dim[off], t.columns_a = a->dim[off + 1];
+    t.rows_b = b->dim[off], t.columns_b = b->dim[off + 1];
+    return t;
+}
+
+static size_t tri_scratch(const OpCall *call)
+{
+    size_t bytes = align_up(tensor_bytes(call->in_tensor[0])) + align_up(tensor_bytes(call->in_tensor[1]));
+    return bytes + align_up(tensor_bytes(call->out_tensor[0]));
+}
+
+template <typename U> static Status tri_run(CudaContext *ctx, const OpCall *call, const Tri &t)
+{
+    char *at = (char *)call->scratch;
+    U *a = (U *)at, *b = (U *)(at += align_up(tensor_bytes(call->in_tensor[0])));
+    U *x = (U *)(at += align_up(tensor_bytes(call->in_tensor[1])));
+    DType type = call->in_tensor[0]->dtype;
+    TRY(transpose_tiles_launch((const U *)call->in[0], a, t.g, t.rows_a * t.columns_a, t.c, ctx->stream));
+    TRY(transpose_tiles_launch((const U *)call->in[1], b, t.g, t.rows_b * t.columns_b, t.c, ctx->stream));
+    GemmShape s = gemm_shape(t.n, t.m, t.k, t.ta, t.tb, type, type);
+    s.batch = t.g * t.c;
+    s.stride_a = t.rows_a * t.columns_a, s.stride_b = t.rows_b * t.columns_b, s.stride_d = t.n * t.m;
+    TRY(gemm_run(ctx, &s, a, b, NULL, x));
+    return transpose_tiles_launch(x, (U *)call->out[0], t.g, t.c, t.n * t.m, ctx->stream);
+}
+
+static Status tri_product(CudaContext *ctx, const OpCall *call)
+{
+    Tri t = tri_make(call);
+    if (t.g * t.c * t.n * t.m == 0) return OK;
+    switch (call->in_tensor[0]->dtype) {
+    case DT_BF16:
+        return tri_run<uint16_t>(ctx, call, t);
+    case DT_F32:
+        return tri_run<uint32_t>(ctx, call, t);
+    default:
+        return cuda_bad_type(call, call->in_tensor[0]->dtype);
+    }
+}
+
+/* --- outer product ------------------------------------------------------------------------------------------------------ */
+
+struct Outer {
+    int64_t s, n, m, c, d;
+    DType type;
+};
+
+static Outer outer_make(const Tensor *a, const Tensor *b)
+{
+    return {a->dim[0], a->dim[1], b->dim[1], a->dim[2], b->dim[2], a->dtype};
+}
+static size_t outer_bytes(const Outer &o)
+{
+    return align_up((size_t)(o.n * o.m * o.c * o.d) * dtype_size(o.type));
+}
+
+/* o[N, C, M, D] <-> [N, M, C, D] */
+static Status outer_swap(const Outer &o, const void *x, void *y, bool to_pairs, cudaStream_t stream)
+{
+    Tensor t = {o.type, 4, SHARD_NONE, {o.n, to_pairs ? o.c : o.m, to_pairs ? o.m : o.c, o.d}};
+    const int64_t perm[4] = {0, 2, 1, 3};
+    if (dtype_size(o.type) == 2) return transpose_launch((const uint16_t *)x, (uint16_t *)y, &t, perm, stream);
+    return transpose_launch((const uint32_t *)x, (uint32_t *)y, &t, perm, stream);
+}
+
+/* Rows (i, c), columns (j, d) of a product -> [i][j][c][d]. Eight columns lie in one j. */
+struct PairsEpilogue {
+    bf16 *y;
+    int c, d, m;
+    __device__ __forceinline__ void operator()(int, int row, int column, float (&v)[8]) const
+    {
+        int i = row / c, channel = row - i * c, j = column / d, e = column - j * d;
+        store_floats<8>(y + (((int64_t)i * m + j) * c + channel) * d + e, v);
+    }
+};
+
+/* o[N, M, C * D] = sum_s a[s, n, c] b[s, m, d]; spare: room for one more of its size */
+static Status outer_run(CudaContext *ctx, const Outer &o, const void *a, const void *b, void *out, void *spare)
+{
+    TileProblem p = {};
+    p.a = (const bf16 *)a, p.b = (const bf16 *)b;
+    p.m = (int)(o.n * o.c), p.n = (int)(o.m * o.d), p.k = (int)o.s;
+    p.lda = o.n * o.c, p.ldb = o.m * o.d;
+    if (o.type == DT_BF16 && o.d % 8 == 0 && tile_fits(p, false, false) && aligned16(out)) {
+        PairsEpilogue e = {(bf16 *)out, (int)o.c, (int)o.d, (int)o.m};
+        return tile_launch<false, false>(p, 1, e, ctx->stream);
+    }
+    GemmShape s = gemm_shape(o.n * o.c, o.m * o.d, o.s, true, false, o.type, o.type);
+    TRY(gemm_run(ctx, &s, a, b, NULL, spare));
+    return outer_swap(o, spare, out, true, ctx->stream);
+}
+
+/* da, db from the gradient with rows (i, c) and columns (j, d). */
+static Status outer_gradients(CudaContext *ctx, const Outer &o, const void *swapped, const void *a, const void *b, void *da,
+                              void *db)
+{
+    int64_t nc = o.n * o.c, md = o.m * o.d;
+    GemmShape to_a = gemm_shape(o.s, nc, md, false, true, o.type, o.type);
+    GemmShape to_b = gemm_shape(o.s, md, nc, false, false, o.type, o.type);
+    TRY(gemm_run(ctx, &to_a, b, swapped, NULL, da));
+    return gemm_run(ctx, &to_b, a, swapped, NULL, db);
+}
+
+static size_t outer_scratch(const OpCall *call)
+{
+    int at = call->op->kind == OP_OUTER_PRODUCT ? 0 : 1;
+    return outer_bytes(outer_make(call->in_tensor[at], call->in_tensor[at + 1]));
+}
+
+static Status outer_product(CudaContext *ctx, const OpCall *call)
+{
+    Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
+    return outer_run(ctx, o, call->in[0], call->in[1], call->out[0], call->scratch);
+}
+
+static Status outer_product_bwd(CudaContext *ctx, const OpCall *call)
+{
+    Outer o = outer_make(call->in_tensor[1], call->in_tensor[2]);
+    TRY(outer_swap(o, call->in[0], call->scratch, false, ctx->stream));
+    return outer_gradients(ctx, o, call->scratch, call->in[1], call->in[2], call->out[0], call->out[1]);
+}
+
+static Status pair_count(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *m = call->in_tensor[0], *n = call->in_tensor[1];
+    GemmShape s = gemm_shape(m->dim[1], n->dim[1], m->dim[0], true, false, m->dtype, m->dtype);
+    return gemm_run(ctx, &s, call->in[0], call->in[1], NULL, call->out[0]);
+}
+
+/* (x + bias) / (n + eps) */
+struct DivCount {
+    AnyReal count;
+    const float *bias;
+    float eps;
+    uint32_t channels;
+    template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
+    {
+        uint32_t row = first / channels, channel = first - row * channels;
+        float scale = 1.0f / (count[row] + eps), add[V] = {};
+        if (bias) load_floats<V>(bias + channel, add);
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = (x[0][j] + add[j]) * scale;
+    }
+};
+
+template <typename T>
+static Status div_count_launch(const T *x, T *y, AnyReal count, const float *bias, float eps, int64_t pairs,
+                               int64_t channels, cudaStream_t stream)
+{
+    MapArgs<T, 1, 1> a = {{x}, {y}, pairs * channels};
+    DivCount f = {count, bias, eps, (uint32_t)channels};
+    return map_launch(a, aligned16(bias) ? channels : 1, f, stream);
+}
+
+static Status div_count(CudaContext *ctx, const OpCall *call)
+{
+    int64_t pairs = tensor_count(call->in_tensor[1]);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        return div_count_launch((const T *)call->in[0], (T *)call->out[0], any_in(call, 1), NULL,
+                                (float)call->op->attr.f[0], pairs, tensor_last(call->in_tensor[0]), ctx->stream);
+    });
+}
+
+/* --- outer product mean: the outer product in the storage type, in scratch ------------------------------------------------ */
+
+static size_t opm_scratch(const OpCall *call)
+{
+    return 2 * outer_bytes(outer_make(call->in_tensor[0], call->in_tensor[1]));
+}
+
+static Status opm(CudaContext *ctx, const OpCall *call)
+{
+    Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
+    int64_t pairs = o.n * o.m, channels = call->in_tensor[2]->dim[0];
+    char *product = (char *)call->scratch;
+    TRY(outer_run(ctx, o, call->in[0], call->in[1], product, product + outer_bytes(o)));
+    GemmShape s = gemm_shape(pairs, channels, o.c * o.d, false, true, o.type, o.type);
+    TRY(gemm_run(ctx, &s, product, call->in[2], NULL, call->out[0]));
+    DISPATCH_REAL(call, o.type, {
+        return div_count_launch((const T *)call->out[0], (T *)call->out[0], any_in(call, 4), (const float *)call->in[3],
+                                (float)call->op->attr.f[0], pairs, channels, ctx->stream);
+    });
+}
+
+struct OpmBwdScratch {
+    size_t spare_at, dz_at, sum_at, bytes;
+};
+
+static OpmBwdScratch opm_bwd_plan(const OpCall *call)
+{
+    Outer o = outer_make(call->in_tensor[1], call->in_tensor[2]);
+    OpmBwdScratch s = {};
+    s.spare_at = outer_bytes(o);
+    s.dz_at = 2 * outer_bytes(o);
+    s.sum_at = s.dz_at + align_up(tensor_bytes(call->in_tensor[0]));
+    s.bytes = s.sum_at + sum_rows_scratch(tensor_last(call->in_tensor[0]));
+    return s;
+}
+static size_t opm_bwd_scratch(const OpCall *call)
+{
+    return opm_bwd_plan(call).bytes;
+}
+
+/* Rows (i, j), columns (c, d) of a product -> [i][c][j][d]. */
+struct RowsEpilogue {
+    bf16 *y;
+    int c, d, m;
+    __device__ __forceinline__ void operator()(int, int row, int column, float (&v)[8]) const
+    {
+        int i = row / m, j = row - i * m, channel = column / d, e = column - channel * d;
+        store_floats<8>(y + (((int64_t)i * c + channel) * m + j) * d + e, v);
+    }
+};
+
+/* d(outer) = dz W with rows (i, c), columns (j, d) */
+static Status opm_product_gradient(CudaContext *ctx, const Outer &o, const void *dz, const void *w, int64_t channels,
+                                   void *out, void *spare)
+{
+    TileProblem p = {};
+    p.a = (const bf16 *)dz, p.b = (const bf16 *)w;
+    p.m = (int)(o.n * o.m), p.n = (int)(o.c * o.d), p.k = (int)channels;
+    p.lda = channels, p.ldb = o.c * o.d;
+    if (o.type == DT_BF16 && o.d % 8 == 0 && tile_fits(p, true, false) && aligned16(out)) {
+        RowsEpilogue e = {(bf16 *)out, (int)o.c, (int)o.d, (int)o.m};
+        return tile_launch<true, false>(p, 1, e, ctx->stream);
+    }
+    GemmShape s = gemm_shape(p.m, p.n, p.k, false, false, o.type, o.type);
+    TRY(gemm_run(ctx, &s, dz, w, NULL, spare));
+    return outer_swap(o, spare, out, false, ctx->stream);
+}
+
+static Status opm_bwd(CudaContext *ctx, const OpCall *call)
+{
+    Outer o = outer_make(call->in_tensor[1], call->in_tensor[2]);
+    OpmBwdScratch plan = opm_bwd_plan(call);
+    int64_t pairs = o.n * o.m, channels = tensor_last(call->in_tensor[0]);
+    char *product = (char *)call->scratch, *spare = product + plan.spare_at, *dz = product + plan.dz_at;
+    DISPATCH_REAL(call, o.type, {
+        TRY(div_count_launch((const T *)call->in[0], (T *)dz, any_in(call, 4), NULL, (float)call->op->attr.f[0], pairs,
+                             channels, ctx->stream));
+        TRY(sum_rows_launch((const T *)dz, (float *)call->out[3], pairs, channels, product + plan.sum_at, ctx->stream));
+    });
+    TRY(outer_run(ctx, o, call->in[1], call->in[2], product, spare));
+    GemmShape dw = gemm_shape(channels, o.c * o.d, pairs, true, false, o.type, call->out_tensor[2]->dtype);
+    TRY(gemm_run(ctx, &dw, dz, product, NULL, call->out[2]));
+    TRY(opm_product_gradient(ctx, o, dz, call->in[3], channels, product, spare));
+    return outer_gradients(ctx, o, product, call->in[1], call->in[2], call->out[0], call->out[1]);
+}
+
+const CudaEntry cuda_triangle[] = {
+    {OP_TRI_PRODUCT, tri_product, tri_scratch},
+    {OP_OUTER_PRODUCT, outer_product, outer_scratch},
+    {OP_OUTER_PRODUCT_BWD, outer_product_bwd, outer_scratch},
+    {OP_PAIR_COUNT, pair_count, NULL},
+    {OP_DIV_COUNT, div_count, NULL},
+    {OP_OPM, opm, opm_scratch},
+    {OP_OPM_BWD, opm_bwd, opm_bwd_scratch},
+    {OP_COUNT, NULL, NULL},
+};
