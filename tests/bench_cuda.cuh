@@ -328,6 +328,30 @@ static void compare(Bench *b, const Case &c, DType type, OpCall *call, double *c
     }
 }
 
+/* Inputs of a backward op that are results of its forward: computed by the reference, rounded like the others. */
+static void forward_results(const Case &c, const OpCall &call, double **value)
+{
+    bool attention = c.kind == OP_ATTENTION_BWD;
+    if (!attention && c.kind != OP_LAYER_NORM_FUSED_BWD) return;
+    Case forward = c;
+    double *in[OP_MAX_IN] = {}, *out[OP_MAX_OUT] = {};
+    forward.kind = attention ? OP_ATTENTION : OP_LAYER_NORM_FUSED;
+    forward.n_in = attention ? 5 : 3;
+    for (int k = 0; k < forward.n_in; k++) {
+        int from = attention || k < 2 ? k + 1 : 2; /* beta does not matter: gamma again */
+        forward.in[k] = c.in[from];
+        in[k] = value[from];
+    }
+    bench_reference(forward, in, out);
+    for (int k = 0; k < 2; k++) {
+        int to = attention ? 6 + k : 3 + k, from = attention ? k : 1 + k;
+        const Tensor *t = call.in_tensor[to];
+        for (int64_t e = 0; e < tensor_count(t); e++)
+            value[to][e] = t->dtype == DT_BF16 ? round_bf16((float)out[from][e]) : (float)out[from][e];
+    }
+    for (double *v : out) free(v);
+}
+
 static void bench_check(Bench *b, const Case &c, DType type)
 {
     Registry *registry;
@@ -344,6 +368,7 @@ static void bench_check(Bench *b, const Case &c, DType type)
             value[k][e] = call.in_tensor[k]->dtype == DT_BF16 ? round_bf16((float)x) : x;
         }
     }
+    forward_results(c, call, value);
     const CudaEntry *entry = bench_entry(b, c, &call);
     if (entry) {
         bench_operands(b, c, &call, value);

@@ -87,7 +87,7 @@ struct ContractPlain {
 template <typename TA, typename TB, typename TC, typename Post>
 static Status contract_launch(const TA *a, const TB *b, TC *c, Contract p, const Post &post, cudaStream_t stream)
 {
-    enum { GRID_Z = 65535 };
+    const int64_t GRID_Z = 65535;
     int64_t batch = (int64_t)p.batch[0] * p.batch[1] * p.batch[2];
     if (p.m == 0 || p.n == 0 || batch == 0) return OK;
     dim3 grid((p.n + CONTRACT_TILE - 1) / CONTRACT_TILE, (p.m + CONTRACT_TILE - 1) / CONTRACT_TILE);

@@ -1,13 +1,14 @@
-/* Global column attention of the extra MSA stack (AlphaFold2 supplement algorithm 19): masked mean over the sequences, then one
- * query per head and residue over keys that all heads share. A block per residue. */
+/* Global column attention of the extra MSA stack (AlphaFold2 supplement algorithm 19): masked mean over the sequences,
+ * then one query per head and residue over keys that all heads share. A block per residue. */
 #include "kernels/cuda/device.cuh"
 
 enum { MEAN_THREADS = 256, GLOBAL_THREADS = 256 };
 
-/* y[r,c] = sum_s m x / (sum_s m + eps): channels over lanes of a row group, sequences over groups, groups joined in order. */
+/* y[r,c] = sum_s m x / (sum_s m + eps): channels over lanes of a row group, sequences over groups, groups joined in
+ * order. */
 template <typename T>
-__global__ void __launch_bounds__(MEAN_THREADS) masked_mean_kernel(const T *x, const float *m, T *y, int s, int r, int c,
-                                                                   float eps)
+__global__ void __launch_bounds__(MEAN_THREADS)
+    masked_mean_kernel(const T *x, const float *m, T *y, int s, int r, int c, float eps)
 {
     extern __shared__ float shared[]; /* [groups][c + 1] */
     int residue = blockIdx.x, width = c < MEAN_THREADS ? c : MEAN_THREADS, groups = MEAN_THREADS / width;
@@ -57,7 +58,7 @@ static Status masked_mean(CudaContext *ctx, const OpCall *call)
     int groups = c < MEAN_THREADS ? MEAN_THREADS / c : 1;
     if (r == 0) return OK;
     DISPATCH_REAL(call, t->dtype, {
-        masked_mean_kernel<T><<<r, MEAN_THREADS, (size_t)groups * (c + 1) * sizeof(float), ctx->stream>>>(
+        masked_mean_kernel<T><<<r, MEAN_THREADS, (size_t)groups *(c + 1) * sizeof(float), ctx->stream>>>(
             (const T *)call->in[0], (const float *)call->in[1], (T *)call->out[0], s, r, c, (float)call->op->attr.f[0]);
     });
     return cuda_launched("masked_mean_kernel");
@@ -96,7 +97,8 @@ static Global global_make(const Tensor *k, const OpAttr *attr)
 
 /* p[h][s] in shared memory: scores, then a softmax by one warp per head. q: the residue's [H][D] as floats. */
 template <typename T>
-__device__ void global_probabilities(const Global &g, const float *q, const T *k, const float *mask, int residue, float *p)
+__device__ void global_probabilities(const Global &g, const float *q, const T *k, const float *mask, int residue,
+                                     float *p)
 {
     for (int row = threadIdx.x; row < g.s; row += blockDim.x) {
         const T *key = k + ((int64_t)row * g.r + residue) * g.d;
@@ -136,8 +138,8 @@ __device__ void global_weighted(const Global &g, const float *p, const T *x, int
 }
 
 template <typename T>
-__global__ void __launch_bounds__(GLOBAL_THREADS) global_attention_kernel(Global g, const T *q, const T *k, const T *v,
-                                                                          const float *mask, T *o)
+__global__ void __launch_bounds__(GLOBAL_THREADS)
+    global_attention_kernel(Global g, const T *q, const T *k, const T *v, const float *mask, T *o)
 {
     extern __shared__ float shared[];
     float *p = shared, *query = shared + g.h * g.s;
@@ -151,8 +153,8 @@ __global__ void __launch_bounds__(GLOBAL_THREADS) global_attention_kernel(Global
 /* dv = p^T do, dp = do v^T, ds = p (dp - sum p dp), dq = scale ds k, dk = scale ds^T q */
 template <typename T>
 __global__ void __launch_bounds__(GLOBAL_THREADS)
-    global_attention_bwd_kernel(Global g, const T *go, const T *q, const T *k, const T *v, const float *mask, T *dq, T *dk,
-                                T *dv)
+    global_attention_bwd_kernel(Global g, const T *go, const T *q, const T *k, const T *v, const float *mask, T *dq,
+                                T *dk, T *dv)
 {
     extern __shared__ float shared[];
     float *p = shared, *ds = p + g.h * g.s, *query = ds + g.h * g.s, *grad = query + g.h * g.d;
@@ -201,8 +203,8 @@ static Status global_attention(CudaContext *ctx, const OpCall *call)
     size_t shared = (size_t)g.h * (g.s + g.d) * sizeof(float);
     if (g.r == 0) return OK;
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
-        CUDA_TRY(cudaFuncSetAttribute(global_attention_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)shared));
+        CUDA_TRY(
+            cudaFuncSetAttribute(global_attention_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
         global_attention_kernel<T><<<g.r, GLOBAL_THREADS, shared, ctx->stream>>>(
             g, (const T *)call->in[0], (const T *)call->in[1], (const T *)call->in[2], (const float *)call->in[3],
             (T *)call->out[0]);

@@ -5,7 +5,8 @@
 #include "kernels/cuda/tile.cuh"
 #include "kernels/cuda/transpose.cuh"
 
-/* --- triangle product: one matrix product per channel, on channel-first copies ----------------------------------------- */
+/* --- triangle product: one matrix product per channel, on channel-first copies
+ * ----------------------------------------- */
 
 struct Tri {
     int64_t g, c, n, m, k;
@@ -62,7 +63,8 @@ static Status tri_product(CudaContext *ctx, const OpCall *call)
     }
 }
 
-/* --- outer product ------------------------------------------------------------------------------------------------------ */
+/* --- outer product
+ * ------------------------------------------------------------------------------------------------------ */
 
 struct Outer {
     int64_t s, n, m, c, d;
@@ -115,8 +117,8 @@ static Status outer_run(CudaContext *ctx, const Outer &o, const void *a, const v
 }
 
 /* da, db from the gradient with rows (i, c) and columns (j, d). */
-static Status outer_gradients(CudaContext *ctx, const Outer &o, const void *swapped, const void *a, const void *b, void *da,
-                              void *db)
+static Status outer_gradients(CudaContext *ctx, const Outer &o, const void *swapped, const void *a, const void *b,
+                              void *da, void *db)
 {
     int64_t nc = o.n * o.c, md = o.m * o.d;
     GemmShape to_a = gemm_shape(o.s, nc, md, false, true, o.type, o.type);
@@ -185,7 +187,8 @@ static Status div_count(CudaContext *ctx, const OpCall *call)
     });
 }
 
-/* --- outer product mean: the outer product in the storage type, in scratch ------------------------------------------------ */
+/* --- outer product mean: the outer product in the storage type, in scratch
+ * ------------------------------------------------ */
 
 static size_t opm_scratch(const OpCall *call)
 {

@@ -1,0 +1,278 @@
+/* Features computed from the inputs of the model. Small ops, one thread per element or per pair. */
+#include "kernels/cuda/device.cuh"
+
+enum { RESIDUE_TYPES = 22, MSA_TYPES = 23, ATOMS37 = 37, ATOM_N = 0, ATOM_CA = 1, ATOM_C = 2, TORSIONS = 7 };
+
+/* --- relative position
+ * --------------------------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ int position_bin(const int32_t *index, int i, int j, int k)
+{
+    int64_t difference = (int64_t)index[i] - index[j];
+    return (int)(difference < -k ? 0 : difference > k ? 2 * k : difference + k);
+}
+
+__global__ void relpos_kernel(const int32_t *index, AnyReal w, AnyReal b, AnyOut y, int n, int c, int k)
+{
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= (int64_t)n * n * c) return;
+    int channel = (int)(e % c), j = (int)(e / c % n), i = (int)(e / c / n);
+    y.put(e, w[channel * (2 * k + 1) + position_bin(index, i, j, k)] + b[channel]);
+}
+
+static Status relpos(CudaContext *ctx, const OpCall *call)
+{
+    int n = (int)call->in_tensor[0]->dim[0], c = (int)call->in_tensor[1]->dim[0];
+    int64_t count = (int64_t)n * n * c;
+    if (count == 0) return OK;
+    relpos_kernel<<<blocks_for(count, 256), 256, 0, ctx->stream>>>((const int32_t *)call->in[0], any_in(call, 1),
+                                                                   any_in(call, 2), any_out(call, 0), n, c,
+                                                                   (int)call->op->attr.i[0]);
+    return cuda_launched("relpos_kernel");
+}
+
+enum { RELPOS_RUNS = 64, RELPOS_CHANNELS = 64 };
+
+/* Sums per bin and channel over a run of rows i: a thread owns a channel, so that sums have one order. */
+__global__ void __launch_bounds__(RELPOS_CHANNELS)
+    relpos_bwd_kernel(const int32_t *index, AnyReal dy, float *partial, int n, int c, int k)
+{
+    extern __shared__ float sums[]; /* [bins][RELPOS_CHANNELS] */
+    int bins = 2 * k + 1, lane = threadIdx.x, channel = blockIdx.x * RELPOS_CHANNELS + lane;
+    int run = (n + gridDim.y - 1) / gridDim.y, from = blockIdx.y * run, to = min(from + run, n);
+    for (int bin = 0; bin < bins; bin++) sums[bin * RELPOS_CHANNELS + lane] = 0;
+    if (channel >= c) return;
+    for (int i = from; i < to; i++)
+        for (int j = 0; j < n; j++)
+            sums[position_bin(index, i, j, k) * RELPOS_CHANNELS + lane] += dy[((int64_t)i * n + j) * c + channel];
+    for (int bin = 0; bin < bins; bin++)
+        partial[((int64_t)blockIdx.y * bins + bin) * c + channel] = sums[bin * RELPOS_CHANNELS + lane];
+}
+
+__global__ void relpos_join_kernel(const float *partial, float *dw, float *db, int runs, int bins, int c)
+{
+    int channel = blockIdx.x * blockDim.x + threadIdx.x;
+    if (channel >= c) return;
+    float total = 0;
+    for (int bin = 0; bin < bins; bin++) {
+        float sum = 0;
+        for (int r = 0; r < runs; r++) sum += partial[((int64_t)r * bins + bin) * c + channel];
+        dw[channel * bins + bin] = sum;
+        total += sum;
+    }
+    db[channel] = total;
+}
+
+static Status relpos_bwd(CudaContext *ctx, const OpCall *call)
+{
+    int n = (int)call->in_tensor[0]->dim[0], c = (int)call->in_tensor[0]->dim[2], k = (int)call->op->attr.i[0];
+    int bins = 2 * k + 1;
+    size_t shared = (size_t)bins * RELPOS_CHANNELS * sizeof(float);
+    dim3 grid((c + RELPOS_CHANNELS - 1) / RELPOS_CHANNELS, RELPOS_RUNS);
+    CUDA_TRY(cudaFuncSetAttribute(relpos_bwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    relpos_bwd_kernel<<<grid, RELPOS_CHANNELS, shared, ctx->stream>>>((const int32_t *)call->in[1], any_in(call, 0),
+                                                                      (float *)call->scratch, n, c, k);
+    TRY(cuda_launched("relpos_bwd_kernel"));
+    relpos_join_kernel<<<blocks_for(c, 64), 64, 0, ctx->stream>>>((const float *)call->scratch, (float *)call->out[0],
+                                                                  (float *)call->out[1], RELPOS_RUNS, bins, c);
+    return cuda_launched("relpos_join_kernel");
+}
+
+static size_t relpos_bwd_scratch(const OpCall *call)
+{
+    return (size_t)(RELPOS_RUNS * (2 * call->op->attr.i[0] + 1) * call->in_tensor[0]->dim[2]) * sizeof(float);
+}
+
+/* --- distances in bins
+ * ----------------------------------------------------------------------------------------------------- */
+
+struct Bins {
+    int count;
+    double low, high;
+    float last;
+    /* square of the lower edge; the bin after the last is `last` (not a square) */
+    __device__ __forceinline__ float edge(int bin) const
+    {
+        if (bin >= count) return last;
+        float d = (float)(low + (high - low) * (double)bin / (double)(count - 1));
+        return __fmul_rn(d, d);
+    }
+    /* strict on both sides; squares rounded one by one, as on the CPU */
+    __device__ __forceinline__ bool holds(int bin, float square) const
+    {
+        return square > edge(bin) && square < edge(bin + 1);
+    }
+};
+
+static Bins bins_make(const OpAttr *attr)
+{
+    return {(int)attr->i[0], attr->f[0], attr->f[1], (float)attr->f[2]};
+}
+
+__device__ __forceinline__ float square_distance(const AnyReal &x, int64_t i, int64_t j)
+{
+    float d0 = x[3 * i] - x[3 * j], d1 = x[3 * i + 1] - x[3 * j + 1], d2 = x[3 * i + 2] - x[3 * j + 2];
+    return __fadd_rn(__fadd_rn(__fmul_rn(d0, d0), __fmul_rn(d1, d1)), __fmul_rn(d2, d2));
+}
+
+__global__ void dist_bins_kernel(AnyReal x, AnyOut y, Bins bins, int n)
+{
+    int64_t pair = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (pair >= (int64_t)n * n) return;
+    float square = square_distance(x, pair / n, pair % n);
+    for (int bin = 0; bin < bins.count; bin++) y.put(pair * bins.count + bin, bins.holds(bin, square) ? 1.0f : 0.0f);
+}
+
+static Status dist_bins(CudaContext *ctx, const OpCall *call)
+{
+    int n = (int)call->in_tensor[0]->dim[0];
+    if (n == 0) return OK;
+    dist_bins_kernel<<<blocks_for((int64_t)n * n, 128), 128, 0, ctx->stream>>>(any_in(call, 0), any_out(call, 0),
+                                                                               bins_make(&call->op->attr), n);
+    return cuda_launched("dist_bins_kernel");
+}
+
+/* --- templates
+ * -------------------------------------------------------------------------------------------------------------- */
+
+__device__ __forceinline__ bool backbone_known(const AnyReal &atom, int64_t residue)
+{
+    int64_t at = residue * ATOMS37;
+    return atom[at + ATOM_N] * atom[at + ATOM_CA] * atom[at + ATOM_C] != 0;
+}
+
+/* Channels of pair (i, j): distogram, pseudo-beta mask, type of j, type of i, three zeros (unit vector, not used in
+ * training), backbone mask; all times the backbone mask. Supplement 1.2.9 as in the MLPerf reference. */
+__global__ void template_pair_kernel(AnyReal x, AnyReal mask, const int32_t *type, AnyReal atom, AnyOut y, Bins bins,
+                                     int templates, int n, int channels)
+{
+    int64_t pair = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (pair >= (int64_t)templates * n * n) return;
+    int64_t row = pair / n, column = row / n * n + pair % n, at = pair * channels;
+    float known = backbone_known(atom, row) && backbone_known(atom, column) ? 1.0f : 0.0f;
+    float square = square_distance(x, row, column);
+    int first = bins.count + 1, second = first + RESIDUE_TYPES;
+    for (int k = 0; k < channels; k++) {
+        float value = 0;
+        if (k < bins.count)
+            value = bins.holds(k, square) ? known : 0.0f;
+        else if (k == bins.count)
+            value = mask[row] * mask[column] * known;
+        else if (k < second)
+            value = k - first == type[column] ? known : 0.0f;
+        else if (k < second + RESIDUE_TYPES)
+            value = k - second == type[row] ? known : 0.0f;
+        else if (k == channels - 1)
+            value = known;
+        y.put(at + k, value);
+    }
+}
+
+static Status template_pair(CudaContext *ctx, const OpCall *call)
+{
+    int templates = (int)call->in_tensor[0]->dim[0], n = (int)call->in_tensor[0]->dim[1];
+    int64_t pairs = (int64_t)templates * n * n;
+    if (pairs == 0) return OK;
+    template_pair_kernel<<<blocks_for(pairs, 128), 128, 0, ctx->stream>>>(
+        any_in(call, 0), any_in(call, 1), (const int32_t *)call->in[2], any_in(call, 3), any_out(call, 0),
+        bins_make(&call->op->attr), templates, n, (int)tensor_last(call->out_tensor[0]));
+    return cuda_launched("template_pair_kernel");
+}
+
+/* Residue type, 7 x (sin, cos), 7 x alternative, 7 masks. */
+__global__ void template_angle_kernel(const int32_t *type, AnyReal angle, AnyReal alternative, AnyReal mask, AnyOut y,
+                                      int64_t rows, int channels)
+{
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= rows * channels) return;
+    int64_t r = e / channels;
+    int k = (int)(e % channels);
+    float value = 0;
+    if (k < RESIDUE_TYPES)
+        value = k == type[r] ? 1.0f : 0.0f;
+    else if (k < RESIDUE_TYPES + 2 * TORSIONS)
+        value = angle[r * 2 * TORSIONS + k - RESIDUE_TYPES];
+    else if (k < RESIDUE_TYPES + 4 * TORSIONS)
+        value = alternative[r * 2 * TORSIONS + k - RESIDUE_TYPES - 2 * TORSIONS];
+    else if (k < RESIDUE_TYPES + 5 * TORSIONS)
+        value = mask[r * TORSIONS + k - RESIDUE_TYPES - 4 * TORSIONS];
+    y.put(e, value);
+}
+
+static Status template_angle(CudaContext *ctx, const OpCall *call)
+{
+    int64_t rows = tensor_count(call->in_tensor[0]), channels = tensor_last(call->out_tensor[0]);
+    if (rows == 0) return OK;
+    template_angle_kernel<<<blocks_for(rows * channels, 128), 128, 0, ctx->stream>>>(
+        (const int32_t *)call->in[0], any_in(call, 1), any_in(call, 2), any_in(call, 3), any_out(call, 0), rows,
+        (int)channels);
+    return cuda_launched("template_angle_kernel");
+}
+
+/* --- extra MSA
+ * ---------------------------------------------------------------------------------------------------------------- */
+
+__global__ void extra_msa_kernel(const int32_t *msa, AnyReal has, AnyReal value, AnyOut y, int64_t rows, int channels)
+{
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= rows * channels) return;
+    int64_t r = e / channels;
+    int k = (int)(e % channels);
+    y.put(e, k < MSA_TYPES ? (k == msa[r] ? 1.0f : 0.0f) : k == MSA_TYPES ? has[r] : value[r]);
+}
+
+static Status extra_msa(CudaContext *ctx, const OpCall *call)
+{
+    int64_t rows = tensor_count(call->in_tensor[0]), channels = tensor_last(call->out_tensor[0]);
+    if (rows == 0) return OK;
+    extra_msa_kernel<<<blocks_for(rows * channels, 256), 256, 0, ctx->stream>>>(
+        (const int32_t *)call->in[0], any_in(call, 1), any_in(call, 2), any_out(call, 0), rows, (int)channels);
+    return cuda_launched("extra_msa_kernel");
+}
+
+__global__ void __launch_bounds__(256) mask_any_kernel(AnyReal m, AnyOut y, int64_t n)
+{
+    int any = 0;
+    for (int64_t e = threadIdx.x; e < n; e += 256) any |= m[e] != 0;
+    any = __syncthreads_or(any);
+    if (threadIdx.x == 0) y.put(0, any ? 1.0f : 0.0f);
+}
+
+static Status mask_any(CudaContext *ctx, const OpCall *call)
+{
+    mask_any_kernel<<<1, 256, 0, ctx->stream>>>(any_in(call, 0), any_out(call, 0), tensor_count(call->in_tensor[0]));
+    return cuda_launched("mask_any_kernel");
+}
+
+/* s = sum a b, in f64: the value feeds checks */
+__global__ void __launch_bounds__(1024) dot_kernel(AnyReal a, AnyReal b, AnyOut s, int64_t n)
+{
+    __shared__ double shared[1024];
+    double sum = 0;
+    for (int64_t e = threadIdx.x; e < n; e += 1024) sum += (double)a[e] * (double)b[e];
+    shared[threadIdx.x] = sum;
+    for (int half = 512; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) s.put(0, (float)shared[0]);
+}
+
+static Status dot(CudaContext *ctx, const OpCall *call)
+{
+    dot_kernel<<<1, 1024, 0, ctx->stream>>>(any_in(call, 0), any_in(call, 1), any_out(call, 0),
+                                            tensor_count(call->in_tensor[0]));
+    return cuda_launched("dot_kernel");
+}
+
+const CudaEntry cuda_embed[] = {
+    {OP_RELPOS_EMBED, relpos, NULL},
+    {OP_RELPOS_EMBED_BWD, relpos_bwd, relpos_bwd_scratch},
+    {OP_DIST_BINS, dist_bins, NULL},
+    {OP_TEMPLATE_PAIR_FEAT, template_pair, NULL},
+    {OP_TEMPLATE_ANGLE_FEAT, template_angle, NULL},
+    {OP_EXTRA_MSA_FEAT, extra_msa, NULL},
+    {OP_MASK_ANY, mask_any, NULL},
+    {OP_DOT, dot, NULL},
+    {OP_COUNT, NULL, NULL},
+};
