@@ -2,11 +2,12 @@
 #ifndef FOLDSCALE_KERNELS_CUDA_BACKEND_H
 #define FOLDSCALE_KERNELS_CUDA_BACKEND_H
 
-#include "kernels/kernels.h"
-
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#include "kernels/kernels.h"
+
 Status cuda_backend_open(const KernelOptions *options, Backend **backend_out);
 #ifdef __cplusplus
 }
