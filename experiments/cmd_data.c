@@ -1,7 +1,9 @@
-/* foldscale data check|show: what is in a user's files. */
+/* foldscale data check|show|index: what is in a user's files. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "data/cache.h"
 #include "data/check.h"
 #include "experiments/commands.h"
 #include "experiments/config.h"
@@ -75,10 +77,75 @@ static Status show(int argc, char **argv)
     return status;
 }
 
+static void take_remark(void *context, const char *file, long line, const char *text)
+{
+    (void)context;
+    if (line > 0)
+        fprintf(stderr, "foldscale: note: %s:%ld: %s\n", file, line, text);
+    else
+        fprintf(stderr, "foldscale: note: %s: %s\n", file, text);
+}
+
+static void print_progress(void *context, int64_t done, int64_t total)
+{
+    (void)context;
+    if (isatty(STDERR_FILENO))
+        fprintf(stderr, "\r%lld of %lld structures%s", (long long)done, (long long)total, done == total ? "\n" : "");
+}
+
+static Status make_caches(const Archive *archive, int threads, const char *mmcif_cache, const char *chain_cache)
+{
+    static const DataLog log = {take_remark, NULL};
+    Arena arena = {0};
+    ChainTable table;
+    CacheCounts counts;
+    Status status = cache_build(archive, threads, &log, print_progress, NULL, &arena, &table, &counts);
+    if (status == OK) status = cache_write_mmcif(&table, mmcif_cache);
+    if (status == OK) status = cache_write_chains(&table, chain_cache);
+    if (status == OK)
+        printf("%lld chains of %lld structures (%lld left out) -> %s, %s\n", (long long)counts.chains,
+               (long long)counts.entries, (long long)counts.unreadable, mmcif_cache, chain_cache);
+    arena_free(&arena);
+    return status;
+}
+
+static Status index_structures(int argc, char **argv)
+{
+    static const Usage usage = {
+        .command = "data index",
+        .operands = "",
+        .text = "Reads every structure of a folder and writes the caches that sampling and templates need:\n"
+                "mmcif_cache.json and chain_data_cache.json, in OpenFold's form. Structures that cannot be read are\n"
+                "left out, each with a note.",
+        .example = "foldscale data index --mmcif data/examples/mmcif --mmcif-cache mmcif_cache.json "
+                   "--chain-cache chain_data_cache.json",
+    };
+    ArchivePaths paths = {0};
+    const char *mmcif_cache = "mmcif_cache.json", *chain_cache = "chain_data_cache.json";
+    int64_t threads = sysconf(_SC_NPROCESSORS_ONLN);
+    Archive *archive = NULL;
+    TextList operands;
+    bool help;
+    const Option options[] = {
+        {"mmcif", OPTION_TEXT, &paths.mmcif, "DIR", "folder of structures (needed)", 0, 0},
+        {"clusters", OPTION_TEXT, &paths.clusters, "FILE", "clusters, one a line", 0, 0},
+        {"mmcif-cache", OPTION_TEXT, &mmcif_cache, "FILE", "written; mmcif_cache.json", 0, 0},
+        {"chain-cache", OPTION_TEXT, &chain_cache, "FILE", "written; chain_data_cache.json", 0, 0},
+        {"threads", OPTION_INT, &threads, "N", "all processors", 1, 1024},
+        {0}};
+    TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
+    if (help) return OK;
+    if (!paths.mmcif) return status_fail(ERR_USAGE, "data index: --mmcif DIR is missing");
+    TRY(archive_open(&paths, NULL, &archive));
+    Status status = make_caches(archive, (int)threads, mmcif_cache, chain_cache);
+    archive_close(&archive);
+    return status;
+}
+
 static const struct {
     const char *name;
     DataCommand run;
-} commands[] = {{"check", check}, {"show", show}};
+} commands[] = {{"check", check}, {"show", show}, {"index", index_structures}};
 
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
@@ -86,15 +153,15 @@ Status cmd_data(int argc, char **argv)
 {
     const char *names[COMMANDS + 1] = {NULL};
     for (int i = 0; i < COMMANDS; i++) names[i] = commands[i].name;
-    if (argc < 2) return status_fail(ERR_USAGE, "data: what to do is missing (expected check or show)");
+    if (argc < 2) return status_fail(ERR_USAGE, "data: what to do is missing (expected check, show or index)");
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        printf("usage: foldscale data check|show ...\n\nexample:\n"
+        printf("usage: foldscale data check|show|index ...\n\nexample:\n"
                "  foldscale data check data/examples\n\n'foldscale data check --help' explains one.\n");
         return OK;
     }
     for (int i = 0; i < COMMANDS; i++)
         if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
     const char *near = cli_nearest(argv[1], names);
-    return status_fail(ERR_USAGE, "data: unknown action \"%s\"%s%s%s (expected check or show)", argv[1],
+    return status_fail(ERR_USAGE, "data: unknown action \"%s\"%s%s%s (expected check, show or index)", argv[1],
                        near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
 }

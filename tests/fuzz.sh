@@ -17,7 +17,10 @@ for target in "${targets[@]}"; do
     name=${target#fuzz_}
     mkdir -p "$build/corpus/$name"
     log=$build/$target.log
+    dictionary=()
+    [ -f "$source_dir/tests/corpus/$name.dict" ] && dictionary=("-dict=$source_dir/tests/corpus/$name.dict")
     if "$build/tests/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=20000 \
+        "${dictionary[@]}" \
         -artifact_prefix="$build/findings/$name-" "$build/corpus/$name" "$source_dir/tests/corpus/$name" >"$log" 2>&1; then
         echo "PASS $target $(grep -o 'Done [0-9]* runs.*' "$log"), $(grep -o 'cov: [0-9]*' "$log" | tail -1)"
     else

@@ -1,0 +1,41 @@
+#!/bin/bash
+# foldscale data check, show and index over the examples: what they print, what they return.
+set -u
+source_dir=${FOLDSCALE_SOURCE:?}
+foldscale=${FOLDSCALE_BUILD:?}/foldscale
+out=$(mktemp -d) || exit 1
+trap 'rm -rf "$out"' EXIT
+examples=$source_dir/data/examples
+failed=0
+expect() { # NAME EXPECTED-STATUS STATUS FILE PATTERN
+    if [ "$3" -ne "$2" ] || ! grep -q -- "$5" "$4"; then
+        echo "FAIL $1: status $3, expected $2 and \"$5\" in:"
+        cat "$4"
+        failed=1
+    else
+        echo "PASS $1"
+    fi
+}
+
+"$foldscale" data check "$examples" --mmcif "$examples/mmcif" >"$out/log" 2>&1
+expect "check of the examples" 0 $? "$out/log" "0 errors"
+
+cp "$examples/mmcif/1ubq.cif" "$out/broken.cif"
+sed -i 's/^ATOM   10 /ATOM /' "$out/broken.cif"
+"$foldscale" data check "$out/broken.cif" >"$out/log" 2>&1
+expect "check of a broken file" 1 $? "$out/log" "broken.cif:[0-9]*:"
+
+"$foldscale" data show 1ubq_A --mmcif "$examples/mmcif" --alignments "$examples/alignments" >"$out/log" 2>&1
+expect "show of a chain" 0 $? "$out/log" "21 rows of 76 columns"
+
+mkdir "$out/mmcif"
+cp "$examples"/mmcif/*.cif "$out/broken.cif" "$out/mmcif"
+"$foldscale" data index --mmcif "$out/mmcif" --mmcif-cache "$out/m.json" --chain-cache "$out/c_chain.json" \
+    --threads 2 >"$out/log" 2>&1
+expect "index leaves out what is broken" 0 $? "$out/log" "of 7 structures (1 left out)"
+mv "$out/m.json" "$out/mmcif_cache.json"
+"$foldscale" data check "$out/mmcif_cache.json" "$out/c_chain.json" >"$out/log" 2>&1
+expect "the caches can be read" 0 $? "$out/log" "0 errors"
+"$foldscale" data index >"$out/log" 2>&1
+expect "index without a folder" 2 $? "$out/log" "--mmcif DIR is missing"
+exit $failed
