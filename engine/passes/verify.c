@@ -2,8 +2,9 @@
 #include <string.h>
 
 #include "engine/passes/gradient.h"
+#include "engine/passes/verify.h"
 
-static Status bad(const Program *p, int32_t op, PassStage after, const char *what)
+Status verify_fail(const Program *p, int32_t op, PassStage after, const char *what)
 {
     char name[256];
     prog_op_name(p, op, name, sizeof name);
@@ -21,10 +22,11 @@ static Status check_inputs(const Program *p, int32_t i, PassStage after)
     const Op *op = &p->op[i];
     for (int k = 0; k < op->n_in; k++) {
         if (op->in[k] == VAL_NONE) continue;
-        if (op->in[k] < 0 || op->in[k] >= p->n_values) return bad(p, i, after, "an input is no value of the program");
+        if (op->in[k] < 0 || op->in[k] >= p->n_values)
+            return verify_fail(p, i, after, "an input is no value of the program");
         const Value *v = &p->value[op->in[k]];
         if (v->place == PLACE_ARENA && (v->def_op < 0 || v->def_op >= i))
-            return bad(p, i, after, "reads a value that is not written before");
+            return verify_fail(p, i, after, "reads a value that is not written before");
     }
     return OK;
 }
@@ -38,7 +40,7 @@ static Status check_buffers(const Program *p, int32_t i, PassStage after, Val *w
         if (op->in[k] == VAL_NONE) continue;
         const Value *v = &p->value[op->in[k]];
         if (v->place == PLACE_BUFFER && written[v->slot] != VAL_NONE && written[v->slot] != op->in[k])
-            return bad(p, i, after, "reads a buffer whose content another op has overwritten");
+            return verify_fail(p, i, after, "reads a buffer whose content another op has overwritten");
     }
     for (int k = 0; k < op->n_out; k++) {
         if (op->out[k] == VAL_NONE) continue;
@@ -55,16 +57,16 @@ static Status check_outputs(const Program *p, int32_t i, PassStage after)
     for (int k = 0; k < OP_MAX_OUT; k++) expected[k].shard = SHARD_NONE;
     int n_out = 0;
     TRY(op_def(op->kind)->infer(p, op, expected, &n_out));
-    if (n_out != op->n_out) return bad(p, i, after, "wrong number of outputs");
+    if (n_out != op->n_out) return verify_fail(p, i, after, "wrong number of outputs");
     for (int k = 0; k < n_out; k++) {
         if (op->out[k] == VAL_NONE) continue;
         const Value *v = &p->value[op->out[k]];
         if (v->place == PLACE_ARENA) {
-            if (v->def_op != i) return bad(p, i, after, "writes a value that another op writes too");
+            if (v->def_op != i) return verify_fail(p, i, after, "writes a value that another op writes too");
             if (!same_type(&v->t, &expected[k]))
-                return bad(p, i, after, "an output's shape or type is not the inferred one");
+                return verify_fail(p, i, after, "an output's shape or type is not the inferred one");
         } else if (tensor_count(&v->t) != tensor_count(&expected[k])) {
-            return bad(p, i, after, "a persistent output has another size than inferred");
+            return verify_fail(p, i, after, "a persistent output has another size than inferred");
         }
     }
     return OK;
@@ -87,7 +89,8 @@ static Status check_sharding(const Program *p, int32_t i, PassStage after, const
         while (from && (from->kind == OP_COMM_WAIT || from->kind == OP_RESHAPE || from->kind == OP_CAST))
             from = p->value[from->in[0]].def_op >= 0 ? &p->op[p->value[from->in[0]].def_op] : NULL;
         if (!from || from->kind != OP_ALL_GATHER || !from->attr.i[1])
-            return bad(p, i, after, "a replicated value with gradient feeds a sharded op without a reshard mark");
+            return verify_fail(p, i, after,
+                               "a replicated value with gradient feeds a sharded op without a reshard mark");
     }
     return OK;
 }
@@ -115,9 +118,11 @@ Status prog_verify(const Program *p, PassStage after)
             if (p->op[i].out[k] == VAL_NONE) continue;
             const Value *v = &p->value[p->op[i].out[k]];
             if (v->place == PLACE_ARENA && (v->offset < 0 || v->offset + tensor_bytes(&v->t) > p->arena_bytes))
-                status = bad(p, i, after, "an output lies outside the arena");
+                status = verify_fail(p, i, after, "an output lies outside the arena");
         }
     }
+    if (status == OK && after >= PASS_SCHEDULE) status = verify_waits(p, after);
+    if (status == OK && after >= PASS_PLAN) status = verify_arena(p, after);
     free(needs);
     free(written);
     return status;
