@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "experiments/commands.h"
 #include "experiments/config.h"
@@ -102,7 +103,8 @@ static void describe(Backend *backend, Machine *m)
     m->device.model = strdup(backend->device);
     m->device.memory_bytes = (Figure){(double)(backend->memory_bytes ? backend->memory_bytes : (size_t)8e9), 0.01,
                                       strdup(backend->memory_bytes ? "reported by the backend" : "assumed: 8 GB")};
-    m->node.devices = gpu ? backend->layout.world : 4096; /* ranks of one host: as many as one likes */
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    m->node.devices = gpu ? backend->layout.world : cores > 8 ? cores : 8; /* ranks may share cores */
     m->node.fabric = gpu ? FABRIC_NVLINK : FABRIC_SHARED_MEMORY;
     m->node.link_bytes_per_s = (Figure){4e9, 0.5, strdup("assumed: calibrate with more than one rank measures it")};
     m->network.nodes = 1;

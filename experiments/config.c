@@ -85,13 +85,7 @@ static Config config_defaults(void)
 {
     return (Config){
         .model.preset = "initial_training",
-        .data = {.workers = 2,
-                 .queue = 4,
-                 .templates = true,
-                 .max_release_date = "2021-09-16",
-                 .max_resolution = 9,
-                 .synthetic_length = 256,
-                 .synthetic_rows = 512},
+        .data = {.workers = 2, .queue = 4, .templates = true, .max_release_date = "2021-09-16", .max_resolution = 9},
         .train = {.steps = 100,
                   .seed = 1,
                   .learning_rate = 1e-3,

@@ -29,8 +29,6 @@ typedef struct DataSection {
     bool templates;
     char max_release_date[CONFIG_NAME];
     double max_resolution;
-    int synthetic_chains; /* 0: real data */
-    int synthetic_length, synthetic_rows;
 } DataSection;
 
 typedef enum RealType { REAL_F32, REAL_F64 } RealType;

@@ -1,0 +1,116 @@
+/* foldscale fit: runs.csv -> fit.json */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "experiments/commands.h"
+#include "experiments/pricing.h"
+#include "experiments/study_files.h"
+
+typedef struct FitArguments {
+    const char *experiment, *machine, *ops, *out, *form;
+    bool all, totals;
+    int64_t draws;
+    TextList overrides;
+} FitArguments;
+
+static const Usage usage = {
+    .command = "fit",
+    .operands = "RUNS.csv...",
+    .text =
+        "Fits the cost model of a step to measured runs and writes fit.json and its diagnostics. Phases are fitted\n"
+        "apart where they were timed; collectives and the work of each setting come from the recorded program, priced\n"
+        "with the machine's constants (machine.yaml and ops.csv of calibrate, by default those in machine/ beside\n"
+        "RUNS.csv). The form is chosen by forward chaining; --form forces one.",
+    .example = "foldscale fit runs/study/runs.csv",
+    .min_operands = 1,
+    .max_operands = CLI_MAX_ITEMS};
+
+static Status form_of(const char *name, int *form_out)
+{
+    const char *names[FORM_COUNT + 1] = {NULL};
+    *form_out = -1;
+    if (!name) return OK;
+    for (int i = 0; i < FORM_COUNT; i++) {
+        names[i] = FIT_FORM_NAMES[i];
+        if (strcmp(FIT_FORM_NAMES[i], name) == 0) *form_out = i;
+    }
+    if (*form_out >= 0) return OK;
+    const char *near = cli_nearest(name, names);
+    return status_fail(ERR_USAGE, "fit: unknown form \"%s\" (did you mean \"%s\"?)", name, near ? near : names[0]);
+}
+
+static Status write_diagnostics(const char *out, const FitModel *model, const FitPoint *points, int count)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s.txt", out);
+    FILE *file = fopen(path, "w");
+    if (!file) return status_fail(ERR_IO, "%s: cannot create", path);
+    Status status = fit_print(model, points, count, file);
+    if (fclose(file) != 0 && status == OK) status = status_fail(ERR_IO, "%s: cannot write (is the disk full?)", path);
+    return status == OK ? fit_print(model, points, count, stdout) : status;
+}
+
+static Status fit(const FitArguments *a, const RunTable *runs, Pricing *pricing, const char *out)
+{
+    FitPoint *points = NULL;
+    int64_t *used = NULL;
+    int count = 0, form;
+    FitModel *model = NULL;
+    TRY(form_of(a->form, &form));
+    TRY(pricing_points(pricing, runs, a->all, &points, &used, &count));
+    FitOptions options = {.draws = (int)a->draws, .seed = 1, .form = form, .totals_only = a->totals};
+    Status status = fit_run(points, count, &options, &model);
+    if (status == OK) {
+        model->backend = runs->rows[used[0]].backend;
+        model->device = runs->rows[used[0]].device;
+        status = fit_write(model, out);
+    }
+    if (status == OK) status = write_diagnostics(out, model, points, count);
+    if (status == OK) printf("%d runs -> %s\n", count, out);
+    if (model) fit_destroy(&model);
+    free(points);
+    free(used);
+    return status;
+}
+
+Status cmd_fit(int argc, char **argv)
+{
+    FitArguments a = {0};
+    TextList operands;
+    bool help;
+    const Option options[] = {
+        {"experiment", OPTION_TEXT, &a.experiment, "EXP.yaml",
+         "model of the runs (default: run.json of the first point)", 0, 0},
+        {"machine", OPTION_TEXT, &a.machine, "NAME|FILE",
+         "where they ran (default: machine/machine.yaml beside RUNS.csv, or cpu)", 0, 0},
+        {"ops", OPTION_TEXT, &a.ops, "FILE", "measured ops (default: machine/profile/ops.csv beside RUNS.csv)", 0, 0},
+        {"out", OPTION_TEXT, &a.out, "FILE", "fit.json (default: beside RUNS.csv)", 0, 0},
+        {"form", OPTION_TEXT, &a.form, "FORM", "amdahl, log, linear, usl or anchored (default: the best)", 0, 0},
+        {"draws", OPTION_INT, &a.draws, "N", "bootstrap draws (default 1000)", 50, 100000},
+        {"all", OPTION_FLAG, &a.all, NULL, "fit all switch settings, not only the one with the most rank counts", 0, 0},
+        {"totals", OPTION_FLAG, &a.totals, NULL, "ignore the phases (naive fit)", 0, 0},
+        {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the experiment", 0, 0},
+        {0}};
+    TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
+    if (help) return OK;
+    Arena arena = {0};
+    RunFiles *runs = calloc(1, sizeof *runs);
+    Config *config = NULL;
+    Pricing *pricing = NULL;
+    char *folder = study_folder_of(operands.item[0], &arena), *machine = (char *)a.machine, *ops = (char *)a.ops;
+    char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/fit.json", folder);
+    Status status = runs && folder && out ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
+    if (status == OK) status = study_read_runs(&operands, runs);
+    if (status == OK && !machine) status = study_file(folder, "machine/machine.yaml", &arena, &machine);
+    if (status == OK && !ops) status = study_file(folder, "machine/profile/ops.csv", &arena, &ops);
+    if (status == OK) status = study_experiment(a.experiment, folder, &a.overrides, &config);
+    if (status == OK) status = pricing_open(config, machine ? machine : "cpu", ops, &pricing);
+    if (status == OK) status = fit(&a, &runs->all, pricing, out);
+    pricing_close(&pricing);
+    config_destroy(&config);
+    if (runs) study_free_runs(runs);
+    free(runs);
+    arena_free(&arena);
+    return status;
+}
