@@ -259,12 +259,12 @@ static const char *sequence_for(Checker *checker, const char *path)
     strcpy(copy, path);
     for (int up = 0; up < 2; up++) {
         char *slash = strrchr(copy, '/');
-        if (!slash) return NULL;
+        if (!slash) break;
         *slash = '\0';
         const char *before = strrchr(copy, '/'), *name = before ? before + 1 : copy;
-        if (strchr(name, '_') && strlen(name) < sizeof checker->chain) return known_sequence(checker, name);
+        if (strchr(name, '_') && known_sequence(checker, name)) return checker->sequence;
     }
-    return NULL;
+    return checker->options->chain ? known_sequence(checker, checker->options->chain) : NULL;
 }
 
 static Status walk(Checker *checker, const char *path, int depth)

@@ -29,6 +29,7 @@ const char *data_kind_name(DataKind kind);
 
 typedef struct DataCheckOptions {
     const char *mmcif;        /* folder of structures: the first rows of alignments are compared with their chains */
+    const char *chain;        /* ENTRY_CHAIN: alignments whose folder is not named like a chain belong to it */
     const char *alignment_db; /* folder of the .db files when they are not beside the index */
     /* One call per problem: "FILE:LINE: what". Remarks (error = false) are odd but usable. */
     void (*report)(void *context, bool error, const char *text);

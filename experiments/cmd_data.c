@@ -34,6 +34,7 @@ static Status check(int argc, char **argv)
     bool help;
     const Option options[] = {
         {"mmcif", OPTION_TEXT, &o.mmcif, "DIR", "structures: alignments are compared with their chains", 0, 0},
+        {"chain", OPTION_TEXT, &o.chain, "CHAIN", "ENTRY_CHAIN of alignments whose folder names none", 0, 0},
         {"alignment-db", OPTION_TEXT, &o.alignment_db, "DIR", "folder of the .db files of an index", 0, 0},
         {0}};
     TRY(cli_parse(&usage, options, argc, argv, &files, &help));

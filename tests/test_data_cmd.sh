@@ -25,6 +25,10 @@ sed -i 's/^ATOM   10 /ATOM /' "$out/broken.cif"
 "$foldscale" data check "$out/broken.cif" >"$out/log" 2>&1
 expect "check of a broken file" 1 $? "$out/log" "broken.cif:[0-9]*:"
 
+cp "$examples/alignments/1ubq_A/homologs.a3m" "$out/other.a3m"
+"$foldscale" data check "$out/other.a3m" --mmcif "$examples/mmcif" --chain 2q2k_A >"$out/log" 2>&1
+expect "check of an alignment of another chain" 1 $? "$out/log" "expected the 70 of chain 2q2k_A"
+
 "$foldscale" data show 1ubq_A --mmcif "$examples/mmcif" --alignments "$examples/alignments" >"$out/log" 2>&1
 expect "show of a chain" 0 $? "$out/log" "21 rows of 76 columns"
 
