@@ -182,6 +182,7 @@ static void read_validity(ModuleCase *c, Arena *arena, Validity *v)
             c->fully_masked |= any_zero(v->row, m.dim[0]);
         }
     }
+    if (!strncmp(c->name, "loss_", 5)) c->fully_masked = false; /* nothing attends in a loss */
 }
 
 static const ModuleRow *find_row(const char *name)
