@@ -11,10 +11,13 @@
 
 enum { FORMAT_VERSION = 1, JSON_LIMIT_BYTES = 256 << 20, DRAW_LIMIT = 1000000 };
 
-/* JSON has no NaN: null stands for it */
+/* JSON has no NaN: null stands for it. Printed here because cJSON stops at 15 digits when they come close. */
 static cJSON *number(double value)
 {
-    return isfinite(value) ? cJSON_CreateNumber(value) : cJSON_CreateNull();
+    char text[40];
+    if (!isfinite(value)) return cJSON_CreateNull();
+    snprintf(text, sizeof text, "%.17g", value);
+    return cJSON_CreateRaw(text);
 }
 
 static cJSON *numbers(const double *value, int count)
@@ -75,12 +78,12 @@ static cJSON *to_json(const FitModel *m)
     cJSON_AddStringToObject(root, "form", FIT_FORM_NAMES[m->form]);
     cJSON_AddStringToObject(root, "backend", m->backend);
     cJSON_AddStringToObject(root, "device", m->device);
-    cJSON_AddNumberToObject(root, "n_min", m->n_min);
-    cJSON_AddNumberToObject(root, "n_max", m->n_max);
+    cJSON_AddItemToObject(root, "n_min", number(m->n_min));
+    cJSON_AddItemToObject(root, "n_max", number(m->n_max));
     cJSON_AddNumberToObject(root, "counts", m->counts);
     cJSON_AddNumberToObject(root, "points", m->points);
-    cJSON_AddNumberToObject(root, "tau", m->tau);
-    cJSON_AddNumberToObject(root, "noise_sd", m->noise_sd);
+    cJSON_AddItemToObject(root, "tau", number(m->tau));
+    cJSON_AddItemToObject(root, "noise_sd", number(m->noise_sd));
     cJSON_AddNumberToObject(root, "seed", (double)m->seed);
     cJSON_AddBoolToObject(root, "has_loader", m->has_loader);
     cJSON_AddBoolToObject(root, "has_host", m->has_host);

@@ -1,0 +1,223 @@
+/* The fit: known truths recovered, honest intervals with little data, fit.json, and input that must be refused. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <gsl/gsl_sort.h>
+#include <gsl/gsl_statistics.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/fit_synthetic.h"
+
+enum { POINTS = 6 * TRUTH_REPEATS };
+
+static gsl_rng *new_rng(unsigned long seed)
+{
+    gsl_rng *rng = gsl_rng_alloc(gsl_rng_mt19937);
+    gsl_rng_set(rng, seed);
+    return rng;
+}
+
+/* The recovery study at a fifth of its size: with 40 trials a coverage of 91 % has a standard error of 4.5 points, so
+ * the limits are two of those outside the ones that the full study must keep. */
+static void study(double worse, TruthForm last, double least, double error_limit, double width_limit)
+{
+    enum { TRIALS = 40 };
+    double error[TRIALS], width[TRIALS];
+    Recovery r = {.error = error, .width = width};
+    gsl_rng *rng = new_rng(11);
+    FitOptions options = {.draws = 200, .form = -1};
+    for (int i = 0; i < TRIALS; i++) {
+        Truth t = truth_draw(rng, (TruthForm)(i % (last + 1)), worse);
+        options.seed = (uint64_t)i;
+        if (truth_trial(rng, &t, &options, &r) != OK) fail_msg("%s", status_text());
+    }
+    gsl_rng_free(rng);
+    gsl_sort(error, 1, TRIALS);
+    gsl_sort(width, 1, TRIALS);
+    double median = gsl_stats_median_from_sorted_data(error, 1, TRIALS);
+    double factor = gsl_stats_median_from_sorted_data(width, 1, TRIALS);
+    printf("%d truths, worse by %.2f: coverage %d of %d, median error %.2f %%, median interval a factor of %.2f\n",
+           TRIALS, worse, r.inside, TRIALS, 100 * median, factor);
+    assert_true(r.inside >= least * TRIALS);
+    assert_true(median <= error_limit);
+    assert_true(factor <= width_limit);
+}
+
+static void test_recovery(void **state)
+{
+    (void)state;
+    study(1, TRUTH_USL, 0.76, 0.04, 1.6);
+}
+
+static void test_recovery_worse_communication(void **state)
+{
+    (void)state;
+    study(1.25, TRUTH_ANCHORED, 0.71, 0.15, 1.6);
+}
+
+static FitModel *fit(const FitPoint *point, int count, const FitOptions *options)
+{
+    FitModel *m = NULL;
+    if (fit_run(point, count, options, &m) != OK) fail_msg("%s", status_text());
+    return m;
+}
+
+static void test_noiseless(void **state)
+{
+    (void)state;
+    gsl_rng *rng = new_rng(2);
+    Truth t = truth_draw(rng, TRUTH_ANCHORED, 1);
+    t.run_sd = t.comm_sd = 0, t.latency = t.nominal_latency, t.wire = t.nominal_wire, t.noise = 0.01;
+    FitPoint point[POINTS];
+    int count = truth_measure(rng, &t, 32, point);
+    FitModel *m = fit(point, count, NULL);
+    assert_int_equal(m->form, FORM_ANCHORED);
+    assert_true(fabs(exp(m->param[FIT_WORK]) - 1) < 0.005);
+    assert_true(fabs(exp(m->param[FIT_SERIAL]) / t.serial - 1) < 0.02);
+    FitInterval far;
+    StepShape shape = truth_shape(&t, 2048);
+    assert_int_equal(fit_predict(m, &shape, 0, &far), OK);
+    double compute, comm;
+    truth_parts(&t, 2048, &compute, &comm);
+    assert_true(fabs(far.parts.step_s / (compute + comm) - 1) < 0.03);
+    assert_true(far.flagged && far.n_over_nmax == 64);
+    fit_destroy(&m);
+    gsl_rng_free(rng);
+}
+
+/* Fewer counts, wider intervals; one count is fitted and says so by its width. */
+static void test_few_counts(void **state)
+{
+    (void)state;
+    gsl_rng *rng = new_rng(3);
+    Truth t = truth_draw(rng, TRUTH_ANCHORED, 1);
+    FitPoint point[POINTS];
+    int count = truth_measure(rng, &t, 32, point);
+    double width[3];
+    const int used[] = {TRUTH_REPEATS, 2 * TRUTH_REPEATS, count};
+    for (int i = 0; i < 3; i++) {
+        FitModel *m = fit(point, used[i], NULL);
+        FitInterval far;
+        StepShape shape = truth_shape(&t, 2048);
+        assert_int_equal(fit_predict(m, &shape, 0, &far), OK);
+        width[i] = far.hi90_s / far.lo90_s;
+        double compute, comm;
+        truth_parts(&t, 2048, &compute, &comm);
+        assert_true(far.lo90_s < compute + comm && compute + comm < far.hi90_s);
+        fit_destroy(&m);
+    }
+    printf("interval at 2048 from 1, 2, 6 counts: factors of %.2f, %.2f, %.2f\n", width[0], width[1], width[2]);
+    assert_true(width[0] > 2 && width[0] > width[1] && width[1] > width[2]);
+    /* a single run, no repeat */
+    FitModel *m = fit(point, 1, NULL);
+    assert_true(m->counts == 1 && isnan(m->candidate[FORM_ANCHORED].forward_error));
+    fit_destroy(&m);
+    gsl_rng_free(rng);
+}
+
+static void test_json(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/foldscale_fit_XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    gsl_rng *rng = new_rng(4);
+    Truth t = truth_draw(rng, TRUTH_LOG, 1);
+    FitPoint point[POINTS];
+    int count = truth_measure(rng, &t, 32, point);
+    FitModel *m = fit(point, count, NULL), *back = NULL;
+    m->device = "some \"device\"";
+    assert_int_equal(fit_write(m, path), OK);
+    if (fit_read(path, &back) != OK) fail_msg("%s", status_text());
+    FitInterval a, b;
+    StepShape shape = truth_shape(&t, 512);
+    assert_int_equal(fit_predict(m, &shape, 0.05, &a), OK);
+    assert_int_equal(fit_predict(back, &shape, 0.05, &b), OK);
+    assert_true(a.lo90_s == b.lo90_s && a.hi90_s == b.hi90_s && a.parts.step_s == b.parts.step_s);
+    assert_string_equal(back->device, m->device);
+    assert_int_equal(back->residuals, m->residuals);
+    char *text = NULL, *again = NULL;
+    size_t size = 0;
+    FILE *f = open_memstream(&text, &size);
+    assert_int_equal(fit_print(m, point, count, f), OK);
+    fclose(f);
+    f = open_memstream(&again, &size);
+    assert_int_equal(fit_print(back, point, count, f), OK);
+    fclose(f);
+    assert_string_equal(text, again);
+    assert_non_null(strstr(text, "condition number"));
+    free(text);
+    free(again);
+    fit_destroy(&back);
+    const char *broken[] = {"", "{", "[]", "{\"format\": \"foldscale fit\"}",
+                            "{\"format\": \"foldscale fit\", \"version\": 1, \"form\": \"nonsense\"}"};
+    for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
+        f = fopen(path, "wb");
+        fputs(broken[i], f);
+        fclose(f);
+        assert_int_equal(fit_read(path, &back), ERR_INPUT);
+        assert_null(back);
+    }
+    fit_destroy(&m);
+    gsl_rng_free(rng);
+    unlink(path);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    FitPoint p = {.shape = {.ranks = 1, .work = 1}, .step_s = NAN, .compute_s = NAN, .comm_s = NAN, .id = "run 7"};
+    FitModel *m = NULL;
+    assert_int_equal(fit_run(&p, 1, NULL, &m), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "point 1 run 7 has a step time of nan"));
+    p.step_s = 1, p.shape.ranks = 0;
+    assert_int_equal(fit_run(&p, 1, NULL, &m), ERR_INPUT);
+    p.shape.ranks = 1, p.shape.work = 0;
+    assert_int_equal(fit_run(&p, 1, NULL, &m), ERR_INPUT);
+    p.shape.work = 1, p.shape.wire_s = -1;
+    assert_int_equal(fit_run(&p, 1, NULL, &m), ERR_INPUT);
+    p.shape.wire_s = 0, p.compute_s = -1;
+    assert_int_equal(fit_run(&p, 1, NULL, &m), ERR_INPUT);
+    assert_int_equal(fit_run(&p, 0, NULL, &m), ERR_INPUT);
+    assert_null(m);
+    p.compute_s = NAN;
+    m = fit(&p, 1, NULL);
+    StepShape bad = {.ranks = NAN, .work = 1};
+    FitInterval interval;
+    assert_int_equal(fit_predict(m, &bad, 0, &interval), ERR_USAGE);
+    fit_destroy(&m);
+}
+
+static void test_deterministic(void **state)
+{
+    (void)state;
+    gsl_rng *rng = new_rng(5);
+    Truth t = truth_draw(rng, TRUTH_ANCHORED, 1);
+    FitPoint point[POINTS];
+    int count = truth_measure(rng, &t, 32, point);
+    FitModel *a = fit(point, count, NULL), *b = fit(point, count, NULL);
+    assert_memory_equal(a->draw, b->draw, (size_t)a->draws * FIT_PARAM_COUNT * sizeof *a->draw);
+    fit_destroy(&a);
+    fit_destroy(&b);
+    gsl_rng_free(rng);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_noiseless),
+        cmocka_unit_test(test_few_counts),
+        cmocka_unit_test(test_json),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_deterministic),
+        cmocka_unit_test(test_recovery),
+        cmocka_unit_test(test_recovery_worse_communication),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
