@@ -1,0 +1,204 @@
+#include "analysis/validate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "analysis/table.h"
+
+ValidationScore validate_score(const ValidationRow *rows, int count, const char *set)
+{
+    ValidationScore s = {.coverage = NAN, .naive_mean_error = NAN, .naive2_mean_error = NAN};
+    double naive = 0, naive2 = 0;
+    int inside = 0, naive_rows = 0;
+    for (int i = 0; i < count; i++) {
+        const ValidationRow *r = &rows[i];
+        if (r->fitted || (set && strcmp(set, r->set))) continue;
+        double error = fabs(r->predicted / r->truth - 1);
+        s.rows++;
+        s.mean_error += error;
+        s.max_error = fmax(s.max_error, error);
+        inside += r->truth >= r->low && r->truth <= r->high;
+        if (isnan(r->naive) || isnan(r->naive2)) continue;
+        naive += fabs(r->naive / r->truth - 1);
+        naive2 += fabs(r->naive2 / r->truth - 1);
+        naive_rows++;
+    }
+    if (s.rows) {
+        s.mean_error /= s.rows;
+        s.coverage = (double)inside / s.rows;
+    }
+    if (naive_rows) {
+        s.naive_mean_error = naive / naive_rows;
+        s.naive2_mean_error = naive2 / naive_rows;
+    }
+    return s;
+}
+
+static void print_score(const ValidationRow *rows, int count, const char *set, FILE *f)
+{
+    ValidationScore s = validate_score(rows, count, set);
+    if (!s.rows) return;
+    fprintf(f, "%-10s %d held-out rows: mean error %.2f %%, maximum %.2f %%, %.0f %% inside the 90 %% interval", set,
+            s.rows, 100 * s.mean_error, 100 * s.max_error, 100 * s.coverage);
+    if (!isnan(s.naive_mean_error))
+        fprintf(f, "; naive fits on the same points: Amdahl %.2f %%, Amdahl + (N - 1) %.2f %%",
+                100 * s.naive_mean_error, 100 * s.naive2_mean_error);
+    fputc('\n', f);
+}
+
+Status validate_print(const ValidationRow *rows, int count, FILE *f)
+{
+    fprintf(f, "%-10s %-58s %12s %25s %12s %9s %9s %9s  %s\n", "set", "what", "predicted", "90 % interval", "truth",
+            "error", "Amdahl", "+(N-1)", "basis");
+    for (int i = 0; i < count; i++) {
+        const ValidationRow *r = &rows[i];
+        fprintf(f, "%-10s %-58.58s ", r->set, r->what);
+        if (r->fitted) {
+            fprintf(f, "%12s %25s %12.5g %9s %9s %9s  %s\n", "(fitted)", "", r->truth, "", "", "", r->basis);
+            continue;
+        }
+        fprintf(f, "%12.5g %11.5g .. %-10.5g %12.5g %+8.2f%% ", r->predicted, r->low, r->high, r->truth,
+                100 * (r->predicted / r->truth - 1));
+        if (isnan(r->naive))
+            fprintf(f, "%9s %9s", "-", "-");
+        else
+            fprintf(f, "%+8.1f%% %+8.1f%%", 100 * (r->naive / r->truth - 1), 100 * (r->naive2 / r->truth - 1));
+        fprintf(f, "  %s%s\n", r->truth < r->low || r->truth > r->high ? "[outside] " : "", r->basis);
+    }
+    print_score(rows, count, "measured", f);
+    print_score(rows, count, "published", f);
+    print_score(rows, count, "single run", f);
+    return ferror(f) ? status_fail(ERR_IO, "cannot write the validation") : OK;
+}
+
+Status validate_write(const ValidationRow *rows, int count, const char *path)
+{
+    static const char *const names[] = {"set",   "what",  "use",    "predicted",     "lo90", "hi90",
+                                        "truth", "error", "amdahl", "amdahl_linear", "basis"};
+    TableWriter *w;
+    TRY(table_writer_create(path, names, 11, &w));
+    Status status = OK;
+    for (int i = 0; i < count && status == OK; i++) {
+        const ValidationRow *r = &rows[i];
+        table_put_text(w, r->set);
+        table_put_text(w, r->what);
+        table_put_text(w, r->fitted ? "fitted" : "predicted");
+        table_put_double(w, r->fitted ? NAN : r->predicted);
+        table_put_double(w, r->fitted ? NAN : r->low);
+        table_put_double(w, r->fitted ? NAN : r->high);
+        table_put_double(w, r->truth);
+        table_put_double(w, r->fitted ? NAN : r->predicted / r->truth - 1);
+        table_put_double(w, r->naive);
+        table_put_double(w, r->naive2);
+        table_put_text(w, r->basis);
+        status = table_writer_row(w);
+    }
+    if (status != OK) {
+        table_writer_abandon(&w);
+        return status;
+    }
+    return table_writer_close(&w);
+}
+
+/* --- measured points
+ * ------------------------------------------------------------------------------------------------------ */
+
+static Status naive_fit(const FitPoint *part, int used, const FitOptions *options, FitForm form, FitModel **out)
+{
+    FitOptions naive = options ? *options : (FitOptions){0};
+    naive.form = (int)form;
+    naive.totals_only = true;
+    naive.draws = 50;
+    return fit_run(part, used, &naive, out);
+}
+
+Status validate_points(const FitPoint *point, int count, const bool *fitted, const FitOptions *options, Arena *arena,
+                       ValidationRow *rows_out)
+{
+    int used = 0;
+    FitPoint *part = arena_array(arena, (size_t)count, sizeof *part);
+    if (!part) return status_fail(ERR_MEMORY, "validation: out of memory");
+    for (int i = 0; i < count; i++)
+        if (fitted[i]) part[used++] = point[i];
+    FitModel *ours = NULL, *amdahl = NULL, *linear = NULL;
+    Status status;
+    TRY_GOTO(status, fit_run(part, used, options, &ours), done);
+    TRY_GOTO(status, naive_fit(part, used, options, FORM_AMDAHL, &amdahl), done);
+    TRY_GOTO(status, naive_fit(part, used, options, FORM_LINEAR, &linear), done);
+    for (int i = 0; i < count; i++) {
+        FitInterval interval;
+        TRY_GOTO(status, fit_predict(ours, &point[i].shape, 0, &interval), done);
+        rows_out[i] = (ValidationRow){.set = "measured",
+                                      .fitted = fitted[i],
+                                      .predicted = interval.parts.step_s,
+                                      .low = interval.lo90_s,
+                                      .high = interval.hi90_s,
+                                      .truth = point[i].step_s};
+        rows_out[i].naive = fit_evaluate(amdahl, &point[i].shape).step_s;
+        rows_out[i].naive2 = fit_evaluate(linear, &point[i].shape).step_s;
+        rows_out[i].what = arena_printf(arena, "%.40s: %g ranks, work share %.3g, step (s)",
+                                        point[i].id ? point[i].id : "", point[i].shape.ranks, point[i].shape.work);
+        rows_out[i].basis = arena_printf(arena, "%d runs up to %g ranks", used, ours->n_max);
+        if (!rows_out[i].what || !rows_out[i].basis) {
+            status = status_fail(ERR_MEMORY, "validation: out of memory");
+            goto done;
+        }
+    }
+done:
+    fit_destroy(&ours);
+    fit_destroy(&amdahl);
+    fit_destroy(&linear);
+    return status;
+}
+
+/* --- one configuration of a published code calibrates the others
+ * ---------------------------------------------------------- */
+
+Status validate_transfer(const OpPrices *prices, const Machine *machine, const TransferCase *cases, int count,
+                         const FitOptions *options, Arena *arena, ValidationRow *rows_out)
+{
+    FitOptions one = options ? *options : (FitOptions){.seed = 1};
+    FitModel *fit = NULL;
+    StepPrice reference, price;
+    StepShape shape;
+    if (count < 2) return status_fail(ERR_USAGE, "validation: a transfer needs a fitted case and another one");
+    one.form = FORM_ANCHORED;
+    /* unsharded work is priced op by op: little is left for an unexplained serial part */
+    if (!(one.serial_share > 0)) one.serial_share = 0.003, one.serial_share_sd = 1;
+    TRY(opprice_step(prices, machine, cases[0].cost, cases[0].dp, &reference));
+    TRY(predict_shape(prices, machine, cases[0].cost, cases[0].dp, reference.compute_s, &shape, NULL));
+    /* the wait for data is known apart and equal in both: it is taken off and put back */
+    double loader = isnan(cases[0].loader_s) ? 0 : cases[0].loader_s;
+    FitPoint point = {.shape = shape,
+                      .step_s = cases[0].step_s - loader,
+                      .compute_s = NAN,
+                      .comm_s = NAN,
+                      .loader_s = NAN,
+                      .host_s = NAN,
+                      .id = cases[0].what};
+    TRY(fit_run(&point, 1, &one, &fit));
+    Status status = OK;
+    for (int i = 0; i < count && status == OK; i++) {
+        FitInterval interval = {0};
+        status = predict_shape(prices, machine, cases[i].cost, cases[i].dp, reference.compute_s, &shape, &price);
+        /* prices of one kind err together in both configurations: only what shifts between kinds remains, about the
+         * spread of one of them */
+        if (status == OK) status = fit_predict(fit, &shape, price.sd, &interval);
+        double wait = isnan(cases[i].loader_s) ? loader : cases[i].loader_s;
+        rows_out[i] = (ValidationRow){.set = "published",
+                                      .what = cases[i].what,
+                                      .fitted = i == 0,
+                                      .predicted = interval.parts.step_s + wait,
+                                      .low = interval.lo90_s + wait,
+                                      .high = interval.hi90_s + wait,
+                                      .truth = cases[i].step_s,
+                                      .naive = NAN,
+                                      .naive2 = NAN};
+        rows_out[i].basis =
+            i == 0 ? "calibrates this code's kernels" : arena_printf(arena, "calibrated on: %s", cases[0].what);
+        if (!rows_out[i].basis) status = status_fail(ERR_MEMORY, "validation: out of memory");
+    }
+    fit_destroy(&fit);
+    return status;
+}
