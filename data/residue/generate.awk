@@ -56,10 +56,13 @@ FILENAME == "three_to_one.csv" {
 function die(text) { print text | "cat 1>&2"; failed = 1; exit 1 }
 function real(text) { return (text ~ /[.e]/ ? text : text ".0") "f" }
 
-# One table with a line per residue; cell(r, i) is in `value`.
-function open_table(field) { print "    ." field " = {" }
-function close_table() { print "    }," }
-function row_of(r, count, text) { print "        [" r "] = {" text "}," }
+# One table with a line per residue, or per three residues where rows are short.
+function open_table(field) { print "    ." field " = {"; pending = "" }
+function close_table() { if (pending != "") print "       " pending; print "    }," }
+function row_of(r, count, text) {
+    pending = pending " [" r "] = {" text "},"
+    if (count > 8 || length(text) > 40 || r % 3 == 2) { print "       " pending; pending = "" }
+}
 
 function atom_row(r, kind, what,    a, atom, text, cell) {
     text = ""
