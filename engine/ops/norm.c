@@ -106,6 +106,7 @@ const OpDef op_layer_norm_fused = {.name = "layer_norm_fused",
 static Status layer_norm_fused_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(rule_require(p, op, 5));
+    if (!norm_fits(p, op, 1)) return rule_bad_shape(p, op, "dy[*,C] x[*,C] gamma[C]");
     Tensor statistic = row_statistic(rule_in(p, op, 1));
     if (!rule_same(rule_in(p, op, 3), &statistic) || !rule_same(rule_in(p, op, 4), &statistic))
         return rule_bad_shape(p, op, "dy x gamma, then mean[*] and rstd[*]");
