@@ -51,6 +51,23 @@ static Status write_diagnostics(const char *out, const FitModel *model, const Fi
     return status == OK ? fit_print(model, points, count, stdout) : status;
 }
 
+/* Other machines are only reached through the form that knows collectives and devices: kept beside the chosen one. */
+static Status write_anchored(const FitArguments *a, const FitModel *chosen, const FitPoint *points, int count,
+                             const char *out)
+{
+    char path[4096];
+    FitModel *model = NULL;
+    FitOptions options = {.draws = (int)a->draws, .seed = 1, .form = FORM_ANCHORED};
+    const char *dot = strrchr(out, '.');
+    snprintf(path, sizeof path, "%.*s_anchored.json", dot ? (int)(dot - out) : (int)strlen(out), out);
+    TRY(fit_run(points, count, &options, &model));
+    model->backend = chosen->backend;
+    model->device = chosen->device;
+    Status status = fit_write(model, path);
+    fit_destroy(&model);
+    return status;
+}
+
 static Status fit(const FitArguments *a, const RunTable *runs, Pricing *pricing, const char *out)
 {
     FitPoint *points = NULL;
@@ -67,6 +84,7 @@ static Status fit(const FitArguments *a, const RunTable *runs, Pricing *pricing,
         status = fit_write(model, out);
     }
     if (status == OK) status = write_diagnostics(out, model, points, count);
+    if (status == OK) status = write_anchored(a, model, points, count, out);
     if (status == OK) printf("%d runs -> %s\n", count, out);
     if (model) fit_destroy(&model);
     free(points);

@@ -5,18 +5,21 @@
 #include <string.h>
 
 #include "experiments/commands.h"
+#include "experiments/files.h"
 #include "experiments/machines.h"
 #include "experiments/pricing.h"
 #include "experiments/study_files.h"
 
 typedef struct PredictArguments {
     const char *folder, *fit, *experiment, *target, *machine, *ops, *gpus, *dap, *out;
+    bool append;
     TextList machines, overrides;
 } PredictArguments;
 
 typedef struct PredictJob {
-    const Config *config; /* whose step is predicted */
-    FitModel *fit;
+    const Config *config;     /* whose step is predicted */
+    FitModel *fit, *anchored; /* of the measured machine; for all others (NULL: the same) */
+    bool label;               /* the machine's column says whose step it is */
     Pricing *pricing;
     TableWriter *writer;
     const char *fitted_machine;
@@ -48,8 +51,10 @@ static Status predict_one(PredictJob *job, const Machine *machine, bool other, i
                                   (int)request.dp, (int)dap, &request.shape, &price);
     if (status == OK) {
         request.extra_sd = other ? price.sd : 0;
-        status = predict_row(job->fit, &request, &arena, &row);
+        status = predict_row(other && job->anchored ? job->anchored : job->fit, &request, &arena, &row);
     }
+    if (status == OK && job->label) row.machine = arena_printf(&arena, "%s: %s", machine->name, job->config->name);
+    if (status == OK && !row.machine) status = status_fail(ERR_MEMORY, "predict: out of memory");
     if (status == OK) status = schema_write_prediction(job->writer, &row);
     if (status == OK) job->rows++;
     arena_free(&arena);
@@ -87,12 +92,22 @@ static Status fill_lists(PredictJob *job, const PredictArguments *a)
     return OK;
 }
 
+/* The file is written whole: what it held comes first. */
+static Status copy_old(PredictJob *job, const PredictionTable *old)
+{
+    for (int64_t i = 0; i < old->count; i++) TRY(schema_write_prediction(job->writer, &old->rows[i]));
+    return OK;
+}
+
 static Status run(PredictJob *job, const PredictArguments *a, const char *out)
 {
     const PredictSection *p = &job->config->predict;
+    PredictionTable old = {0};
     TRY(fill_lists(job, a));
-    TRY(schema_predictions_writer(out, &job->writer));
-    Status status = OK;
+    if (a->append && file_exists(out)) TRY(schema_read_predictions(out, &old));
+    Status status = schema_predictions_writer(out, &job->writer);
+    if (status == OK) status = copy_old(job, &old);
+    schema_free_predictions(&old);
     for (int i = 0; i < a->machines.count && status == OK; i++) status = predict_machine(job, a->machines.item[i]);
     for (unsigned i = 0; a->machines.count == 0 && i < p->machines_count && status == OK; i++)
         status = predict_machine(job, p->machines[i]);
@@ -100,7 +115,7 @@ static Status run(PredictJob *job, const PredictArguments *a, const char *out)
         status = status_fail(ERR_USAGE, "predict: nothing to predict (machines with enough GPUs and counts that a DAP "
                                         "degree divides are needed)");
     if (status != OK) {
-        table_writer_abandon(&job->writer);
+        if (job->writer) table_writer_abandon(&job->writer);
         return status;
     }
     TRY(table_writer_close(&job->writer));
@@ -127,6 +142,7 @@ Status cmd_predict(int argc, char **argv)
          0, 0},
         {"ops", OPTION_TEXT, &a.ops, "FILE", "measured ops (default: DIR/machine/profile/ops.csv)", 0, 0},
         {"out", OPTION_TEXT, &a.out, "FILE", "default: DIR/predictions.csv", 0, 0},
+        {"append", OPTION_FLAG, &a.append, NULL, "add to the file instead of replacing it", 0, 0},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the predicted experiment", 0, 0},
         {0}};
     TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
@@ -140,6 +156,9 @@ Status cmd_predict(int argc, char **argv)
     char *fit = a.fit ? (char *)a.fit : arena_printf(&arena, "%s/fit.json", folder);
     char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/predictions.csv", folder);
     Status status = none && fit && out ? fit_read(fit, &job.fit) : status_fail(ERR_MEMORY, "predict: out of memory");
+    char *anchored = NULL;
+    if (status == OK && !a.fit) status = study_file(folder, "fit_anchored.json", &arena, &anchored);
+    if (status == OK && anchored) status = fit_read(anchored, &job.anchored);
     if (status == OK && !machine) status = study_file(folder, "machine/machine.yaml", &arena, &machine);
     if (status == OK && !ops) status = study_file(folder, "machine/profile/ops.csv", &arena, &ops);
     if (status == OK) status = study_experiment(a.experiment, folder, a.target ? none : &a.overrides, &fitted);
@@ -147,11 +166,13 @@ Status cmd_predict(int argc, char **argv)
     if (status == OK) status = pricing_open(fitted, machine ? machine : "cpu", ops, &job.pricing);
     if (status == OK) {
         job.config = target ? target : fitted;
+        job.label = target != NULL;
         job.fitted_machine = pricing_machine(job.pricing)->name;
         status = run(&job, &a, out);
     }
     pricing_close(&job.pricing);
     if (job.fit) fit_destroy(&job.fit);
+    if (job.anchored) fit_destroy(&job.anchored);
     config_destroy(&target);
     config_destroy(&fitted);
     free(none);

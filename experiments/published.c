@@ -1,0 +1,60 @@
+#include "experiments/published.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#ifndef FOLDSCALE_SOURCE_DIR
+#define FOLDSCALE_SOURCE_DIR "."
+#endif
+
+static const char default_path[] = FOLDSCALE_SOURCE_DIR "/data/published/mlperf_hpc_v3_openfold.csv";
+
+typedef struct Columns {
+    int organization, accelerator, gpus, dap, batch, step;
+} Columns;
+
+static Status find_columns(const Table *t, Columns *c)
+{
+    TRY(table_column(t, "organization", &c->organization));
+    TRY(table_column(t, "accelerator", &c->accelerator));
+    TRY(table_column(t, "train_gpus", &c->gpus));
+    TRY(table_column(t, "dap", &c->dap));
+    TRY(table_column(t, "global_batch", &c->batch));
+    return table_column(t, "median_step_s", &c->step);
+}
+
+static Status add_row(const Table *t, const Columns *c, int64_t row, Arena *arena, PublishedPoint *points, int *runs,
+                      int *count)
+{
+    double gpus, batch, step;
+    TRY(table_double(t, row, c->gpus, &gpus));
+    TRY(table_double(t, row, c->batch, &batch));
+    TRY(table_double(t, row, c->step, &step));
+    const char *gpu = strstr(table_cell(t, row, c->accelerator), "H100") ? "H100" : table_cell(t, row, c->accelerator);
+    char *label = arena_printf(arena, "published: %s, %s, DAP %s", table_cell(t, row, c->organization), gpu,
+                               table_cell(t, row, c->dap));
+    if (!label) return status_fail(ERR_MEMORY, "%s: out of memory", t->file);
+    int k = 0;
+    while (k < *count && (points[k].gpus != gpus || strcmp(points[k].label, label) != 0)) k++;
+    if (k == *count) points[(*count)++] = (PublishedPoint){.label = label, .gpus = gpus, .batch = batch};
+    points[k].step_s += (step - points[k].step_s) / ++runs[k]; /* running mean */
+    return OK;
+}
+
+Status published_read(const char *path, Arena *arena, PublishedPoint **points_out, int *count_out)
+{
+    Table *table = NULL;
+    Columns columns;
+    int count = 0;
+    TRY(table_read(path ? path : default_path, &table));
+    PublishedPoint *points = arena_array(arena, (size_t)table->rows + 1, sizeof *points);
+    int *runs = arena_array(arena, (size_t)table->rows + 1, sizeof *runs);
+    Status status = points && runs ? find_columns(table, &columns) : status_fail(ERR_MEMORY, "report: out of memory");
+    for (int64_t row = 0; row < table->rows && status == OK; row++)
+        if (!table_cell_empty(table, row, columns.step))
+            status = add_row(table, &columns, row, arena, points, runs, &count);
+    table_destroy(&table);
+    *points_out = points;
+    *count_out = count;
+    return status;
+}

@@ -1,0 +1,11 @@
+/* Step times other people measured, for the report's scaling plot. */
+#ifndef FOLDSCALE_EXPERIMENTS_PUBLISHED_H
+#define FOLDSCALE_EXPERIMENTS_PUBLISHED_H
+
+#include "analysis/report.h"
+
+/* data/published/mlperf_hpc_v3_openfold.csv: one point per GPU count, DAP degree and accelerator, the mean over its
+ * runs. `path` NULL: the file beside the sources this program was built from. */
+Status published_read(const char *path, Arena *arena, PublishedPoint **points_out, int *count_out);
+
+#endif
