@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "analysis/transfer.h"
 #include "experiments/commands.h"
 #include "experiments/files.h"
 #include "experiments/machines.h"
@@ -159,6 +160,7 @@ Status cmd_predict(int argc, char **argv)
     char *anchored = NULL;
     if (status == OK && !a.fit) status = study_file(folder, "fit_anchored.json", &arena, &anchored);
     if (status == OK && anchored) status = fit_read(anchored, &job.anchored);
+    if (status == OK && anchored) status = transfer_fit(job.anchored, TRANSFER_COMM_SD);
     if (status == OK && !machine) status = study_file(folder, "machine/machine.yaml", &arena, &machine);
     if (status == OK && !ops) status = study_file(folder, "machine/profile/ops.csv", &arena, &ops);
     if (status == OK) status = study_experiment(a.experiment, folder, a.target ? none : &a.overrides, &fitted);
