@@ -13,7 +13,8 @@
 /* Any member may be NULL. */
 typedef struct ArchivePaths {
     const char *mmcif;            /* folder: <id>.cif[.gz], flat or in folders of the two middle letters */
-    const char *alignments;       /* folder of chains: <chain>/NAME.{a3m,sto,hhr} or <chain>/a3m + <chain>/hhr */
+    const char *alignments;       /* folder of chains: <chain>/NAME.{a3m,sto,hhr} (hmm_output.sto is passed over) or
+                                     <chain>/a3m + <chain>/hhr */
     const char *alignment_index;  /* super.index, or the .index of one database; .db files lie beside it */
     const char *alignment_db;     /* folder of the .db files when they are not beside the index */
     const char *duplicates;       /* duplicate_pdb_chains.txt */

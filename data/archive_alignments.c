@@ -14,8 +14,10 @@ static bool ends_with(const char *name, const char *ending)
     return length >= part && strcmp(name + length - part, ending) == 0;
 }
 
+/* hmm_output.sto holds template hits of hmmsearch, whose first row is not the query. */
 static bool is_alignment(const char *name)
 {
+    if (strncmp(name, "hmm_output", strlen("hmm_output")) == 0) return false;
     return ends_with(name, ".a3m") || ends_with(name, ".sto") || ends_with(name, ".a3m.gz") ||
            ends_with(name, ".sto.gz");
 }

@@ -36,6 +36,7 @@ DataKind data_kind_of(const char *path)
     size_t length = strlen(name);
     bool gz = length > 3 && strcmp(name + length - 3, ".gz") == 0;
     if (gz) length -= 3;
+    if (strncmp(name, "hmm_output", strlen("hmm_output")) == 0) return DATA_OTHER; /* hits of hmmsearch: not used */
     for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
         size_t ending = strlen(patterns[i].ending);
         if (length > ending && memcmp(name + length - ending, patterns[i].ending, ending) == 0 &&

@@ -75,12 +75,16 @@ static void take_resolution(MmcifTables *tables, int source, CifValue value, con
 {
     double number;
     if (cif_missing(value)) return;
-    if (!cif_real(value, &number))
-        data_warn(tables->log, tables->text->name, text_line(tables->text, at),
-                  "resolution \"%.*s\" is not a number: taken as unknown", (int)(value.length < 60 ? value.length : 60),
-                  value.at);
-    else if (!(number <= tables->resolution[source])) /* also when it is NaN; the largest counts */
+    if (!cif_real(value, &number)) {
+        /* only the first is told: finding the line of each would take the square of a hostile file's size */
+        if (!tables->odd_resolution)
+            data_warn(tables->log, tables->text->name, text_line(tables->text, at),
+                      "resolution \"%.*s\" is not a number: taken as unknown",
+                      (int)(value.length < 60 ? value.length : 60), value.at);
+        tables->odd_resolution = true;
+    } else if (!(number <= tables->resolution[source])) { /* also when it is NaN; the largest counts */
         tables->resolution[source] = number;
+    }
 }
 
 static Status take_refine(void *context, const CifValue *value, const char *at)

@@ -48,6 +48,7 @@ typedef struct MmcifTables {
     CifValue entry_id;
     char revision_date[11], old_revision_date[11];
     double resolution[RESOLUTION_SOURCES]; /* NaN: not given */
+    bool odd_resolution;                   /* told already */
     char *method;
     LIST(Monomer) monomers;
     LIST(Component) components;
