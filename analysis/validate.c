@@ -41,9 +41,10 @@ static void print_score(const ValidationRow *rows, int count, const char *set, F
     if (!s.rows) return;
     fprintf(f, "%-10s %d held-out rows: mean error %.2f %%, maximum %.2f %%, %.0f %% inside the 90 %% interval", set,
             s.rows, 100 * s.mean_error, 100 * s.max_error, 100 * s.coverage);
-    if (!isnan(s.naive_mean_error))
-        fprintf(f, "; naive fits on the same points: Amdahl %.2f %%, Amdahl + (N - 1) %.2f %%",
-                100 * s.naive_mean_error, 100 * s.naive2_mean_error);
+    double amdahl = s.naive_mean_error, linear = s.naive2_mean_error;
+    if (!isnan(amdahl))
+        fprintf(f, "; naive fits on the same points: Amdahl %.2f %%, Amdahl + (N - 1) %.2f %%", 100 * amdahl,
+                100 * linear);
     fputc('\n', f);
 }
 
