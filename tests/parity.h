@@ -38,6 +38,10 @@ typedef struct Parity {
 
 double parity_tolerance(const Parity *parity, ParityKind kind);
 /* The same for a golden that was rounded to float32 when it was stored. */
+/* Violations are differences of positions, a tenth of the largest coordinate or less, and the directions of such
+ * differences: an error of positions (relative to the largest coordinate) counts ten times in the parts of the
+ * violation loss and in the gradient with that loss on. The golden README states no tolerance for either. */
+enum { PARITY_VIOLATION_FACTOR = 10 };
 double parity_tolerance_stored(const Parity *parity, ParityKind kind, bool rounded);
 /* Worst over the ranks is taken; rank 0 prints "name error tolerance ok|FAIL". NaN fails. */
 void parity_report(Parity *parity, const char *name, double error, double tolerance);
