@@ -1,0 +1,221 @@
+/* Fusion: what each switch makes of the recorded ops, and what it leaves alone. Equal results: test_switches. */
+#include "tests/pass_program.h"
+
+static const Switches off = {.dap = 1, .dp = 1};
+
+static Program *fused(const Program *p, Switches s)
+{
+    s.dap = s.dp = 1;
+    return passed(p, &s, PASS_FUSE);
+}
+
+static Val linear(Program *p, const char *name, Val x, int64_t out)
+{
+    char bias[64];
+    snprintf(bias, sizeof bias, "%s.bias", name);
+    Val w = prog_param(p, name, 2, (int64_t[]){out, tensor_last(prog_tensor(p, x))}, INIT_NORMAL, 1);
+    Val b = prog_param(p, bias, 1, &out, INIT_ZERO, 0);
+    return prog_add(p, OP_LINEAR, 3, (Val[]){x, w, b}, NULL);
+}
+
+static Val unary(Program *p, OpKind kind, Val x)
+{
+    return prog_add(p, kind, 1, &x, NULL);
+}
+
+static void without_switches_the_program_stays(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Program *p = fused(r.p, off);
+    static const OpKind made[] = {OP_LINEAR_GROUP, OP_ATTENTION, OP_LAYER_NORM_FUSED, OP_RESIDUAL_DROPOUT, OP_OPM};
+    for (size_t k = 0; k < sizeof made / sizeof *made; k++) assert_int_equal(count_kind(p, made[k]), 0);
+    assert_true(p->n_ops <= r.p->n_ops);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* Per Evoformer block: MSA row and column attention (4 each), both triangle attentions with their bias (5 each), both
+ * triangle multiplications (5 each), the outer product mean (2) -> one product each. */
+static void products_of_one_input_are_batched(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", false);
+    Program *p = fused(r.p, (Switches){.gemm_batching = true});
+    int32_t block = 0;
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (p->op[i].block > block) block = p->op[i].block;
+    int sizes[7] = {0}, left = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        if (p->op[i].block != block) continue;
+        if (p->op[i].kind == OP_LINEAR_GROUP) sizes[p->op[i].attr.i[0]]++;
+        left += p->op[i].kind == OP_LINEAR;
+    }
+    assert_int_equal(sizes[4], 2);
+    assert_int_equal(sizes[5], 4);
+    assert_int_equal(sizes[2], 1);
+    assert_int_equal(sizes[3] + sizes[6], 0);
+    /* row bias, outputs of 4 attentions and 2 triangle multiplications, outer product 1, transitions 2 + 2 */
+    assert_int_equal(left, 12);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+static void matrices_that_are_not_neighbours_are_left_alone(void **state)
+{
+    (void)state;
+    Recording r = recording_empty();
+    Val x = prog_input(r.p, "x", DT_F32, 2, (int64_t[]){4, 8});
+    Val a = linear(r.p, "a", x, 8); /* its bias lies between the matrices */
+    Val b = linear(r.p, "b", x, 8);
+    prog_output(r.p, "y", prog_add(r.p, OP_ADD, 2, (Val[]){a, b}, NULL));
+    Program *p = fused(r.p, (Switches){.gemm_batching = true});
+    assert_int_equal(count_kind(p, OP_LINEAR), 2);
+    assert_int_equal(count_kind(p, OP_LINEAR_GROUP), 0);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+static void attention_takes_scores_softmax_and_context(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", false);
+    int attentions = count_kind(r.p, OP_ATT_SCORES);
+    assert_true(attentions >= 10);
+    Program *p = fused(r.p, (Switches){.fused_attention = true});
+    assert_int_equal(count_kind(p, OP_ATTENTION), attentions);
+    assert_int_equal(count_kind(p, OP_ATT_SCORES), 0);
+    /* invariant point attention has scores of its own kind and keeps its contexts */
+    assert_int_equal(count_kind(p, OP_ATT_CONTEXT), count_kind(r.p, OP_ATT_CONTEXT) - attentions);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+static void a_value_that_is_fetched_is_not_fused_away(void **state)
+{
+    (void)state;
+    Recording r = recording_empty();
+    Val x = prog_input(r.p, "x", DT_F32, 2, (int64_t[]){4, 8});
+    Val y = linear(r.p, "a", x, 8);
+    prog_output(r.p, "before", y);
+    prog_output(r.p, "after", unary(r.p, OP_RELU, y));
+    Program *p = fused(r.p, (Switches){.fused_pointwise = true});
+    assert_int_equal(count_kind(p, OP_RELU), 1);
+    assert_int_not_equal(prog_find(p, "before"), VAL_NONE);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+static void pointwise_sequences_become_one_op(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    int dropouts = count_kind(r.p, OP_DROPOUT), outers = count_kind(r.p, OP_OUTER_PRODUCT);
+    int relus = count_kind(r.p, OP_RELU);
+    Program *p = fused(r.p, (Switches){.fused_pointwise = true});
+    assert_true(dropouts > 0 && outers > 0 && relus > 0);
+    assert_int_equal(count_kind(p, OP_RESIDUAL_DROPOUT) + count_kind(p, OP_DROPOUT), dropouts);
+    assert_true(count_kind(p, OP_RESIDUAL_DROPOUT) > dropouts / 2);
+    assert_int_equal(count_kind(p, OP_OPM), outers);
+    assert_int_equal(count_kind(p, OP_OUTER_PRODUCT) + count_kind(p, OP_DIV_COUNT), 0);
+    assert_true(count_kind(p, OP_RELU) < relus);
+    for (int n = 0; n < count_kind(p, OP_RESIDUAL_DROPOUT); n++) { /* the same masks are drawn */
+        const Op *op = nth_kind(p, OP_RESIDUAL_DROPOUT, n);
+        bool found = false;
+        for (int32_t i = 0; i < r.p->n_ops; i++)
+            found |= r.p->op[i].kind == OP_DROPOUT && !memcmp(&r.p->op[i].attr, &op->attr, sizeof op->attr);
+        assert_true(found);
+    }
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* Fused attention reads rows as columns: of a block's transposes of the MSA and pair representation none is left, only
+ * those of masks. */
+static void transposes_sink_into_attention(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", false);
+    Program *p = fused(r.p, (Switches){.fused_attention = true, .fused_pointwise = true, .gemm_batching = true});
+    int32_t block = 0;
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (p->op[i].block > block) block = p->op[i].block;
+    int columns = 0, transposed_bias = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (op->block != block) continue;
+        if (op->kind == OP_TRANSPOSE) assert_int_equal(in_tensor(p, op, 0)->rank, 2);
+        if (op->kind == OP_ATTENTION) columns += op->attr.i[1] != 0, transposed_bias += op->attr.i[2] != 0;
+    }
+    assert_int_equal(columns, 2); /* MSA column attention, ending triangle attention */
+    assert_int_equal(transposed_bias, 1);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+static Val swapped(Program *p, Val x)
+{
+    return prog_add(p, OP_TRANSPOSE, 1, &x, &(OpAttr){.i = {1, 0, 2}});
+}
+
+/* Reader by reader: a position-wise op lets a swap pass, dropout (which counts elements) does not, two swaps cancel. */
+static void swaps_pass_only_where_they_may(void **state)
+{
+    (void)state;
+    const Switches s = {.fused_attention = true, .fused_pointwise = true};
+    Recording r = recording_empty();
+    Val x = prog_input(r.p, "x", DT_F32, 3, (int64_t[]){4, 6, 8});
+    Val y = swapped(r.p, linear(r.p, "a", swapped(r.p, x), 8));
+    prog_output(r.p, "y", prog_add(r.p, OP_ADD, 2, (Val[]){x, y}, NULL));
+    Program *p = fused(r.p, s);
+    assert_int_equal(count_kind(p, OP_TRANSPOSE), 0);
+    prog_destroy(&p);
+    Val rng = prog_input(r.p, "rng", DT_I32, 1, (int64_t[]){4});
+    Val z = prog_add(r.p, OP_DROPOUT, 2, (Val[]){swapped(r.p, x), rng}, &(OpAttr){.i = {0, -1}, .f = {0.5}});
+    prog_output(r.p, "z", swapped(r.p, z));
+    p = fused(r.p, s);
+    assert_int_equal(count_kind(p, OP_TRANSPOSE), 2);
+    const Op *dropout = nth_kind(p, OP_DROPOUT, 0);
+    assert_int_equal(in_tensor(p, dropout, 0)->dim[0], 6);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+static void the_optimizer_becomes_one_sweep(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    prog_destroy(&r.p);
+    assert_int_equal(prog_create(r.registry, &r.p), OK);
+    static const OptimizerConfig adam = {0.9, 0.999, 1e-6, 0.1, 0.9};
+    assert_int_equal(model_record_optimizer(&adam, r.p), OK);
+    assert_int_equal(count_kind(r.p, OP_ADAM), r.registry->n_params);
+    Program *p = fused(r.p, (Switches){.fused_optimizer = true});
+    assert_int_equal(p->n_ops, 3); /* sum of squares, factor, update */
+    const Op *update = nth_kind(p, OP_ADAM_FUSED, 0);
+    assert_int_equal(tensor_count(in_tensor(p, update, 0)), r.registry->param_elements);
+    assert_true(update->attr.f[0] == 0.9 && update->attr.f[1] == 0.999 && update->attr.f[2] == 1e-6);
+    assert_true(update->attr.f[3] == 0.9);
+    prog_destroy(&p);
+    p = fused(r.p, (Switches){.fused_optimizer = true, .overlap_clip = true});
+    assert_int_equal(p->n_ops, 2); /* the gradient program has left the squared norm */
+    assert_int_equal(p->value[nth_kind(p, OP_CLIP_FACTOR, 0)->in[0]].place, PLACE_BUFFER);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(without_switches_the_program_stays),
+        cmocka_unit_test(products_of_one_input_are_batched),
+        cmocka_unit_test(matrices_that_are_not_neighbours_are_left_alone),
+        cmocka_unit_test(attention_takes_scores_softmax_and_context),
+        cmocka_unit_test(a_value_that_is_fetched_is_not_fused_away),
+        cmocka_unit_test(pointwise_sequences_become_one_op),
+        cmocka_unit_test(transposes_sink_into_attention),
+        cmocka_unit_test(swaps_pass_only_where_they_may),
+        cmocka_unit_test(the_optimizer_becomes_one_sweep),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,159 @@
+/* Starts and waits of collectives, sums of squares next to the buckets, capture segments. */
+#include "tests/pass_program.h"
+
+#include "engine/backend.h"
+
+static Switches overlapping(int dap, int dp)
+{
+    return (Switches){.dap = dap, .dp = dp, .comm_overlap = true};
+}
+
+static bool is_start(const Op *op)
+{
+    return op->stream == 1 && op->kind != OP_COMM_WAIT;
+}
+
+static void every_start_has_a_wait_in_front_of_its_reader(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Switches s = overlapping(2, 2);
+    Program *p = passed(r.p, &s, PASS_SCHEDULE);
+    int starts = 0, waits = count_kind(p, OP_COMM_WAIT), whole = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (is_start(op)) starts++;
+        if (!is_start(op) && op->kind != OP_COMM_WAIT && (op_def(op->kind)->flags & OPF_COMM)) whole++;
+        if (op->kind != OP_COMM_WAIT || p->value[op->out[0]].place != PLACE_ARENA) continue;
+        int32_t next = i + 1; /* waits for the same reader stand together */
+        while (next < p->n_ops && p->op[next].kind == OP_COMM_WAIT) next++;
+        bool read = false;
+        for (int k = 0; k < p->op[next].n_in; k++) read |= p->op[next].in[k] == op->out[0];
+        assert_true(read);
+    }
+    assert_true(starts > 20);
+    assert_int_equal(starts, waits);
+    assert_true(whole > 0); /* those with nothing to do meanwhile stay whole */
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* FastFold's overlap: the MSA goes back to rows while the pair stack runs. */
+static void the_msa_exchange_hides_behind_the_pair_stack(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", false);
+    Switches s = overlapping(4, 1);
+    Program *p = passed(r.p, &s, PASS_SCHEDULE);
+    int32_t block = 0;
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (p->op[i].block > block) block = p->op[i].block;
+    block--;
+    int32_t start = -1, wait = -1;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        bool to_rows = op->kind == OP_ALL_TO_ALL && op->attr.i[1] == 0 && op->block == block &&
+                       tensor_last(out_tensor(p, op, 0)) == 256;
+        if (to_rows) start = i;
+        if (start >= 0 && wait < 0 && op->kind == OP_COMM_WAIT && op->in[0] == p->op[start].out[0]) wait = i;
+    }
+    assert_true(start >= 0 && wait > start);
+    int products = 0;
+    for (int32_t i = start; i < wait; i++) products += p->op[i].kind == OP_TRI_PRODUCT;
+    assert_int_equal(products, 2);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+static void without_the_switch_nothing_is_split(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Program *p = passed(r.p, &(Switches){.dap = 2, .dp = 2}, PASS_SCHEDULE);
+    assert_int_equal(count_kind(p, OP_COMM_WAIT), 0);
+    for (int32_t i = 0; i < p->n_ops; i++) assert_int_equal(p->op[i].stream, 0);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* Every element of the gradient is summed exactly once, after the last op that writes it. */
+static void squares_cover_the_gradient_once(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    for (int setting = 0; setting < 4; setting++) {
+        Switches s = {.dap = setting & 1 ? 2 : 1, .dp = setting & 2 ? 2 : 1, .overlap_clip = true};
+        s.comm_overlap = setting == 3;
+        Program *p = passed(r.p, &s, PASS_SCHEDULE);
+        int64_t elements = r.registry->param_elements;
+        uint8_t *summed = calloc((size_t)elements, 1);
+        for (int32_t i = 0; i < p->n_ops; i++) {
+            const Op *op = &p->op[i];
+            bool sums = op->kind == OP_SUM_SQUARES;
+            int n = sums ? op->n_in : op->n_out;
+            for (int k = 0; k < n; k++) {
+                Val v = sums ? op->in[k] : op->out[k];
+                if (v == VAL_NONE || p->value[v].place != PLACE_GRAD) continue;
+                int64_t first = r.registry->param[p->value[v].slot].offset;
+                for (int64_t e = first; e < first + tensor_count(&p->value[v].t); e++) {
+                    assert_int_equal(summed[e], 0); /* neither summed twice nor written after its sum */
+                    if (sums) summed[e] = 1;
+                }
+            }
+        }
+        for (int k = 0; k < r.registry->n_params; k++)
+            for (int64_t e = 0; e < r.registry->param[k].count; e++)
+                assert_int_equal(summed[r.registry->param[k].offset + e], 1);
+        free(summed);
+        prog_destroy(&p);
+    }
+    recording_free(&r);
+}
+
+static void graphs_are_one_segment(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    for (int graph = 0; graph < 2; graph++) {
+        Program *p = passed(r.p, &(Switches){.dap = 1, .dp = 1, .cuda_graph = graph}, PASS_SCHEDULE);
+        for (int32_t i = 0; i < p->n_ops; i++) assert_int_equal(p->op[i].segment, graph ? 0 : -1);
+        prog_destroy(&p);
+    }
+    recording_free(&r);
+}
+
+static void the_verifier_sees_a_missing_wait(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", false);
+    Switches s = overlapping(2, 1);
+    Program *p = passed(r.p, &s, PASS_SCHEDULE);
+    int32_t wait = (int32_t)(nth_kind(p, OP_COMM_WAIT, 0) - p->op);
+    Val early = p->op[wait].in[0], arrived = p->op[wait].out[0];
+    for (int32_t i = 0; i < p->n_ops; i++) /* the reader takes the value in flight */
+        for (int k = 0; k < p->op[i].n_in; k++)
+            if (p->op[i].in[k] == arrived) p->op[i].in[k] = early;
+    Op moved = p->op[wait]; /* and the wait comes last */
+    memmove(p->op + wait, p->op + wait + 1, (size_t)(p->n_ops - wait - 1) * sizeof moved);
+    p->op[p->n_ops - 1] = moved;
+    for (int32_t i = wait; i < p->n_ops; i++)
+        for (int k = 0; k < p->op[i].n_out; k++)
+            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = i;
+    assert_int_equal(prog_verify(p, PASS_SCHEDULE), ERR_INTERNAL);
+    assert_non_null(strstr(status_text(), "before it has arrived"));
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_start_has_a_wait_in_front_of_its_reader),
+        cmocka_unit_test(the_msa_exchange_hides_behind_the_pair_stack),
+        cmocka_unit_test(without_the_switch_nothing_is_split),
+        cmocka_unit_test(squares_cover_the_gradient_once),
+        cmocka_unit_test(graphs_are_one_segment),
+        cmocka_unit_test(the_verifier_sees_a_missing_wait),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
