@@ -74,6 +74,7 @@ static Status prices_new(const Machine *m, OpPrices **out)
 {
     OpPrices *p = calloc(1, sizeof *p);
     if (!p) return status_fail(ERR_MEMORY, "op prices: out of memory");
+    p->kernels_per_op = p->slowness_factor = 1;
     p->launch_s = m->device.launch_s.value;
     p->graph_launch_s = m->device.graph_launch_s.source ? m->device.graph_launch_s.value : p->launch_s;
     p->machine = arena_strdup(&p->arena, m->name);
@@ -93,13 +94,17 @@ void opprice_destroy(OpPrices **prices)
     *prices = NULL;
 }
 
-Status opprice_assume(const Machine *machine, double efficiency, double sd, OpPrices **prices_out)
+Status opprice_assume(const Machine *machine, double efficiency, double kernels_per_op, double sd,
+                      OpPrices **prices_out)
 {
+    if (!(kernels_per_op > 0 && kernels_per_op <= 1000))
+        return status_fail(ERR_USAGE, "op prices: %g kernels per op (expected above 0, at most 1000)", kernels_per_op);
     if (!(efficiency > 0 && efficiency <= 1))
         return status_fail(ERR_USAGE, "op prices: efficiency %g (expected above 0, at most 1)", efficiency);
     OpPrices *p;
     TRY(prices_new(machine, &p));
-    p->pooled = (OpCurve){.kind = "", .overhead_s = p->launch_s, .slowness = 1 / efficiency, .sd = sd};
+    p->kernels_per_op = kernels_per_op;
+    p->pooled = (OpCurve){.kind = "", .overhead_s = p->launch_s * kernels_per_op, .slowness = 1 / efficiency, .sd = sd};
     *prices_out = p;
     return OK;
 }
@@ -188,14 +193,15 @@ static double overhead(const OpPrices *p, const Machine *m, const OpCurve *curve
     double graph = m->device.graph_launch_s.source ? m->device.graph_launch_s.value : launch;
     double scaled = curve->overhead_s;
     if (other_machine(p, m) && p->launch_s > 0) scaled *= launch / p->launch_s;
-    return in_graph ? fmax(scaled - (launch - graph), fmin(graph, scaled)) : scaled;
+    double saved = p->kernels_per_op * (launch - graph);
+    return in_graph ? fmax(scaled - saved, fmin(p->kernels_per_op * graph, scaled)) : scaled;
 }
 
 double opprice_time(const OpPrices *p, const Machine *m, const char *kind, CostRate rate, double flops, double bytes,
                     bool in_graph, double *sd_out)
 {
     const OpCurve *curve = find_curve(p, kind);
-    double slowness = curve->slowness, sd = curve->sd;
+    double slowness = curve->slowness * p->slowness_factor, sd = curve->sd;
     if (curve == &p->pooled && p->count > 0) sd *= 1.5; /* a kind that nobody measured */
     if (other_machine(p, m)) sd = sqrt(sd * sd + OPPRICE_OTHER_MACHINE_SD * OPPRICE_OTHER_MACHINE_SD);
     if (sd_out) *sd_out = sd;
@@ -219,7 +225,7 @@ static void add_comm(const OpPrices *p, const Machine *m, const StepCost *cost, 
     double cover = 0;
     if (c->cover_kernels > 0)
         cover = c->cover_kernels * overhead(p, m, &p->pooled, cost->in_graph) +
-                p->pooled.slowness * opprice_roofline(m, c->rate, c->cover_flops, c->cover_bytes);
+                p->pooled.slowness * p->slowness_factor * opprice_roofline(m, c->rate, c->cover_flops, c->cover_bytes);
     double exposed = fmax(0, t.total_s - cover) / t.total_s;
     out->comm_total_s += c->calls * t.total_s;
     out->latency_s += c->calls * exposed * t.latency_s;
@@ -249,5 +255,22 @@ Status opprice_step(const OpPrices *p, const Machine *m, const StepCost *cost, i
     }
     r.sd = r.compute_s > 0 ? sqrt(variance) / r.compute_s : 0;
     *out = r;
+    return OK;
+}
+
+Status opprice_calibrate(OpPrices *p, const Machine *m, const StepCost *cost, int64_t dp, double compute_s)
+{
+    /* time is linear in the factor: two prices give it */
+    StepPrice none, one;
+    p->slowness_factor = 0;
+    TRY(opprice_step(p, m, cost, dp, &none));
+    p->slowness_factor = 1;
+    TRY(opprice_step(p, m, cost, dp, &one));
+    double factor = (compute_s - none.compute_s) / (one.compute_s - none.compute_s);
+    if (!(factor >= 0.01 && factor <= 1000))
+        return status_fail(ERR_INPUT,
+                           "op prices: a step of %g s needs a factor of %g on kernels (overheads %g s, kernels %g s)",
+                           compute_s, factor, none.compute_s, one.compute_s - none.compute_s);
+    p->slowness_factor = factor;
     return OK;
 }

@@ -23,8 +23,11 @@ typedef struct OpPrices {
     OpCurve *curve;
     int count;
     OpCurve pooled;
-    double launch_s, graph_launch_s;         /* of the machine the ops were measured on */
-    char *machine;                           /* its name */
+    double launch_s, graph_launch_s; /* of the machine the ops were measured on */
+    char *machine;                   /* its name */
+    double kernels_per_op; /* launches of one recorded op: 1 for this engine, more for codes that compose ops of smaller
+                              kernels */
+    double slowness_factor; /* on all curves, overheads left alone: calibrates one code's kernels (1 after a fit) */
     double total_measured_s, total_priced_s; /* of the profile: what the curves leave unexplained in sum */
 } OpPrices;
 
@@ -36,8 +39,9 @@ typedef struct OpPrices {
  * ERR_INPUT when nothing is left. */
 Status opprice_fit(const OpRow *rows, int64_t count, const Machine *machine, CostRate rate, OpPrices **prices_out);
 
-/* Prices without a profile: every kind at `efficiency` with the machine's launch time, spread `sd`. */
-Status opprice_assume(const Machine *machine, double efficiency, double sd, OpPrices **prices_out);
+/* Prices without a profile: every kind at `efficiency` with `kernels_per_op` launches, spread `sd`. */
+Status opprice_assume(const Machine *machine, double efficiency, double kernels_per_op, double sd,
+                      OpPrices **prices_out);
 void opprice_destroy(OpPrices **prices);
 
 double opprice_roofline(const Machine *machine, CostRate rate, double flops, double bytes);
@@ -56,6 +60,10 @@ typedef struct StepPrice {
     double comm_total_s;      /* before hiding */
     double sd;                /* log standard deviation of compute_s from the curves, kinds independent */
 } StepPrice;
+
+/* Sets slowness_factor so that the computation of a step takes compute_s; ERR_INPUT when overheads alone take longer or
+ * no factor from 0.01 to 1000 does it. */
+Status opprice_calibrate(OpPrices *prices, const Machine *machine, const StepCost *cost, int64_t dp, double compute_s);
 
 /* Groups are placed as group_model and group_data say. */
 Status opprice_step(const OpPrices *prices, const Machine *machine, const StepCost *cost, int64_t dp, StepPrice *out);

@@ -156,20 +156,65 @@ done:
 /* --- one configuration of a published code calibrates the others
  * ---------------------------------------------------------- */
 
-Status validate_transfer(const OpPrices *prices, const Machine *machine, const TransferCase *cases, int count,
+/* Computation that is left of a published step once everything else is taken off. The straggler's share is relative to
+ * computation, hence the division. */
+static Status calibrate(OpPrices *prices, const Machine *machine, const TransferCase *c, double *noise_out)
+{
+    StepPrice price;
+    TRY(opprice_step(prices, machine, c->cost, c->dp, &price));
+    double loader = isnan(c->loader_s) ? 0 : c->loader_s;
+    double noise = machine->rank_noise.value, ranks = (double)(c->dp * c->cost->dap);
+    double compute = (c->step_s - loader - price.latency_s - price.wire_s) / (1 + noise * fit_expected_max(ranks));
+    *noise_out = noise;
+    return opprice_calibrate(prices, machine, c->cost, c->dp, compute);
+}
+
+static Status predict_transfer(const FitModel *fit, const OpPrices *prices, const Machine *machine,
+                               const TransferCase *cases, int i, double reference_s, Arena *arena, ValidationRow *out)
+{
+    StepShape shape;
+    StepPrice price;
+    FitInterval interval;
+    TRY(predict_shape(prices, machine, cases[i].cost, cases[i].dp, reference_s, &shape, &price));
+    /* one factor for all kernels: what shifts between kinds and between kernels and overheads is left, about the spread
+     * of a single curve */
+    double spread = prices->pooled.sd;
+    TRY(fit_predict(fit, &shape, i == 0 ? 0 : spread, &interval));
+    double wait = isnan(cases[i].loader_s) ? (isnan(cases[0].loader_s) ? 0 : cases[0].loader_s) : cases[i].loader_s;
+    *out = (ValidationRow){.set = "published",
+                           .what = cases[i].what,
+                           .fitted = i == 0,
+                           .predicted = interval.parts.step_s + wait,
+                           .low = interval.lo90_s + wait,
+                           .high = interval.hi90_s + wait,
+                           .truth = cases[i].step_s,
+                           .naive = NAN,
+                           .naive2 = NAN};
+    /* what a user without the model would say: all of the step divides by DAP (Amdahl without serial part), or nothing
+     * of the communication is free */
+    double dap = (double)cases[i].cost->dap / (double)cases[0].cost->dap;
+    if (i > 0) out->naive = cases[0].step_s / dap, out->naive2 = cases[0].step_s / dap + price.comm_total_s;
+    out->basis = i == 0 ? "calibrates this code's kernels" : arena_printf(arena, "calibrated on: %s", cases[0].what);
+    return out->basis ? OK : status_fail(ERR_MEMORY, "validation: out of memory");
+}
+
+Status validate_transfer(OpPrices *prices, const Machine *machine, const TransferCase *cases, int count,
                          const FitOptions *options, Arena *arena, ValidationRow *rows_out)
 {
     FitOptions one = options ? *options : (FitOptions){.seed = 1};
     FitModel *fit = NULL;
-    StepPrice reference, price;
+    StepPrice reference;
     StepShape shape;
+    double noise;
     if (count < 2) return status_fail(ERR_USAGE, "validation: a transfer needs a fitted case and another one");
-    one.form = FORM_ANCHORED;
-    /* unsharded work is priced op by op: little is left for an unexplained serial part */
-    if (!(one.serial_share > 0)) one.serial_share = 0.003, one.serial_share_sd = 1;
+    TRY(calibrate(prices, machine, &cases[0], &noise));
     TRY(opprice_step(prices, machine, cases[0].cost, cases[0].dp, &reference));
     TRY(predict_shape(prices, machine, cases[0].cost, cases[0].dp, reference.compute_s, &shape, NULL));
-    /* the wait for data is known apart and equal in both: it is taken off and put back */
+    /* unsharded work is priced op by op: little is left for an unexplained serial part */
+    FitPrior prior[] = {{FIT_NOISE, log(noise), machine->rank_noise.spread, machine->rank_noise.source}};
+    one.form = FORM_ANCHORED;
+    if (!(one.serial_share > 0)) one.serial_share = 0.003, one.serial_share_sd = 1;
+    if (!one.priors) one.prior = prior, one.priors = 1;
     double loader = isnan(cases[0].loader_s) ? 0 : cases[0].loader_s;
     FitPoint point = {.shape = shape,
                       .step_s = cases[0].step_s - loader,
@@ -180,26 +225,8 @@ Status validate_transfer(const OpPrices *prices, const Machine *machine, const T
                       .id = cases[0].what};
     TRY(fit_run(&point, 1, &one, &fit));
     Status status = OK;
-    for (int i = 0; i < count && status == OK; i++) {
-        FitInterval interval = {0};
-        status = predict_shape(prices, machine, cases[i].cost, cases[i].dp, reference.compute_s, &shape, &price);
-        /* prices of one kind err together in both configurations: only what shifts between kinds remains, about the
-         * spread of one of them */
-        if (status == OK) status = fit_predict(fit, &shape, price.sd, &interval);
-        double wait = isnan(cases[i].loader_s) ? loader : cases[i].loader_s;
-        rows_out[i] = (ValidationRow){.set = "published",
-                                      .what = cases[i].what,
-                                      .fitted = i == 0,
-                                      .predicted = interval.parts.step_s + wait,
-                                      .low = interval.lo90_s + wait,
-                                      .high = interval.hi90_s + wait,
-                                      .truth = cases[i].step_s,
-                                      .naive = NAN,
-                                      .naive2 = NAN};
-        rows_out[i].basis =
-            i == 0 ? "calibrates this code's kernels" : arena_printf(arena, "calibrated on: %s", cases[0].what);
-        if (!rows_out[i].basis) status = status_fail(ERR_MEMORY, "validation: out of memory");
-    }
+    for (int i = 0; i < count && status == OK; i++)
+        status = predict_transfer(fit, prices, machine, cases, i, reference.compute_s, arena, &rows_out[i]);
     fit_destroy(&fit);
     return status;
 }

@@ -37,8 +37,9 @@ Status validate_write(const ValidationRow *rows, int count, const char *path);
 Status validate_points(const FitPoint *point, int count, const bool *fitted, const FitOptions *options, Arena *arena,
                        ValidationRow *rows_out);
 
-/* One published configuration calibrates the kernels of its code (a single factor on all prices, through the fit of one
- * point); the other configurations of that code are predicted from their programs' costs. Row 0 is the fitted one. */
+/* One published configuration calibrates the kernels of its code (opprice_calibrate: one factor on the time above
+ * overheads, after communication, stragglers and the wait for data are taken off); the other configurations of that
+ * code are predicted from their programs' costs. Row 0 is the fitted one. Prices are changed. */
 typedef struct TransferCase {
     const char *what;
     const StepCost *cost;
@@ -46,7 +47,7 @@ typedef struct TransferCase {
     double step_s;   /* published */
     double loader_s; /* published wait for data, NAN if unknown */
 } TransferCase;
-Status validate_transfer(const OpPrices *prices, const Machine *machine, const TransferCase *cases, int count,
+Status validate_transfer(OpPrices *prices, const Machine *machine, const TransferCase *cases, int count,
                          const FitOptions *options, Arena *arena, ValidationRow *rows_out);
 
 /* Time to train of the MLPerf HPC v3.0 OpenFold submissions from parts, out of mlperf_hpc_v3_openfold.csv. For each
