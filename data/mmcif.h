@@ -8,15 +8,15 @@
  * Where the reference is strict or wrong, this reader does the following instead:
  *  - microheterogeneity (several monomers at one `num`): one residue, the first monomer listed (as in the PDB's own
  *    one-letter sequence) and that monomer's atoms; the reference appends every monomer, which shifts all that follow;
- *  - a protein chain without atoms, or with the author id of an earlier, longer chain, is left out with a remark; the
+ *  - a protein chain without atoms, or with the author id of a longer one, is left out with a remark; the
  *    reference rejects the whole file;
  *  - entry ids of any length are accepted;
  *  - a file without _pdbx_audit_revision_history takes the earliest _database_PDB_rev.date, else the date is unknown
  *    (""), with a remark; the reference rejects it;
  *  - a resolution that is not a number counts as unknown.
- * The grammar is enforced: rows that do not fill their loop, unterminated quotes and text blocks, doubled columns, a
- * second data block, a file without final '#' of _atom_site ending in mid-row, NUL bytes, coordinates that are not
- * finite, label_seq_id outside the sequence and doubled atoms are errors with file and line. */
+ * Damage is an error with file and line: rows that do not fill their loop (also a file that ends in mid-row), open
+ * quotes and text blocks, doubled columns or categories, a second data block, NUL bytes, missing categories,
+ * coordinates that are not finite, dates that do not exist, label_seq_id outside the sequence, doubled atoms. */
 #ifndef FOLDSCALE_DATA_MMCIF_H
 #define FOLDSCALE_DATA_MMCIF_H
 
@@ -28,7 +28,7 @@ typedef struct Structure {
     char *entry_id;        /* lower case */
     char release_date[11]; /* YYYY-MM-DD, "" when unknown */
     float resolution;      /* Angstrom, NaN when unknown */
-    char *method;          /* all _exptl.method, lower-case letters as in the file, joined by ','; "" when absent */
+    char *method;          /* all _exptl.method as in the file, joined by ','; "" when absent */
     int64_t models;        /* number of different pdbx_PDB_model_num; 0 when only the header was read */
     int64_t chain_count;
     Chain *chain; /* protein chains in order of _struct_asym */
