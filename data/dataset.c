@@ -111,7 +111,7 @@ static Status find_templates(const DatasetReader *reader, const SampleRequest *r
                            .entry_id = raw->chain.entry_id,
                            .sequence = raw->chain.sequence,
                            .release_date = raw->chain.release_date};
-    return template_features(&query, &raw->hits, config->train, &request->draws, MOST_TEMPLATES,
+    return template_features(&query, &raw->hits, raw->hits_selected, config->train, &request->draws, MOST_TEMPLATES,
                              &dataset->source.templates, dataset->log, arena, templates_out);
 }
 

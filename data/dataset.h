@@ -10,11 +10,12 @@
 #include "data/features.h"
 #include "data/template.h"
 
-/* What one chain's files hold. `hits` may be unfiltered (archive) or the selected ones (pack). */
+/* What one chain's files hold. */
 typedef struct RawSample {
     Chain chain;
     PreparedMsa msa;
     TemplateHits hits;
+    bool hits_selected; /* those of template_select, in its order (pack); else all of the file */
 } RawSample;
 
 /* Where the chains come from; functions may be called by several threads at once. */
@@ -35,6 +36,8 @@ typedef struct Dataset Dataset;
  * may be NULL and must stay valid; it is called by several threads. */
 Status dataset_open_archive(const ArchivePaths *paths, const char *const *chains, int64_t chain_count,
                             const DataLog *log, Dataset **dataset_out);
+/* A file of pack_write (data/pack.h): all chains that have alignments in it. */
+Status dataset_open_pack(const char *path, const DataLog *log, Dataset **dataset_out);
 /* Takes over `source` (also on failure). */
 Status dataset_open_source(const DatasetSource *source, const DataLog *log, Dataset **dataset_out);
 void dataset_close(Dataset **dataset);

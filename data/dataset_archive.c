@@ -72,8 +72,10 @@ static const char *current_entry(void *context, const char *entry_id)
     return archive_current_entry(((ArchiveSource *)context)->archive, entry_id);
 }
 
-static Status read_structure(void *context, const char *entry_id, Arena *arena, const Structure **structure_out)
+static Status read_structure(void *context, const char *entry_id, const char *chain_id, Arena *arena,
+                             const Structure **structure_out)
 {
+    (void)chain_id; /* the file has all chains */
     Structure *structure;
     TRY(archive_structure_read(((ArchiveSource *)context)->archive, entry_id, arena, &structure));
     *structure_out = structure;

@@ -223,9 +223,9 @@ static void leave_out(const DataLog *log, const TemplateQuery *query, const Temp
     data_warn(log, query->name, 0, "template hit %lld (%s) left out: %s", (long long)hit->index, hit->name, why);
 }
 
-/* The chain and offsets of a hit; NULL chain with a remark when it cannot be used. */
-static Status locate(const TemplateQuery *query, const TemplateHit *hit, const TemplateSource *source,
-                     const DataLog *log, Arena *arena, Placement *placement_out)
+/* The chain and offsets of a hit; NULL chain and a reason when it cannot be used. */
+static Status locate(const TemplateQuery *query, const TemplateHit *hit, const TemplateSource *source, Arena *arena,
+                     Placement *placement_out, const char **why_out)
 {
     char entry[NAME_SIZE], chain[NAME_SIZE];
     *placement_out = (Placement){0};
@@ -233,27 +233,31 @@ static Status locate(const TemplateQuery *query, const TemplateHit *hit, const T
     char *letters = without_gaps(hit->hit_sequence, arena), *query_letters = without_gaps(hit->query, arena);
     if (!letters || !query_letters) return status_fail(ERR_MEMORY, "%s: no memory for a template hit", query->name);
     const char *at = strstr(query->sequence, query_letters);
-    if (!at || !*letters) {
-        leave_out(log, query, hit, "its query row is not part of the chain");
-        return OK;
-    }
+    *why_out = "its query row is not part of the chain";
+    if (!at || !*letters) return OK;
     const Structure *structure = NULL;
-    Status status = source->structure(source->context, source->current(source->context, entry), arena, &structure);
+    Status status =
+        source->structure(source->context, source->current(source->context, entry), chain, arena, &structure);
     if (status == ERR_MEMORY) return status;
-    if (status != OK) {
-        leave_out(log, query, hit, status_text());
-        return OK;
-    }
+    *why_out = status_text();
+    if (status != OK) return OK;
     placement_out->letters = letters;
     placement_out->query_offset = at - query->sequence;
-    placement_out->chain = find_letters(structure, chain, letters, &placement_out->chain_offset);
+    const Chain *found = find_letters(structure, chain, letters, &placement_out->chain_offset);
     float centre[3];
-    if (!placement_out->chain)
-        leave_out(log, query, hit, "its sequence is not in the structure");
-    else if (!centre_of(placement_out->chain, centre) || has_broken_chain(placement_out->chain)) {
-        leave_out(log, query, hit, "the chain has no atoms, or neighbouring CA more than 150 Angstrom apart");
-        placement_out->chain = NULL;
-    }
+    *why_out = "its sequence is not in the structure";
+    if (!found) return OK;
+    *why_out = "the chain has no atoms, or neighbouring CA more than 150 Angstrom apart";
+    if (centre_of(found, centre) && !has_broken_chain(found)) placement_out->chain = found;
+    return OK;
+}
+
+Status template_locate(const TemplateQuery *query, const TemplateHit *hit, const TemplateSource *source, Arena *arena,
+                       const Chain **chain_out, const char **why_out)
+{
+    Placement placement;
+    TRY(locate(query, hit, source, arena, &placement, why_out));
+    *chain_out = placement.chain;
     return OK;
 }
 
@@ -292,8 +296,11 @@ Status template_build(const TemplateQuery *query, const TemplateHits *hits, cons
         const TemplateHit *hit = &hits->hit[order[i]];
         Arena scratch = {0}; /* the parsed structure is needed for this hit only */
         Placement placement;
-        Status status = locate(query, hit, source, log, &scratch, &placement);
-        if (status == OK && placement.chain) {
+        const char *why;
+        Status status = locate(query, hit, source, &scratch, &placement, &why);
+        if (status == OK && !placement.chain) {
+            leave_out(log, query, hit, why);
+        } else if (status == OK) {
             clear_row(&f, f.count);
             f.sum_probs[f.count] = (float)hit->sum_probs;
             if (place(hit, &placement, f.count, &f) >= TEMPLATE_MIN_ATOMS)
@@ -308,15 +315,15 @@ Status template_build(const TemplateQuery *query, const TemplateHits *hits, cons
     return OK;
 }
 
-Status template_features(const TemplateQuery *query, const TemplateHits *hits, bool shuffle, const Draws *draws,
-                         int64_t most, const TemplateSource *source, const DataLog *log, Arena *arena,
-                         TemplateFeatures *features_out)
+Status template_features(const TemplateQuery *query, const TemplateHits *hits, bool selected, bool shuffle,
+                         const Draws *draws, int64_t most, const TemplateSource *source, const DataLog *log,
+                         Arena *arena, TemplateFeatures *features_out)
 {
-    int32_t *order, drawn[TEMPLATE_MAX_HITS], shuffled[TEMPLATE_MAX_HITS];
-    int64_t count;
-    TRY(template_select(query, hits, source, arena, &order, &count));
+    int32_t *order = NULL, drawn[TEMPLATE_MAX_HITS], shuffled[TEMPLATE_MAX_HITS];
+    int64_t count = hits->count < TEMPLATE_MAX_HITS ? hits->count : TEMPLATE_MAX_HITS;
+    if (!selected) TRY(template_select(query, hits, source, arena, &order, &count));
     for (int64_t k = 0; k < count; ++k) drawn[k] = (int32_t)k;
     if (shuffle && count > 0) TRY(draws_permutation(draws, DRAW_TEMPLATE_HIT_SHUFFLE, 0, count, drawn));
-    for (int64_t k = 0; k < count; ++k) shuffled[k] = order[drawn[k]];
+    for (int64_t k = 0; k < count; ++k) shuffled[k] = order ? order[drawn[k]] : drawn[k];
     return template_build(query, hits, shuffled, count, most, source, log, arena, features_out);
 }

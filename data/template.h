@@ -28,8 +28,10 @@ typedef struct TemplateSource {
     const char *(*current)(void *context, const char *entry_id);
     /* Release date of an entry that has this chain, "" when there is no such chain or no date. */
     Status (*release_date)(void *context, const char *entry_id, const char *chain_id, char date_out[11]);
-    /* The parsed file; ERR_INPUT or ERR_IO when it cannot be had (the hit is then left out with a remark). */
-    Status (*structure)(void *context, const char *entry_id, Arena *arena, const Structure **structure_out);
+    /* A structure with at least the chain that is asked for, if the entry has it; ERR_INPUT or ERR_IO when there is
+     * none (the hit is then left out with a remark). */
+    Status (*structure)(void *context, const char *entry_id, const char *chain_id, Arena *arena,
+                        const Structure **structure_out);
 } TemplateSource;
 
 typedef enum TemplateVerdict {
@@ -53,16 +55,21 @@ Status template_judge(const TemplateQuery *query, const TemplateHit *hit, const 
 Status template_select(const TemplateQuery *query, const TemplateHits *hits, const TemplateSource *source, Arena *arena,
                        int32_t **order_out, int64_t *count_out);
 
+/* The chain of the hit's structure that holds its sequence; NULL (with the reason in *why_out) when it has none or
+ * cannot be used. The structure is read into the arena. */
+Status template_locate(const TemplateQuery *query, const TemplateHit *hit, const TemplateSource *source, Arena *arena,
+                       const Chain **chain_out, const char **why_out);
+
 /* Builds templates in the given order until `most` have succeeded. */
 Status template_build(const TemplateQuery *query, const TemplateHits *hits, const int32_t *order, int64_t count,
                       int64_t most, const TemplateSource *source, const DataLog *log, Arena *arena,
                       TemplateFeatures *features_out);
 
-/* All of the above; `shuffle` (training) draws DRAW_TEMPLATE_HIT_SHUFFLE: position k gets accepted hit number draw[k].
- */
-Status template_features(const TemplateQuery *query, const TemplateHits *hits, bool shuffle, const Draws *draws,
-                         int64_t most, const TemplateSource *source, const DataLog *log, Arena *arena,
-                         TemplateFeatures *features_out);
+/* All of the above; `selected`: the hits are those of template_select already, in its order. `shuffle` (training) draws
+ * DRAW_TEMPLATE_HIT_SHUFFLE: position k gets accepted hit number draw[k]. */
+Status template_features(const TemplateQuery *query, const TemplateHits *hits, bool selected, bool shuffle,
+                         const Draws *draws, int64_t most, const TemplateSource *source, const DataLog *log,
+                         Arena *arena, TemplateFeatures *features_out);
 
 /* Days since 1970-01-01 of a YYYY-MM-DD date; false when it is not one. */
 bool template_date_days(const char *date, int64_t *days_out);

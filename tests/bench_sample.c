@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "data/dataset.h"
+#include "data/pack.h"
 #include "data/synth.h"
 
 enum { CHAINS = 24, FIRST_USED = 16, COPIES = 4 };
@@ -94,6 +94,17 @@ static Status run(const char *folder, int64_t rounds)
     Status status = synth_write(&synth);
     if (status == OK) status = dataset_open_archive(&paths, NULL, 0, NULL, &dataset);
     if (status == OK) status = measure(dataset, "text", rounds);
+    char *path = arena_printf(&arena, "%s/chains.pack", folder);
+    PackOptions pack = {.path = path, .threads = 2, .level = 3, .templates = true};
+    PackReport report;
+    if (status == OK) status = pack_write(dataset, &pack, &report);
+    dataset_close(&dataset);
+    if (status == OK) status = dataset_open_pack(path, NULL, &dataset);
+    if (status == OK) {
+        printf("pack: %lld bytes; %lld before compression\n", (long long)report.file_bytes,
+               (long long)report.raw_bytes);
+        status = measure(dataset, "pack", rounds);
+    }
     dataset_close(&dataset);
     arena_free(&arena);
     return status;

@@ -191,8 +191,8 @@ static void check_features(Golden *golden, const char *path, const GoldenTable *
             if (realign)
                 check_realign(&q, file);
             else if (golden_ok(golden,
-                               template_features(&q.query, &q.hits, false, &draws, MOST_TEMPLATES, source, NULL, &arena,
-                                                 &ours),
+                               template_features(&q.query, &q.hits, false, false, &draws, MOST_TEMPLATES, source, NULL,
+                                                 &arena, &ours),
                                name))
                 match_templates(&q, file, &ours);
         }

@@ -1,0 +1,298 @@
+/* Synthetic data written, read and packed: a pack gives the very samples of the files; interrupted and damaged packs.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "data/draws.h"
+#include "data/pack.h"
+#include "data/synth.h"
+
+enum { CHAINS = 14, COPIES = 2 };
+
+static char folder[] = "/tmp/foldscale_pack_XXXXXX";
+static char mmcif[128], alignments[128], pack_path[128];
+
+static SynthOptions synth_options(void)
+{
+    SynthOptions options = synth_options_default();
+    options.folder = folder;
+    options.chains = CHAINS;
+    options.length_median = 60;
+    options.length_min = 30;
+    options.length_max = 120;
+    options.depth_median = 80;
+    options.depth_max = 400;
+    options.threads = 2;
+    return options;
+}
+
+static int make_data(void **state)
+{
+    (void)state;
+    if (!mkdtemp(folder)) return -1;
+    snprintf(mmcif, sizeof mmcif, "%s/mmcif", folder);
+    snprintf(alignments, sizeof alignments, "%s/alignments", folder);
+    snprintf(pack_path, sizeof pack_path, "%s/chains.pack", folder);
+    SynthOptions options = synth_options();
+    if (synth_write(&options) == OK) return 0;
+    fprintf(stderr, "%s\n", status_text());
+    return -1;
+}
+
+static int remove_data(void **state)
+{
+    (void)state;
+    char command[64];
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    return system(command) == 0 ? 0 : -1;
+}
+
+static Dataset *open_files(void)
+{
+    ArchivePaths paths = {.mmcif = mmcif, .alignments = alignments};
+    Dataset *dataset = NULL;
+    Status status = dataset_open_archive(&paths, NULL, 0, NULL, &dataset);
+    if (status != OK) fail_msg("%s", status_text());
+    return dataset;
+}
+
+static PackOptions pack_options(void)
+{
+    return (PackOptions){.path = pack_path, .threads = 2, .level = 3, .templates = true, .stop_on_error = true};
+}
+
+static PackReport write_pack(void)
+{
+    Dataset *dataset = open_files();
+    PackOptions options = pack_options();
+    PackReport report = {0};
+    Status status = pack_write(dataset, &options, &report);
+    if (status != OK) fail_msg("%s", status_text());
+    dataset_close(&dataset);
+    return report;
+}
+
+static Batch *sample(DatasetReader *reader, int64_t chain)
+{
+    const BatchSizes sizes = {64, 12, 24, 4, COPIES};
+    Batch *batch = NULL;
+    FeatureConfig config = feature_config_default();
+    SampleRequest request = {
+        .chain = chain, .copies = COPIES, .draws = {.seed = 5, .epoch = 2, .index = 77}, .templates = true};
+    assert_int_equal(batch_create(&sizes, NULL, 0, &batch), OK);
+    Status status = dataset_sample(reader, &request, &config, batch, NULL);
+    if (status != OK) fail_msg("%s", status_text());
+    return batch;
+}
+
+static void test_same_samples(void **state)
+{
+    (void)state;
+    PackReport report = write_pack();
+    assert_int_equal(report.chains, CHAINS);
+    assert_int_equal(report.left_out, 0);
+    Dataset *files = open_files(), *packed = NULL;
+    DatasetReader *file_reader = NULL, *pack_reader = NULL;
+    int64_t templates = 0;
+    assert_int_equal(dataset_open_pack(pack_path, NULL, &packed), OK);
+    assert_int_equal(dataset_reader_create(files, &file_reader), OK);
+    assert_int_equal(dataset_reader_create(packed, &pack_reader), OK);
+    assert_int_equal(dataset_count(packed), dataset_count(files));
+    for (int64_t chain = 0; chain < CHAINS; ++chain) {
+        int64_t same = dataset_find(packed, dataset_name(files, chain));
+        assert_true(same >= 0);
+        Batch *a = sample(file_reader, chain), *b = sample(pack_reader, same);
+        assert_memory_equal(a->memory, b->memory, a->bytes);
+        for (int t = 0; t < 4; ++t) templates += batch_f32(a, FEAT_TEMPLATE_MASK, 0)[t] != 0.0f;
+        batch_destroy(&a);
+        batch_destroy(&b);
+    }
+    assert_true(templates > CHAINS); /* the comparison did include templates */
+    dataset_reader_destroy(&file_reader);
+    dataset_reader_destroy(&pack_reader);
+    dataset_close(&files);
+    dataset_close(&packed);
+}
+
+static long file_size(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 ? (long)info.st_size : -1;
+}
+
+/* Killed at any point: the file ends anywhere, perhaps inside a record. */
+static void test_resume(void **state)
+{
+    (void)state;
+    char part[160];
+    snprintf(part, sizeof part, "%s.part", pack_path);
+    PackReport whole = write_pack();
+    long size = file_size(pack_path);
+    for (int cut = 1; cut < 8; ++cut) {
+        assert_int_equal(rename(pack_path, part), 0);
+        assert_int_equal(truncate(part, size * cut / 8), 0);
+        PackReport report = write_pack();
+        assert_int_equal(report.chains, CHAINS);
+        assert_int_equal(report.structures, whole.structures);
+        assert_int_equal(report.raw_bytes, whole.raw_bytes);
+        assert_true(cut < 4 || report.kept > 0);
+        int64_t damaged = -1;
+        assert_int_equal(pack_verify(pack_path, NULL, &report, &damaged), OK);
+        assert_int_equal(damaged, 0);
+    }
+    /* something else of that name is not touched */
+    FILE *file = fopen(part, "w");
+    assert_non_null(file);
+    fprintf(file, "not a pack at all");
+    fclose(file);
+    Dataset *dataset = open_files();
+    PackOptions options = pack_options();
+    PackReport report;
+    assert_int_equal(pack_write(dataset, &options, &report), ERR_INPUT);
+    assert_int_equal(file_size(part), 17);
+    dataset_close(&dataset);
+    unlink(part);
+}
+
+static void flip(const char *path, long at)
+{
+    FILE *file = fopen(path, "r+b");
+    assert_non_null(file);
+    fseek(file, at, SEEK_SET);
+    int byte = fgetc(file);
+    fseek(file, at, SEEK_SET);
+    fputc(byte ^ 0x5a, file);
+    fclose(file);
+}
+
+static void count_remark(void *context, const char *file, long line, const char *text)
+{
+    (void)file;
+    (void)line;
+    (void)text;
+    ++*(int64_t *)context;
+}
+
+/* A damaged byte is found wherever it is: the file does not open, or exactly one record is reported. Padding aside,
+ * which nobody reads. */
+static void test_damage(void **state)
+{
+    (void)state;
+    write_pack();
+    long size = file_size(pack_path);
+    int64_t unopened = 0, found = 0, padding = 0;
+    for (int i = 0; i < 200; ++i) {
+        Draws draws = {.seed = 3, .index = (uint64_t)i};
+        long at = i == 0 ? 0 : i == 1 ? size - 1 : (long)(draws_bits(&draws, DRAW_SYNTH, 0, 0) % (uint64_t)size);
+        flip(pack_path, at);
+        int64_t remarks = 0, damaged = 0;
+        DataLog log = {count_remark, &remarks};
+        PackReport report;
+        Status status = pack_verify(pack_path, &log, &report, &damaged);
+        assert_true(status == OK || status == ERR_INPUT);
+        assert_int_equal(remarks, damaged);
+        unopened += status != OK;
+        found += status == OK && damaged == 1;
+        padding += status == OK && damaged == 0;
+        flip(pack_path, at);
+    }
+    assert_true(unopened > 0 && found > 0);
+    assert_true(padding <= 2); /* at most 7 bytes of each record of some thousand */
+    for (long cut = 0; cut < 64; ++cut) {
+        assert_int_equal(truncate(pack_path, size - 1 - cut), 0);
+        Dataset *dataset = NULL;
+        assert_int_equal(dataset_open_pack(pack_path, NULL, &dataset), ERR_INPUT);
+        assert_null(dataset);
+    }
+    unlink(pack_path);
+}
+
+static void test_left_out(void **state)
+{
+    (void)state;
+    char broken[256], name[8];
+    synth_name(3, name);
+    snprintf(broken, sizeof broken, "%s/%s/uniref90_hits.a3m", alignments, name);
+    FILE *file = fopen(broken, "a");
+    assert_non_null(file);
+    fprintf(file, ">short\nACD\n");
+    fclose(file);
+    int64_t remarks = 0;
+    DataLog log = {count_remark, &remarks};
+    Dataset *dataset = open_files();
+    PackOptions options = pack_options();
+    PackReport report;
+    assert_int_equal(pack_write(dataset, &options, &report), ERR_INPUT);
+    options.stop_on_error = false;
+    options.log = &log;
+    assert_int_equal(pack_write(dataset, &options, &report), OK);
+    assert_int_equal(report.left_out, 1);
+    assert_int_equal(report.chains, CHAINS - 1);
+    assert_int_equal(remarks, 1);
+    dataset_close(&dataset);
+    unlink(pack_path);
+    SynthOptions synth = synth_options(); /* the same files again */
+    assert_int_equal(synth_write(&synth), OK);
+}
+
+static void test_synth(void **state)
+{
+    (void)state;
+    SynthOptions options = synth_options_default();
+    enum { COUNT = 4000 };
+    double length = 0.0, depth = 0.0, shallow = 1e9, deep = 0.0;
+    for (int64_t i = 0; i < COUNT; ++i) {
+        int64_t l = synth_length(&options, i), d = synth_depth(&options, i);
+        assert_in_range(l, options.length_min, options.length_max);
+        assert_in_range(d, options.depth_min, options.depth_max);
+        length += log((double)l);
+        depth += log((double)d);
+        shallow = d < shallow ? (double)d : shallow;
+        deep = d > deep ? (double)d : deep;
+    }
+    /* mean of the logarithms: that of the median, within 5 standard errors and what clamping takes */
+    assert_true(fabs(length / COUNT - log(options.length_median)) < 0.08);
+    assert_true(fabs(depth / COUNT - log(options.depth_median)) < 0.2);
+    assert_true(deep / shallow > 1000.0);
+    options.chains = 0;
+    assert_int_equal(synth_write(&options), ERR_USAGE);
+    options.chains = 1;
+    options.folder = "/nonexistent/folder";
+    assert_int_equal(synth_write(&options), ERR_IO);
+    /* neighbouring residues are a peptide bond apart */
+    Dataset *dataset = open_files();
+    Arena arena = {0};
+    RawSample raw;
+    const DatasetSource *source = dataset_source(dataset);
+    assert_int_equal(source->load(source->context, 0, false, &arena, &raw), OK);
+    for (int64_t i = 1; i < raw.chain.length; ++i) {
+        int64_t c = (i - 1) * ATOM37_COUNT + 2, n = i * ATOM37_COUNT;
+        if (!raw.chain.mask[c] || !raw.chain.mask[n]) continue;
+        double square = 0.0;
+        for (int k = 0; k < 3; ++k) {
+            double d = (double)raw.chain.positions[c * 3 + k] - raw.chain.positions[n * 3 + k];
+            square += d * d;
+        }
+        assert_true(fabs(sqrt(square) - 1.329) < 0.06); /* N-CA-C differs by up to 2.1 degrees x 1.46 A */
+    }
+    arena_free(&arena);
+    dataset_close(&dataset);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_synth), cmocka_unit_test(test_same_samples),
+                                       cmocka_unit_test(test_resume), cmocka_unit_test(test_left_out),
+                                       cmocka_unit_test(test_damage)};
+    return cmocka_run_group_tests(tests, make_data, remove_data);
+}
