@@ -3,14 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <cJSON.h>
-
 #include "analysis/table.h"
 #include "experiments/checkpoint.h"
 #include "experiments/commands.h"
 #include "experiments/evaluate.h"
 #include "experiments/files.h"
 #include "experiments/launch.h"
+#include "experiments/study_files.h"
 #include "kernels/kernels.h"
 
 typedef struct EvalArguments {
@@ -38,22 +37,12 @@ enum { COLUMNS = sizeof columns / sizeof *columns };
 /* The experiment part of the run.json beside the checkpoint, as a file that config_load reads. */
 static Status experiment_of(const char *checkpoint, Arena *arena, char **path_out)
 {
-    enum { LIMIT = 1 << 24 };
-    const char *slash = strrchr(checkpoint, '/');
-    char *run = arena_printf(arena, "%.*srun.json", slash ? (int)(slash - checkpoint + 1) : 0, checkpoint),
-         *text = NULL;
-    char *path = arena_printf(arena, "%.*sexperiment.yaml", slash ? (int)(slash - checkpoint + 1) : 0, checkpoint);
+    char *folder = study_folder_of(checkpoint, arena);
+    char *run = folder ? arena_printf(arena, "%s/run.json", folder) : NULL;
+    char *path = folder ? arena_printf(arena, "%s/experiment.yaml", folder) : NULL;
     if (!run || !path) return status_fail(ERR_MEMORY, "eval: out of memory");
-    TRY(file_read_whole(run, LIMIT, &text));
-    cJSON *root = cJSON_Parse(text);
-    free(text);
-    char *experiment = cJSON_Print(cJSON_GetObjectItemCaseSensitive(root, "experiment"));
-    cJSON_Delete(root);
-    if (!experiment) return status_fail(ERR_INPUT, "%s: no experiment in it (expected a run.json of foldscale)", run);
-    Status status = file_write_whole(path, experiment, strlen(experiment));
-    free(experiment);
     *path_out = path;
-    return status;
+    return study_extract_experiment(run, path);
 }
 
 static Status write_csv(const char *path, const ChainScore *scores, int count)

@@ -4,6 +4,7 @@
 #include "experiments/commands.h"
 #include "experiments/launch.h"
 #include "experiments/runner.h"
+#include "experiments/session.h"
 
 typedef struct TrainArguments {
     const char *folder;
@@ -37,6 +38,15 @@ static Status load(const char *path, TrainArguments *a, Config **config_out)
     return config_load(path, &a->overrides, config_out);
 }
 
+/* Faults of the experiment are said once, before there are ranks to say them. */
+static Status check_split(const Config *config)
+{
+    SessionPlan plan;
+    TRY(session_plan(config, true, PASS_SHARD, &plan));
+    session_plan_free(&plan);
+    return OK;
+}
+
 Status cmd_train(int argc, char **argv)
 {
     TrainArguments a = {0};
@@ -57,7 +67,8 @@ Status cmd_train(int argc, char **argv)
     TRY(load(operands.item[0], &a, &config));
     Status status;
     if (config->parallel.ranks > 1 && !launch_under_mpi()) {
-        status = launch_ranks(config->parallel.ranks, argc, argv);
+        status = check_split(config);
+        if (status == OK) status = launch_ranks(config->parallel.ranks, argc, argv);
     } else {
         char folder[CONFIG_NAME + 8];
         snprintf(folder, sizeof folder, "runs/%s", config->name);

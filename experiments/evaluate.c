@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "data/metrics.h"
+#include "data/mmcif_write.h"
 #include "data/types.h"
 #include "experiments/progress.h"
-#include "experiments/structure_out.h"
 
 enum { SCORE_VALUES = 9, CA = 1 };
 
@@ -172,14 +172,16 @@ static Status compare(const EvalChain *chain, const Batch *batch, const Predicti
 static Status write_structure(const EvalChain *chain, const Batch *batch, const Prediction *p, const char *folder)
 {
     char path[4096];
+    const char *underscore = strrchr(chain->name, '_');
     snprintf(path, sizeof path, "%s/%s.cif", folder, chain->name);
-    const PredictedChain predicted = {.name = chain->name,
-                                      .length = chain->length,
-                                      .aatype = batch_i32(batch, FEAT_AATYPE, 0),
-                                      .positions = p->positions,
-                                      .atom_exists = batch_f32(batch, FEAT_ATOM37_ATOM_EXISTS, 0),
-                                      .plddt = p->plddt};
-    return structure_write(path, &predicted);
+    const MmcifChain predicted = {.name = chain->name,
+                                  .chain_id = underscore && underscore[1] ? underscore + 1 : "A",
+                                  .length = chain->length,
+                                  .aatype = batch_i32(batch, FEAT_AATYPE, 0),
+                                  .positions = p->positions,
+                                  .atom_exists = batch_f32(batch, FEAT_ATOM37_ATOM_EXISTS, 0),
+                                  .plddt = p->plddt};
+    return mmcif_write_chain(path, &predicted);
 }
 
 static Status predict(Evaluator *e, const EvalChain *chain, const Batch *batch, int64_t step, Prediction *p)

@@ -22,8 +22,7 @@ char *study_folder_of(const char *path, Arena *arena)
     return slash ? arena_strndup(arena, path, (size_t)(slash - path)) : arena_strdup(arena, ".");
 }
 
-/* Writes the experiment part of a run.json as a file of its own: config_load reads files. */
-static Status extract(const char *run, const char *target)
+Status study_extract_experiment(const char *run, const char *target)
 {
     enum { LIMIT = 1 << 24 };
     char *text = NULL;
@@ -51,7 +50,7 @@ Status study_experiment(const char *given, const char *folder, const TextList *o
         status = status_fail(ERR_USAGE, "%s: no runs of a sweep here; name the experiment with --experiment", folder);
     else
         snprintf(path, sizeof path, "%s/%s/run.json", points, names.name[0]);
-    if (status == OK) status = extract(path, target);
+    if (status == OK) status = study_extract_experiment(path, target);
     arena_free(&arena);
     return status == OK ? config_load(target, overrides, config_out) : status;
 }

@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# The command on bad input and bad luck: each a clear message, the right exit status, within seconds; checkpoints stay whole.
+set -u
+foldscale=${FOLDSCALE_BUILD:?}/foldscale
+source_dir=${FOLDSCALE_SOURCE:?}
+examples=$source_dir/data/examples
+out=$(mktemp -d) || exit 1
+trap 'rm -rf "$out"' EXIT
+cd "$out" || exit 1
+failed=0
+fail() {
+    echo "FAIL $1"
+    failed=1
+}
+# expect NAME STATUS PATTERN COMMAND...: runs it for at most 60 s; checks its status and that its output has the pattern
+expect() {
+    local name=$1 wanted=$2 pattern=$3 status
+    shift 3
+    timeout 60 "$@" >log 2>&1
+    status=$?
+    if [ "$status" -ne "$wanted" ] || ! grep -qE -- "$pattern" log; then
+        fail "$name: status $status (expected $wanted), expected \"$pattern\" in:"
+        head -n 20 log
+    else
+        echo "PASS $name"
+    fi
+}
+
+cat >good.yaml <<EOF
+model: {preset: tiny}
+data:
+  mmcif: $examples/mmcif
+  alignments: $examples/alignments
+  chains: [1ubq_A, 1a7g_E]
+  workers: 1
+train: {steps: 4, recycling: 1, checkpoint_every: 2}
+parallel: {threads: 1}
+EOF
+write() { # NAME SED-SCRIPT: a variant of good.yaml
+    sed "$2" good.yaml >"$1"
+}
+
+# --- wrong usage: 2 -----------------------------------------------------------------------------------------------------
+expect "no subcommand" 2 "usage: foldscale" "$foldscale"
+expect "unknown subcommand" 2 'did you mean "train"' "$foldscale" trian
+expect "unknown option" 2 'did you mean --resume' "$foldscale" train good.yaml --resum
+expect "missing operand" 2 "missing operand" "$foldscale" train
+expect "malformed number" 2 "whole number from 1" "$foldscale" train good.yaml --ranks two
+expect "bad override" 2 'unknown key "stepz"' "$foldscale" train good.yaml --set train.stepz=3
+expect "override out of range" 2 "out of range" "$foldscale" train good.yaml --set train.steps=-3
+expect "unknown stage" 2 "expected record, fuse" "$foldscale" explain good.yaml --stage cook
+expect "unknown machine" 2 "unknown machine" "$foldscale" explain good.yaml --machine cray1
+for command in train eval data sweep calibrate fit predict report explain; do
+    expect "$command --help" 0 "example:" "$foldscale" $command --help
+done
+
+# --- experiment files: 1, with file and line -----------------------------------------------------------------------------
+write bad.yaml 's/  workers: 1/  wrokers: 1/'
+expect "unknown key" 1 'bad.yaml:6: unknown key "wrokers" in data \(did you mean "workers"' "$foldscale" train bad.yaml
+write bad.yaml 's/  workers: 1/  workers: many/'
+expect "not a number" 1 'bad.yaml:6: data.workers is not a whole number' "$foldscale" train bad.yaml
+write bad.yaml 's/preset: tiny/preset: huge/'
+expect "unknown preset" 1 "bad.yaml:1: .*huge" "$foldscale" train bad.yaml
+printf 'train: {steps: 4\nmodel: [' >bad.yaml
+expect "not YAML" 1 "bad.yaml:[0-9]+: not valid YAML" "$foldscale" train bad.yaml
+printf 'train:\n  steps: 4\n  steps: 5\n' >bad.yaml
+expect "repeated key" 1 "bad.yaml:3: key .steps. is given twice" "$foldscale" train bad.yaml
+printf 'a: &x [*x]\n' >bad.yaml
+expect "alias" 1 "bad.yaml:1" "$foldscale" train bad.yaml
+head -c 3000 /dev/urandom >bad.yaml
+expect "binary file" 1 "bad.yaml" "$foldscale" train bad.yaml
+expect "missing experiment" 1 "none.yaml: cannot open" "$foldscale" train none.yaml
+write bad.yaml 's/threads: 1/threads: 1, ranks: 3, dap: 2/'
+expect "DAP that does not divide the ranks" 1 "bad.yaml:8: parallel.dap does not divide" "$foldscale" train bad.yaml
+write bad.yaml 's/threads: 1/threads: 1, dap: 3/'
+expect "DAP of 3" 1 "bad.yaml:8: parallel.dap is out of range" "$foldscale" train bad.yaml
+expect "more ranks than the crop can be split into" 1 "extent 36, which cannot be split over dap = 8" "$foldscale" train good.yaml --ranks 8 --dap 8 --set model.n_res=36
+
+# --- data ------------------------------------------------------------------------------------------------------------------
+write bad.yaml "s#mmcif: .*#mmcif: $out/nowhere#"
+expect "missing folder" 1 "nowhere" "$foldscale" train bad.yaml
+mkdir -p cif msa/1ubq_A
+head -c 60000 "$examples/mmcif/1ubq.cif" >cif/1ubq.cif
+write bad.yaml "s#mmcif: .*#mmcif: $out/cif#; s#chains: .*#chains: [1ubq_A]#"
+expect "truncated mmCIF" 1 "1ubq.cif:[0-9]+: " "$foldscale" train bad.yaml --out t1
+cp "$examples/alignments/1ubq_A/homologs.a3m" msa/1ubq_A/homologs.a3m
+printf '>short\nMQIF\n' >>msa/1ubq_A/homologs.a3m
+write bad.yaml "s#alignments: .*#alignments: $out/msa#; s#chains: .*#chains: [1ubq_A]#"
+expect "a3m with unequal rows" 1 "homologs.a3m:[0-9]+: " "$foldscale" train bad.yaml --out t2
+write bad.yaml "s#chains: .*#chains: [9xyz_A]#"
+expect "unknown chain" 1 "9xyz" "$foldscale" train bad.yaml --out t3
+printf 'run_id,ranks\na,1\n' >runs.csv
+expect "CSV with a missing column" 1 "runs.csv.*(column|missing)" "$foldscale" fit runs.csv --experiment good.yaml
+expect "missing CSV" 1 "none.csv" "$foldscale" fit none.csv --experiment good.yaml
+
+# --- checkpoints: resume, damage, full disk, signals, a killed rank -----------------------------------------------------------
+expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
+expect "two steps" 0 "2 steps" "$foldscale" train good.yaml --out parts --set train.steps=2
+expect "two more" 0 "4 steps" "$foldscale" train good.yaml --out parts --resume
+cmp -s <(cut -d, -f1-20 whole/losses.csv) <(cut -d, -f1-20 parts/losses.csv) || fail "resumed losses differ"
+bytes=$(($(stat -c %s whole/ckpt_000004.safetensors) * 9 / 10))
+if cmp -s <(tail -c $bytes whole/ckpt_000004.safetensors) <(tail -c $bytes parts/ckpt_000004.safetensors); then
+    echo "PASS resume is bit-identical"
+else
+    fail "resume is not bit-identical"
+fi
+
+cp -r parts damaged
+head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors
+expect "newest checkpoint truncated" 0 "ckpt_000004.safetensors.*trying the one before" "$foldscale" train good.yaml --out damaged --resume
+head -c 5000 parts/ckpt_000004.safetensors >bad.safetensors
+expect "eval of a truncated checkpoint" 1 "bad.safetensors" "$foldscale" eval bad.safetensors --experiment good.yaml
+expect "eval of another model's checkpoint" 1 "shape|parameter|missing" "$foldscale" eval parts --experiment good.yaml --set model.c_m=64
+
+cp -r parts full
+full_disk() { # writes beyond 200 KB fail as on a full disk (EFBIG instead of ENOSPC)
+    trap '' XFSZ
+    ulimit -f 200
+    "$foldscale" train good.yaml --out full --resume --set train.steps=6
+}
+export -f full_disk
+export foldscale
+expect "full disk while a checkpoint is written" 1 "ckpt_000006.safetensors.*(write|large|disk)" bash -c full_disk
+[ -e full/ckpt_000006.safetensors ] && fail "half a checkpoint was left"
+expect "the last whole checkpoint is intact" 0 "6 steps" "$foldscale" train good.yaml --out full --resume --set train.steps=6
+
+wait_for() { # FILE LINES: until the file has that many lines
+    for _ in $(seq 300); do
+        [ -f "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ] && return 0
+        sleep 0.1
+    done
+    return 1
+}
+"$foldscale" train good.yaml --out term --set train.steps=100000 >log 2>&1 &
+pid=$!
+wait_for term/steps.csv 4 || fail "no steps before the signal"
+kill -TERM $pid
+wait $pid || fail "status after SIGTERM"
+grep -q "stopped by a signal" log && ls term/ckpt_*.safetensors >/dev/null && echo "PASS SIGTERM writes a checkpoint"
+
+"$foldscale" train good.yaml --out killed --ranks 2 --set train.steps=100000 >log 2>&1 &
+pid=$!
+wait_for killed/steps.csv 12 || fail "no steps on two ranks"
+launcher=$(pgrep -P $pid mpirun)
+victim=$(pgrep -P "$launcher" | tail -n 1)
+start=$SECONDS
+kill -KILL "$victim"
+wait $pid
+status=$?
+if [ $status -eq 1 ] && [ $((SECONDS - start)) -le 20 ] && grep -q "a rank failed" log; then
+    echo "PASS a killed rank takes the job down in $((SECONDS - start)) s"
+else
+    fail "killed rank: status $status after $((SECONDS - start)) s"
+    cat log
+fi
+last=$(ls killed/ckpt_*.safetensors | tail -n 1 | grep -oE '[0-9]{6}')
+expect "going on after the killed rank" 0 "$((10#$last + 1)) steps" "$foldscale" train good.yaml --out killed --ranks 2 --resume --set train.steps=$((10#$last + 1))
+exit $failed
