@@ -38,6 +38,26 @@ static void every_start_has_a_wait_in_front_of_its_reader(void **state)
     recording_free(&r);
 }
 
+/* In the backward pass weight gradients fill the time of the collectives. */
+static void weight_gradients_run_behind_collectives(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", true);
+    Switches s = overlapping(4, 1);
+    Program *p = passed(r.p, &s, PASS_SCHEDULE);
+    int hidden = 0, all = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (op->stage != STAGE_BACKWARD || !(op_def(op->kind)->flags & OPF_COMM) || op->kind == OP_COMM_WAIT) continue;
+        all++;
+        hidden += is_start(op) && (p->op[i + 1].kind == OP_LINEAR_DW || p->op[i + 1].kind == OP_LAYER_NORM_BWD);
+    }
+    assert_true(all > 48 * 12);
+    assert_true(hidden * 2 > all);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
 /* FastFold's overlap: the MSA goes back to rows while the pair stack runs. */
 static void the_msa_exchange_hides_behind_the_pair_stack(void **state)
 {
@@ -150,6 +170,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_start_has_a_wait_in_front_of_its_reader),
         cmocka_unit_test(the_msa_exchange_hides_behind_the_pair_stack),
+        cmocka_unit_test(weight_gradients_run_behind_collectives),
         cmocka_unit_test(without_the_switch_nothing_is_split),
         cmocka_unit_test(squares_cover_the_gradient_once),
         cmocka_unit_test(graphs_are_one_segment),

@@ -122,17 +122,26 @@ static Status split_collectives(const Program *in, Program **out)
     return status;
 }
 
+/* Replaces *now by what a step made of it. */
+static Status advance(Program **now, Status status, Program **next)
+{
+    if (status != OK) {
+        prog_destroy(now);
+        return status;
+    }
+    prog_destroy(now);
+    *now = *next;
+    return OK;
+}
+
 Status pass_schedule(const Program *in, const Switches *switches, Program **out)
 {
     Program *now = NULL, *next = NULL;
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
-    if (switches->comm_overlap) {
-        Status status = split_collectives(now, &next);
-        prog_destroy(&now);
-        TRY(status);
-        now = next;
-    }
+    if (switches->comm_overlap && in->loss != VAL_NONE && in->dap > 1)
+        TRY(advance(&now, schedule_defer(now, &next), &next));
+    if (switches->comm_overlap) TRY(advance(&now, split_collectives(now, &next), &next));
     for (int32_t i = 0; i < now->n_ops; i++) now->op[i].segment = switches->cuda_graph ? 0 : -1;
     *out = now;
     return OK;
