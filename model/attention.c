@@ -14,7 +14,7 @@ static Val attention_core(Program *p, Val q, Val k, Val v, Val mask, Val bias, i
     return prog_add(p, OP_ATT_CONTEXT, 2, (Val[]){a, v}, &(OpAttr){.i = {heads}});
 }
 
-Val attention_gated(Program *p, Val x, Val mask, Val bias, int heads, int c_hidden, double inf)
+Val attention_heads(Program *p, Val x, Val mask, Val bias, int heads, int c_hidden, double inf)
 {
     if (p->status != OK) return VAL_NONE;
     int width = heads * c_hidden, channels = (int)tensor_last(prog_tensor(p, x));
@@ -23,11 +23,17 @@ Val attention_gated(Program *p, Val x, Val mask, Val bias, int heads, int c_hidd
                                {"linear_v", width, LINEAR_GLOROT, false},
                                {"linear_g", width, LINEAR_GATING, true}};
     Val qkvg[4];
-    prog_scope_push(p, "mha");
     layer_linear_group(p, x, 4, spec, qkvg);
     Val o = attention_core(p, qkvg[0], qkvg[1], qkvg[2], mask, bias, heads, c_hidden, inf);
     Val gated = prog_add(p, OP_GATE, 2, (Val[]){qkvg[3], o}, NULL);
-    Val y = layer_linear(p, "linear_o", gated, channels, LINEAR_FINAL, true);
+    return layer_linear(p, "linear_o", gated, channels, LINEAR_FINAL, true);
+}
+
+/* As a part of a module, where its parameters lie in the scope "mha". */
+static Val attention_gated(Program *p, Val x, Val mask, Val bias, int heads, int c_hidden, double inf)
+{
+    prog_scope_push(p, "mha");
+    Val y = attention_heads(p, x, mask, bias, heads, c_hidden, inf);
     prog_scope_pop(p);
     return y;
 }

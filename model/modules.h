@@ -11,9 +11,9 @@
 /* ---- attention.c
  * -------------------------------------------------------------------------------------------------------- */
 
-/* Gated multi-head attention of every row of x [G?,B,N,C] (scope: mha.linear_q ...); mask [G?,B,N] or [N], bias
- * [G?,N,N,H] or VAL_NONE. */
-Val attention_gated(Program *p, Val x, Val mask, Val bias, int heads, int c_hidden, double inf);
+/* Gated multi-head attention of every row of x [G?,B,N,C] (linear_q, linear_k, linear_v, linear_g, linear_o in the
+ * current scope); mask [G?,B,N] or [N], bias [G?,N,N,H] or VAL_NONE. */
+Val attention_heads(Program *p, Val x, Val mask, Val bias, int heads, int c_hidden, double inf);
 /* Algorithm 7: MSA row attention with pair bias; m by rows, z by its first axis; returns the update. */
 Val msa_row_attention(Program *p, Val m, Val z, Val mask, int heads, int c_hidden);
 /* Algorithm 8: MSA column attention; m sharded on residues. */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/metrics.h"
 #include "tests/parity.h"
 
 static const StTensor *find(const ModuleCase *c, const char *prefix, const char *name)
@@ -321,8 +322,58 @@ static Status run_case(ModuleCase *c, ParityRun *run, Arena *arena)
     return status;
 }
 
+static Status read_positions(const StFile *file, const char *name, int64_t n, Arena *arena, double **ca_out)
+{
+    enum { ATOMS = 37, CA = 1 };
+    GoldenTensor all;
+    TRY(golden_read(file, name, true, arena, &all));
+    *ca_out = arena_array(arena, (size_t)(3 * n), sizeof **ca_out);
+    if (!*ca_out || all.count != 3 * ATOMS * n)
+        return status_fail_at(ERR_INPUT, st_path(file), 0, "'%s' is no [n, 37, 3]", name);
+    for (int64_t i = 0; i < n; i++) memcpy(*ca_out + 3 * i, all.value + 3 * (ATOMS * i + CA), 3 * sizeof(double));
+    return OK;
+}
+
+/* The validation metrics are host code, no ops. */
+static Status compare_metrics(Parity *parity, const StFile *file, const char *name, Arena *arena)
+{
+    static const char *const keys[] = {"lddt_ca", "drmsd_ca", "alignment_rmsd", "gdt_ts", "gdt_ha"};
+    enum { ATOMS = 37, CA = 1 };
+    GoldenTensor mask, truth;
+    double *predicted, *target;
+    StructureMetrics m;
+    TRY(golden_read(file, "in.atom_mask", true, arena, &mask));
+    int64_t n = mask.dim[0];
+    TRY(read_positions(file, "in.predicted_atom_positions", n, arena, &predicted));
+    TRY(read_positions(file, "in.target_atom_positions", n, arena, &target));
+    uint8_t *ca = arena_alloc(arena, (size_t)n);
+    double *residue = arena_array(arena, (size_t)n, sizeof *residue);
+    if (!ca || !residue) return status_fail(ERR_MEMORY, "out of memory");
+    for (int64_t i = 0; i < n; i++) ca[i] = mask.value[ATOMS * i + CA] != 0;
+    TRY(metrics_compare(predicted, target, ca, n, residue, &m));
+    const double ours[] = {m.lddt_ca, m.drmsd, m.rmsd, m.gdt_ts, m.gdt_ha};
+    for (int k = 0; k < 5; k++) {
+        char full[64], label[200];
+        snprintf(full, sizeof full, "out.%s", keys[k]);
+        snprintf(label, sizeof label, "%s/%s", name, full);
+        TRY(golden_read(file, full, true, arena, &truth));
+        parity_report(parity, label, fabs(ours[k] - truth.value[0]) / fabs(truth.value[0]),
+                      parity_tolerance(parity, PARITY_GEOMETRY));
+    }
+    return OK;
+}
+
 static Status module_file(Parity *parity, const char *path, const char *name)
 {
+    if (!strncmp(name, "validation_metrics", 18)) {
+        StFile *metrics = NULL;
+        Arena own = {0};
+        TRY(st_open(path, &metrics));
+        Status compared = compare_metrics(parity, metrics, name, &own);
+        st_close(&metrics);
+        arena_free(&own);
+        return compared;
+    }
     const ModuleRow *row = find_row(name);
     if (!row) {
         parity_skip(parity, name, "no module of this name is recorded alone");

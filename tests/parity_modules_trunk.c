@@ -194,7 +194,49 @@ static void block(ModuleCase *c)
     module_out(c, "z", z, PARITY_REPRESENTATION, "RR");
 }
 
+/* The golden's mask is [B,1,1,N] and its bias [1,H,N,N]; ours are [B,N] and [N,N,H]. */
+static void gated_attention(ModuleCase *c)
+{
+    Program *p = c->p;
+    int rows = module_dim(c, "in.x", 0), n = module_dim(c, "in.x", 1), heads = module_int(c, "num_heads");
+    Val x = module_in(c, "x"), mask = module_in(c, "mask"), bias = module_in(c, "bias");
+    mask = prog_add(p, OP_RESHAPE, 1, &mask, &(OpAttr){.i = {2, rows, n}});
+    bias = prog_add(p, OP_RESHAPE, 1, &bias, &(OpAttr){.i = {3, heads, n, n}});
+    bias = prog_add(p, OP_TRANSPOSE, 1, &bias, &(OpAttr){.i = {1, 2, 0, 3, 4, 5}});
+    Val y = attention_heads(p, x, mask, bias, heads, module_int(c, "c_hidden"), 1e9);
+    c->fully_masked = true;
+    module_out(c, "y", y, PARITY_REPRESENTATION, "");
+    c->no_output = true;
+}
+
+/* Pair features of single templates are stored; the variant with unit vectors is not what the benchmark trains. */
+static void template_features(ModuleCase *c)
+{
+    Program *p = c->p;
+    int n = module_dim(c, "in.template_aatype", 1);
+    Val aatype = module_in(c, "template_aatype");
+    Val pair = prog_add(p, OP_TEMPLATE_PAIR_FEAT, 4,
+                        (Val[]){module_in(c, "template_pseudo_beta"), module_in(c, "template_pseudo_beta_mask"), aatype,
+                                module_in(c, "template_all_atom_mask")},
+                        &(OpAttr){.i = {39}, .f = {3.25, 50.75, 1e5}});
+    for (int t = 1; t <= 2; t++) {
+        char name[64];
+        snprintf(name, sizeof name, "template_pair_feat_%d", t);
+        Val one = prog_add(p, OP_SLICE, 1, &pair, &(OpAttr){.i = {0, t, 1}});
+        one = prog_add(p, OP_RESHAPE, 1, &one, &(OpAttr){.i = {3, n, n, 88}});
+        module_out(c, name, one, PARITY_REPRESENTATION, "");
+    }
+    Val angle = prog_add(p, OP_TEMPLATE_ANGLE_FEAT, 4,
+                         (Val[]){aatype, module_in(c, "template_torsion_angles_sin_cos"),
+                                 module_in(c, "template_alt_torsion_angles_sin_cos"),
+                                 module_in(c, "template_torsion_angles_mask")},
+                         NULL);
+    module_out(c, "template_angle_feat", angle, PARITY_REPRESENTATION, "");
+}
+
 const ModuleRow parity_trunk_rows[] = {
+    {"gated_attention", gated_attention},
+    {"template_features", template_features},
     {"linear", linear},
     {"layer_norm", norm},
     {"msa_row_attention", row_attention},
