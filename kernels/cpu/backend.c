@@ -343,7 +343,7 @@ Status cpu_backend_open(const KernelOptions *options, Backend **backend_out)
         return status;
     }
     int threads = options->threads > 0 ? options->threads : comm_fair_threads(cpu->comm);
-    openblas_set_num_threads(threads);
+    openblas_set_num_threads(1); /* products are spread over the OpenMP threads (ops/gemm.c) */
     omp_set_num_threads(threads);
     cpu->base.layout = *comm_layout(cpu->comm);
     char processor[96];

@@ -16,24 +16,11 @@ enum { PARALLEL_ELEMENTS = 1 << 15 };
 #define PRAGMA(text) _Pragma(#text)
 #define PARALLEL_IF(work) PRAGMA(omp parallel for if ((work) > PARALLEL_ELEMENTS))
 
-#ifdef REAL_IS_f32
-/* False, and nothing done, when the product is not small (gemm_small.c). */
-bool FN(gemm_small)(bool ta, bool tb, int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_t lda,
-                    const real *b, int64_t ldb, real beta, real *c, int64_t ldc);
-#endif
-
-/* C[m,n] = alpha op(A) op(B) + beta C, row-major; op(A) [m,k] is A or, with ta, its transpose. */
-static inline void gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_t lda,
-                        const real *b, int64_t ldb, real beta, real *c, int64_t ldc)
-{
-    enum CBLAS_TRANSPOSE op_a = ta ? CblasTrans : CblasNoTrans, op_b = tb ? CblasTrans : CblasNoTrans;
-#ifdef REAL_IS_f64
-    cblas_dgemm(CblasRowMajor, op_a, op_b, (int)m, (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
-#else
-    if (FN(gemm_small)(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)) return;
-    cblas_sgemm(CblasRowMajor, op_a, op_b, (int)m, (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
-#endif
-}
+/* C[m,n] = alpha op(A) op(B) + beta C, row-major; op(A) [m,k] is A or, with ta, its transpose. Outside a parallel
+ * region the product itself is spread over the threads (gemm.c). */
+void FN(gemm)(bool ta, bool tb, int64_t m, int64_t n, int64_t k, real alpha, const real *a, int64_t lda, const real *b,
+              int64_t ldb, real beta, real *c, int64_t ldc);
+#define gemm FN(gemm)
 
 static inline real sigmoid(real x)
 {
