@@ -6,7 +6,7 @@
 
 typedef struct KernelOptions {
     int dap;      /* ranks per model-parallel group; must divide the number of ranks */
-    int threads;  /* CPU threads of this rank; 0 = cores / ranks on this host */
+    int threads;  /* CPU threads of this rank; 0 = OMP_NUM_THREADS, else cores / ranks on this host */
     bool no_comm; /* leave collectives out: time one rank's share of a DAP n step alone (dap is taken as given) */
     const char *tune_cache; /* file with measured GEMM choices (cuda), or NULL */
 } KernelOptions;

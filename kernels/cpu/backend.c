@@ -308,6 +308,16 @@ static void processor_name(char *name, size_t size)
     if (info) fclose(info);
 }
 
+/* The user's word counts: the option, then OMP_NUM_THREADS; else the fair share. */
+static int choose_threads(const KernelOptions *options, const Comm *comm)
+{
+    if (options->threads > 0) return options->threads;
+    const char *text = getenv("OMP_NUM_THREADS");
+    char *end = NULL;
+    long asked = text ? strtol(text, &end, 10) : 0;
+    return asked > 0 && asked <= 1024 && *end == '\0' ? (int)asked : comm_fair_threads(comm);
+}
+
 static const Backend operations = {
     .name = "cpu",
     .close = cpu_close,
@@ -342,7 +352,7 @@ Status cpu_backend_open(const KernelOptions *options, Backend **backend_out)
         free(cpu);
         return status;
     }
-    int threads = options->threads > 0 ? options->threads : comm_fair_threads(cpu->comm);
+    int threads = choose_threads(options, cpu->comm);
     openblas_set_num_threads(1); /* products are spread over the OpenMP threads (ops/gemm.c) */
     omp_set_num_threads(threads);
     cpu->base.layout = *comm_layout(cpu->comm);
