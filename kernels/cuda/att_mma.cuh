@@ -37,7 +37,21 @@ __device__ __forceinline__ void att_load_tile(uint32_t shared, const bf16 *p, in
     }
 }
 
-/* A fragments [16 x D] of rows r, r + 8 of this lane straight from global memory; zeros beyond the extent. */
+/* rows row0 .. row0 + 15 of the tile, by one warp */
+template <int D>
+__device__ __forceinline__ void att_load_tile_warp(uint32_t shared, const bf16 *p, int64_t pitch, int row0,
+                                                   int global_row0, int extent)
+{
+    constexpr int CHUNKS = D / 8;
+    for (int id = threadIdx.x % WARP; id < 16 * CHUNKS; id += WARP) {
+        int row = id / CHUNKS, chunk = id % CHUNKS, at = global_row0 + row;
+        bool live = at < extent;
+        copy16_async(shared + att_place<D>(row0 + row, chunk), live ? p + at * pitch + chunk * 8 : p, live);
+    }
+}
+
+/* A fragments [16 x D] of rows r, r + 8 of this lane: straight from global memory, zeros beyond the extent, or from a
+ * tile. */
 template <int D> struct AttFragment {
     static constexpr int STEPS = (D + 15) / 16;
     uint32_t r[STEPS][4];
@@ -51,6 +65,18 @@ template <int D> struct AttFragment {
                 int at = row + (j & 1) * 8, d = s * 16 + column + (j >> 1) * 8;
                 r[s][j] = at < extent && d < D ? *reinterpret_cast<const uint32_t *>(p + at * pitch + d) : 0u;
             }
+    }
+    __device__ __forceinline__ void load_tile(uint32_t tile, int row0)
+    {
+        int lane = threadIdx.x % WARP, row = row0 + (lane & 15);
+        if constexpr (D == 8) {
+            uint32_t x[4];
+            ldmatrix4(x, tile + att_place<D>(row, 0));
+            r[0][0] = x[0], r[0][1] = x[1], r[0][2] = r[0][3] = 0;
+        } else {
+#pragma unroll
+            for (int s = 0; s < STEPS; s++) ldmatrix4(r[s], tile + att_place<D>(row, s * 2 + (lane >> 4)));
+        }
     }
 };
 
@@ -130,27 +156,76 @@ __device__ __forceinline__ float exp2_fast(float x)
     return y;
 }
 
-/* Additive mask (times log2 e) of all keys of a row. False when every key is masked: the softmax of such a row is
- * uniform (inf = 1e9 swallows the scores in f32), so its scores count as zero. Has a barrier. */
-__device__ __forceinline__ bool att_mask_row(float *add, const Att &a, int group, int row, int padded)
+/* What the kernels read besides the operands, made by one small kernel: scores are kept in units of 1 / scale, so that
+ * bias and mask are the initial value of the accumulators: add[R, Mp] = inf (mask - 1) / scale, ATT_PAD for keys that
+ * do not exist; R rows by the rank of the mask any[R] = 0 where every key is masked: the softmax of such a row is
+ * uniform (inf = 1e9 swallows the scores in f32) rows[G,H,N,Mp], columns[G,H,M,Np]: the bias of one head as matrices */
+struct AttPrepared {
+    float *add;
+    int *any;
+    bf16 *rows, *columns;
+};
+struct AttPreparedPlan {
+    size_t add_at, any_at, rows_at, columns_at, bytes;
+};
+AttPreparedPlan att_prepared_plan(const Att &a, bool rows, bool columns);
+Status att_prepare_launch(const Att &a, const bf16 *bias, const AttPreparedPlan &plan, char *scratch, bool columns,
+                          AttPrepared *out, cudaStream_t stream);
+
+__device__ __forceinline__ int64_t att_mask_index(const Att &a, int group, int row)
 {
-    const float *mask = a.mask ? a.mask_row(group, row) : NULL;
-    int any = 0;
-    for (int j = threadIdx.x; j < padded; j += blockDim.x) {
-        float m = j < a.m ? (mask ? mask[j] : 1.0f) : 0.0f;
-        any |= m > 0.0f;
-        add[j] = j < a.m ? a.inf * (m - 1.0f) * ATT_LOG2E : ATT_PAD;
-    }
-    any = __syncthreads_or(any);
-    if (any) return true;
-    for (int j = threadIdx.x; j < a.m; j += blockDim.x) add[j] = 0.0f;
-    __syncthreads();
-    return false;
+    return a.mask_rank < 2 ? 0 : a.mask_rank == 2 ? row : (int64_t)group * a.b + row;
 }
 
-/* Bias of one head as matrices: [G?,N,M,H] (or [G?,M,N,H]) -> rows[G,H,N,Mp], columns[G,H,M,Np] (either may be NULL),
- * zeros in the padding. */
-Status att_bias_split_launch(const Att &a, const bf16 *bias, bf16 *rows, bf16 *columns, cudaStream_t stream);
+/* A matrix of `columns` (a multiple of 64) bf16 in shared memory, chunks of a row XORed with the row. */
+__device__ __forceinline__ uint32_t att_matrix_place(int row, int chunk, int columns)
+{
+    return (uint32_t)(row * (columns / 8) + (chunk ^ (row & 7))) * 16;
+}
+__device__ __forceinline__ void att_load_matrix(uint32_t shared, const bf16 *p, int row0, int rows, int extent,
+                                                int columns)
+{
+    int chunks = columns / 8;
+    for (int id = threadIdx.x; id < rows * chunks; id += blockDim.x) {
+        int row = id / chunks, chunk = id % chunks;
+        bool live = row0 + row < extent;
+        copy16_async(shared + att_matrix_place(row, chunk, columns),
+                     live ? p + (int64_t)(row0 + row) * columns + chunk * 8 : p, live);
+    }
+}
+/* 16 x 16 elements in the places of two accumulators side by side */
+__device__ __forceinline__ void att_matrix_fragment(uint32_t (&r)[4], uint32_t shared, int row0, int column0,
+                                                    int columns)
+{
+    int lane = threadIdx.x % WARP;
+    ldmatrix4(r, shared + att_matrix_place(row0 + (lane & 15), column0 / 8 + (lane >> 4), columns));
+}
+
+/* count floats, a multiple of four */
+__device__ __forceinline__ void att_load_floats(uint32_t shared, const float *p, int count)
+{
+    for (int id = threadIdx.x; id < count / 4; id += blockDim.x) copy16_async(shared + id * 16, p + id * 4, true);
+}
+
+/* Accumulators of 16 x 16 scores before the product: bias / scale + add of the column + constant of the row. */
+template <bool BIAS>
+__device__ __forceinline__ void att_begin(float (&left)[4], float (&right)[4], const uint32_t (&bias)[4], float inverse,
+                                          float2 add_left, float2 add_right, float low, float high)
+{
+    if (BIAS) {
+        float2 b0 = unpack_bf16(bias[0]), b1 = unpack_bf16(bias[1]), b2 = unpack_bf16(bias[2]),
+               b3 = unpack_bf16(bias[3]);
+        left[0] = fmaf(b0.x, inverse, add_left.x + low), left[1] = fmaf(b0.y, inverse, add_left.y + low);
+        left[2] = fmaf(b1.x, inverse, add_left.x + high), left[3] = fmaf(b1.y, inverse, add_left.y + high);
+        right[0] = fmaf(b2.x, inverse, add_right.x + low), right[1] = fmaf(b2.y, inverse, add_right.y + low);
+        right[2] = fmaf(b3.x, inverse, add_right.x + high), right[3] = fmaf(b3.y, inverse, add_right.y + high);
+    } else {
+        left[0] = add_left.x + low, left[1] = add_left.y + low, left[2] = add_left.x + high,
+        left[3] = add_left.y + high;
+        right[0] = add_right.x + low, right[1] = add_right.y + low;
+        right[2] = add_right.x + high, right[3] = add_right.y + high;
+    }
+}
 
 /* Rows of a group that one block goes through: about 264 blocks in all (two per SM of an H100), whatever the device, so
  * that sums over rows have one order everywhere. */

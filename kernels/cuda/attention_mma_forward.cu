@@ -1,164 +1,215 @@
 /* Fused attention in bf16, forward: online softmax (Milakov and Gimelshein 2018; Dao et al. 2022) on mma.m16n8k16.
  *
- * A block owns 128 queries of one head (16 per warp) and goes through rows of the group: the bias of its queries stays
- * in shared memory, keys and values of a row are loaded whole. */
+ * A block owns 16 queries per warp of one head and goes through rows of the group: the bias of its queries stays in
+ * shared memory; keys, values and mask of the next row arrive while this one is computed. Sums of probabilities come
+ * from the tensor cores as well (a column of ones beside the values). */
 #include "kernels/cuda/att_mma.cuh"
 
-enum { FORWARD_WARPS = 8, FORWARD_QUERIES = 16 * FORWARD_WARPS, FORWARD_BLOCKS = 264 };
+/* --- what all kernels read
+ * --------------------------------------------------------------------------------------------- */
 
-/* pair (i, j) -> all heads */
-__global__ void bias_split_kernel(Att a, const bf16 *bias, bf16 *out, int rows, int columns, int padded, bool swapped)
+static int64_t mask_rows(const Att &a)
 {
-    int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y, group = blockIdx.z;
-    if (column >= padded) return;
-    int i = swapped ? column : row, j = swapped ? row : column;
-    bool live = column < columns;
-    const bf16 *p = bias + a.bias_index(group, live ? i : 0, live ? j : 0, 0);
-    for (int head = 0; head < a.h; head++)
-        out[(((int64_t)group * a.h + head) * rows + row) * padded + column] = live ? p[head] : from_float<bf16>(0.0f);
+    return a.mask_rank < 2 ? 1 : a.mask_rank == 2 ? a.b : (int64_t)a.g * a.b;
 }
 
-Status att_bias_split_launch(const Att &a, const bf16 *bias, bf16 *rows, bf16 *columns, cudaStream_t stream)
+AttPreparedPlan att_prepared_plan(const Att &a, bool rows, bool columns)
 {
-    int mp = att_padded(a.m), np = att_padded(a.n);
-    if (rows)
-        bias_split_kernel<<<dim3((mp + 127) / 128, a.n, a.g), 128, 0, stream>>>(a, bias, rows, a.n, a.m, mp, false);
-    if (columns)
-        bias_split_kernel<<<dim3((np + 127) / 128, a.m, a.g), 128, 0, stream>>>(a, bias, columns, a.m, a.n, np, true);
-    return cuda_launched("bias_split_kernel");
+    AttPreparedPlan p = {};
+    size_t heads = (size_t)a.g * a.h;
+    p.any_at = p.add_at + align_up((size_t)mask_rows(a) * att_padded(a.m) * 4);
+    p.rows_at = p.any_at + align_up((size_t)mask_rows(a) * 4);
+    p.columns_at = p.rows_at + (rows ? align_up(heads * a.n * att_padded(a.m) * 2) : 0);
+    p.bytes = p.columns_at + (columns ? align_up(heads * a.m * att_padded(a.n) * 2) : 0);
+    return p;
 }
+
+__device__ void prepare_mask(const Att &a, const AttPrepared &out, int64_t row, int padded)
+{
+    const float *mask = a.mask ? a.mask + row * a.m : NULL;
+    int any = 0;
+    for (int j = threadIdx.x; j < a.m; j += blockDim.x) any |= !mask || mask[j] > 0.0f;
+    any = __syncthreads_or(any);
+    for (int j = threadIdx.x; j < padded; j += blockDim.x)
+        out.add[row * padded + j] = j >= a.m ? ATT_PAD : mask && any ? a.inf * (mask[j] - 1.0f) / a.scale : 0.0f;
+    if (threadIdx.x == 0) out.any[row] = any != 0;
+}
+
+/* Row `row` of all heads: columns j < extent, zeros up to `padded`. */
+__device__ void prepare_bias(const Att &a, const bf16 *bias, bf16 *out, int64_t id, int rows, int extent, int padded,
+                             bool swapped)
+{
+    int group = (int)(id / rows), row = (int)(id % rows);
+    for (int column = threadIdx.x; column < padded; column += blockDim.x) {
+        bool live = column < extent;
+        int i = swapped ? column : row, j = swapped ? row : column;
+        const bf16 *p = bias + a.bias_index(group, live ? i : 0, live ? j : 0, 0);
+        for (int head = 0; head < a.h; head++)
+            out[(((int64_t)group * a.h + head) * rows + row) * padded + column] =
+                live ? p[head] : from_float<bf16>(0.0f);
+    }
+}
+
+/* Blocks: rows of the mask, then rows of the bias by query, then by key. */
+__global__ void __launch_bounds__(128)
+    att_prepare_kernel(Att a, const bf16 *bias, AttPrepared out, int64_t masks, int mp, int np)
+{
+    int64_t id = blockIdx.x, by_query = out.rows ? (int64_t)a.g * a.n : 0;
+    if (id < masks)
+        prepare_mask(a, out, id, mp);
+    else if (id < masks + by_query)
+        prepare_bias(a, bias, out.rows, id - masks, a.n, a.m, mp, false);
+    else
+        prepare_bias(a, bias, out.columns, id - masks - by_query, a.m, a.n, np, true);
+}
+
+Status att_prepare_launch(const Att &a, const bf16 *bias, const AttPreparedPlan &plan, char *scratch, bool columns,
+                          AttPrepared *out, cudaStream_t stream)
+{
+    AttPrepared p = {};
+    int64_t blocks = mask_rows(a);
+    p.add = (float *)(scratch + plan.add_at);
+    p.any = (int *)(scratch + plan.any_at);
+    if (bias) p.rows = (bf16 *)(scratch + plan.rows_at), blocks += (int64_t)a.g * a.n;
+    if (bias && columns) p.columns = (bf16 *)(scratch + plan.columns_at), blocks += (int64_t)a.g * a.m;
+    att_prepare_kernel<<<(unsigned)blocks, 128, 0, stream>>>(a, bias, p, mask_rows(a), att_padded(a.m),
+                                                             att_padded(a.n));
+    *out = p;
+    return cuda_launched("att_prepare_kernel");
+}
+
+/* --- forward
+ * ------------------------------------------------------------------------------------------------------------ */
 
 struct ForwardLayout {
-    int padded; /* keys */
-    int bias_pitch;
-    size_t bias_at, add_at, key_at, value_at, bytes;
+    int padded;                             /* keys */
+    uint32_t value_at, add_at, stage_bytes; /* within a stage: keys, values, mask */
+    uint32_t query_at, bias_at, bytes;
 };
 
-static __host__ __device__ ForwardLayout forward_layout(int m, int d, bool bias)
+static __host__ __device__ ForwardLayout forward_layout(int m, int d, int warps, bool bias)
 {
     ForwardLayout l = {};
     l.padded = (m + KEY_BLOCK - 1) / KEY_BLOCK * KEY_BLOCK;
-    l.bias_pitch = l.padded + 8; /* rows start four banks apart */
-    l.key_at = 0;
-    l.value_at = (size_t)l.padded * d * 2;
-    l.bias_at = 2 * l.value_at;
-    l.add_at = l.bias_at + (bias ? (size_t)FORWARD_QUERIES * l.bias_pitch * 2 : 0);
-    l.bytes = l.add_at + (size_t)l.padded * 4;
+    l.value_at = (uint32_t)(l.padded * d * 2);
+    l.add_at = 2 * l.value_at;
+    l.stage_bytes = l.add_at + (uint32_t)l.padded * 4;
+    l.query_at = 2 * l.stage_bytes;
+    l.bias_at = l.query_at + (uint32_t)(warps * 16 * d * 2);
+    l.bytes = l.bias_at + (bias ? (uint32_t)(warps * 16 * l.padded * 2) : 0);
     return l;
 }
 
-/* Scores of 64 keys in units of log2: acc -> acc scale + bias + mask */
-template <bool BIAS>
-__device__ __forceinline__ void forward_scores(float (&s)[8][4], float scale, float bias_scale, const bf16 *bias,
-                                               int pitch, const float *add, int key0)
+/* Running maximum of one half of the rows (c = 0: row r, c = 2: row r + 8); s becomes p; returns the factor that brings
+ * older sums to the new maximum. unit: scores to powers of two. */
+__device__ __forceinline__ float forward_softmax(float (&s)[8][4], int c, float unit, float *peak)
 {
-    int lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        int column = key0 + j * 8 + lane % 4 * 2;
-        float2 m = *reinterpret_cast<const float2 *>(add + column), low = m, high = m;
-        if (BIAS) {
-            float2 b0 = unpack_bf16(*reinterpret_cast<const uint32_t *>(bias + column));
-            float2 b1 = unpack_bf16(*reinterpret_cast<const uint32_t *>(bias + 8 * pitch + column));
-            low = make_float2(fmaf(b0.x, bias_scale, m.x), fmaf(b0.y, bias_scale, m.y));
-            high = make_float2(fmaf(b1.x, bias_scale, m.x), fmaf(b1.y, bias_scale, m.y));
-        }
-        s[j][0] = fmaf(s[j][0], scale, low.x);
-        s[j][1] = fmaf(s[j][1], scale, low.y);
-        s[j][2] = fmaf(s[j][2], scale, high.x);
-        s[j][3] = fmaf(s[j][3], scale, high.y);
-    }
-}
-
-/* Running maximum and sum of one half of the rows (c = 0: row r, c = 2: row r + 8); s becomes p; returns the factor
- * that brings older sums to the new maximum. The sum stays a part of this lane's until the end. */
-__device__ __forceinline__ float forward_softmax(float (&s)[8][4], int c, float *peak, float *sum)
-{
-    float top = s[0][c];
+    float top = *peak;
 #pragma unroll
     for (int j = 0; j < 8; j++) top = fmaxf(top, fmaxf(s[j][c], s[j][c + 1]));
-    top = fmaxf(top, *peak);
     top = lanes_max<4>(top);
-    float factor = exp2_fast(*peak - top), part = 0;
+    float factor = exp2_fast((*peak - top) * unit), shift = -top * unit;
     *peak = top;
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-        s[j][c] = exp2_fast(s[j][c] - top);
-        s[j][c + 1] = exp2_fast(s[j][c + 1] - top);
-        part += s[j][c] + s[j][c + 1];
+        s[j][c] = exp2_fast(fmaf(s[j][c], unit, shift));
+        s[j][c + 1] = exp2_fast(fmaf(s[j][c + 1], unit, shift));
     }
-    *sum = *sum * factor + part;
     return factor;
 }
 
+template <int D> struct ForwardState {
+    float o[(D + 7) / 8][4], sum[4], peak[2];
+};
+
+/* One step of 64 keys. */
 template <int D, bool BIAS>
-__global__ void __launch_bounds__(FORWARD_WARPS *WARP, 2)
-    att_mma_forward_kernel(Att a, AttOperands<bf16> x, const bf16 *bias_rows, int rows_per_block)
+__device__ __forceinline__ void forward_step(ForwardState<D> &x, const AttFragment<D> &q, uint32_t stage,
+                                             const ForwardLayout &l, const float *add, uint32_t bias, int bias_row,
+                                             float inverse, float unit, int key0)
+{
+    constexpr uint32_t ONES = 0x3f803f80u;
+    int lane = threadIdx.x % WARP;
+    float s[8][4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        int column = key0 + j * 16;
+        float2 left = *reinterpret_cast<const float2 *>(add + column + lane % 4 * 2);
+        float2 right = *reinterpret_cast<const float2 *>(add + column + 8 + lane % 4 * 2);
+        uint32_t b[4] = {};
+        if (BIAS) att_matrix_fragment(b, bias, bias_row, column, l.padded);
+        att_begin<BIAS>(s[2 * j], s[2 * j + 1], b, inverse, left, right, 0.0f, 0.0f);
+        att_times_transposed<D>(s[2 * j], s[2 * j + 1], q, stage, column);
+    }
+    float low = forward_softmax(s, 0, unit, &x.peak[0]), high = forward_softmax(s, 2, unit, &x.peak[1]);
+#pragma unroll
+    for (int j = 0; j < (D + 7) / 8; j++) {
+        x.o[j][0] *= low, x.o[j][1] *= low;
+        x.o[j][2] *= high, x.o[j][3] *= high;
+    }
+    x.sum[0] *= low, x.sum[2] *= high;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        uint32_t p[4];
+        att_as_fragment(p, s[2 * j], s[2 * j + 1]);
+        att_times_rows<D>(x.o, p, stage + l.value_at, key0 + j * 16);
+        mma16816(x.sum, p, ONES, ONES);
+    }
+}
+
+template <int D, bool BIAS, int WARPS>
+__global__ void __launch_bounds__(WARPS *WARP, WARPS == 16 ? 1 : 2)
+    att_mma_forward_kernel(Att a, AttOperands<bf16> x, AttPrepared prepared, int rows_per_block)
 {
     extern __shared__ __align__(128) char shared[];
-    constexpr int NT = (D + 7) / 8;
-    ForwardLayout l = forward_layout(a.m, D, BIAS);
-    uint32_t base = shared_address(shared), keys = base + (uint32_t)l.key_at, values = base + (uint32_t)l.value_at;
-    bf16 *bias_tile = reinterpret_cast<bf16 *>(shared + l.bias_at);
-    float *add = reinterpret_cast<float *>(shared + l.add_at);
+    ForwardLayout l = forward_layout(a.m, D, WARPS, BIAS);
+    uint32_t base = shared_address(shared);
     int head = blockIdx.y % a.h, group = blockIdx.y / a.h;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    int tile0 = blockIdx.x * FORWARD_QUERIES, query0 = tile0 + warp * 16;
+    int tile0 = blockIdx.x * WARPS * 16, query0 = tile0 + warp * 16;
     int first = blockIdx.z * rows_per_block, last = min(first + rows_per_block, a.b);
 
-    if (BIAS) {
-        const bf16 *source = bias_rows + ((int64_t)group * a.h + head) * a.n * l.padded;
-        int chunks = l.padded / 8;
-        for (int id = threadIdx.x; id < FORWARD_QUERIES * chunks; id += blockDim.x) {
-            int row = id / chunks, chunk = id % chunks;
-            bool live = tile0 + row < a.n;
-            copy16_async(base + (uint32_t)l.bias_at + (uint32_t)(row * l.bias_pitch + chunk * 8) * 2,
-                         live ? source + (int64_t)(tile0 + row) * l.padded + chunk * 8 : source, live);
-        }
-    }
-    const bf16 *my_bias = bias_tile + (warp * 16 + lane / 4) * l.bias_pitch;
-    for (int row = first; row < last; row++) {
-        int64_t q_at = a.q_block(group, row, head), k_at = a.k_block(group, row, head);
-        att_load_tile<D>(keys, x.k + k_at, a.pitch, a.m, l.padded);
-        att_load_tile<D>(values, x.v + k_at, a.pitch, a.m, l.padded);
+    auto load = [&](int row, int stage) {
+        uint32_t at = base + stage * l.stage_bytes;
+        int64_t k_at = a.k_block(group, row, head);
+        att_load_tile<D>(at, x.k + k_at, a.pitch, a.m, l.padded);
+        att_load_tile<D>(at + l.value_at, x.v + k_at, a.pitch, a.m, l.padded);
+        att_load_floats(at + l.add_at, prepared.add + att_mask_index(a, group, row) * l.padded, l.padded);
+        att_load_tile_warp<D>(base + l.query_at, x.q + a.q_block(group, row, head), a.pitch, warp * 16, query0, a.n);
         copy_commit();
-        AttFragment<D> q;
-        q.load(x.q + q_at, a.pitch, query0, a.n);
+    };
+    if (BIAS)
+        att_load_matrix(base + l.bias_at, prepared.rows + ((int64_t)group * a.h + head) * a.n * l.padded, tile0,
+                        WARPS * 16, a.n, l.padded);
+    load(first, 0);
+    for (int row = first; row < last; row++) {
+        int stage = (row - first) & 1;
         copy_wait<0>();
-        bool any = att_mask_row(add, a, group, row, l.padded); /* its barrier covers the copies as well */
-        float scale = any ? a.scale * ATT_LOG2E : 0.0f, bias_scale = any ? ATT_LOG2E : 0.0f;
+        __syncthreads(); /* this row has arrived, and all are done with the other stage */
+        AttFragment<D> q;
+        q.load_tile(base + l.query_at, warp * 16);
+        __syncwarp();
+        if (row + 1 < last) load(row + 1, stage ^ 1);
+        bool any = prepared.any[att_mask_index(a, group, row)] != 0;
+        float unit = any ? a.scale * ATT_LOG2E : 0.0f;
+        const float *add = reinterpret_cast<const float *>(shared + stage * l.stage_bytes + l.add_at);
 
-        float o[NT][4] = {}, peak[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-        for (int key0 = 0; key0 < l.padded; key0 += KEY_BLOCK) {
-            float s[8][4] = {};
-#pragma unroll
-            for (int j = 0; j < 4; j++) att_times_transposed<D>(s[2 * j], s[2 * j + 1], q, keys, key0 + j * 16);
-            forward_scores<BIAS>(s, scale, bias_scale, my_bias, l.bias_pitch, add, key0);
-            float low = forward_softmax(s, 0, &peak[0], &sum[0]), high = forward_softmax(s, 2, &peak[1], &sum[1]);
-#pragma unroll
-            for (int j = 0; j < NT; j++) {
-                o[j][0] *= low, o[j][1] *= low;
-                o[j][2] *= high, o[j][3] *= high;
-            }
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                uint32_t p[4];
-                att_as_fragment(p, s[2 * j], s[2 * j + 1]);
-                att_times_rows<D>(o, p, values, key0 + j * 16);
-            }
-        }
-        sum[0] = lanes_sum<4>(sum[0]);
-        sum[1] = lanes_sum<4>(sum[1]);
-        att_store<D>(x.o + q_at, a.pitch, query0, a.n, o, 1.0f / sum[0], 1.0f / sum[1]);
+        ForwardState<D> state = {};
+        state.peak[0] = state.peak[1] = ATT_PAD;
+        for (int key0 = 0; key0 < l.padded; key0 += KEY_BLOCK)
+            forward_step<D, BIAS>(state, q, base + stage * l.stage_bytes, l, add, base + l.bias_at, warp * 16,
+                                  1.0f / a.scale, unit, key0);
+        if (!any) state.sum[0] = state.sum[2] = (float)a.m; /* without the padding */
+        att_store<D>(x.o + a.q_block(group, row, head), a.pitch, query0, a.n, state.o, 1.0f / state.sum[0],
+                     1.0f / state.sum[2]);
         if (lane % 4 == 0) {
             float *lse = x.lse + (((int64_t)group * a.b + row) * a.h + head) * a.n;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int at = query0 + lane / 4 + half * 8;
-                if (at < a.n) lse[at] = any ? (peak[half] + log2f(sum[half])) * ATT_LN2 : -a.inf;
+                if (at < a.n) lse[at] = any ? (state.peak[half] * unit + log2f(state.sum[2 * half])) * ATT_LN2 : -a.inf;
             }
         }
-        __syncthreads(); /* the next row overwrites keys, values and the mask */
     }
 }
 
@@ -170,34 +221,36 @@ bool att_mma_fits(const Att &a)
 
 size_t att_mma_forward_scratch(const Att &a, bool bias)
 {
-    return bias ? align_up((size_t)a.g * a.h * a.n * att_padded(a.m) * 2) : 0;
+    return att_prepared_plan(a, bias, false).bytes;
 }
 
-template <int D, bool BIAS>
-static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const bf16 *bias_rows, cudaStream_t stream)
+template <int D, bool BIAS, int WARPS>
+static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const AttPrepared &prepared, cudaStream_t stream)
 {
-    ForwardLayout l = forward_layout(a.m, D, BIAS);
-    int tiles = (a.n + FORWARD_QUERIES - 1) / FORWARD_QUERIES;
-    int rows = att_rows_per_block(a, tiles, BIAS ? FORWARD_BLOCKS : 8 * FORWARD_BLOCKS);
+    ForwardLayout l = forward_layout(a.m, D, WARPS, BIAS);
+    int tiles = (a.n + WARPS * 16 - 1) / (WARPS * 16);
+    int rows = att_rows_per_block(a, tiles, WARPS == 16 ? 132 : 528);
     dim3 grid(tiles, a.g * a.h, (a.b + rows - 1) / rows);
-    CUDA_TRY(cudaFuncSetAttribute(att_mma_forward_kernel<D, BIAS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+    CUDA_TRY(cudaFuncSetAttribute(att_mma_forward_kernel<D, BIAS, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)l.bytes));
-    att_mma_forward_kernel<D, BIAS><<<grid, FORWARD_WARPS * WARP, l.bytes, stream>>>(a, x, bias_rows, rows);
+    att_mma_forward_kernel<D, BIAS, WARPS><<<grid, WARPS * WARP, l.bytes, stream>>>(a, x, prepared, rows);
     return cuda_launched("att_mma_forward_kernel");
 }
 
-template <bool BIAS>
-static Status forward_by_width(const Att &a, const AttOperands<bf16> &x, const bf16 *bias_rows, cudaStream_t stream)
+/* 16 warps share keys and values among 256 queries where their bias fits beside them. */
+template <int D>
+static Status forward_by_shape(const Att &a, const AttOperands<bf16> &x, const AttPrepared &p, cudaStream_t stream)
 {
-    if (a.d == 32) return forward_launch<32, BIAS>(a, x, bias_rows, stream);
-    if (a.d == 16) return forward_launch<16, BIAS>(a, x, bias_rows, stream);
-    return forward_launch<8, BIAS>(a, x, bias_rows, stream);
+    if (!x.bias) return forward_launch<D, false, 8>(a, x, p, stream);
+    if (a.n > 128 && a.m <= 256) return forward_launch<D, true, 16>(a, x, p, stream);
+    return forward_launch<D, true, 8>(a, x, p, stream);
 }
 
 Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream)
 {
-    if (!x.bias) return forward_by_width<false>(a, x, NULL, stream);
-    bf16 *rows = (bf16 *)scratch;
-    TRY(att_bias_split_launch(a, x.bias, rows, NULL, stream));
-    return forward_by_width<true>(a, x, rows, stream);
+    AttPrepared p;
+    TRY(att_prepare_launch(a, x.bias, att_prepared_plan(a, x.bias != NULL, false), (char *)scratch, false, &p, stream));
+    if (a.d == 32) return forward_by_shape<32>(a, x, p, stream);
+    if (a.d == 16) return forward_by_shape<16>(a, x, p, stream);
+    return forward_by_shape<8>(a, x, p, stream);
 }

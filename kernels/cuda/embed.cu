@@ -244,27 +244,6 @@ static Status mask_any(CudaContext *ctx, const OpCall *call)
     return cuda_launched("mask_any_kernel");
 }
 
-/* s = sum a b, in f64: the value feeds checks */
-__global__ void __launch_bounds__(1024) dot_kernel(AnyReal a, AnyReal b, AnyOut s, int64_t n)
-{
-    __shared__ double shared[1024];
-    double sum = 0;
-    for (int64_t e = threadIdx.x; e < n; e += 1024) sum += (double)a[e] * (double)b[e];
-    shared[threadIdx.x] = sum;
-    for (int half = 512; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-    }
-    if (threadIdx.x == 0) s.put(0, (float)shared[0]);
-}
-
-static Status dot(CudaContext *ctx, const OpCall *call)
-{
-    dot_kernel<<<1, 1024, 0, ctx->stream>>>(any_in(call, 0), any_in(call, 1), any_out(call, 0),
-                                            tensor_count(call->in_tensor[0]));
-    return cuda_launched("dot_kernel");
-}
-
 const CudaEntry cuda_embed[] = {
     {OP_RELPOS_EMBED, relpos, NULL},
     {OP_RELPOS_EMBED_BWD, relpos_bwd, relpos_bwd_scratch},
@@ -273,6 +252,5 @@ const CudaEntry cuda_embed[] = {
     {OP_TEMPLATE_ANGLE_FEAT, template_angle, NULL},
     {OP_EXTRA_MSA_FEAT, extra_msa, NULL},
     {OP_MASK_ANY, mask_any, NULL},
-    {OP_DOT, dot, NULL},
     {OP_COUNT, NULL, NULL},
 };

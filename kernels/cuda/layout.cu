@@ -90,9 +90,13 @@ static Status shard_slice(CudaContext *ctx, const OpCall *call)
                             x->dim[axis] * unit, length * unit, ctx->stream);
 }
 
+static Status cast(CudaContext *ctx, const OpCall *call);
+
+/* Into a persistent place, whose type may differ. */
 static Status copy(CudaContext *ctx, const OpCall *call)
 {
     const Tensor *x = call->in_tensor[0];
+    if (x->dtype != call->out_tensor[0]->dtype) return cast(ctx, call);
     CUDA_TRY(cudaMemcpyAsync(call->out[0], call->in[0], (size_t)tensor_count(x) * dtype_size(x->dtype),
                              cudaMemcpyDeviceToDevice, ctx->stream));
     return OK;

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     for (int k = 0; k < N; k++)
 #pragma unroll
         for (int j = 0; j < V; j++) square += (v[k][j] - mean) * (v[k][j] - mean);
-    float rstd = rsqrtf(lanes_sum<LANES>(square) / C + eps);
+    float rstd = 1.0f / sqrtf(lanes_sum<LANES>(square) / C + eps);
     if (!live) return;
 #pragma unroll
     for (int k = 0; k < N; k++) {
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     for (int k = lane; k < c; k += WARP) sum += to_float(x[k]);
     float mean = lanes_sum<WARP>(sum) / c;
     for (int k = lane; k < c; k += WARP) square += (to_float(x[k]) - mean) * (to_float(x[k]) - mean);
-    float rstd = rsqrtf(lanes_sum<WARP>(square) / c + eps);
+    float rstd = 1.0f / sqrtf(lanes_sum<WARP>(square) / c + eps);
     for (int k = lane; k < c; k += WARP)
         y[row * c + k] = from_float<T>((to_float(x[k]) - mean) * rstd * gamma[k] + beta[k]);
     if (mean_out && lane == 0) {
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
             for (int k = 0; k < N; k++)
 #pragma unroll
                 for (int j = 0; j < V; j++) square += (v[k][j] - mean) * (v[k][j] - mean);
-            rstd = rsqrtf(lanes_sum<LANES>(square) / C + eps);
+            rstd = 1.0f / sqrtf(lanes_sum<LANES>(square) / C + eps);
         }
         float a = 0, b = 0, on = live ? 1.0f : 0.0f;
 #pragma unroll
@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
 /* Any C: a block per run of rows; thread c owns channels c, c + 256, ... of dgamma and dbeta in shared memory. */
 template <typename T>
 __global__ void __launch_bounds__(NORM_THREADS)
-    layer_norm_bwd_any_kernel(const T *dy, const T *x, const float *gamma, T *dx, float *partial, int64_t rows, int c,
-                              float eps)
+    layer_norm_bwd_any_kernel(const T *dy, const T *x, const float *gamma, const float *mean_in, const float *rstd_in,
+                              T *dx, float *partial, int64_t rows, int c, float eps)
 {
     extern __shared__ float sums[]; /* dgamma[c], dbeta[c] */
     __shared__ float warp_sums[NORM_THREADS / WARP];
@@ -171,11 +171,17 @@ __global__ void __launch_bounds__(NORM_THREADS)
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const T *xr = x + row * c, *dr = dy + row * c;
         float sum = 0, square = 0, a = 0, b = 0;
-        for (int k = threadIdx.x; k < c; k += NORM_THREADS) sum += to_float(xr[k]);
-        float mean = block_sum(sum, warp_sums) / c;
-        for (int k = threadIdx.x; k < c; k += NORM_THREADS)
-            square += (to_float(xr[k]) - mean) * (to_float(xr[k]) - mean);
-        float rstd = rsqrtf(block_sum(square, warp_sums) / c + eps);
+        float mean, rstd;
+        if (mean_in) {
+            mean = mean_in[row];
+            rstd = rstd_in[row];
+        } else {
+            for (int k = threadIdx.x; k < c; k += NORM_THREADS) sum += to_float(xr[k]);
+            mean = block_sum(sum, warp_sums) / c;
+            for (int k = threadIdx.x; k < c; k += NORM_THREADS)
+                square += (to_float(xr[k]) - mean) * (to_float(xr[k]) - mean);
+            rstd = 1.0f / sqrtf(block_sum(square, warp_sums) / c + eps);
+        }
         for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
             float hat = (to_float(xr[k]) - mean) * rstd, d = to_float(dr[k]);
             sums[k] += d * hat;
@@ -230,8 +236,8 @@ static Status layer_norm_bwd_launch(const T *dy, const T *x, const float *gamma,
     layer_norm_bwd_kernel<T, LANES, N>                                                                                 \
         <<<NORM_BLOCKS, NORM_THREADS, 0, stream>>>(dy, x, gamma, mean, rstd, dx, partial, rows, eps);
     NORM_SIZES(RUN, Pack<T>::N, c)
-    else layer_norm_bwd_any_kernel<T>
-        <<<NORM_BLOCKS, NORM_THREADS, 2 * (size_t)c * sizeof(float), stream>>>(dy, x, gamma, dx, partial, rows, c, eps);
+    else layer_norm_bwd_any_kernel<T><<<NORM_BLOCKS, NORM_THREADS, 2 * (size_t)c * sizeof(float), stream>>>(
+        dy, x, gamma, mean, rstd, dx, partial, rows, c, eps);
 #undef RUN
     return cuda_launched("layer_norm_bwd_kernel");
 }

@@ -60,25 +60,41 @@ static size_t sum_squares_scratch(const OpCall *)
     return SQUARE_BLOCKS * sizeof(double);
 }
 
+/* Each input may hold many partial sums. */
 struct Squares {
     const float *s[OP_MAX_IN];
+    int64_t count[OP_MAX_IN];
+    int inputs;
 };
 
-__global__ void clip_factor_kernel(Squares squares, int count, float max_norm, float *norm_out, float *factor_out)
+__global__ void __launch_bounds__(SQUARE_THREADS)
+    clip_factor_kernel(Squares squares, float max_norm, float *norm_out, float *factor_out)
 {
+    __shared__ double shared[SQUARE_THREADS];
     double total = 0;
-    for (int k = 0; k < count; k++) total += *squares.s[k];
-    float norm = (float)sqrt(total);
-    *norm_out = norm;
-    *factor_out = isfinite(norm) ? fminf(1.0f, max_norm / (norm + 1e-6f)) : 0.0f;
+    for (int k = 0; k < squares.inputs; k++)
+        for (int64_t e = threadIdx.x; e < squares.count[k]; e += SQUARE_THREADS) total += squares.s[k][e];
+    shared[threadIdx.x] = total;
+    for (int half = SQUARE_THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    }
+    if (threadIdx.x != 0) return;
+    double norm = sqrt(shared[0]), factor = max_norm / (norm + 1e-6);
+    if (norm_out) *norm_out = (float)norm;
+    if (factor_out) *factor_out = isfinite(norm) ? (float)(factor < 1 ? factor : 1) : 0.0f;
 }
 
 static Status clip_factor(CudaContext *ctx, const OpCall *call)
 {
     Squares squares = {};
-    for (int k = 0; k < call->op->n_in; k++) squares.s[k] = (const float *)call->in[k];
-    clip_factor_kernel<<<1, 1, 0, ctx->stream>>>(squares, call->op->n_in, (float)call->op->attr.f[0],
-                                                 (float *)call->out[0], (float *)call->out[1]);
+    squares.inputs = call->op->n_in;
+    for (int k = 0; k < call->op->n_in; k++) {
+        squares.s[k] = (const float *)call->in[k];
+        squares.count[k] = tensor_count(call->in_tensor[k]);
+    }
+    clip_factor_kernel<<<1, SQUARE_THREADS, 0, ctx->stream>>>(squares, (float)call->op->attr.f[0],
+                                                              (float *)call->out[0], (float *)call->out[1]);
     return cuda_launched("clip_factor_kernel");
 }
 
