@@ -1,0 +1,225 @@
+/* SimGrid 3.32 time-independent traces: lines "rank verb arguments". Verbs used: init, compute FLOPS, isend TO TAG
+ * BYTES, irecv FROM TAG BYTES, waitall, finalize; sizes in elements of type 6 (MPI_BYTE in replay's table). */
+#include "analysis/trace.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "analysis/collective.h"
+
+static const double HOST_FLOPS = 1e9; /* speed written into the platform: one flop is a nanosecond of priced time */
+
+typedef struct Writer {
+    FILE *f;
+    int64_t rank;
+    double pending_s; /* computation not yet written: consecutive ops become one line */
+} Writer;
+
+static void flush_compute(Writer *w)
+{
+    if (w->pending_s > 0) fprintf(w->f, "%lld compute %.17g\n", (long long)w->rank, w->pending_s * HOST_FLOPS);
+    w->pending_s = 0;
+}
+
+static void exchange(Writer *w, int64_t to, int64_t from, double bytes)
+{
+    double size = ceil(bytes > 1 ? bytes : 1);
+    fprintf(w->f, "%lld isend %lld 0 %.0f 6\n", (long long)w->rank, (long long)to, size);
+    fprintf(w->f, "%lld irecv %lld 0 %.0f 6\n", (long long)w->rank, (long long)from, size);
+}
+
+static void wait_all(Writer *w)
+{
+    fprintf(w->f, "%lld waitall\n", (long long)w->rank);
+}
+
+typedef struct Members {
+    int64_t first, stride, members, index;
+} Members;
+
+static int64_t member(const Members *g, int64_t index)
+{
+    return g->first + index * g->stride;
+}
+
+static void all_to_all(Writer *w, const Members *g, double bytes)
+{
+    for (int64_t k = 1; k < g->members; k++)
+        exchange(w, member(g, (g->index + k) % g->members), member(g, (g->index - k + g->members) % g->members),
+                 bytes / (double)g->members);
+    wait_all(w);
+}
+
+/* Recursive halving (scatter) sends B/2, B/4 ... to partners at distance n/2, n/4 ...; doubling (gather) the reverse.
+ */
+static void halving(Writer *w, const Members *g, double bytes)
+{
+    for (int64_t distance = g->members / 2; distance >= 1; distance /= 2) {
+        int64_t partner = member(g, g->index ^ distance);
+        bytes /= 2;
+        exchange(w, partner, partner, bytes);
+        wait_all(w);
+    }
+}
+
+static void doubling(Writer *w, const Members *g, double bytes)
+{
+    bytes /= (double)g->members;
+    for (int64_t distance = 1; distance < g->members; distance *= 2) {
+        int64_t partner = member(g, g->index ^ distance);
+        exchange(w, partner, partner, bytes);
+        wait_all(w);
+        bytes *= 2;
+    }
+}
+
+static void ring(Writer *w, const Members *g, double bytes, int64_t rounds)
+{
+    int64_t next = member(g, (g->index + 1) % g->members), before = member(g, (g->index - 1 + g->members) % g->members);
+    for (int64_t step = 0; step < rounds * (g->members - 1); step++) {
+        exchange(w, next, before, bytes / (double)g->members);
+        wait_all(w);
+    }
+}
+
+static void lower(Writer *w, const TraceOp *op, const Members *g)
+{
+    bool power = (g->members & (g->members - 1)) == 0;
+    switch (op->collective) {
+    case COLLECTIVE_ALL_TO_ALL:
+        all_to_all(w, g, op->tensor_bytes);
+        break;
+    case COLLECTIVE_ALL_REDUCE:
+        if (power)
+            halving(w, g, op->tensor_bytes), doubling(w, g, op->tensor_bytes);
+        else
+            ring(w, g, op->tensor_bytes, 2);
+        break;
+    case COLLECTIVE_REDUCE_SCATTER:
+        if (power)
+            halving(w, g, op->tensor_bytes);
+        else
+            ring(w, g, op->tensor_bytes, 1);
+        break;
+    default: /* all-gather; a broadcast is a scatter and an all-gather */
+        if (power)
+            doubling(w, g, op->tensor_bytes);
+        else
+            ring(w, g, op->tensor_bytes, 1);
+    }
+}
+
+static Status write_rank(const Trace *t, const char *path, int64_t rank)
+{
+    Writer w = {.f = fopen(path, "wb"), .rank = rank};
+    if (!w.f) return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
+    fprintf(w.f, "%lld init\n", (long long)rank);
+    for (int i = 0; i < t->count; i++) {
+        const TraceOp *op = &t->op[i];
+        Members g;
+        g.members = op->comm ? trace_group(t, op->group, rank, &g.first, &g.stride) : 1;
+        if (!op->comm) w.pending_s += op->duration_s;
+        if (g.members <= 1) continue;
+        g.index = (rank - g.first) / g.stride;
+        flush_compute(&w);
+        lower(&w, op, &g);
+    }
+    flush_compute(&w);
+    fprintf(w.f, "%lld finalize\n", (long long)rank);
+    bool bad = ferror(w.f) != 0;
+    if (fclose(w.f)) bad = true;
+    return bad ? status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno)) : OK;
+}
+
+/* A node is a star of its devices around a switch (full link rate each way), nodes hang on a fat switch through their
+ * cards. Latency per hop: half the model's smallest exchange inside a node, the network's own between nodes. */
+static void put_platform(FILE *f, const Machine *m, int64_t ranks)
+{
+    int64_t nodes = (ranks + m->node.devices - 1) / m->node.devices;
+    double link = m->node.link_bytes_per_s.value > 0 ? m->node.link_bytes_per_s.value : 1e12;
+    CollectiveTime small;
+    collective_time(m, COLLECTIVE_ALL_TO_ALL, 8,
+                    (Group){.ranks = 2, .per_node = m->node.devices > 1 ? 2 : 1, .concurrent = 1, .in_graph = true},
+                    &small);
+    double latency = fmax(small.latency_s / 2, 1e-7);
+    fputs("<?xml version='1.0'?>\n<!DOCTYPE platform SYSTEM \"https://simgrid.org/simgrid.dtd\">\n<platform "
+          "version=\"4.1\">\n"
+          "<zone id=\"machine\" routing=\"Full\">\n",
+          f);
+    for (int64_t n = 0; n < nodes; n++)
+        fprintf(f,
+                "<cluster id=\"node%lld\" prefix=\"host\" suffix=\"\" radical=\"%lld-%lld\" speed=\"%.17gf\" "
+                "bw=\"%.17gBps\" "
+                "lat=\"%.17gs\" router_id=\"router%lld\"/>\n",
+                (long long)n, (long long)(n * m->node.devices), (long long)((n + 1) * m->node.devices - 1), HOST_FLOPS,
+                link, latency, (long long)n);
+    double rate = (double)m->network.rails * m->network.rail_bytes_per_s.value / m->network.oversubscription.value;
+    for (int64_t n = 0; nodes > 1 && n < nodes; n++)
+        fprintf(f, "<link id=\"net%lld\" bandwidth=\"%.17gBps\" latency=\"%.17gs\" sharing_policy=\"SPLITDUPLEX\"/>\n",
+                (long long)n, rate, m->network.latency_s.value / 2 + 1e-6);
+    for (int64_t a = 0; a < nodes; a++)
+        for (int64_t b = a + 1; b < nodes; b++)
+            fprintf(f,
+                    "<zoneRoute src=\"node%lld\" dst=\"node%lld\" gw_src=\"router%lld\" gw_dst=\"router%lld\">"
+                    "<link_ctn id=\"net%lld\" direction=\"UP\"/><link_ctn id=\"net%lld\" "
+                    "direction=\"DOWN\"/></zoneRoute>\n",
+                    (long long)a, (long long)b, (long long)a, (long long)b, (long long)a, (long long)b);
+    fputs("</zone>\n</platform>\n", f);
+}
+
+typedef void (*PutFile)(FILE *f, const Machine *m, int64_t ranks);
+
+static void put_hosts(FILE *f, const Machine *m, int64_t ranks)
+{
+    (void)m;
+    for (int64_t r = 0; r < ranks; r++) fprintf(f, "host%lld\n", (long long)r);
+}
+
+static void put_index(FILE *f, const Machine *m, int64_t ranks)
+{
+    (void)m;
+    for (int64_t r = 0; r < ranks; r++) fprintf(f, "rank%lld.ti\n", (long long)r);
+}
+
+/* Plain flow model: SMPI's default factors describe TCP over Ethernet (13 times the latency, a congestion window). */
+static void put_script(FILE *f, const Machine *m, int64_t ranks)
+{
+    (void)m;
+    fprintf(f,
+            "#!/bin/sh\n# prints the simulated time of one step\ncd \"$(dirname \"$0\")\" && smpirun -np %lld "
+            "-platform platform.xml -hostfile hostfile -replay trace.idx \\\n"
+            "  --cfg=network/model:CM02 --cfg=network/TCP-gamma:0 --cfg=smpi/display-timing:yes \\\n"
+            "  --log=smpi_replay.thresh:error --log=xbt_cfg.thresh:error\n",
+            (long long)ranks);
+}
+
+static Status write_file(const char *folder, const char *name, PutFile put, const Machine *m, int64_t ranks)
+{
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
+        return status_fail(ERR_USAGE, "export: folder name too long");
+    FILE *f = fopen(path, "wb");
+    if (!f) return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
+    put(f, m, ranks);
+    bool bad = ferror(f) != 0;
+    if (fclose(f)) bad = true;
+    return bad ? status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno)) : OK;
+}
+
+Status export_simgrid(const Trace *trace, const Machine *machine, const char *folder)
+{
+    int64_t ranks = trace->dp * trace->dap;
+    char path[4096];
+    TRY(write_file(folder, "platform.xml", put_platform, machine, ranks));
+    TRY(write_file(folder, "hostfile", put_hosts, machine, ranks));
+    TRY(write_file(folder, "trace.idx", put_index, machine, ranks));
+    TRY(write_file(folder, "replay.sh", put_script, machine, ranks));
+    for (int64_t r = 0; r < ranks; r++) {
+        if (snprintf(path, sizeof path, "%s/rank%lld.ti", folder, (long long)r) >= (int)sizeof path)
+            return status_fail(ERR_USAGE, "export: folder name too long");
+        TRY(write_rank(trace, path, r));
+    }
+    return OK;
+}
