@@ -9,7 +9,7 @@
 enum { KEY_NONE = 255, LANES = 64, KEY_LANES = 2 * LANES, SEGMENT = 255 };
 
 /* One clone per instruction set, chosen when the program starts. Sanitizers cannot run the choice that early. */
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
 #define WIDE __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define WIDE
