@@ -176,13 +176,22 @@ static Status att_context_bwd(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
+/* Threads that have a block of scratch each. The setting of omp_get_max_threads() belongs to the calling thread:
+ * another thread than the one that sized the scratch may see more, the number of processors is the same for all. */
+static int scratch_threads(void)
+{
+    int threads = omp_get_max_threads(), processors = omp_get_num_procs();
+    return threads < processors ? threads : processors;
+}
+#define PARALLEL_BLOCKS(work) PRAGMA(omp parallel for num_threads(scratch_threads()) if ((work) > PARALLEL_ELEMENTS))
+
 /* --- fused: one block of scores per thread
  * ------------------------------------------------------------------------------ */
 
 static size_t score_blocks(const Tensor *q, const Tensor *k, bool column, int blocks, size_t real_size)
 {
     int seq_axis = q->rank - 3 + (column ? 0 : 1);
-    return (size_t)omp_get_max_threads() * (size_t)(q->dim[seq_axis] * k->dim[seq_axis] * blocks) * real_size;
+    return (size_t)omp_get_num_procs() * (size_t)(q->dim[seq_axis] * k->dim[seq_axis] * blocks) * real_size;
 }
 
 static size_t attention_scratch(const Program *program, const Op *op, size_t real_size)
@@ -206,7 +215,7 @@ static Status attention(const RankLayout *layout, const OpCall *call)
     a.bias_t = op->attr.i[2];
     real *o = OUT(0), *lse = OUT(1), *scratch = call->scratch;
     int64_t blocks = a.g * a.b * a.h;
-    PARALLEL_IF(blocks * a.n * a.m)
+    PARALLEL_BLOCKS(blocks * a.n * a.m)
     for (int64_t block = 0; block < blocks; block++) {
         int64_t h = block % a.h, b = block / a.h % a.b, g = block / a.h / a.b;
         int64_t iq = q_block(&a, g, b, h), ik = k_block(&a, g, b, h);
@@ -267,7 +276,7 @@ static Status attention_bwd(const RankLayout *layout, const OpCall *call)
     const Att *a = &w.a;
     real *scratch = call->scratch;
     /* the rows of a group add to one bias gradient: one thread per group and head */
-    PARALLEL_IF(a->g * a->b * a->h * a->n * a->m)
+    PARALLEL_BLOCKS(a->g * a->b * a->h * a->n * a->m)
     for (int64_t gh = 0; gh < a->g * a->h; gh++)
         for (int64_t b = 0; b < a->b; b++)
             attention_bwd_block(&w, gh / a->h, b, gh % a->h, scratch + 2 * omp_get_thread_num() * a->n * a->m);
@@ -340,7 +349,7 @@ static void global_probabilities(const Global *g, const real *q, const real *k, 
 
 static size_t global_blocks(const Tensor *k, int64_t heads, int blocks, size_t real_size)
 {
-    return (size_t)omp_get_max_threads() * (size_t)(heads * k->dim[0] * blocks) * real_size;
+    return (size_t)omp_get_num_procs() * (size_t)(heads * k->dim[0] * blocks) * real_size;
 }
 static size_t global_scratch(const Program *program, const Op *op, size_t real_size)
 {
@@ -357,7 +366,7 @@ static Status global_attention(const RankLayout *layout, const OpCall *call)
     Global g = global_make(call->in_tensor[1], &call->op->attr);
     const real *q = IN(0), *k = IN(1), *v = IN(2), *mask = IN(3);
     real *o = OUT(0), *scratch = call->scratch;
-    PARALLEL_IF(g.r * g.h * g.s)
+    PARALLEL_BLOCKS(g.r * g.h * g.s)
     for (int64_t i = 0; i < g.r; i++) {
         real *p = scratch + omp_get_thread_num() * g.h * g.s;
         global_probabilities(&g, q, k, mask, i, p);
@@ -372,7 +381,7 @@ static Status global_attention_bwd(const RankLayout *layout, const OpCall *call)
     Global g = global_make(call->in_tensor[2], &call->op->attr);
     const real *go = IN(0), *q = IN(1), *k = IN(2), *v = IN(3), *mask = IN(4);
     real *dq = OUT(0), *dk = OUT(1), *dv = OUT(2), *scratch = call->scratch;
-    PARALLEL_IF(g.r * g.h * g.s)
+    PARALLEL_BLOCKS(g.r * g.h * g.s)
     for (int64_t i = 0; i < g.r; i++) {
         int64_t at = i * g.h * g.d, key = i * g.d, pitch = g.r * g.d;
         real *p = scratch + 2 * omp_get_thread_num() * g.h * g.s, *ds = p + g.h * g.s;

@@ -10,14 +10,22 @@
  * float32 step from float64. */
 enum { SMALL_PRODUCT = 1 << 22, BLOCK_M = 64, BLOCK_N = 64, BLOCK_K = 128 };
 
-/* op(X)[row.., column..] as `rows` x `columns` doubles */
-static void pack(bool transposed, const real *x, int64_t ld, int64_t row, int64_t column, int64_t rows, int64_t columns,
-                 double *out)
+/* The block [rows, columns] at x as doubles */
+static void widen(const real *x, int64_t ld, int64_t rows, int64_t columns, double *out)
 {
-    const real *from = x + (transposed ? column * ld + row : row * ld + column);
-    int64_t row_step = transposed ? 1 : ld, column_step = transposed ? ld : 1;
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) out[i * columns + j] = (double)from[i * row_step + j * column_step];
+        for (int64_t j = 0; j < columns; j++) out[i * columns + j] = (double)x[i * ld + j];
+}
+
+/* The block of op(X) that starts at (row, column), widened as it lies in memory. Returns its leading extent. */
+static int64_t widen_block(bool transposed, const real *x, int64_t ld, int64_t row, int64_t column, int64_t rows,
+                           int64_t columns, double *out)
+{
+    if (transposed)
+        widen(x + column * ld + row, ld, columns, rows, out);
+    else
+        widen(x + row * ld + column, ld, rows, columns, out);
+    return transposed ? rows : columns;
 }
 
 static int64_t least(int64_t a, int64_t b)
@@ -31,15 +39,16 @@ static bool gemm_small(bool ta, bool tb, int64_t m, int64_t n, int64_t k, real a
 {
     double left[BLOCK_M * BLOCK_K], right[BLOCK_K * BLOCK_N], sums[BLOCK_M * BLOCK_N];
     if (m * n * k >= SMALL_PRODUCT || k < 1) return false;
+    enum CBLAS_TRANSPOSE op_a = ta ? CblasTrans : CblasNoTrans, op_b = tb ? CblasTrans : CblasNoTrans;
     for (int64_t j0 = 0; j0 < n; j0 += BLOCK_N)
         for (int64_t i0 = 0; i0 < m; i0 += BLOCK_M) {
             int64_t rows = least(BLOCK_M, m - i0), columns = least(BLOCK_N, n - j0);
             for (int64_t k0 = 0; k0 < k; k0 += BLOCK_K) {
                 int64_t depth = least(BLOCK_K, k - k0);
-                if (i0 == 0 || k > BLOCK_K) pack(tb, b, ldb, k0, j0, depth, columns, right);
-                pack(ta, a, lda, i0, k0, rows, depth, left);
-                cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)columns, (int)depth,
-                            (double)alpha, left, (int)depth, right, (int)columns, k0 ? 1 : 0, sums, (int)columns);
+                int64_t left_ld = widen_block(ta, a, lda, i0, k0, rows, depth, left);
+                int64_t right_ld = widen_block(tb, b, ldb, k0, j0, depth, columns, right);
+                cblas_dgemm(CblasRowMajor, op_a, op_b, (int)rows, (int)columns, (int)depth, (double)alpha, left,
+                            (int)left_ld, right, (int)right_ld, k0 ? 1 : 0, sums, (int)columns);
             }
             for (int64_t i = 0; i < rows; i++) {
                 real *row = c + (i0 + i) * ldc + j0;
