@@ -41,6 +41,7 @@ Status source_open_dataset(const DataSection *d, const char (*chains)[CONFIG_NAM
                                 .mmcif_cache = source_given(d->mmcif_cache),
                                 .chain_data_cache = source_given(d->chain_data_cache),
                                 .clusters = source_given(d->clusters)};
+    if (*d->pack) return dataset_open_pack(d->pack, log, dataset_out); /* has them all; source_weights picks */
     for (unsigned i = 0; i < count; i++) names[i] = chains[i];
     if (!paths.mmcif)
         return status_fail(ERR_INPUT, "the experiment names no structures (expected data.mmcif or data.pack)");

@@ -1,12 +1,13 @@
-/* foldscale data check|show|index: what is in a user's files. */
+/* foldscale data check|show|index|pack|synth: what is in a user's files. */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "data/cache.h"
 #include "data/check.h"
+#include "experiments/cli.h"
 #include "experiments/commands.h"
-#include "experiments/config.h"
+#include "experiments/data_commands.h"
 
 typedef Status (*DataCommand)(int argc, char **argv);
 
@@ -146,7 +147,11 @@ static Status index_structures(int argc, char **argv)
 static const struct {
     const char *name;
     DataCommand run;
-} commands[] = {{"check", check}, {"show", show}, {"index", index_structures}};
+} commands[] = {{"check", check},
+                {"show", show},
+                {"index", index_structures},
+                {"pack", data_command_pack},
+                {"synth", data_command_synth}};
 
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
@@ -154,15 +159,16 @@ Status cmd_data(int argc, char **argv)
 {
     const char *names[COMMANDS + 1] = {NULL};
     for (int i = 0; i < COMMANDS; i++) names[i] = commands[i].name;
-    if (argc < 2) return status_fail(ERR_USAGE, "data: what to do is missing (expected check, show or index)");
+    if (argc < 2)
+        return status_fail(ERR_USAGE, "data: what to do is missing (expected check, show, index, pack or synth)");
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
-        printf("usage: foldscale data check|show|index ...\n\nexample:\n"
+        printf("usage: foldscale data check|show|index|pack|synth ...\n\nexample:\n"
                "  foldscale data check data/examples\n\n'foldscale data check --help' explains one.\n");
         return OK;
     }
     for (int i = 0; i < COMMANDS; i++)
         if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
     const char *near = cli_nearest(argv[1], names);
-    return status_fail(ERR_USAGE, "data: unknown action \"%s\"%s%s%s (expected check, show or index)", argv[1],
-                       near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    return status_fail(ERR_USAGE, "data: unknown action \"%s\"%s%s%s (expected check, show, index, pack or synth)",
+                       argv[1], near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
 }

@@ -1,29 +1,23 @@
 /* foldscale predict: step times with intervals for GPUs nobody used. */
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "analysis/transfer.h"
 #include "experiments/commands.h"
 #include "experiments/files.h"
 #include "experiments/machines.h"
-#include "experiments/pricing.h"
-#include "experiments/study_files.h"
+#include "experiments/predictor.h"
 
 typedef struct PredictArguments {
-    const char *folder, *fit, *experiment, *target, *machine, *ops, *gpus, *dap, *out;
+    PredictorOptions from;
+    const char *gpus, *dap, *out;
     bool append;
     TextList machines, overrides;
 } PredictArguments;
 
 typedef struct PredictJob {
-    const Config *config;     /* whose step is predicted */
-    FitModel *fit, *anchored; /* of the measured machine; for all others (NULL: the same) */
-    bool label;               /* the machine's column says whose step it is */
-    Pricing *pricing;
+    Predictor *predictor;
     TableWriter *writer;
-    const char *fitted_machine;
     int64_t gpus[CONFIG_LIST], dap[CONFIG_LIST];
     int gpu_count, dap_count, rows, skipped;
 } PredictJob;
@@ -41,21 +35,12 @@ static const Usage usage = {
     .min_operands = 1,
     .max_operands = 1};
 
-static Status predict_one(PredictJob *job, const Machine *machine, bool other, int64_t gpus, int64_t dap)
+static Status predict_one(PredictJob *job, const Machine *machine, int64_t gpus, int64_t dap)
 {
     Arena arena = {0};
     PredictionRow row;
-    StepPrice price;
-    PredictRequest request = {.machine = machine, .other_machine = other, .dp = gpus / dap, .dap = dap};
-    pricing_switch_texts(&job->config->switches, request.switches);
-    Status status = pricing_shape(job->pricing, other ? machine : NULL, job->config, &job->config->switches,
-                                  (int)request.dp, (int)dap, &request.shape, &price);
-    if (status == OK) {
-        request.extra_sd = other ? price.sd : 0;
-        status = predict_row(other && job->anchored ? job->anchored : job->fit, &request, &arena, &row);
-    }
-    if (status == OK && job->label) row.machine = arena_printf(&arena, "%s: %s", machine->name, job->config->name);
-    if (status == OK && !row.machine) status = status_fail(ERR_MEMORY, "predict: out of memory");
+    const SwitchSection *switches = &predictor_config(job->predictor)->switches;
+    Status status = predictor_row(job->predictor, machine, switches, gpus, dap, &arena, &row);
     if (status == OK) status = schema_write_prediction(job->writer, &row);
     if (status == OK) job->rows++;
     arena_free(&arena);
@@ -66,7 +51,6 @@ static Status predict_machine(PredictJob *job, const char *name)
 {
     Machine *machine = NULL;
     TRY(machines_open(name, &machine));
-    bool other = strcmp(machine->name, job->fitted_machine) != 0;
     Status status = OK;
     for (int i = 0; i < job->gpu_count && status == OK; i++)
         for (int j = 0; j < job->dap_count && status == OK; j++) {
@@ -75,7 +59,7 @@ static Status predict_machine(PredictJob *job, const char *name)
                 job->skipped++;
                 continue;
             }
-            status = predict_one(job, machine, other, gpus, dap);
+            status = predict_one(job, machine, gpus, dap);
         }
     machine_destroy(&machine);
     return status;
@@ -83,7 +67,7 @@ static Status predict_machine(PredictJob *job, const char *name)
 
 static Status fill_lists(PredictJob *job, const PredictArguments *a)
 {
-    const PredictSection *p = &job->config->predict;
+    const PredictSection *p = &predictor_config(job->predictor)->predict;
     job->gpu_count = (int)p->gpus_count;
     job->dap_count = (int)p->dap_count;
     memcpy(job->gpus, p->gpus, sizeof job->gpus);
@@ -102,7 +86,7 @@ static Status copy_old(PredictJob *job, const PredictionTable *old)
 
 static Status run(PredictJob *job, const PredictArguments *a, const char *out)
 {
-    const PredictSection *p = &job->config->predict;
+    const PredictSection *p = &predictor_config(job->predictor)->predict;
     PredictionTable old = {0};
     TRY(fill_lists(job, a));
     if (a->append && file_exists(out)) TRY(schema_read_predictions(out, &old));
@@ -131,17 +115,17 @@ Status cmd_predict(int argc, char **argv)
     TextList operands;
     bool help;
     const Option options[] = {
-        {"target", OPTION_TEXT, &a.target, "EXP.yaml", "predict this experiment (default: the study's own)", 0, 0},
+        {"target", OPTION_TEXT, &a.from.target, "EXP.yaml", "predict this experiment (default: the study's own)", 0, 0},
         {"machine", OPTION_LIST, &a.machines, "NAME|FILE", "machine; may be repeated (default: predict.machines)", 0,
          0},
         {"gpus", OPTION_TEXT, &a.gpus, "N,N,...", "GPU counts (default: predict.gpus)", 0, 0},
         {"dap", OPTION_TEXT, &a.dap, "N,N,...", "DAP degrees (default: predict.dap)", 0, 0},
-        {"fit", OPTION_TEXT, &a.fit, "FILE", "default: DIR/fit.json", 0, 0},
-        {"experiment", OPTION_TEXT, &a.experiment, "EXP.yaml", "what was fitted (default: run.json of the first point)",
-         0, 0},
-        {"measured-machine", OPTION_TEXT, &a.machine, "NAME|FILE", "where it ran (default: DIR/machine/machine.yaml)",
-         0, 0},
-        {"ops", OPTION_TEXT, &a.ops, "FILE", "measured ops (default: DIR/machine/profile/ops.csv)", 0, 0},
+        {"fit", OPTION_TEXT, &a.from.fit, "FILE", "default: DIR/fit.json", 0, 0},
+        {"experiment", OPTION_TEXT, &a.from.experiment, "EXP.yaml",
+         "what was fitted (default: run.json of the first point)", 0, 0},
+        {"measured-machine", OPTION_TEXT, &a.from.machine, "NAME|FILE",
+         "where it ran (default: DIR/machine/machine.yaml)", 0, 0},
+        {"ops", OPTION_TEXT, &a.from.ops, "FILE", "measured ops (default: DIR/machine/profile/ops.csv)", 0, 0},
         {"out", OPTION_TEXT, &a.out, "FILE", "default: DIR/predictions.csv", 0, 0},
         {"append", OPTION_FLAG, &a.append, NULL, "add to the file instead of replacing it", 0, 0},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the predicted experiment", 0, 0},
@@ -149,35 +133,13 @@ Status cmd_predict(int argc, char **argv)
     TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
     if (help) return OK;
     Arena arena = {0};
-    TextList *none = calloc(1, sizeof *none);
-    Config *fitted = NULL, *target = NULL;
     PredictJob job = {0};
-    const char *folder = operands.item[0];
-    char *machine = (char *)a.machine, *ops = (char *)a.ops;
-    char *fit = a.fit ? (char *)a.fit : arena_printf(&arena, "%s/fit.json", folder);
-    char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/predictions.csv", folder);
-    Status status = none && fit && out ? fit_read(fit, &job.fit) : status_fail(ERR_MEMORY, "predict: out of memory");
-    char *anchored = NULL;
-    if (status == OK && !a.fit) status = study_file(folder, "fit_anchored.json", &arena, &anchored);
-    if (status == OK && anchored) status = fit_read(anchored, &job.anchored);
-    if (status == OK && anchored) status = transfer_fit(job.anchored, TRANSFER_COMM_SD);
-    if (status == OK && !machine) status = study_file(folder, "machine/machine.yaml", &arena, &machine);
-    if (status == OK && !ops) status = study_file(folder, "machine/profile/ops.csv", &arena, &ops);
-    if (status == OK) status = study_experiment(a.experiment, folder, a.target ? none : &a.overrides, &fitted);
-    if (status == OK && a.target) status = config_load(a.target, &a.overrides, &target);
-    if (status == OK) status = pricing_open(fitted, machine ? machine : "cpu", ops, &job.pricing);
-    if (status == OK) {
-        job.config = target ? target : fitted;
-        job.label = target != NULL;
-        job.fitted_machine = pricing_machine(job.pricing)->name;
-        status = run(&job, &a, out);
-    }
-    pricing_close(&job.pricing);
-    if (job.fit) fit_destroy(&job.fit);
-    if (job.anchored) fit_destroy(&job.anchored);
-    config_destroy(&target);
-    config_destroy(&fitted);
-    free(none);
+    a.from.folder = operands.item[0];
+    a.from.overrides = &a.overrides;
+    char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/predictions.csv", a.from.folder);
+    Status status = out ? predictor_open(&a.from, &job.predictor) : status_fail(ERR_MEMORY, "predict: out of memory");
+    if (status == OK) status = run(&job, &a, out);
+    predictor_close(&job.predictor);
     arena_free(&arena);
     return status;
 }

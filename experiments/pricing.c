@@ -49,8 +49,8 @@ Status pricing_open(const Config *config, const char *machine_name, const char *
     p->config = config;
     Status status = machines_open(machine_name, &p->machine);
     if (status == OK)
-        status =
-            ops_path ? fit_prices(p, ops_path) : opprice_assume(p->machine, ASSUMED_EFFICIENCY, 1, ASSUMED_SD, &p->prices);
+        status = ops_path ? fit_prices(p, ops_path)
+                          : opprice_assume(p->machine, ASSUMED_EFFICIENCY, 1, ASSUMED_SD, &p->prices);
     if (status == OK)
         *pricing_out = p;
     else

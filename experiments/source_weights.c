@@ -44,9 +44,24 @@ static Status describe(const Dataset *dataset, const ChainTable *table, const Cl
     return OK;
 }
 
+/* A pack has all its chains: those that the experiment does not name get no weight. */
+static Status named_only(const DataSection *d, const Dataset *dataset, Arena *arena, double **weights_out)
+{
+    double *weights = arena_array(arena, (size_t)dataset_count(dataset) + 1, sizeof *weights);
+    if (!weights) return status_fail(ERR_MEMORY, "out of memory for %lld chains", (long long)dataset_count(dataset));
+    for (unsigned i = 0; i < d->chains_count; i++) {
+        int64_t chain = dataset_find(dataset, d->chains[i]);
+        if (chain < 0) return status_fail(ERR_INPUT, "%s: no chain \"%s\" in this pack", d->pack, d->chains[i]);
+        weights[chain] = 1;
+    }
+    *weights_out = weights;
+    return OK;
+}
+
 Status source_weights(const DataSection *d, const Dataset *dataset, Arena *arena, double **weights_out)
 {
     *weights_out = NULL;
+    if (*d->pack && d->chains_count > 0) return named_only(d, dataset, arena, weights_out);
     if (!*d->mmcif_cache && !*d->chain_data_cache) return OK;
     ChainTable table;
     ClusterTable *clusters = NULL;

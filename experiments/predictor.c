@@ -1,0 +1,89 @@
+#include "experiments/predictor.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "analysis/transfer.h"
+#include "experiments/study_files.h"
+
+struct Predictor {
+    Config *fitted, *target;  /* target NULL: the fitted one's own step */
+    FitModel *fit, *anchored; /* of the measured machine; for all others (NULL: the same) */
+    Pricing *pricing;
+};
+
+static Status open_fits(Predictor *p, const PredictorOptions *o, Arena *arena)
+{
+    char *fit = o->fit ? (char *)o->fit : arena_printf(arena, "%s/fit.json", o->folder), *anchored = NULL;
+    if (!fit) return status_fail(ERR_MEMORY, "out of memory for a prediction");
+    TRY(fit_read(fit, &p->fit));
+    if (o->fit) return OK;
+    TRY(study_file(o->folder, "fit_anchored.json", arena, &anchored));
+    if (!anchored) return OK;
+    TRY(fit_read(anchored, &p->anchored));
+    return transfer_fit(p->anchored, TRANSFER_COMM_SD);
+}
+
+static Status open_pricing(Predictor *p, const PredictorOptions *o, Arena *arena)
+{
+    char *machine = (char *)o->machine, *ops = (char *)o->ops;
+    if (!machine) TRY(study_file(o->folder, "machine/machine.yaml", arena, &machine));
+    if (!ops) TRY(study_file(o->folder, "machine/profile/ops.csv", arena, &ops));
+    TRY(study_experiment(o->experiment, o->folder, o->target ? NULL : o->overrides, &p->fitted));
+    if (o->target) TRY(config_load(o->target, o->overrides, &p->target));
+    return pricing_open(p->fitted, machine ? machine : "cpu", ops, &p->pricing);
+}
+
+Status predictor_open(const PredictorOptions *options, Predictor **predictor_out)
+{
+    Arena arena = {0};
+    Predictor *p = calloc(1, sizeof *p);
+    if (!p) return status_fail(ERR_MEMORY, "out of memory for a prediction");
+    Status status = open_fits(p, options, &arena);
+    if (status == OK) status = open_pricing(p, options, &arena);
+    arena_free(&arena);
+    if (status == OK)
+        *predictor_out = p;
+    else
+        predictor_close(&p);
+    return status;
+}
+
+void predictor_close(Predictor **predictor)
+{
+    Predictor *p = *predictor;
+    if (!p) return;
+    pricing_close(&p->pricing);
+    if (p->fit) fit_destroy(&p->fit);
+    if (p->anchored) fit_destroy(&p->anchored);
+    config_destroy(&p->fitted);
+    config_destroy(&p->target);
+    free(p);
+    *predictor = NULL;
+}
+
+const Config *predictor_config(const Predictor *predictor)
+{
+    return predictor->target ? predictor->target : predictor->fitted;
+}
+
+Status predictor_row(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,
+                     int64_t dap, Arena *arena, PredictionRow *row_out)
+{
+    Predictor *p = predictor;
+    const Config *config = predictor_config(p);
+    bool other = strcmp(machine->name, pricing_machine(p->pricing)->name) != 0;
+    StepPrice price;
+    PredictRequest request = {.machine = machine, .other_machine = other, .dp = gpus / dap, .dap = dap};
+    pricing_switch_texts(switches, request.switches);
+    TRY(pricing_shape(p->pricing, other ? machine : NULL, config, switches, (int)request.dp, (int)dap, &request.shape,
+                      &price));
+    request.extra_sd = other ? price.sd : 0;
+    TRY(predict_row(other && p->anchored ? p->anchored : p->fit, &request, arena, row_out));
+    /* the machine's column says whose step it is when that is not the fitted one's */
+    const char *text =
+        p->target ? arena_printf(arena, "%s: %s", machine->name, config->name) : arena_strdup(arena, machine->name);
+    if (!text) return status_fail(ERR_MEMORY, "out of memory for a prediction");
+    row_out->machine = text;
+    return OK;
+}

@@ -1,0 +1,26 @@
+/* A study's fit put to use: the step of an experiment on any machine. Shared by predict, simulate, advise. */
+#ifndef FOLDSCALE_EXPERIMENTS_PREDICTOR_H
+#define FOLDSCALE_EXPERIMENTS_PREDICTOR_H
+
+#include "experiments/pricing.h"
+
+/* Members that are NULL stand for what the study's folder holds. */
+typedef struct PredictorOptions {
+    const char *folder;
+    const char *fit, *experiment, *target, *machine, *ops;
+    const TextList *overrides; /* of the predicted experiment */
+} PredictorOptions;
+
+typedef struct Predictor Predictor;
+
+Status predictor_open(const PredictorOptions *options, Predictor **predictor_out);
+void predictor_close(Predictor **predictor);
+
+/* The experiment whose step is predicted. */
+const Config *predictor_config(const Predictor *predictor);
+
+/* Text of the row is allocated in `arena`. */
+Status predictor_row(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,
+                     int64_t dap, Arena *arena, PredictionRow *row_out);
+
+#endif
