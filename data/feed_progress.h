@@ -1,6 +1,7 @@
 /* Progress of a feed as text, for the metadata of a checkpoint:
- *     seed=7 dp=4 rank=1 epoch=1000 step=12 next=11 done=13,15
- * Samples below `next` and those of `done` have been used. */
+ *     seed=7 dp=4 rank=1 epoch=1000 step=13 next=11 done=41
+ * Samples below `next` have been used, and those of `done`: hexadecimal digits of four samples each, from `next` on,
+ * the lowest bit first (41: samples 13 and 15). That is at most a quarter of the loader's window. */
 #ifndef FOLDSCALE_DATA_FEED_PROGRESS_H
 #define FOLDSCALE_DATA_FEED_PROGRESS_H
 

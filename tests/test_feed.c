@@ -167,10 +167,10 @@ static void test_wrong_state(void **state)
         "seed=11 dp=2 rank=0 epoch=9 step=1 next=1 done=",
         "seed=11 dp=1 rank=0 epoch=8 step=1 next=1 done=",
         "seed=11 dp=1 rank=0 epoch=9 step=1 next=-1 done=",
-        "seed=11 dp=1 rank=0 epoch=9 step=1 next=5 done=4",
-        "seed=11 dp=1 rank=0 epoch=9 step=1 next=5 done=7,6",
-        "seed=11 dp=1 rank=0 epoch=9 step=1 next=5 done=7;",
-        "seed=11 dp=1 rank=0 epoch=9 step=1 next=5 done=99999999",
+        "seed=11 dp=1 rank=0 epoch=9 step=1 next=5 done=x",
+        "seed=11 dp=1 rank=0 epoch=9 step=1 next=5 done=4 1",
+        "seed=11 dp=1 rank=0 epoch=9 step=1 next=5 done=4G",
+        "seed=11 dp=1 rank=0 epoch=9 step=1 next=5 done=00000000000000000000000000000000000000001",
     };
     Dataset *dataset = open_examples();
     FeedOptions options = small_options(true);
