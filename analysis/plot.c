@@ -2,17 +2,13 @@
 
 #include <errno.h>
 #include <math.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <fcntl.h>
 #include <unistd.h>
 
+#include "analysis/process.h"
 #include "analysis/table.h"
-
-extern char **environ;
 
 enum { PATH_BYTES = 4096, COLORS = 8 };
 
@@ -29,19 +25,9 @@ static Status run_gnuplot(const char *folder, const char *script)
     char errors[PATH_BYTES];
     if (snprintf(errors, sizeof errors, "%s/%s.log", folder, script) >= (int)sizeof errors)
         return status_fail(ERR_USAGE, "plot: folder name too long: %.200s", folder);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
-    posix_spawn_file_actions_addopen(&actions, 2, errors, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-    posix_spawn_file_actions_addchdir_np(&actions, folder);
-    pid_t child;
-    int code = posix_spawnp(&child, "gnuplot", &actions, NULL, argv, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    if (code) return status_fail(ERR_UNSUPPORTED, "cannot start gnuplot (%s): install gnuplot-nox", strerror(code));
-    int state = 0;
-    while (waitpid(child, &state, 0) < 0 && errno == EINTR) {
-    }
-    if (!WIFEXITED(state) || WEXITSTATUS(state) != 0) {
+    Status status = process_run(folder, argv, NULL, errors);
+    if (status == ERR_UNSUPPORTED) return status_fail(status, "cannot start gnuplot: install gnuplot-nox");
+    if (status != OK) {
         char text[300] = "";
         FILE *log = fopen(errors, "rb");
         size_t got = log ? fread(text, 1, sizeof text - 1, log) : 0;
@@ -49,7 +35,7 @@ static Status run_gnuplot(const char *folder, const char *script)
         for (char *c = text; *c; c++) /* the caret lines of gnuplot's messages are of no use in one line */
             if (*c == '\n') *c = ' ';
         if (log) fclose(log);
-        return status_fail_at(ERR_INTERNAL, errors, 0, "gnuplot failed: %s", text);
+        return status_fail_at(status, errors, 0, "gnuplot failed: %s", text);
     }
     unlink(errors);
     return OK;
@@ -58,16 +44,7 @@ static Status run_gnuplot(const char *folder, const char *script)
 bool plot_available(void)
 {
     char *argv[] = {"gnuplot", "--version", NULL};
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
-    pid_t child;
-    int state = 0, code = posix_spawnp(&child, "gnuplot", &actions, NULL, argv, environ);
-    posix_spawn_file_actions_destroy(&actions);
-    if (code) return false;
-    while (waitpid(child, &state, 0) < 0 && errno == EINTR) {
-    }
-    return WIFEXITED(state) && WEXITSTATUS(state) == 0;
+    return process_run(NULL, argv, NULL, NULL) == OK;
 }
 
 /* Text inside a double-quoted gnuplot string: quotes, backslashes and control characters would end or change it. */

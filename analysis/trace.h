@@ -57,6 +57,9 @@ Status export_chakra(const Trace *trace, const char *folder, const char *name, i
  * flops of a host of 1 Gflop/s, so that 1e9 of them are a second of priced time. */
 Status export_simgrid(const Trace *trace, const Machine *machine, const char *folder);
 
+/* Replays such a folder and reads the simulated time of the step. ERR_UNSUPPORTED where SimGrid is not installed. */
+Status simgrid_replay(const char *folder, double *seconds_out);
+
 /* Chrome / Perfetto JSON: the simulated timeline, and beside it measured ops (may be NULL) laid end to end. */
 Status export_perfetto(const Trace *trace, const OpRow *measured, int64_t measured_count, const char *path);
 

@@ -114,8 +114,8 @@ static Status naive_fit(const FitPoint *part, int used, const FitOptions *option
     return fit_run(part, used, &naive, out);
 }
 
-Status validate_points(const FitPoint *point, int count, const bool *fitted, const FitOptions *options, Arena *arena,
-                       ValidationRow *rows_out)
+Status validate_points(const FitPoint *point, int count, const bool *fitted, const double *extra_sd,
+                       const FitOptions *options, Arena *arena, ValidationRow *rows_out)
 {
     int used = 0;
     FitPoint *part = arena_array(arena, (size_t)count, sizeof *part);
@@ -129,7 +129,7 @@ Status validate_points(const FitPoint *point, int count, const bool *fitted, con
     TRY_GOTO(status, naive_fit(part, used, options, FORM_LINEAR, &linear), done);
     for (int i = 0; i < count; i++) {
         FitInterval interval;
-        TRY_GOTO(status, fit_predict(ours, &point[i].shape, 0, &interval), done);
+        TRY_GOTO(status, fit_predict(ours, &point[i].shape, extra_sd ? extra_sd[i] : 0, &interval), done);
         rows_out[i] = (ValidationRow){.set = "measured",
                                       .fitted = fitted[i],
                                       .predicted = interval.parts.step_s,

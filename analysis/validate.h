@@ -33,9 +33,10 @@ ValidationScore validate_score(const ValidationRow *rows, int count, const char 
 Status validate_print(const ValidationRow *rows, int count, FILE *stream);
 Status validate_write(const ValidationRow *rows, int count, const char *path);
 
-/* Measured points: fits those with fitted[i], predicts all others. rows_out[i] for each point; strings in arena. */
-Status validate_points(const FitPoint *point, int count, const bool *fitted, const FitOptions *options, Arena *arena,
-                       ValidationRow *rows_out);
+/* Measured points: fits those with fitted[i], predicts all others. extra_sd[i] (NULL: 0) is the log standard deviation
+ * of kernels that no fitted point ran (StepPrice.sd). rows_out[i] for each point; strings in arena. */
+Status validate_points(const FitPoint *point, int count, const bool *fitted, const double *extra_sd,
+                       const FitOptions *options, Arena *arena, ValidationRow *rows_out);
 
 /* One published configuration calibrates the kernels of its code (opprice_calibrate: one factor on the time above
  * overheads, after communication, stragglers and the wait for data are taken off); the other configurations of that

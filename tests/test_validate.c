@@ -134,7 +134,7 @@ static void test_points(void **state)
     }
     ValidationRow rows[8];
     Arena arena = {0};
-    if (validate_points(point, 8, fitted, NULL, &arena, rows) != OK) fail_msg("%s", status_text());
+    if (validate_points(point, 8, fitted, NULL, NULL, &arena, rows) != OK) fail_msg("%s", status_text());
     ValidationScore s = validate_score(rows, 8, "measured");
     assert_int_equal(s.rows, 2);
     assert_true(s.mean_error < 0.04 && s.coverage == 1);
