@@ -325,7 +325,7 @@ Status exec_run(Exec *exec)
     Backend *backend = exec->backend;
     TRY(collect(exec));
     exec->touched = 0;
-    bool graph = exec->options.graph && !exec->options.time_ops && !exec->options.check_finite && backend->replay;
+    bool graph = exec->options.graph && !exec->options.check_finite && backend->replay;
     /* the first run is eager: libraries choose their kernels in it, which a capture does not allow */
     if (!graph || !exec->runs++) {
         TRY(run_calls(exec));
@@ -340,6 +340,7 @@ Status exec_run(Exec *exec)
         TRY(ended);
     }
     exec->touched = exec->program->arena_bytes;
+    exec->times_pending = exec->options.time_ops;
     return backend->replay(backend, exec->graph);
 }
 

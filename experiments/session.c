@@ -36,7 +36,7 @@ static Status allocate(Session *s, bool training)
 
 static Status prepare_execs(Session *s, bool profile)
 {
-    ExecOptions options = {.time_ops = profile, .graph = s->config->switches.cuda_graph};
+    ExecOptions options = {.time_ops = profile, .graph = s->config->switches.cuda_graph && !profile};
     for (int i = 0; i < SESSION_PROGRAMS; i++)
         if (s->program[i]) TRY(exec_create(s->backend, s->program[i], s->store, s->workspace, &options, &s->exec[i]));
     return OK;

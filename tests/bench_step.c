@@ -1,131 +1,498 @@
-/* Time of one gradient step (forward, backward) on the CPU backend, whole and by op kind; constant inputs, initial
- * parameters:
+/* Time of a whole training step, of one Evoformer block and of the optimizer, on any backend, with any switches, on
+ * made-up inputs; prints the ratio to the marks of the GPU engine and appends one CSV row per setting.
  *
- *   build/tests/bench_step [preset] [n_res] [repeats] [all|none] [f32|f64] [threads]
- */
+ *   build/tests/bench_step --backend cuda --switches all --block --ops
+ *   build/tests/bench_step --backend cuda --study cumulative,alone,leave-out --repeats 5 --csv steps.csv
+ *   build/tests/bench_step --backend cuda --dap 8 --no-comm             # one rank's share, collectives left out
+ *   mpirun -np 2 build/tests/bench_step --backend cuda --dap 2          # on two GPUs
+ *   build/tests/bench_step --preset tiny                                # anywhere
+ *
+ * A mean step over recycling 0, 1, 2, 3 = 1.5 forward passes without gradient + gradient step + optimizer. */
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
-#include "engine/exec.h"
-#include "kernels/kernels.h"
-#include "model/model.h"
+#include "experiments/cli.h"
+#include "experiments/version.h"
+#include "tests/bench_ops.h"
 
-typedef struct Bench {
-    ModelConfig config;
+enum { MAX_REPEATS = 200, MAX_SETTINGS = 40, CHAIN_SHORT = 1, CHAIN_LONG = 5 };
+
+static const Usage usage = {
+    .command = "bench_step (build/tests/bench_step)",
+    .operands = "",
+    .text = "Times a training step on made-up inputs: forward without gradient, gradient step, optimizer.",
+    .example = "build/tests/bench_step --preset tiny --ops",
+    .min_operands = 0,
+    .max_operands = 0};
+
+typedef struct Arguments {
+    const char *backend, *preset, *switches, *precision, *checkpoint, *study, *csv, *ops_csv, *tune_cache;
+    TextList leave_out, only;
+    int64_t dap, repeats, threads, n_res, evo_blocks;
+    double budget_s;
+    bool no_comm, ops, block, no_step, fit, eager;
+} Arguments;
+
+typedef struct Setting {
+    char name[64];
     Switches switches;
-    int repeats, threads;
-    Registry *registry;
-    Program *recorded, *planned;
-    Backend *backend;
-    Store *store;
-    Workspace *workspace;
-    Exec *exec;
-} Bench;
+} Setting;
 
-static double now(void)
+/* In the order of the waterfall. */
+static const char *const switch_names[] = {"gemm_batching",
+                                           "fused_attention",
+                                           "fused_layernorm",
+                                           "fused_pointwise",
+                                           "fused_optimizer",
+                                           "overlap_clip",
+                                           "comm_overlap",
+                                           "cuda_graph",
+                                           "bf16",
+                                           NULL};
+enum { SWITCHES = 9 };
+
+static bool *switch_flag(Switches *s, int i)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    bool *const flag[] = {&s->gemm_batching,   &s->fused_attention, &s->fused_layernorm, &s->fused_pointwise,
+                          &s->fused_optimizer, &s->overlap_clip,    &s->comm_overlap,    &s->cuda_graph};
+    return i < SWITCHES - 1 ? flag[i] : NULL;
 }
 
-/* Ones everywhere (masks included), indices 0..19. */
-static Status fill_inputs(Bench *b)
+static bool switch_get(const Switches *s, int i)
 {
-    for (int k = 0; k < b->registry->n_buffers; k++) {
-        const Tensor *t = &b->registry->buffer[k].tensor;
-        int64_t count = tensor_count(t);
-        float *reals = malloc((size_t)count * sizeof *reals);
-        int32_t *integers = malloc((size_t)count * sizeof *integers);
-        Status status = reals && integers ? OK : status_fail(ERR_MEMORY, "out of memory");
-        for (int64_t e = 0; status == OK && e < count; e++) {
-            reals[e] = 1;
-            integers[e] = (int32_t)(e % 14);
+    const bool *flag = switch_flag((Switches *)s, i);
+    return flag ? *flag : s->precision == PRECISION_BF16;
+}
+
+static void switch_set(Switches *s, int i, bool on)
+{
+    bool *flag = switch_flag(s, i);
+    if (flag)
+        *flag = on;
+    else
+        s->precision = on ? PRECISION_BF16 : PRECISION_F32;
+}
+
+static Status switch_find(const char *name, size_t length, int *index_out)
+{
+    for (int i = 0; i < SWITCHES; i++)
+        if (strlen(switch_names[i]) == length && !strncmp(switch_names[i], name, length)) {
+            *index_out = i;
+            return OK;
         }
-        bool whole = t->dtype == DT_I32;
-        if (status == OK)
-            status = store_write(b->store, k, whole ? DT_I32 : DT_F32, whole ? (void *)integers : (void *)reals, count);
-        free(reals);
-        free(integers);
-        TRY(status);
+    const char *near = cli_nearest(name, switch_names);
+    return status_fail(ERR_USAGE, "unknown switch \"%.*s\"%s%s", (int)length, name, near ? "; did you mean " : "",
+                       near ? near : "");
+}
+
+static Status parse_switches(const Arguments *a, Switches *out)
+{
+    Switches s = {.dap = (int)a->dap, .dp = 1};
+    bool all = !strcmp(a->switches, "all");
+    int k = 0;
+    for (int i = 0; i < SWITCHES; i++) switch_set(&s, i, all);
+    for (const char *at = a->switches; !all && strcmp(a->switches, "none") && *at;) {
+        size_t n = strcspn(at, ",");
+        TRY(switch_find(at, n, &k));
+        switch_set(&s, k, true);
+        at += n + (at[n] == ',');
+    }
+    for (int i = 0; i < a->leave_out.count; i++) {
+        TRY(switch_find(a->leave_out.item[i], strlen(a->leave_out.item[i]), &k));
+        switch_set(&s, k, false);
+    }
+    for (int i = 0; i < SWITCHES && a->only.count; i++) switch_set(&s, i, false);
+    for (int i = 0; i < a->only.count; i++) {
+        TRY(switch_find(a->only.item[i], strlen(a->only.item[i]), &k));
+        switch_set(&s, k, true);
+    }
+    if (a->precision) {
+        if (strcmp(a->precision, "f32") && strcmp(a->precision, "bf16") && strcmp(a->precision, "f64"))
+            return status_fail(ERR_USAGE, "--precision must be f32, bf16 or f64 (found \"%s\")", a->precision);
+        s.precision = !strcmp(a->precision, "bf16") ? PRECISION_BF16
+                      : a->precision[1] == '6'      ? PRECISION_F64
+                                                    : PRECISION_F32;
+    }
+    if (!strcmp(a->checkpoint, "block"))
+        s.checkpoint = CHECKPOINT_BLOCK;
+    else if (!strcmp(a->checkpoint, "selective"))
+        s.checkpoint = CHECKPOINT_SELECTIVE;
+    else if (strcmp(a->checkpoint, "none"))
+        return status_fail(ERR_USAGE, "--checkpoint must be none, block or selective (found \"%s\")", a->checkpoint);
+    *out = s;
+    return OK;
+}
+
+/* --- settings of a study: communication has nothing to overlap with on one rank
+ * ---------------------------------------------------------------------------------------------------------- */
+
+static bool same_switches(const Switches *a, const Switches *b)
+{
+    for (int i = 0; i < SWITCHES; i++)
+        if (switch_get(a, i) != switch_get(b, i)) return false;
+    return true;
+}
+
+static void add_setting(Setting *list, int *count, const Switches *s, const char *kind, const char *name)
+{
+    for (int i = 0; i < *count; i++)
+        if (same_switches(&list[i].switches, s)) {
+            size_t n = strlen(list[i].name);
+            snprintf(list[i].name + n, sizeof list[i].name - n, "+%s%s", kind, name);
+            return;
+        }
+    if (*count == MAX_SETTINGS) return;
+    list[*count].switches = *s;
+    snprintf(list[(*count)++].name, sizeof list->name, "%s%s", kind, name);
+}
+
+static Status make_settings(const Arguments *a, const Switches *base, bool one_rank, Setting *list, int *count)
+{
+    if (!a->study) {
+        add_setting(list, count, base, a->only.count ? "only" : a->leave_out.count ? "left_out" : a->switches, "");
+        return OK;
+    }
+    Switches none = *base, s;
+    bool cumulative = strstr(a->study, "cumulative"), alone = strstr(a->study, "alone"),
+         left = strstr(a->study, "leave-out");
+    if (!cumulative && !alone && !left)
+        return status_fail(ERR_USAGE, "--study needs some of cumulative,alone,leave-out (found \"%s\")", a->study);
+    for (int i = 0; i < SWITCHES; i++) switch_set(&none, i, false);
+    Switches sum = none, full = none;
+    for (int i = 0; i < SWITCHES; i++)
+        if (!one_rank || strcmp(switch_names[i], "comm_overlap")) switch_set(&full, i, true);
+    add_setting(list, count, &full, "all", "");
+    for (int i = 0; i < SWITCHES && left; i++) {
+        s = full;
+        switch_set(&s, i, false);
+        if (switch_get(&full, i)) add_setting(list, count, &s, "without:", switch_names[i]);
+    }
+    add_setting(list, count, &none, "none", "");
+    for (int i = 0; i < SWITCHES && cumulative; i++) {
+        switch_set(&sum, i, switch_get(&full, i));
+        if (switch_get(&full, i)) add_setting(list, count, &sum, "upto:", switch_names[i]);
+    }
+    for (int i = 0; i < SWITCHES && alone; i++) {
+        s = none;
+        switch_set(&s, i, true);
+        if (switch_get(&full, i)) add_setting(list, count, &s, "alone:", switch_names[i]);
     }
     return OK;
 }
 
-static Status prepare(Bench *b)
+/* --- measurement
+ * ----------------------------------------------------------------------------------------------------- */
+
+typedef struct Sample {
+    int count;
+    double value[MAX_REPEATS];
+} Sample;
+
+static double mean(const Sample *s)
 {
-    TRY(registry_create(&b->registry));
-    TRY(prog_create(b->registry, &b->recorded));
-    TRY(model_record_forward(&b->config, true, b->recorded));
-    TRY(passes_run(b->recorded, &b->switches, PASS_PLAN, &b->planned));
-    TRY(kernels_open("cpu", &(KernelOptions){.dap = 1, .threads = b->threads}, &b->backend));
-    TRY(store_create(b->backend, b->registry, b->switches.precision, STORE_TRAINING, &b->store));
-    TRY(store_init_params(b->store, 1));
-    TRY(fill_inputs(b));
-    TRY(workspace_create(b->backend, exec_workspace_bytes(b->backend, b->planned), &b->workspace));
-    return exec_create(b->backend, b->planned, b->store, b->workspace, &(ExecOptions){.time_ops = true}, &b->exec);
+    double sum = 0;
+    for (int i = 0; i < s->count; i++) sum += s->value[i];
+    return s->count ? sum / s->count : NAN;
 }
 
-static Status run(Bench *b)
+static double deviation(const Sample *s)
 {
-    double best = 0;
-    for (int r = 0; r < b->repeats; r++) {
-        double start = now();
-        TRY(exec_run(b->exec));
-        TRY(b->backend->finish(b->backend));
-        double seconds = now() - start;
-        if (r == 0 || seconds < best) best = seconds;
-    }
-    double kind_s[OP_COUNT] = {0}, total = 0;
-    int64_t kind_ops[OP_COUNT] = {0};
-    for (int i = 0; i < b->planned->n_ops; i++) {
-        double seconds = 0;
-        int64_t calls = 0;
-        TRY(exec_op_times(b->exec, i, &seconds, &calls));
-        if (calls == 0) continue;
-        kind_s[b->planned->op[i].kind] += seconds / (double)calls;
-        kind_ops[b->planned->op[i].kind]++;
-        total += seconds / (double)calls;
-    }
-    printf("%s: %d ops, best of %d runs %.3f ms, sum of ops %.3f ms\n", b->backend->device, b->planned->n_ops,
-           b->repeats, 1e3 * best, 1e3 * total);
-    for (int shown = 0; shown < 24; shown++) {
-        int top = 0;
-        for (int k = 1; k < OP_COUNT; k++) top = kind_s[k] > kind_s[top] ? k : top;
-        if (kind_s[top] <= 0) break;
-        printf("%-26s %6lld ops %10.3f ms %5.1f %%\n", op_def((OpKind)top)->name, (long long)kind_ops[top],
-               1e3 * kind_s[top], 100 * kind_s[top] / total);
-        kind_s[top] = 0;
-    }
+    double m = mean(s), sum = 0;
+    for (int i = 0; i < s->count; i++) sum += (s->value[i] - m) * (s->value[i] - m);
+    return s->count > 1 ? sqrt(sum / (s->count - 1)) : NAN;
+}
+
+typedef struct Result {
+    Sample run_s[BENCH_PROGRAMS];
+    double forward_s, backward_s, comm_s; /* of the gradient step; mean */
+    double first_s, loss, gradient_norm;
+    int ops[BENCH_PROGRAMS];
+    size_t store_bytes, workspace_bytes;
+    double prepare_s, block_forward_s, block_both_s;
+    double flops; /* of a mean step, this rank */
+} Result;
+
+/* One program's wall time, all ranks starting together. */
+static Status time_run(BenchSession *s, int which, double *seconds_out)
+{
+    TRY(s->backend->finish(s->backend));
+    TRY(s->backend->barrier(s->backend));
+    double start = bench_now();
+    TRY(exec_run(s->exec[which]));
+    TRY(s->backend->finish(s->backend));
+    *seconds_out = bench_now() - start;
     return OK;
 }
 
-static void release(Bench *b)
+/* Rounds of all programs in turn: an eager one that lets the backend choose its kernels, one that captures, then
+ * `repeats` that count, fewer when `budget_s` runs out. */
+static Status time_programs(BenchSession *s, int repeats, double budget_s, Result *r)
 {
-    exec_destroy(&b->exec);
-    workspace_destroy(&b->workspace);
-    store_destroy(&b->store);
-    kernels_close(&b->backend);
-    prog_destroy(&b->planned);
-    prog_destroy(&b->recorded);
-    registry_destroy(&b->registry);
+    double start = bench_now(), forward = 0, backward = 0, comm = 0;
+    static const int order[] = {BENCH_NOGRAD, BENCH_GRAD, BENCH_OPTIMIZER};
+    for (int round = -2; round < repeats; round++) {
+        double spent = bench_now() - start; /* all ranks go by rank 0's clock */
+        TRY(s->backend->host_broadcast(s->backend, &spent, sizeof spent, 0));
+        if (round > 0 && budget_s > 0 && spent > budget_s) break;
+        for (int k = 0; k < BENCH_PROGRAMS; k++) {
+            double seconds = 0;
+            if (!s->exec[order[k]]) continue;
+            TRY(time_run(s, order[k], &seconds));
+            if (round == -2) r->first_s += seconds;
+            if (round >= 0) r->run_s[order[k]].value[r->run_s[order[k]].count++] = seconds;
+            if (round < 0 || order[k] != BENCH_GRAD) continue;
+            ExecTimes t;
+            TRY(exec_times(s->exec[BENCH_GRAD], &t));
+            forward += t.stage_s[STAGE_FORWARD] - t.comm_stage_s[STAGE_FORWARD];
+            backward += t.stage_s[STAGE_BACKWARD] - t.comm_stage_s[STAGE_BACKWARD];
+            comm += t.comm_exposed_s;
+        }
+    }
+    int n = r->run_s[BENCH_GRAD].count;
+    r->forward_s = forward / n;
+    r->backward_s = backward / n;
+    r->comm_s = comm / n;
+    return OK;
+}
+
+static void count_ops(const BenchSession *s, Result *r)
+{
+    static const double runs[BENCH_PROGRAMS] = {1.5, 1, 1};
+    for (int k = 0; k < BENCH_PROGRAMS; k++) {
+        const Program *p = s->program[k];
+        for (int32_t i = 0; p && i < p->n_ops; i++) {
+            Cost cost = {0};
+            prog_op_cost(p, &p->op[i], &cost);
+            r->ops[k] += bench_runs_kernel(&p->op[i]);
+            r->flops += runs[k] * cost.flops;
+        }
+    }
+}
+
+static Status read_scalars(BenchSession *s, Result *r)
+{
+    Val norm = prog_find(s->program[BENCH_OPTIMIZER], "grad_norm");
+    TRY(exec_run(s->exec[BENCH_GRAD]));
+    TRY(exec_read_value(s->exec[BENCH_GRAD], s->program[BENCH_GRAD]->loss, DT_F64, &r->loss, 1));
+    TRY(exec_run(s->exec[BENCH_OPTIMIZER]));
+    return norm == VAL_NONE ? OK : exec_read_value(s->exec[BENCH_OPTIMIZER], norm, DT_F64, &r->gradient_norm, 1);
+}
+
+static Status measure_step(BenchSession *s, const Arguments *a, const ModelConfig *config, const Switches *switches,
+                           double budget_s, Result *r)
+{
+    TRY(bench_record_step(s, config, switches));
+    TRY(bench_measure_memory(s, switches->precision));
+    r->store_bytes = s->store_bytes;
+    r->workspace_bytes = s->workspace_bytes;
+    r->prepare_s = s->prepare_s;
+    count_ops(s, r);
+    TRY(bench_allocate(s, config, switches));
+    TRY(time_programs(s, (int)a->repeats, budget_s, r));
+    TRY(read_scalars(s, r));
+    if (!a->ops) return OK;
+    return bench_report_ops(s, switches->cuda_graph && !a->eager, 5, a->ops_csv);
+}
+
+/* Seconds of one more block in a chain of them: what surrounds the blocks (casts of the made-up inputs, the product
+ * with the cotangents) falls out. */
+static Status measure_block(BenchSession *s, const Arguments *a, const ModelConfig *config, const Switches *switches,
+                            Result *r)
+{
+    static const int blocks[] = {CHAIN_SHORT, CHAIN_LONG};
+    double seconds[2][2];
+    for (int i = 0; i < 2; i++) {
+        Result chain = {0};
+        bench_close(s);
+        TRY(bench_record_chain(s, config, switches, blocks[i]));
+        TRY(bench_measure_memory(s, switches->precision));
+        TRY(bench_allocate(s, config, switches));
+        TRY(time_programs(s, (int)a->repeats, 0, &chain));
+        seconds[i][0] = mean(&chain.run_s[BENCH_NOGRAD]);
+        seconds[i][1] = mean(&chain.run_s[BENCH_GRAD]);
+        if (i == 0 && a->ops && a->no_step) TRY(bench_report_ops(s, switches->cuda_graph && !a->eager, 5, a->ops_csv));
+    }
+    r->block_forward_s = (seconds[1][0] - seconds[0][0]) / (CHAIN_LONG - CHAIN_SHORT);
+    r->block_both_s = (seconds[1][1] - seconds[0][1]) / (CHAIN_LONG - CHAIN_SHORT);
+    return OK;
+}
+
+/* --- results
+ * --------------------------------------------------------------------------------------------------------- */
+
+static double mean_step(const Result *r)
+{
+    return 1.5 * mean(&r->run_s[BENCH_NOGRAD]) + mean(&r->run_s[BENCH_GRAD]) + mean(&r->run_s[BENCH_OPTIMIZER]);
+}
+
+/* Marks are those of the full-size model on one H200. */
+static void mark_line(const char *what, double seconds, double first, double goal)
+{
+    if (seconds > 0)
+        printf("  %-32s %9.3f ms   first mark %7.2f ms: %5.2fx %-4s  goal %7.2f ms: %5.2fx %s\n", what, 1e3 * seconds,
+               1e3 * first, seconds / first, seconds <= first ? "met" : "", 1e3 * goal, seconds / goal,
+               seconds <= goal ? "met" : "");
+}
+
+static void print_result(const Setting *setting, const Result *r)
+{
+    double step = mean_step(r);
+    const Sample *run = r->run_s;
+    printf("\n%s%s%s, dap %d\n", setting->name, setting->switches.precision == PRECISION_BF16 ? ", bf16" : ", f32",
+           setting->switches.checkpoint == CHECKPOINT_NONE    ? ", no checkpointing"
+           : setting->switches.checkpoint == CHECKPOINT_BLOCK ? ", block checkpointing"
+                                                              : ", selective checkpointing",
+           setting->switches.dap);
+    if (run[BENCH_GRAD].count) {
+        printf("  forward without gradient %.3f ms (sd %.3f, %d ops), gradient step %.3f ms (sd %.3f, %d ops: forward "
+               "%.3f, backward %.3f, communication %.3f), optimizer %.3f ms (%d ops); %d repeats\n",
+               1e3 * mean(&run[0]), 1e3 * deviation(&run[0]), r->ops[0], 1e3 * mean(&run[1]), 1e3 * deviation(&run[1]),
+               r->ops[1], 1e3 * r->forward_s, 1e3 * r->backward_s, 1e3 * r->comm_s, 1e3 * mean(&run[2]), r->ops[2],
+               run[1].count);
+        printf("  memory %.2f GiB (parameters and inputs %.2f, temporaries %.2f); recording and passes %.2f s, first "
+               "round %.2f s; loss %.6g, gradient norm %.6g; %.1f TFLOP/s\n",
+               (double)(r->store_bytes + r->workspace_bytes) / 0x1p30, (double)r->store_bytes / 0x1p30,
+               (double)r->workspace_bytes / 0x1p30, r->prepare_s, r->first_s, r->loss, r->gradient_norm,
+               1e-12 * r->flops / step);
+        mark_line("mean step (ScaleFold: 2040 ms)", step, 0.45, 0.20);
+        mark_line("optimizer, clip and average", mean(&run[2]), 1.5e-3, 1.0e-3);
+    }
+    mark_line("Evoformer block forward", r->block_forward_s, 1.3e-3, 0.75e-3);
+    mark_line("Evoformer block forward+backward", r->block_both_s, 4.8e-3, 2.5e-3);
+    fflush(stdout);
+}
+
+static Status write_row(const Arguments *a, const Backend *backend, const Setting *setting, const Result *r)
+{
+    static const char *const checkpoints[] = {"none", "block", "selective"};
+    FILE *csv = fopen(a->csv, "a");
+    if (!csv) return status_fail(ERR_IO, "%s: cannot write", a->csv);
+    if (ftell(csv) == 0) {
+        fprintf(csv, "commit,unix_time,device,backend,preset,ranks,dp,dap,no_comm,setting");
+        for (int i = 0; i < SWITCHES; i++) fprintf(csv, ",%s", switch_names[i]);
+        fprintf(csv, ",checkpoint,repeats,step_s,step_sd_s,nograd_s,nograd_sd_s,grad_s,grad_sd_s,forward_s,backward_s,"
+                     "comm_exposed_s,optimizer_s,optimizer_sd_s,block_forward_s,block_both_s,nograd_ops,grad_ops,"
+                     "optimizer_ops,store_bytes,workspace_bytes,step_flops,prepare_s,first_s,loss,gradient_norm\n");
+    }
+    const Sample *run = r->run_s;
+    double sd[] = {1.5 * deviation(&run[0]), deviation(&run[1]), deviation(&run[2])};
+    fprintf(csv, "%s,%lld,\"%s\",%s,%s,%d,%d,%d,%d,%s", version_commit(), (long long)time(NULL), backend->device,
+            backend->name, a->preset, backend->layout.world, setting->switches.dp, setting->switches.dap, a->no_comm,
+            setting->name);
+    for (int i = 0; i < SWITCHES; i++) fprintf(csv, ",%s", switch_get(&setting->switches, i) ? "on" : "off");
+    fprintf(csv,
+            ",%s,%d,%.9g,%.3g,%.9g,%.3g,%.9g,%.3g,%.9g,%.9g,%.9g,%.9g,%.3g,%.9g,%.9g,%d,%d,%d,%zu,%zu,%.6g,%.4g,%.4g,"
+            "%.9g,%.9g\n",
+            checkpoints[setting->switches.checkpoint], run[1].count, mean_step(r),
+            sqrt(sd[0] * sd[0] + sd[1] * sd[1] + sd[2] * sd[2]), mean(&run[0]), deviation(&run[0]), mean(&run[1]),
+            deviation(&run[1]), r->forward_s, r->backward_s, r->comm_s, mean(&run[2]), deviation(&run[2]),
+            r->block_forward_s, r->block_both_s, r->ops[0], r->ops[1], r->ops[2], r->store_bytes, r->workspace_bytes,
+            r->flops, r->prepare_s, r->first_s, r->loss, r->gradient_norm);
+    return fclose(csv) ? status_fail(ERR_IO, "%s: cannot write", a->csv) : OK;
+}
+
+static Status run_setting(Backend *backend, const Arguments *a, const ModelConfig *config, Setting *setting,
+                          double budget_s)
+{
+    BenchSession s = {.backend = backend};
+    Result r = {0};
+    Status status = a->no_step ? OK : measure_step(&s, a, config, &setting->switches, budget_s, &r);
+    if (status == ERR_MEMORY && a->fit && setting->switches.checkpoint == CHECKPOINT_NONE) {
+        printf("%s: %s; again with block checkpointing\n", setting->name, status_text());
+        bench_close(&s);
+        r = (Result){0};
+        setting->switches.checkpoint = CHECKPOINT_BLOCK;
+        status = measure_step(&s, a, config, &setting->switches, budget_s, &r);
+    }
+    if (status == OK && a->block) status = measure_block(&s, a, config, &setting->switches, &r);
+    bench_close(&s);
+    if (status == OK && backend->layout.rank == 0) {
+        print_result(setting, &r);
+        if (a->csv && !a->no_step) status = write_row(a, backend, setting, &r);
+    }
+    return status;
+}
+
+static Status run(const Arguments *a, Backend *backend)
+{
+    ModelConfig config;
+    Switches base;
+    Setting *list = calloc(MAX_SETTINGS, sizeof *list);
+    int count = 0, failed = 0;
+    if (!list) return status_fail(ERR_MEMORY, "no memory for settings");
+    Status status = model_config_preset(a->preset, &config);
+    if (a->n_res) config.n_res = (int)a->n_res;
+    if (a->evo_blocks) config.evo_blocks = (int)a->evo_blocks;
+    if (status == OK) status = model_config_check(&config);
+    if (status == OK) status = parse_switches(a, &base);
+    base.dp = backend->layout.dp;
+    if (status == OK) status = make_settings(a, &base, backend->layout.world == 1 && a->dap == 1, list, &count);
+    double start = bench_now();
+    if (backend->layout.rank == 0)
+        printf("%s, %s, %d ranks, dap %d\n", backend->device, a->preset, backend->layout.world, base.dap);
+    for (int i = 0; i < count && status == OK; i++) {
+        double left = a->budget_s - (bench_now() - start);
+        double share = a->budget_s > 0 ? fmax(left, 0.1) / (count - i) : 0;
+        Status one = run_setting(backend, a, &config, &list[i], share);
+        if (one == OK) continue;
+        if (count == 1 || one != ERR_MEMORY) {
+            status = one;
+        } else { /* decided by the plan, so on every rank alike */
+            fprintf(stderr, "bench_step: %s: %s\n", list[i].name, status_text());
+            failed++;
+        }
+    }
+    free(list);
+    if (status == OK && failed) status = status_fail(ERR_MEMORY, "%d of %d settings do not fit", failed, count);
+    return status;
 }
 
 int main(int argc, char **argv)
 {
-    Bench b = {.switches = {.dap = 1, .dp = 1}, .repeats = argc > 3 ? atoi(argv[3]) : 5};
-    Status status = model_config_preset(argc > 1 ? argv[1] : "tiny", &b.config);
-    if (argc > 2) b.config.n_res = atoi(argv[2]);
-    bool all = argc <= 4 || !strcmp(argv[4], "all");
-    b.switches.gemm_batching = b.switches.fused_attention = b.switches.fused_layernorm = all;
-    b.switches.fused_pointwise = b.switches.fused_optimizer = all;
-    b.switches.precision = argc > 5 && !strcmp(argv[5], "f64") ? PRECISION_F64 : PRECISION_F32;
-    if (argc > 6) b.threads = atoi(argv[6]);
-    if (status == OK) status = prepare(&b);
-    if (status == OK) status = run(&b);
+    Arguments a = {.backend = "cpu",
+                   .preset = "initial_training",
+                   .switches = "all",
+                   .checkpoint = "none",
+                   .dap = 1,
+                   .repeats = 5};
+    TextList operands;
+    bool help = false;
+    const Option options[] = {
+        {"backend", OPTION_TEXT, &a.backend, "NAME", "cpu (default) or cuda", 0, 0},
+        {"preset", OPTION_TEXT, &a.preset, "NAME", "initial_training (default), fine_tuning or tiny", 0, 0},
+        {"n-res", OPTION_INT, &a.n_res, "N", "another crop size", 1, 4096},
+        {"evo-blocks", OPTION_INT, &a.evo_blocks, "N", "another number of Evoformer blocks", 1, 96},
+        {"switches", OPTION_TEXT, &a.switches, "LIST", "all (default), none, or names separated by commas", 0, 0},
+        {"leave-out", OPTION_LIST, &a.leave_out, "NAME", "turn this switch off; may be repeated", 0, 0},
+        {"only", OPTION_LIST, &a.only, "NAME", "this switch alone on; may be repeated", 0, 0},
+        {"precision", OPTION_TEXT, &a.precision, "P", "f32, bf16 or f64 whatever the switches say", 0, 0},
+        {"checkpoint", OPTION_TEXT, &a.checkpoint, "C", "none (default), block or selective", 0, 0},
+        {"fit", OPTION_FLAG, &a.fit, NULL, "block checkpointing where the device is too small without", 0, 0},
+        {"study", OPTION_TEXT, &a.study, "KINDS", "some of cumulative,alone,leave-out: one row each", 0, 0},
+        {"dap", OPTION_INT, &a.dap, "N", "ranks of a model-parallel group", 1, 8},
+        {"no-comm", OPTION_FLAG, &a.no_comm, NULL, "one rank's share, collectives left out", 0, 0},
+        {"repeats", OPTION_INT, &a.repeats, "N", "counted rounds (default 5)", 1, MAX_REPEATS},
+        {"budget", OPTION_REAL, &a.budget_s, "SECONDS", "fewer repeats when all settings would take longer", 0, 1e6},
+        {"block", OPTION_FLAG, &a.block, NULL, "one Evoformer block alone as well", 0, 0},
+        {"no-step", OPTION_FLAG, &a.no_step, NULL, "with --block: nothing but the block", 0, 0},
+        {"ops", OPTION_FLAG, &a.ops, NULL, "time of every op against its floor", 0, 0},
+        {"eager", OPTION_FLAG, &a.eager, NULL, "with --ops: not from the graph", 0, 0},
+        {"ops-csv", OPTION_TEXT, &a.ops_csv, "FILE", "every op's time, flops, bytes and floor", 0, 0},
+        {"csv", OPTION_TEXT, &a.csv, "FILE", "append one row per setting", 0, 0},
+        {"tune-cache", OPTION_TEXT, &a.tune_cache, "FILE", "measured choices of products, kept between runs", 0, 0},
+        {"threads", OPTION_INT, &a.threads, "N", "CPU threads of a rank", 0, 1024},
+        {0}};
+    Backend *backend = NULL;
+    Status status = cli_parse(&usage, options, argc, argv, &operands, &help);
+    if (help) return 0;
+    KernelOptions kernels = {
+        .dap = (int)a.dap, .threads = (int)a.threads, .no_comm = a.no_comm, .tune_cache = a.tune_cache};
+    if (status == OK) status = kernels_open(a.backend, &kernels, &backend);
+    if (status == OK) status = run(&a, backend);
     if (status != OK) fprintf(stderr, "bench_step: %s\n", status_text());
-    release(&b);
+    kernels_close(&backend);
+    if (status != OK)
+        kernels_abort(status_exit_code(status));
+    else
+        kernels_finalize();
     return status_exit_code(status);
 }
