@@ -6,6 +6,8 @@
 
 #include "data/name_index.h"
 
+enum { KEPT_BYTES = 1 << 26 }; /* between samples, per thread */
+
 struct Dataset {
     DatasetSource source;
     const DataLog *log;
@@ -16,6 +18,7 @@ struct Dataset {
 struct DatasetReader {
     const Dataset *dataset;
     FeatureWorkspace *workspace;
+    Arena arena; /* of one sample at a time */
 };
 
 Status dataset_open_source(const DatasetSource *source, const DataLog *log, Dataset **dataset_out)
@@ -91,6 +94,7 @@ void dataset_reader_destroy(DatasetReader **reader)
 {
     if (!*reader) return;
     feature_workspace_destroy(&(*reader)->workspace);
+    arena_free(&(*reader)->arena);
     free(*reader);
     *reader = NULL;
 }
@@ -122,14 +126,14 @@ Status dataset_sample(DatasetReader *reader, const SampleRequest *request, const
     if (request->chain < 0 || request->chain >= dataset_count(dataset))
         return status_fail(ERR_USAGE, "chain %lld asked of a dataset of %lld", (long long)request->chain,
                            (long long)dataset_count(dataset));
-    Arena arena = {0};
+    Arena *arena = &reader->arena;
     RawSample raw;
     TemplateFeatures templates = {0};
     double begin = seconds(), loaded = begin, templated = begin;
     bool with_templates = request->templates && batch->sizes.templates > 0;
-    Status status = dataset->source.load(dataset->source.context, request->chain, with_templates, &arena, &raw);
+    Status status = dataset->source.load(dataset->source.context, request->chain, with_templates, arena, &raw);
     loaded = seconds();
-    if (status == OK && with_templates) status = find_templates(reader, request, config, &raw, &arena, &templates);
+    if (status == OK && with_templates) status = find_templates(reader, request, config, &raw, arena, &templates);
     templated = seconds();
     if (status == OK) {
         SampleInput input = {&raw.chain, &raw.msa, &templates};
@@ -138,6 +142,6 @@ Status dataset_sample(DatasetReader *reader, const SampleRequest *request, const
     if (times_out)
         *times_out = (SampleTimes){
             .load_s = loaded - begin, .template_s = templated - loaded, .feature_s = seconds() - templated};
-    arena_free(&arena);
+    arena_reset(arena, KEPT_BYTES);
     return status;
 }

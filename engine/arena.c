@@ -14,6 +14,18 @@ typedef struct ArenaBlock {
 
 enum { FIRST_BLOCK_BYTES = 1 << 14, LARGEST_STEP_BYTES = 1 << 24 };
 
+/* Zeroed by calloc; arena_reset clears what was used, so that a block is zero wherever it has not been given out. */
+static ArenaBlock *add_block(Arena *arena, size_t capacity)
+{
+    ArenaBlock *block = calloc(1, sizeof *block + capacity);
+    if (!block) return NULL;
+    block->capacity = capacity;
+    block->next = arena->head;
+    arena->head = block;
+    arena->total_bytes += capacity;
+    return block;
+}
+
 void *arena_alloc(Arena *arena, size_t bytes)
 {
     if (bytes > SIZE_MAX / 2) return NULL;
@@ -23,13 +35,8 @@ void *arena_alloc(Arena *arena, size_t bytes)
         size_t capacity = block ? block->capacity * 2 : FIRST_BLOCK_BYTES;
         if (capacity > LARGEST_STEP_BYTES) capacity = LARGEST_STEP_BYTES;
         if (capacity < need) capacity = need;
-        /* calloc hands out zeroed memory; blocks are never reused, so it stays zero until given out */
-        block = calloc(1, sizeof *block + capacity);
+        block = add_block(arena, capacity);
         if (!block) return NULL;
-        block->capacity = capacity;
-        block->next = arena->head;
-        arena->head = block;
-        arena->total_bytes += capacity;
     }
     void *memory = block->data + block->used;
     block->used += need;
@@ -65,6 +72,18 @@ char *arena_printf(Arena *arena, const char *format, ...)
     if (text) vsnprintf(text, (size_t)length + 1, format, again);
     va_end(again);
     return text;
+}
+
+void arena_reset(Arena *arena, size_t most_bytes)
+{
+    size_t total = arena->total_bytes;
+    if (arena->head && !arena->head->next && total <= most_bytes) {
+        memset(arena->head->data, 0, arena->head->used);
+        arena->head->used = 0;
+        return;
+    }
+    arena_free(arena);
+    if (total && total <= most_bytes) add_block(arena, total); /* without memory the arena is simply empty */
 }
 
 void arena_free(Arena *arena)

@@ -23,6 +23,10 @@ char *arena_strdup(Arena *arena, const char *text);
 /* printf into the arena; NULL when out of memory. */
 char *arena_printf(Arena *arena, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* Empties the arena but keeps its memory, as one block, if that is at most `most_bytes`: for many short lives of like
+ * size without asking the system for pages each time. What was allocated before is gone. */
+void arena_reset(Arena *arena, size_t most_bytes);
+
 /* Frees everything; the arena may be used again. A zeroed Arena is a valid empty one. */
 void arena_free(Arena *arena);
 
