@@ -3,7 +3,7 @@
  *
  *   record -> fuse -> shard -> precision -> autodiff -> remat -> schedule -> plan
  *
- * Adding a switch is a field of Switches, a line of switch_list.def and the pass that reads it. */
+ * Adding a switch is a line of switch_list.def and the pass that reads it. */
 #ifndef FOLDSCALE_ENGINE_PASSES_H
 #define FOLDSCALE_ENGINE_PASSES_H
 
@@ -14,8 +14,9 @@ typedef enum Checkpointing { CHECKPOINT_NONE, CHECKPOINT_BLOCK, CHECKPOINT_SELEC
 
 /* The optimizations of a training step. Loader and evaluation switches live with the loader and the runner. */
 typedef struct Switches {
-    bool gemm_batching, fused_attention, fused_layernorm, fused_pointwise, fused_optimizer;
-    bool comm_overlap, overlap_clip, cuda_graph;
+#define SWITCH(name) bool name;
+#include "engine/switch_list.def"
+#undef SWITCH
     Precision precision; /* bf16 switch: PRECISION_BF16; PRECISION_F64 is for checks */
     Checkpointing checkpoint;
     int dap; /* 1, 2, 4, 8 */
