@@ -40,8 +40,8 @@ static Status run(int argc, char **argv)
     return status_fail(ERR_USAGE, "unknown subcommand \"%s\"; 'foldscale --help' lists them", argv[1]);
 }
 
-/* Waiting OpenMP threads sleep instead of spinning: on cores shared with other ranks or programs a spinning thread keeps
- * the one it waits for from running (measured on two busy cores: 8 s instead of 0.9 s a step). libgomp reads its
+/* Waiting OpenMP threads sleep instead of spinning: on cores shared with other ranks or programs a spinning thread
+ * keeps the one it waits for from running (measured on two busy cores: 8 s instead of 0.9 s a step). libgomp reads its
  * environment before main(), hence the second start. */
 static void polite_threads(char **argv)
 {

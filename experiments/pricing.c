@@ -1,10 +1,10 @@
 #include "experiments/pricing.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "analysis/points.h"
 #include "experiments/machines.h"
 #include "experiments/session.h"
 
@@ -74,7 +74,7 @@ const Machine *pricing_machine(const Pricing *pricing)
     return pricing->machine;
 }
 
-const OpPrices *pricing_ops(const Pricing *pricing)
+OpPrices *pricing_ops(const Pricing *pricing)
 {
     return pricing->prices;
 }
@@ -206,17 +206,9 @@ static int rank_counts(const RunTable *runs, int64_t i)
 static Status make_point(Pricing *p, const RunRow *row, FitPoint *point)
 {
     SwitchSection switches;
-    const double *t = row->phase_s;
     TRY(pricing_switches(row, &switches));
-    TRY(pricing_shape(p, NULL, p->config, &switches, (int)row->dp, (int)row->dap, &point->shape, NULL));
-    double eval_s = isnan(t[PHASE_EVAL]) ? 0 : t[PHASE_EVAL];
-    point->step_s = row->step_s_mean - eval_s;
-    point->compute_s = t[PHASE_FORWARD_NOGRAD] + t[PHASE_FORWARD] + t[PHASE_BACKWARD] + t[PHASE_OPTIMIZER];
-    point->comm_s = t[PHASE_COMM_EXPOSED];
-    point->loader_s = t[PHASE_DATA_WAIT];
-    point->host_s = t[PHASE_OTHER];
-    point->id = row->run_id;
-    return OK;
+    points_fill(row, point);
+    return pricing_shape(p, NULL, p->config, &switches, (int)row->dp, (int)row->dap, &point->shape, NULL);
 }
 
 Status pricing_points(Pricing *pricing, const RunTable *runs, bool all, FitPoint **points_out, int64_t **used_out,

@@ -14,7 +14,7 @@ Status pricing_open(const Config *config, const char *machine_name, const char *
 void pricing_close(Pricing **pricing);
 
 const Machine *pricing_machine(const Pricing *pricing);
-const OpPrices *pricing_ops(const Pricing *pricing);
+OpPrices *pricing_ops(const Pricing *pricing);
 
 /* Cost of one rank's step under these switches and this DAP degree; recorded once, kept. Another experiment's step when
  * `config` is not the one of pricing_open. */

@@ -9,6 +9,16 @@
 
 static const char default_path[] = FOLDSCALE_SOURCE_DIR "/data/published/mlperf_hpc_v3_openfold.csv";
 
+const char *published_default(void)
+{
+    return default_path;
+}
+
+const char *published_experiment(void)
+{
+    return FOLDSCALE_SOURCE_DIR "/experiments/initial_training.yaml";
+}
+
 typedef struct Columns {
     int organization, accelerator, gpus, dap, batch, step;
 } Columns;

@@ -8,4 +8,7 @@
  * runs. `path` NULL: the file beside the sources this program was built from. */
 Status published_read(const char *path, Arena *arena, PublishedPoint **points_out, int *count_out);
 
+const char *published_default(void);    /* path of that file */
+const char *published_experiment(void); /* path of the experiment those runs trained */
+
 #endif

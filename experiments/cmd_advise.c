@@ -1,0 +1,119 @@
+/* foldscale advise: which configuration, and which run to measure next. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "analysis/advise.h"
+#include "experiments/commands.h"
+#include "experiments/machines.h"
+#include "experiments/predictor.h"
+
+typedef struct AdviseArguments {
+    PredictorOptions from;
+    const char *machine;
+    double deadline_h, budget, exponent, startup_s;
+    TextList overrides;
+} AdviseArguments;
+
+/* Predictions of the experiment's own lists, and the shapes they came from. */
+typedef struct Choices {
+    Arena arena;
+    PredictionRow *row;
+    int count;
+} Choices;
+
+static const Usage usage = {
+    .command = "advise",
+    .operands = "DIR",
+    .text =
+        "From the fit of the study in DIR: the cheapest configuration of predict.gpus x predict.dap that meets "
+        "--deadline\n"
+        "(hours, by the upper end of its 90 % interval), and the fastest within --budget (GPU hours). Samples to the\n"
+        "target come from predict.samples_to_target.",
+    .example =
+        "foldscale advise runs/study --target experiments/initial_training.yaml --machine h100_sxm --deadline 24",
+    .min_operands = 1,
+    .max_operands = 1};
+
+static Status predict_all(Predictor *predictor, const Machine *machine, Choices *out)
+{
+    const Config *c = predictor_config(predictor);
+    const PredictSection *p = &c->predict;
+    out->row = arena_array(&out->arena, (size_t)p->gpus_count * p->dap_count + 1, sizeof *out->row);
+    if (!out->row) return status_fail(ERR_MEMORY, "advise: out of memory");
+    for (unsigned i = 0; i < p->gpus_count; i++)
+        for (unsigned j = 0; j < p->dap_count; j++) {
+            if (p->gpus[i] % p->dap[j] != 0 || p->gpus[i] > machine_devices(machine)) continue;
+            TRY(predictor_row(predictor, machine, &c->switches, p->gpus[i], p->dap[j], &out->arena,
+                              &out->row[out->count++]));
+        }
+    return out->count ? OK : status_fail(ERR_USAGE, "advise: no GPU count of predict.gpus fits on %s", machine->name);
+}
+
+static void print_option(const char *what, const AdviseOption *o)
+{
+    printf("%s,%s,%lld,%lld,%.6g,%.6g,%.6g,%.6g\n", what, o->row->machine, (long long)o->row->gpus,
+           (long long)o->row->dap, o->row->step_s, o->time.total_s / 3600, o->time.hi90_s / 3600, o->gpu_hours);
+}
+
+static void print_choice(const char *what, const AdviseOption *options, int64_t index)
+{
+    if (index >= 0)
+        print_option(what, &options[index]);
+    else
+        printf("%s,none fits,,,,,,\n", what);
+}
+
+static Status advise(const AdviseArguments *a, const Config *config, const Choices *choices)
+{
+    AdviseOption *options = calloc((size_t)choices->count, sizeof *options);
+    if (!options) return status_fail(ERR_MEMORY, "advise: out of memory");
+    /* 128 replicas is the batch that samples_to_target belongs to (MLPerf HPC v3.0) */
+    TrainPlan plan = {.samples_to_target = config->predict.samples_to_target,
+                      .samples_sd = 0.05,
+                      .global_batch = 128,
+                      .startup_s = a->startup_s};
+    Status status = advise_times(choices->row, choices->count, &plan, 1, a->exponent, 1, options);
+    if (status == OK) {
+        printf("what,machine,gpus,dap,step_s,hours,hours_hi90,gpu_hours\n");
+        for (int i = 0; i < choices->count; i++) print_option("option", &options[i]);
+        if (a->deadline_h > 0)
+            print_choice("cheapest within the deadline", options,
+                         advise_cheapest(options, choices->count, a->deadline_h * 3600));
+        if (a->budget > 0)
+            print_choice("fastest within the budget", options, advise_fastest(options, choices->count, a->budget));
+    }
+    free(options);
+    return status;
+}
+
+Status cmd_advise(int argc, char **argv)
+{
+    AdviseArguments a = {.machine = "h100_sxm", .exponent = 0.6};
+    TextList operands;
+    bool help;
+    const Option options[] = {
+        {"machine", OPTION_TEXT, &a.machine, "NAME|FILE", "default h100_sxm", 0, 0},
+        {"target", OPTION_TEXT, &a.from.target, "EXP.yaml", "experiment to train (default: the study's own)", 0, 0},
+        {"deadline", OPTION_REAL, &a.deadline_h, "HOURS", "cheapest that is done by then", 0, 1e6},
+        {"budget", OPTION_REAL, &a.budget, "GPU-HOURS", "fastest that costs no more", 0, 1e9},
+        {"batch-exponent", OPTION_REAL, &a.exponent, "E",
+         "samples to the target grow as batch^E (default 0.6: 88,832 at 128 and 133,120 at 256)", 0, 1},
+        {"startup-s", OPTION_REAL, &a.startup_s, "S", "before the first step (default 0)", 0, 1e6},
+        {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the experiment", 0, 0},
+        {0}};
+    TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
+    if (help) return OK;
+    Predictor *predictor = NULL;
+    Machine *machine = NULL;
+    Choices choices = {0};
+    a.from.folder = operands.item[0];
+    a.from.overrides = &a.overrides;
+    Status status = machines_open(a.machine, &machine);
+    if (status == OK) status = predictor_open(&a.from, &predictor);
+    if (status == OK) status = predict_all(predictor, machine, &choices);
+    if (status == OK) status = advise(&a, predictor_config(predictor), &choices);
+    predictor_close(&predictor);
+    if (machine) machine_destroy(&machine);
+    arena_free(&choices.arena);
+    return status;
+}

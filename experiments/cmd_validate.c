@@ -1,0 +1,159 @@
+/* foldscale validate: predictions beside the truth, with errors and the coverage of their intervals. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "analysis/validate.h"
+#include "experiments/commands.h"
+#include "experiments/machines.h"
+#include "experiments/pricing.h"
+#include "experiments/published.h"
+#include "experiments/study_files.h"
+
+typedef struct ValidateArguments {
+    const char *experiment, *published, *out;
+    int64_t fitted_ranks;
+    TextList overrides;
+} ValidateArguments;
+
+/* All rows of all sets. */
+typedef struct Rows {
+    Arena arena;
+    ValidationRow *row;
+    int count, room;
+} Rows;
+
+static const Usage usage = {
+    .command = "validate",
+    .operands = "[DIR]",
+    .text =
+        "Reruns every prediction for which the truth is known and prints errors and interval coverage: time to train "
+        "and\n"
+        "step times of the published MLPerf HPC v3.0 runs (the step of one configuration calibrates, the others are\n"
+        "predicted from their recorded programs), and, with the folder of a study, its larger rank counts from a fit "
+        "to\n"
+        "the smaller ones (--fitted-ranks). --out writes the rows as CSV.",
+    .example = "foldscale validate runs/study --fitted-ranks 2",
+    .min_operands = 0,
+    .max_operands = 1};
+
+static Status append(Rows *rows, const ValidationRow *from, int count)
+{
+    if (rows->count + count > rows->room) {
+        int room = 2 * (rows->count + count);
+        ValidationRow *larger = arena_array(&rows->arena, (size_t)room, sizeof *larger);
+        if (!larger) return status_fail(ERR_MEMORY, "validate: out of memory");
+        for (int i = 0; i < rows->count; i++) larger[i] = rows->row[i];
+        rows->row = larger;
+        rows->room = room;
+    }
+    for (int i = 0; i < count; i++) rows->row[rows->count++] = from[i];
+    return OK;
+}
+
+/* The full-size step on the published machine: DAP 1 calibrates, DAP 8 is predicted. */
+static Status published_steps(const ValidateArguments *a, Rows *rows)
+{
+    enum { MAX_CASES = 8 };
+    PublishedPoint *points = NULL;
+    int count = 0, used = 0;
+    TransferCase cases[MAX_CASES];
+    ValidationRow out[MAX_CASES];
+    Config *config = NULL;
+    Pricing *pricing = NULL;
+    Status status = published_read(a->published, &rows->arena, &points, &count);
+    if (status == OK) status = config_load(a->experiment, &a->overrides, &config);
+    if (status == OK) status = pricing_open(config, "h100_sxm", NULL, &pricing);
+    for (int i = 0; i < count && used < MAX_CASES && status == OK; i++) {
+        int dap = (int)(points[i].gpus / points[i].batch + 0.5);
+        SwitchSection switches = config->switches;
+        /* NVIDIA recomputes blocks where a rank holds whole samples, and captures graphs where it does not
+         * (workload.md) */
+        switches.checkpoint = dap == 1 ? CHECKPOINT_BLOCK : CHECKPOINT_NONE;
+        switches.cuda_graph = dap > 1;
+        cases[used] = (TransferCase){
+            .what = points[i].label, .dp = (int64_t)points[i].batch, .step_s = points[i].step_s, .loader_s = 0.03};
+        status = pricing_cost(pricing, config, &switches, dap, &cases[used].cost);
+        used++;
+    }
+    FitOptions options = {.seed = 1};
+    if (status == OK && used > 1)
+        status =
+            validate_transfer(pricing_ops(pricing), pricing_machine(pricing), cases, used, &options, &rows->arena, out);
+    if (status == OK && used > 1) status = append(rows, out, used);
+    pricing_close(&pricing);
+    config_destroy(&config);
+    return status;
+}
+
+static Status published_times(const ValidateArguments *a, Rows *rows)
+{
+    ValidationRow *out = NULL;
+    int count = 0;
+    const char *path = a->published ? a->published : published_default();
+    TRY(validate_time_to_train(path, NULL, 0, &rows->arena, &out, &count));
+    return append(rows, out, count);
+}
+
+static Status measured(const ValidateArguments *a, const char *folder, Rows *rows)
+{
+    RunFiles *runs = calloc(1, sizeof *runs);
+    Config *config = NULL;
+    Pricing *pricing = NULL;
+    FitPoint *points = NULL;
+    int64_t *used = NULL;
+    int count = 0;
+    char *path = arena_printf(&rows->arena, "%s/runs.csv", folder), *machine = NULL, *ops = NULL;
+    Status status = runs && path ? OK : status_fail(ERR_MEMORY, "validate: out of memory");
+    if (status == OK) {
+        const TextList paths = {.count = 1, .item = {path}};
+        status = study_read_runs(&paths, runs);
+    }
+    if (status == OK) status = study_file(folder, "machine/machine.yaml", &rows->arena, &machine);
+    if (status == OK) status = study_file(folder, "machine/profile/ops.csv", &rows->arena, &ops);
+    if (status == OK) status = study_experiment(NULL, folder, NULL, &config);
+    if (status == OK) status = pricing_open(config, machine ? machine : "cpu", ops, &pricing);
+    if (status == OK) status = pricing_points(pricing, &runs->all, false, &points, &used, &count);
+    bool *fitted = calloc((size_t)count + 1, sizeof *fitted);
+    ValidationRow *out = calloc((size_t)count + 1, sizeof *out);
+    if (status == OK && (!fitted || !out)) status = status_fail(ERR_MEMORY, "validate: out of memory");
+    for (int i = 0; status == OK && i < count; i++) fitted[i] = points[i].shape.ranks <= (double)a->fitted_ranks;
+    FitOptions options = {.seed = 1, .form = -1};
+    if (status == OK) status = validate_points(points, count, fitted, &options, &rows->arena, out);
+    for (int i = 0; status == OK && i < count; i++) /* texts of a row may be those of its point */
+        if (!(out[i].what = arena_strdup(&rows->arena, out[i].what)))
+            status = status_fail(ERR_MEMORY, "validate: out of memory");
+    if (status == OK) status = append(rows, out, count);
+    free(fitted);
+    free(out);
+    free(points);
+    free(used);
+    pricing_close(&pricing);
+    config_destroy(&config);
+    if (runs) study_free_runs(runs);
+    free(runs);
+    return status;
+}
+
+Status cmd_validate(int argc, char **argv)
+{
+    ValidateArguments a = {.fitted_ranks = 2, .experiment = published_experiment()};
+    TextList operands;
+    bool help;
+    const Option options[] = {
+        {"fitted-ranks", OPTION_INT, &a.fitted_ranks, "N", "fit the study's runs up to N ranks (default 2)", 1, 65536},
+        {"published", OPTION_TEXT, &a.published, "FILE", "published runs (default: data/published)", 0, 0},
+        {"experiment", OPTION_TEXT, &a.experiment, "EXP.yaml", "what they ran (default: initial_training.yaml)", 0, 0},
+        {"out", OPTION_TEXT, &a.out, "FILE", "write the rows as CSV", 0, 0},
+        {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of that experiment", 0, 0},
+        {0}};
+    TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
+    if (help) return OK;
+    Rows rows = {0};
+    Status status = published_steps(&a, &rows);
+    if (status == OK) status = published_times(&a, &rows);
+    if (status == OK && operands.count) status = measured(&a, operands.item[0], &rows);
+    if (status == OK) status = validate_print(rows.row, rows.count, stdout);
+    if (status == OK && a.out) status = validate_write(rows.row, rows.count, a.out);
+    arena_free(&rows.arena);
+    return status;
+}
