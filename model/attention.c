@@ -43,14 +43,14 @@ Val msa_row_attention(Program *p, Val m, Val z, Val mask, int heads, int c_hidde
     Val m_norm = layer_norm(p, "layer_norm_m", m), z_norm = layer_norm(p, "layer_norm_z", z);
     Val bias = layer_linear(p, "linear_z", z_norm, heads, LINEAR_NORMAL, false);
     bias = layer_reshard(p, bias, SHARD_NONE); /* every MSA row needs the whole pair bias */
-    return attention_gated(p, m_norm, layer_reshard(p, mask, 0), bias, heads, c_hidden, STACK_INF);
+    return attention_gated(p, m_norm, layer_mask_reshard(p, mask, 0), bias, heads, c_hidden, STACK_INF);
 }
 
 Val msa_column_attention(Program *p, Val m, Val mask, int heads, int c_hidden)
 {
     Val columns = layer_transpose(p, m); /* [R,S,c] */
     Val norm = layer_norm(p, "layer_norm_m", columns);
-    Val key_mask = layer_transpose_mask(p, layer_reshard(p, mask, 1));
+    Val key_mask = layer_mask_transpose(p, layer_mask_reshard(p, mask, 1));
     return layer_transpose(p, attention_gated(p, norm, key_mask, VAL_NONE, heads, c_hidden, STACK_INF));
 }
 
@@ -58,7 +58,7 @@ Val msa_global_column_attention(Program *p, Val m, Val mask, int heads, int c_hi
 {
     if (p->status != OK) return VAL_NONE;
     int width = heads * c_hidden, channels = (int)tensor_last(prog_tensor(p, m));
-    Val local = layer_reshard(p, mask, 1);
+    Val local = layer_mask_reshard(p, mask, 1);
     Val norm = layer_norm(p, "layer_norm_m", m);
     prog_scope_push(p, "global_attention");
     Val mean = prog_add(p, OP_MASKED_MEAN, 2, (Val[]){norm, local}, &(OpAttr){.f = {1e-8}});
@@ -85,8 +85,8 @@ Val triangle_attention(Program *p, Val z, Val mask, bool ending, int heads, int 
     Val bias = layer_linear(p, "linear", norm, heads, LINEAR_NORMAL, false);
     bias = layer_reshard(p, bias, SHARD_NONE);
     int rank = prog_tensor(p, z)->rank;
-    Val key_mask = layer_reshard(p, mask, ending ? rank - 2 : rank - 3);
-    if (ending) key_mask = layer_transpose_mask(p, key_mask);
+    Val key_mask = layer_mask_reshard(p, mask, ending ? rank - 2 : rank - 3);
+    if (ending) key_mask = layer_mask_transpose(p, key_mask);
     Val y = attention_gated(p, norm, key_mask, bias, heads, c_hidden, STACK_INF);
     return ending ? layer_transpose(p, y) : y;
 }

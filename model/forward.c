@@ -95,11 +95,13 @@ static void embed_template_angles(Forward *f, Val aatype)
     prog_scope_pop(p);
     prog_tap(p, rows, "template.angle_embedding");
     f->m = prog_add(p, OP_CONCAT, 2, (Val[]){f->m, rows}, &(OpAttr){.i = {0}});
+    bool former = prog_full_precision(p, true);
     enum { PSI = 2 };
     Val psi = prog_add(p, OP_SLICE, 1, &mask, &(OpAttr){.i = {2, PSI, 1}});
     psi = prog_add(p, OP_RESHAPE, 1, &psi, &(OpAttr){.i = {2, c->n_templ, c->n_res}});
     Val clusters = input(f, "msa_mask", DT_F32, 2, c->n_clust, c->n_res, 0, 0);
     f->msa_mask = prog_add(p, OP_CONCAT, 2, (Val[]){clusters, psi}, &(OpAttr){.i = {0}});
+    prog_full_precision(p, former);
 }
 
 static void run_extra_msa_stack(Forward *f)

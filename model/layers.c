@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 Val layer_weight(Program *p, const char *name, int64_t in, int64_t out, LinearInit init)
 {
@@ -110,14 +111,37 @@ Val layer_transpose(Program *p, Val x)
     return prog_add(p, OP_TRANSPOSE, 1, &x, &attr);
 }
 
-Val layer_transpose_mask(Program *p, Val mask)
+Val layer_mask(Program *p, OpKind kind, int n_in, const Val *in, const OpAttr *attr)
+{
+    if (p->status != OK) return VAL_NONE;
+    for (int32_t i = p->n_ops - 1; i >= 0; i--) {
+        const Op *op = &p->op[i];
+        if (op->kind == kind && op->full_precision && op->n_in == n_in &&
+            !memcmp(op->in, in, (size_t)n_in * sizeof *in) && !memcmp(&op->attr, attr, sizeof *attr))
+            return op->out[0];
+    }
+    int32_t block = p->block_now;
+    p->block_now = -1;
+    bool former = prog_full_precision(p, true);
+    Val v = prog_add(p, kind, n_in, in, attr);
+    prog_full_precision(p, former);
+    p->block_now = block;
+    return v;
+}
+
+Val layer_mask_reshard(Program *p, Val mask, int axis)
+{
+    return layer_mask(p, OP_RESHARD, 1, &mask, &(OpAttr){.i = {axis}});
+}
+
+Val layer_mask_transpose(Program *p, Val mask)
 {
     if (p->status != OK) return VAL_NONE;
     int rank = prog_tensor(p, mask)->rank;
     OpAttr attr = {.i = {0, 1, 2, 3, 4, 5}};
     attr.i[rank - 2] = rank - 1;
     attr.i[rank - 1] = rank - 2;
-    return prog_add(p, OP_TRANSPOSE, 1, &mask, &attr);
+    return layer_mask(p, OP_TRANSPOSE, 1, &mask, &attr);
 }
 
 Val layer_repeat(Program *p, Val x, int copies)

@@ -50,7 +50,12 @@ Val layer_add(Program *p, Val a, Val b);
 
 /* Swaps axes rank-3 and rank-2: rows and columns of a pair representation, MSA rows and residues. */
 Val layer_transpose(Program *p, Val x);
-Val layer_transpose_mask(Program *p, Val mask);  /* swaps the last two axes */
+
+/* What modules derive from a mask: recorded once, in the real type and outside all blocks, however many blocks ask. */
+Val layer_mask(Program *p, OpKind kind, int n_in, const Val *in, const OpAttr *attr);
+Val layer_mask_reshard(Program *p, Val mask, int axis);
+Val layer_mask_transpose(Program *p, Val mask); /* swaps the last two axes */
+
 Val layer_repeat(Program *p, Val x, int copies); /* x[...] -> [copies, ...] */
 
 #endif

@@ -3,7 +3,7 @@
 
 Val outer_product_mean(Program *p, Val m, Val mask, int c_hidden, int c_z)
 {
-    Val local = layer_reshard(p, mask, 1); /* [S,R] by residues, as m */
+    Val local = layer_mask_reshard(p, mask, 1); /* [S,R] by residues, as m */
     Val norm = layer_norm(p, "layer_norm", m);
     const LayerSpec spec[2] = {{"linear_1", c_hidden, LINEAR_LECUN, true}, {"linear_2", c_hidden, LINEAR_LECUN, true}};
     Val side[2];
@@ -11,7 +11,7 @@ Val outer_product_mean(Program *p, Val m, Val mask, int c_hidden, int c_z)
     /* the second operand comes first: its gather runs while the first one is masked */
     Val b = layer_reshard(p, prog_add(p, OP_MASK_MUL, 2, (Val[]){side[1], local}, NULL), SHARD_NONE);
     Val a = prog_add(p, OP_MASK_MUL, 2, (Val[]){side[0], local}, NULL);
-    Val count = prog_add(p, OP_PAIR_COUNT, 2, (Val[]){local, mask}, NULL);
+    Val count = layer_mask(p, OP_PAIR_COUNT, 2, (Val[]){local, mask}, &(OpAttr){0});
     Val outer = prog_add(p, OP_OUTER_PRODUCT, 2, (Val[]){a, b}, NULL);
     Val z = layer_linear(p, "linear_out", outer, c_z, LINEAR_FINAL, true);
     /* with its bias before the division: fully masked pairs hold bias / eps, as in the reference */

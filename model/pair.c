@@ -5,7 +5,7 @@ Val triangle_multiplication(Program *p, Val z, Val mask, bool incoming, int c_hi
 {
     if (p->status != OK) return VAL_NONE;
     int rank = prog_tensor(p, z)->rank, channels = (int)tensor_last(prog_tensor(p, z));
-    Val local = layer_reshard(p, mask, incoming ? rank - 2 : rank - 3);
+    Val local = layer_mask_reshard(p, mask, incoming ? rank - 2 : rank - 3);
     Val norm = layer_norm(p, "layer_norm_in", z);
     const LayerSpec spec[5] = {{"linear_a_p", c_hidden, LINEAR_LECUN, true},
                                {"linear_a_g", c_hidden, LINEAR_GATING, true},

@@ -17,7 +17,9 @@ Val template_pair_embedder(Program *p, const ModelConfig *config, Val feat)
 
 Val template_pair_stack(Program *p, const ModelConfig *config, Val t, Val mask)
 {
+    bool former = prog_full_precision(p, true);
     Val masks = layer_repeat(p, mask, config->n_templ);
+    prog_full_precision(p, former);
     t = layer_reshard(p, t, 1); /* rows of every template's pair representation */
     for (int i = 0; i < config->template_blocks; i++) {
         prog_scope_push(p, "blocks.%d", i);
