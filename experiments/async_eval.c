@@ -146,7 +146,7 @@ static Status read_scores(const AsyncEval *a, int64_t step, ChainScore **scores_
 Status async_eval_poll(AsyncEval *async, bool wait, int64_t *step_out, ChainScore **scores_out, int *count_out)
 {
     *count_out = 0;
-    if (async->child <= 0) return OK;
+    if (!async || async->child <= 0) return OK; /* nothing is evaluated, or nothing runs */
     int state = 0;
     pid_t done = waitpid(async->child, &state, wait ? 0 : WNOHANG);
     if (done == 0 || (done < 0 && errno == EINTR)) return OK;
