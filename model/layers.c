@@ -33,15 +33,19 @@ Val layer_linear(Program *p, const char *name, Val x, int out, LinearInit init, 
     return prog_add(p, OP_LINEAR, 3, (Val[]){x, w, b}, NULL);
 }
 
+void layer_declare(Program *p, int64_t in, int n, const LayerSpec *spec)
+{
+    for (int i = 0; i < n; i++) layer_weight(p, spec[i].name, in, spec[i].out, spec[i].init);
+    for (int i = 0; i < n; i++)
+        if (spec[i].bias) layer_bias(p, spec[i].name, spec[i].out, spec[i].init);
+}
+
 void layer_linear_group(Program *p, Val x, int n, const LayerSpec *spec, Val *out)
 {
-    Val w[LAYER_GROUP_MAX], b[LAYER_GROUP_MAX];
     for (int i = 0; i < n; i++) out[i] = VAL_NONE;
     if (p->status != OK) return;
-    int64_t in = tensor_last(prog_tensor(p, x));
-    for (int i = 0; i < n; i++) w[i] = layer_weight(p, spec[i].name, in, spec[i].out, spec[i].init);
-    for (int i = 0; i < n; i++) b[i] = spec[i].bias ? layer_bias(p, spec[i].name, spec[i].out, spec[i].init) : VAL_NONE;
-    for (int i = 0; i < n; i++) out[i] = prog_add(p, OP_LINEAR, 3, (Val[]){x, w[i], b[i]}, NULL);
+    layer_declare(p, tensor_last(prog_tensor(p, x)), n, spec);
+    for (int i = 0; i < n; i++) out[i] = layer_linear(p, spec[i].name, x, spec[i].out, spec[i].init, spec[i].bias);
 }
 
 Val layer_norm(Program *p, const char *name, Val x)

@@ -13,8 +13,6 @@ typedef enum LinearInit {
     LINEAR_NORMAL  /* untruncated normal, std 1/sqrt(fan_in): pair bias of attention */
 } LinearInit;
 
-enum { LAYER_GROUP_MAX = 5 };
-
 typedef struct LayerSpec {
     const char *name;
     int out;
@@ -27,6 +25,9 @@ Val layer_bias(Program *p, const char *name, int64_t out, LinearInit init);     
 
 /* y = x W^T (+ b): parameters NAME.weight [out, in], NAME.bias [out]. */
 Val layer_linear(Program *p, const char *name, Val x, int out, LinearInit init, bool bias);
+
+/* Registers the parameters of linears that read `in` channels: all weights, then all biases. */
+void layer_declare(Program *p, int64_t in, int n, const LayerSpec *spec);
 
 /* Several linears of the same x: all weights are registered before all biases, so that gemm_batching can read the
  * weights as one matrix. */

@@ -12,8 +12,9 @@ Val triangle_multiplication(Program *p, Val z, Val mask, bool incoming, int c_hi
                                {"linear_b_p", c_hidden, LINEAR_LECUN, true},
                                {"linear_b_g", c_hidden, LINEAR_GATING, true},
                                {"linear_g", channels, LINEAR_GATING, true}};
-    Val proj[5], side[2];
-    layer_linear_group(p, norm, 5, spec, proj);
+    Val proj[4], side[2];
+    layer_declare(p, channels, 5, spec);
+    layer_linear_group(p, norm, 4, spec, proj);
     /* The operand that other ranks need comes first, so that its gather runs while the other one is gated. Outgoing
      * (algorithm 11): x_ij = sum_k a_ik b_jk with rows i here and rows j everywhere; incoming (algorithm 12):
      * x_ij = sum_k a_ki b_kj with columns j here and columns i everywhere. */
@@ -24,10 +25,12 @@ Val triangle_multiplication(Program *p, Val z, Val mask, bool incoming, int c_hi
         side[k] = prog_add(p, OP_MASK_MUL, 2, (Val[]){gate, local}, NULL);
         if (turn == 0) side[k] = layer_reshard(p, side[k], SHARD_NONE);
     }
+    /* recorded behind the gather, for which it is work to overlap (FastFold) */
+    Val output_gate = layer_linear(p, spec[4].name, norm, channels, spec[4].init, true);
     Val x = prog_add(p, OP_TRI_PRODUCT, 2, side, &(OpAttr){.i = {incoming, !incoming}});
     x = layer_norm(p, "layer_norm_out", x);
     x = layer_linear(p, "linear_z", x, channels, LINEAR_FINAL, true);
-    return prog_add(p, OP_GATE, 2, (Val[]){proj[4], x}, NULL);
+    return prog_add(p, OP_GATE, 2, (Val[]){output_gate, x}, NULL);
 }
 
 typedef struct PairBlock {
