@@ -50,7 +50,7 @@ expect "bad override" 2 'unknown key "stepz"' "$foldscale" train good.yaml --set
 expect "override out of range" 2 "out of range" "$foldscale" train good.yaml --set train.steps=-3
 expect "unknown stage" 2 "expected record, fuse" "$foldscale" explain good.yaml --stage cook
 expect "unknown machine" 2 "unknown machine" "$foldscale" explain good.yaml --machine cray1
-for command in train eval data sweep calibrate fit predict report explain; do
+for command in train eval data sweep calibrate fit predict simulate validate advise report explain export; do
     expect "$command --help" 0 "example:" "$foldscale" $command --help
 done
 
