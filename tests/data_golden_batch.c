@@ -88,22 +88,20 @@ static void match_feature(Golden *golden, const char *sample, const StFile *file
     const float *mask = validity(batch, id, &each);
     float *floats = feature->tensor.dtype == DT_F32 ? golden_f32(golden, file, name, &arena, NULL) : NULL;
     int64_t *integers = feature->tensor.dtype == DT_I32 ? golden_i64(golden, file, name, &arena, NULL) : NULL;
-    float *got_f32 = arena_array(&arena, (size_t)(feature->count * copies), sizeof *got_f32);
-    int32_t *got_i32 = (int32_t *)got_f32;
-    if (!got_f32) exit(1);
-    for (int64_t k = 0; k < copies; ++k) /* our copies, in the golden's order */
+    for (int64_t k = 0; k < copies && (floats || integers); ++k) {
+        float *want_f32 = arena_array(&arena, (size_t)feature->count, sizeof *want_f32);
+        int64_t *want_i64 = arena_array(&arena, (size_t)feature->count, sizeof *want_i64);
+        if (!want_f32 || !want_i64) exit(1);
         for (int64_t i = 0; i < feature->count; ++i) {
-            if (floats) got_f32[i * copies + k] = ((const float *)batch_data(feature, k))[i];
-            if (integers) got_i32[i * copies + k] = ((const int32_t *)batch_data(feature, k))[i];
+            int64_t at = i * stored + (stored > 1 ? k : 0);
+            if (floats) want_f32[i] = floats[at];
+            if (integers) want_i64[i] = integers[at];
         }
-    if (stored != copies) { /* golden stores more copies than asked for: compare the first */
-        for (int64_t i = 0; floats && i < feature->count * copies; ++i)
-            floats[i] = floats[i / copies * stored + i % copies];
-        for (int64_t i = 0; integers && i < feature->count * copies; ++i)
-            integers[i] = integers[i / copies * stored + i % copies];
+        const char *copy = copies > 1 ? arena_printf(&arena, "%s copy %lld", label, (long long)k) : label;
+        if (floats)
+            golden_match_f32(golden, copy, batch_data(feature, k), want_f32, feature->count, TOLERANCE, mask, each);
+        if (integers) golden_match_i32(golden, copy, batch_data(feature, k), want_i64, feature->count);
     }
-    if (floats) golden_match_f32(golden, label, got_f32, floats, feature->count * copies, TOLERANCE, mask, each);
-    if (integers) golden_match_i32(golden, label, got_i32, integers, feature->count * copies);
     arena_free(&arena);
 }
 
@@ -136,17 +134,37 @@ static Status build(const StFile *file, const char *chain, const ArchivePaths *p
     return status;
 }
 
-static void check_sample(Golden *golden, const char *path, const ArchivePaths *paths, Arena *arena)
+/* The layout of the input folder that has the alignments of this chain: OpenProteinSet's own, which is what the
+ * reference reads, else the flat one, else the database. */
+static ArchivePaths paths_of(const Golden *golden, const char *chain, Arena *arena)
+{
+    char *obsolete = golden_path(arena, golden->real, "obsolete.dat");
+    char *index = golden_path(arena, golden->real, "alignment_db/super.index");
+    ArchivePaths paths = {.mmcif = golden_path(arena, golden->real, "mmcif"),
+                          .obsolete = golden_exists(obsolete) ? obsolete : NULL};
+    if (golden_exists(golden_path(arena, golden->real, "pdb/%s", chain)))
+        paths.alignments = golden_path(arena, golden->real, "pdb");
+    else if (golden_exists(golden_path(arena, golden->real, "alignments/%s", chain)))
+        paths.alignments = golden_path(arena, golden->real, "alignments");
+    else if (golden_exists(index))
+        paths.alignment_index = index;
+    return paths;
+}
+
+static void check_sample(Golden *golden, const char *path, Arena *arena)
 {
     const char *sample = golden_stem(path, ".safetensors", arena);
     StFile *file = NULL;
     Batch *batch = NULL;
     if (!golden_ok(golden, st_open(path, &file), sample)) return;
     const char *chain = st_metadata(file, "chain");
-    if (!chain)
+    if (!chain) {
         golden_check(golden, false, sample, "no 'chain' in the metadata");
-    else if (golden_ok(golden, build(file, chain, paths, &batch), sample))
-        for (int id = 0; id < FEATURE_COUNT; ++id) match_feature(golden, sample, file, batch, (FeatureId)id);
+    } else {
+        ArchivePaths paths = paths_of(golden, chain, arena);
+        if (golden_ok(golden, build(file, chain, &paths, &batch), sample))
+            for (int id = 0; id < FEATURE_COUNT; ++id) match_feature(golden, sample, file, batch, (FeatureId)id);
+    }
     batch_destroy(&batch);
     st_close(&file);
 }
@@ -155,16 +173,10 @@ void golden_batch(Golden *golden)
 {
     Arena arena = {0};
     char **paths;
-    int64_t count;
-    /* OpenProteinSet's own layout where there is one: it is what the reference read */
-    char *pdb = golden_path(&arena, golden->real, "pdb"), *flat = golden_path(&arena, golden->real, "alignments");
-    char *obsolete = golden_path(&arena, golden->real, "obsolete.dat");
-    ArchivePaths archive = {.mmcif = golden_path(&arena, golden->real, "mmcif"),
-                            .alignments = golden_exists(pdb) ? pdb : (golden_exists(flat) ? flat : NULL),
-                            .obsolete = golden_exists(obsolete) ? obsolete : NULL};
+    int64_t count = 0;
     char *folder = golden_path(&arena, golden->golden, "batch");
     if (golden_ok(golden, golden_list(folder, "", ".safetensors", &arena, &paths, &count), folder))
-        for (int64_t i = 0; i < count; ++i) check_sample(golden, paths[i], &archive, &arena);
+        for (int64_t i = 0; i < count; ++i) check_sample(golden, paths[i], &arena);
     if (count == 0) golden_skip(golden, "batch", "the golden folder has none");
     arena_free(&arena);
 }
