@@ -90,8 +90,8 @@ static Status prepare(const FitPoint *point, int count, const FitOptions *option
         loader += p->loader_s, host += p->host_s, total += p->step_s;
     }
     /* phases that hardly exist are not worth a parameter */
-    if (!(loader > 1e-4 * total)) setup->has_loader = false;
-    if (!(host > 1e-4 * total)) setup->has_host = false;
+    if (!(loader > 1e-3 * total)) setup->has_loader = false;
+    if (!(host > 1e-3 * total)) setup->has_host = false;
     if (!setup->phases) setup->has_loader = setup->has_host = setup->comm_matters = false;
     setup->noise_sd = at_least(repeat_sd(point, count, offsetof(FitPoint, step_s)), 0.02, FIT_SD_FLOOR);
     setup->phase_sd = at_least(repeat_sd(point, count, offsetof(FitPoint, compute_s)), 0.02, FIT_SD_FLOOR);

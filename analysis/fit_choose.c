@@ -66,6 +66,14 @@ static Status chain(const FitSetup *setup, FitForm form, FitRow *row, FitCandida
     return OK;
 }
 
+/* Parameters that a prior holds to within a factor of e carry no freedom worth a penalty. */
+static int free_params(const FitProblem *problem)
+{
+    int free = problem->free_count;
+    for (int r = 0; r < problem->rows; r++) free -= problem->row[r].kind == ROW_PRIOR && problem->row[r].sd < 1;
+    return free;
+}
+
 /* Corrected Akaike criterion of the step totals, the one quantity that all forms describe. */
 static double aicc(const FitSetup *setup, FitForm form, const FitSolution *fit, int params)
 {
@@ -150,7 +158,7 @@ static Status try_form(const FitSetup *setup, FitForm form, FitRow *row, FitCand
     if (fit_solve(&problem, &fit, NULL) != OK) return OK;
     out->usable = true;
     for (int i = 0; i < FIT_PARAM_COUNT; i++) out->param[i] = fit.param[i];
-    out->aicc = aicc(setup, form, &fit, problem.free_count);
+    out->aicc = aicc(setup, form, &fit, free_params(&problem));
     return chain(setup, form, row, out, evidence);
 }
 

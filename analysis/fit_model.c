@@ -71,6 +71,14 @@ static bool form_has_phases(FitForm form)
     return form == FORM_LOG || form == FORM_LINEAR || form == FORM_ANCHORED;
 }
 
+/* Timers and the accounting between phases are good to about a two-thousandth of a step: a phase that small has a
+ * logarithm without meaning. */
+static double phase_sd(double phase_s, double step_s, double sd)
+{
+    double absolute = 5e-4 * step_s / fmax(phase_s, FIT_TINY_S);
+    return sqrt(sd * sd + absolute * absolute);
+}
+
 static void add_row(FitProblem *problem, RowKind kind, int point, double measured_s, double sd)
 {
     double floor_s = measured_s > FIT_TINY_S ? measured_s : FIT_TINY_S;
@@ -116,9 +124,11 @@ static void add_point(FitProblem *problem, const FitSetup *setup, int i, bool ph
         return;
     }
     add_row(problem, ROW_COMPUTE, i, p->compute_s, p->sd_log > 0 ? sd : setup->phase_sd);
-    if (p->shape.ranks > 1) add_row(problem, ROW_COMM, i, p->comm_s, setup->comm_sd);
-    if (problem->free[FIT_LOADER]) add_row(problem, ROW_LOADER, i, p->loader_s, setup->comm_sd);
-    if (problem->free[FIT_HOST]) add_row(problem, ROW_HOST, i, p->host_s, setup->comm_sd);
+    if (p->shape.ranks > 1) add_row(problem, ROW_COMM, i, p->comm_s, phase_sd(p->comm_s, p->step_s, setup->comm_sd));
+    if (problem->free[FIT_LOADER])
+        add_row(problem, ROW_LOADER, i, p->loader_s, phase_sd(p->loader_s, p->step_s, setup->comm_sd));
+    if (problem->free[FIT_HOST])
+        add_row(problem, ROW_HOST, i, p->host_s, phase_sd(p->host_s, p->step_s, setup->comm_sd));
 }
 
 void fit_problem_build(const FitSetup *setup, FitForm form, double n_limit, FitRow *row, FitProblem *problem)

@@ -176,7 +176,8 @@ static void put_ticks(FILE *f, const PlotFigure *g)
 {
     double tick[512];
     int count = 0;
-    for (int k = 0; k < g->count; k++)
+    for (int k = 0; k < g->x_ticks && count < 512; k++) tick[count++] = g->x_tick[k];
+    for (int k = 0; !g->x_ticks && k < g->count; k++)
         for (int64_t i = 0; i < g->series[k].count && count < 512; i++)
             if (usable(g, &g->series[k], i)) tick[count++] = g->series[k].x[i];
     qsort(tick, (size_t)count, sizeof *tick, compare);
@@ -257,8 +258,13 @@ Status plot_figure(const char *folder, const PlotFigure *g)
     if (g->log_y) fputs("set logscale y\nset format y \"%g\"\n", f);
     put_ranges(f, g);
     if (g->integer_ticks) put_ticks(f, g);
-    fprintf(f, "set key %s %s box lc rgb \"#cccccc\" opaque samplen 2.5 width 1\n", g->legend_left ? "left" : "right",
-            g->legend_bottom ? "bottom" : "top");
+    int entries = 0;
+    for (int k = 0; k < g->count; k++) entries += from[k] >= 0 && g->series[k].label;
+    if (entries > 5)
+        fputs("set key below Left reverse samplen 2 width 1 maxcols 3\n", f);
+    else
+        fprintf(f, "set key %s %s box lc rgb \"#cccccc\" opaque samplen 2.5 width 1\n",
+                g->legend_left ? "left" : "right", g->legend_bottom ? "bottom" : "top");
     fputs("plot ", f);
     bool first = true;
     for (int k = 0; k < g->count; k++) {

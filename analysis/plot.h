@@ -27,9 +27,12 @@ typedef struct PlotSeries {
 } PlotSeries;
 
 typedef struct PlotFigure {
-    const char *name, *title, *x_label, *y_label;  /* labels with units */
-    bool log_x, log_y, y_from_zero, integer_ticks; /* integer_ticks: a tick at each x that occurs */
-    bool legend_left, legend_bottom;               /* default: right, top */
+    const char *name, *title, *x_label, *y_label; /* labels with units */
+    bool log_x, log_y, y_from_zero;
+    bool integer_ticks; /* a tick at each x that occurs, or at x_tick[x_ticks] where given */
+    const double *x_tick;
+    int x_ticks;
+    bool legend_left, legend_bottom; /* default: right, top; more than five entries go below the plot */
     const PlotSeries *series;
     int count;
 } PlotFigure;

@@ -25,7 +25,8 @@ static const Entry ENTRIES[] = {
     {report_plot_measured_breakdown, "breakdown_measured", "Measured step by phase", "Means over repeats."},
     {report_plot_train_time, "time_to_train", "Time to train", "Start-up, steps, stalls and the deciding evaluation."},
     {report_plot_residuals, "residuals", "Residuals of the fit",
-     "Every row of the fit; structure against the number of ranks would mean that the form is wrong."},
+     "Every row of the fit, in standard deviations; structure against the number of ranks would mean that the form is "
+     "wrong."},
     {report_plot_ops, "ops_predicted", "Predicted against measured time per op", "One point per op of the profile."},
     {report_plot_roofline, "roofline", "Roofline of the ops", "Achieved rate against arithmetic intensity."},
     {report_plot_step_distribution, "step_distribution", "Distribution of step times", "All steps and ranks."},

@@ -142,14 +142,28 @@ static Status add_measured(const ReportInput *input, Arena *arena, bool per_samp
     if (input->run_count < 1) return OK;
     TRY(report_group_runs(input, arena, &groups, &all));
     TRY(report_scaling(groups, all, arena, &list, &used));
-    GET(x, arena_array(arena, (size_t)used, sizeof *x));
-    GET(y, arena_array(arena, (size_t)used, sizeof *y));
-    for (int i = 0; i < used; i++) {
-        x[i] = (double)list[i]->first->ranks;
-        y[i] = per_sample ? list[i]->sample_s : list[i]->step_s;
+    /* one series per DAP degree: they are different programs */
+    static const int colors[] = {6, 3, 4, 1};
+    int degrees = 0;
+    for (int64_t dap = 1, left = used; left > 0 && dap < 1 << 20; dap++) {
+        int n = 0;
+        for (int i = 0; i < used; i++) n += list[i]->first->dap == dap;
+        if (!n) continue;
+        left -= n;
+        if (degrees == 4) break;
+        const char *label;
+        GET(x, arena_array(arena, (size_t)n, sizeof *x));
+        GET(y, arena_array(arena, (size_t)n, sizeof *y));
+        GET(label, arena_printf(arena, "measured, DAP %lld", (long long)dap));
+        n = 0;
+        for (int i = 0; i < used; i++) {
+            if (list[i]->first->dap != dap) continue;
+            x[n] = (double)list[i]->first->ranks;
+            y[n++] = per_sample ? list[i]->sample_s : list[i]->step_s;
+        }
+        series[(*count)++] =
+            (PlotSeries){.label = label, .style = PLOT_POINTS, .color = colors[degrees++], .x = x, .y = y, .count = n};
     }
-    series[(*count)++] =
-        (PlotSeries){.label = "measured", .style = PLOT_POINTS, .color = 6, .x = x, .y = y, .count = used};
     return OK;
 }
 
@@ -184,7 +198,7 @@ static Status add_ideal(const Curve *c, Arena *arena, PlotSeries *series, int *c
 static Status plot_scaling(const char *folder, const ReportInput *input, Arena *arena, bool per_sample)
 {
     Curve curve[CURVE_LIMIT];
-    PlotSeries series[2 * CURVE_LIMIT + 10];
+    PlotSeries series[2 * CURVE_LIMIT + 12];
     int curves = 0, count = 0;
     TRY(collect_curves(input, arena, per_sample, curve, &curves));
     for (int k = 0; k < curves; k++) {
@@ -283,6 +297,9 @@ Status report_plot_residuals(const char *folder, const ReportInput *input, Arena
     double *line;
     GET(line, arena_array(arena, 4, sizeof *line));
     line[0] = input->fit->n_min, line[1] = input->fit->n_max;
+    double *ranks;
+    GET(ranks, arena_array(arena, (size_t)input->point_count, sizeof *ranks));
+    for (int i = 0; i < input->point_count; i++) ranks[i] = input->points[i].shape.ranks;
     for (int k = 0; k < KINDS; k++) {
         double *x, *y;
         int64_t used = 0;
@@ -293,7 +310,7 @@ Status report_plot_residuals(const char *folder, const ReportInput *input, Arena
             if (strcmp(e->what, what[k]) || e->point >= input->point_count) continue;
             /* phases side by side rather than on top of one another */
             x[used] = input->points[e->point].shape.ranks * (1 + 0.03 * (k - 2));
-            y[used++] = 100 * (e->fitted_s / e->measured_s - 1);
+            y[used++] = e->standardized;
         }
         if (used)
             series[count++] =
@@ -303,7 +320,10 @@ Status report_plot_residuals(const char *folder, const ReportInput *input, Arena
     PlotFigure figure = {.name = "residuals",
                          .title = "Residuals of the fit",
                          .x_label = "ranks",
-                         .y_label = "fitted / measured - 1 (%)",
+                         .y_label = "log (measured / fitted) / its standard deviation",
+                         .integer_ticks = true,
+                         .x_tick = ranks,
+                         .x_ticks = input->point_count,
                          .log_x = input->fit->n_max > input->fit->n_min,
                          .series = series,
                          .count = count};

@@ -20,8 +20,7 @@ static Status open_fits(Predictor *p, const PredictorOptions *o, Arena *arena)
     if (o->fit) return OK;
     TRY(study_file(o->folder, "fit_anchored.json", arena, &anchored));
     if (!anchored) return OK;
-    TRY(fit_read(anchored, &p->anchored));
-    return transfer_fit(p->anchored, TRANSFER_COMM_SD);
+    return fit_read(anchored, &p->anchored);
 }
 
 static Status open_pricing(Predictor *p, const PredictorOptions *o, Arena *arena)
@@ -79,6 +78,8 @@ Status predictor_row(Predictor *predictor, const Machine *machine, const SwitchS
     TRY(pricing_shape(p->pricing, other ? machine : NULL, config, switches, (int)request.dp, (int)dap, &request.shape,
                       &price));
     request.extra_sd = other ? price.sd : 0;
+    /* replaces what it replaced for the machine before */
+    if (other && p->anchored) TRY(transfer_fit(p->anchored, machine, TRANSFER_COMM_SD));
     TRY(predict_row(other && p->anchored ? p->anchored : p->fit, &request, arena, row_out));
     /* the machine's column says whose step it is when that is not the fitted one's */
     const char *text =
