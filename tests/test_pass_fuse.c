@@ -37,26 +37,49 @@ static void without_switches_the_program_stays(void **state)
 
 /* Per Evoformer block: MSA row and column attention (4 each), both triangle attentions with their bias (5 each), both
  * triangle multiplications (5 each), the outer product mean (2) -> one product each. */
+static void count_products(const Program *p, int sizes[7], int *left)
+{
+    int32_t block = 0;
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (p->op[i].block > block) block = p->op[i].block;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        if (p->op[i].block != block) continue;
+        if (p->op[i].kind == OP_LINEAR_GROUP) sizes[p->op[i].attr.i[0]]++;
+        *left += p->op[i].kind == OP_LINEAR;
+    }
+}
+
 static void products_of_one_input_are_batched(void **state)
 {
     (void)state;
     Recording r = recording_model("initial_training", false);
     Program *p = fused(r.p, (Switches){.gemm_batching = true});
-    int32_t block = 0;
-    for (int32_t i = 0; i < p->n_ops; i++)
-        if (p->op[i].block > block) block = p->op[i].block;
     int sizes[7] = {0}, left = 0;
-    for (int32_t i = 0; i < p->n_ops; i++) {
-        if (p->op[i].block != block) continue;
-        if (p->op[i].kind == OP_LINEAR_GROUP) sizes[p->op[i].attr.i[0]]++;
-        left += p->op[i].kind == OP_LINEAR;
-    }
+    count_products(p, sizes, &left);
     assert_int_equal(sizes[4], 2);
     assert_int_equal(sizes[5], 4);
     assert_int_equal(sizes[2], 1);
     assert_int_equal(sizes[3] + sizes[6], 0);
     /* row bias, outputs of 4 attentions and 2 triangle multiplications, outer product 1, transitions 2 + 2 */
     assert_int_equal(left, 12);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* Where gathers overlap with computation, the biases of both triangle attentions start their gathers before q, k, v and
+ * gate, and the output gates of both triangle multiplications run behind theirs. */
+static void products_around_an_overlapped_gather_stay_apart(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", false);
+    const Switches s = {.gemm_batching = true, .comm_overlap = true, .dap = 2, .dp = 1};
+    Program *p = passed(r.p, &s, PASS_FUSE);
+    int sizes[7] = {0}, left = 0;
+    count_products(p, sizes, &left);
+    assert_int_equal(sizes[4], 6);
+    assert_int_equal(sizes[2], 1);
+    assert_int_equal(sizes[3] + sizes[5] + sizes[6], 0);
+    assert_int_equal(left, 12 + 4);
     prog_destroy(&p);
     recording_free(&r);
 }
@@ -209,6 +232,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_switches_the_program_stays),
         cmocka_unit_test(products_of_one_input_are_batched),
+        cmocka_unit_test(products_around_an_overlapped_gather_stay_apart),
         cmocka_unit_test(matrices_that_are_not_neighbours_are_left_alone),
         cmocka_unit_test(attention_takes_scores_softmax_and_context),
         cmocka_unit_test(a_value_that_is_fetched_is_not_fused_away),
