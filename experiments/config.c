@@ -6,35 +6,17 @@
 #include "experiments/config_emit.h"
 #include "experiments/config_schema.h"
 
-#define OFFSET(name) offsetof(SwitchSection, name)
+static const size_t switch_offsets[] = {
+#define SWITCH(name) offsetof(SwitchSection, name),
+#include "experiments/switch_list.def"
+#undef SWITCH
+};
 
-static const size_t switch_offsets[] = {OFFSET(nonblocking_loader),
-                                        OFFSET(gemm_batching),
-                                        OFFSET(fused_attention),
-                                        OFFSET(fused_layernorm),
-                                        OFFSET(fused_pointwise),
-                                        OFFSET(fused_optimizer),
-                                        OFFSET(bf16),
-                                        OFFSET(comm_overlap),
-                                        OFFSET(overlap_clip),
-                                        OFFSET(cuda_graph),
-                                        OFFSET(async_eval),
-                                        OFFSET(eval_cache)};
-
-const char *const config_switch_names[] = {"nonblocking_loader",
-                                           "gemm_batching",
-                                           "fused_attention",
-                                           "fused_layernorm",
-                                           "fused_pointwise",
-                                           "fused_optimizer",
-                                           "bf16",
-                                           "comm_overlap",
-                                           "overlap_clip",
-                                           "cuda_graph",
-                                           "async_eval",
-                                           "eval_cache",
-                                           "checkpoint",
-                                           NULL};
+const char *const config_switch_names[] = {
+#define SWITCH(name) #name,
+#include "experiments/switch_list.def"
+#undef SWITCH
+    "checkpoint", NULL};
 
 bool config_switch_get(const SwitchSection *switches, const char *name)
 {
@@ -66,18 +48,14 @@ Switches config_pass_switches(const Config *config)
 {
     const SwitchSection *s = &config->switches;
     Precision real = config->train.real == REAL_F64 ? PRECISION_F64 : PRECISION_F32;
-    return (Switches){.gemm_batching = s->gemm_batching,
-                      .fused_attention = s->fused_attention,
-                      .fused_layernorm = s->fused_layernorm,
-                      .fused_pointwise = s->fused_pointwise,
-                      .fused_optimizer = s->fused_optimizer,
-                      .comm_overlap = s->comm_overlap,
-                      .overlap_clip = s->overlap_clip,
-                      .cuda_graph = s->cuda_graph,
-                      .precision = s->bf16 ? PRECISION_BF16 : real,
-                      .checkpoint = s->checkpoint,
-                      .dap = config->parallel.dap,
-                      .dp = config->parallel.ranks / config->parallel.dap};
+    Switches switches = {.precision = s->bf16 ? PRECISION_BF16 : real,
+                         .checkpoint = s->checkpoint,
+                         .dap = config->parallel.dap,
+                         .dp = config->parallel.ranks / config->parallel.dap};
+#define SWITCH(name) switches.name = s->name;
+#include "engine/switch_list.def"
+#undef SWITCH
+    return switches;
 }
 
 /* Defaults of workload.md (MLPerf HPC v3.0 OpenFold); all switches off. */

@@ -51,8 +51,9 @@ typedef struct ParallelSection {
 } ParallelSection;
 
 typedef struct SwitchSection {
-    bool nonblocking_loader, gemm_batching, fused_attention, fused_layernorm, fused_pointwise, fused_optimizer, bf16,
-        comm_overlap, overlap_clip, cuda_graph, async_eval, eval_cache;
+#define SWITCH(name) bool name;
+#include "experiments/switch_list.def"
+#undef SWITCH
     Checkpointing checkpoint;
 } SwitchSection;
 

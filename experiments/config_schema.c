@@ -148,22 +148,13 @@ TABLES(train, TRAIN_FIELDS)
     X##_INT("threads", ParallelSection, threads, 0, 1024)
 TABLES(parallel, PARALLEL_FIELDS)
 
-#define S_BOOL(X, name) X##_BOOL(#name, SwitchSection, name)
-#define SWITCH_FIELDS(X) \
-    S_BOOL(X, nonblocking_loader) \
-    S_BOOL(X, gemm_batching) \
-    S_BOOL(X, fused_attention) \
-    S_BOOL(X, fused_layernorm) \
-    S_BOOL(X, fused_pointwise) \
-    S_BOOL(X, fused_optimizer) \
-    S_BOOL(X, bf16) \
-    S_BOOL(X, comm_overlap) \
-    S_BOOL(X, overlap_clip) \
-    S_BOOL(X, cuda_graph) \
-    S_BOOL(X, async_eval) \
-    S_BOOL(X, eval_cache) \
-    X##_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
-TABLES(switch, SWITCH_FIELDS)
+static const cyaml_schema_field_t switch_fields[] = {
+#define SWITCH(name) F_BOOL(#name, SwitchSection, name)
+#include "experiments/switch_list.def"
+#undef SWITCH
+    F_ENUM("checkpoint", SwitchSection, checkpoint, checkpoint_names)
+    CYAML_FIELD_END};
+static const FieldLimit switch_limits[COUNT(switch_fields)];
 
 #define EVAL_FIELDS(X) \
     X##_INT("every", EvalSection, every, 0, 1e9) \
