@@ -66,7 +66,7 @@ Status cmd_train(int argc, char **argv)
     Config *config = NULL;
     TRY(load(operands.item[0], &a, &config));
     Status status;
-    if (config->parallel.ranks > 1 && !launch_under_mpi()) {
+    if (config_processes(config) > 1 && !launch_under_mpi()) {
         status = check_split(config);
         if (status == OK) status = launch_ranks(config->parallel.ranks, argc, argv);
     } else {

@@ -44,6 +44,11 @@ const char *config_backend_name(BackendName backend)
     return backend == BACKEND_CUDA ? "cuda" : "cpu";
 }
 
+int config_processes(const Config *config)
+{
+    return config->parallel.comm == COMM_NULL ? 1 : config->parallel.ranks;
+}
+
 Switches config_pass_switches(const Config *config)
 {
     const SwitchSection *s = &config->switches;

@@ -46,8 +46,13 @@ typedef struct TrainSection {
     RealType real;
 } TrainSection;
 
+/* COMM_NULL: one process computes one rank's share of a step on `ranks` ranks, its collectives left out: the local
+ * compute of DAP 2, 4 and 8 timed on one device. Its numbers mean nothing, only its times do. */
+typedef enum CommMode { COMM_ALL, COMM_NULL } CommMode;
+
 typedef struct ParallelSection {
     int ranks, dap, threads; /* threads 0: cores / ranks of the host */
+    CommMode comm;
 } ParallelSection;
 
 typedef struct SwitchSection {
@@ -122,6 +127,9 @@ bool config_switch_get(const SwitchSection *switches, const char *name);
 void config_switch_set(SwitchSection *switches, const char *name, bool on); /* not "checkpoint" */
 const char *config_checkpoint_name(Checkpointing checkpoint);
 const char *config_backend_name(BackendName backend);
+
+/* Processes that run it: one under COMM_NULL. */
+int config_processes(const Config *config);
 
 /* The switches of the passes for this experiment. */
 Switches config_pass_switches(const Config *config);

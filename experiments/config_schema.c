@@ -39,6 +39,7 @@ static const cyaml_schema_value_t int_entry = {CYAML_VALUE_INT(FLAGS, int64_t)};
 
 static const cyaml_strval_t backend_names[] = {{"cpu", BACKEND_CPU}, {"cuda", BACKEND_CUDA}};
 static const cyaml_strval_t real_names[] = {{"f32", REAL_F32}, {"f64", REAL_F64}};
+static const cyaml_strval_t comm_names[] = {{"all", COMM_ALL}, {"null", COMM_NULL}};
 static const cyaml_strval_t checkpoint_names[] = {
     {"none", CHECKPOINT_NONE}, {"block", CHECKPOINT_BLOCK}, {"selective", CHECKPOINT_SELECTIVE}};
 static const cyaml_strval_t ablation_names[] = {{"cumulative", ABLATION_CUMULATIVE},
@@ -145,7 +146,8 @@ TABLES(train, TRAIN_FIELDS)
 #define PARALLEL_FIELDS(X) \
     X##_INT("ranks", ParallelSection, ranks, 1, 65536) \
     X##_INT("dap", ParallelSection, dap, 1, 8) \
-    X##_INT("threads", ParallelSection, threads, 0, 1024)
+    X##_INT("threads", ParallelSection, threads, 0, 1024) \
+    X##_ENUM("comm", ParallelSection, comm, comm_names)
 TABLES(parallel, PARALLEL_FIELDS)
 
 static const cyaml_schema_field_t switch_fields[] = {

@@ -258,16 +258,18 @@ static void log_end(Runner *r)
 
 static Status check_ranks(const Runner *r)
 {
-    int world = r->backend->layout.world;
-    if (world == r->config->parallel.ranks) return OK;
-    return status_fail(ERR_USAGE, "%s: the launcher started %d ranks (expected parallel.ranks = %d)", r->config->name,
-                       world, r->config->parallel.ranks);
+    int world = r->backend->layout.world, expected = config_processes(r->config);
+    if (world == expected) return OK;
+    return status_fail(ERR_USAGE, "%s: the launcher started %d ranks (expected %d: parallel.ranks%s)", r->config->name,
+                       world, expected, expected == 1 ? ", or one under parallel.comm: null" : "");
 }
 
 Status runner_train(const Config *config, const RunOptions *options)
 {
     Runner r = {.config = config, .options = options};
-    KernelOptions kernels = {.dap = config->parallel.dap, .threads = config->parallel.threads};
+    KernelOptions kernels = {.dap = config->parallel.dap,
+                             .threads = config->parallel.threads,
+                             .no_comm = config->parallel.comm == COMM_NULL};
     struct sigaction stop = {.sa_handler = request_stop};
     sigemptyset(&stop.sa_mask);
     sigaction(SIGINT, &stop, NULL);

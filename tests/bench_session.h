@@ -192,9 +192,11 @@ static inline void bench_record_blocks(Program *p, const ModelConfig *c, int blo
     prog_output(p, "m", m);
     prog_output(p, "z", z);
     if (!loss) return;
+    prog_full_precision(p, true);
     Val cot_m = prog_input(p, "cot.m", DT_F32, 3, m_dim), cot_z = prog_input(p, "cot.z", DT_F32, 3, z_dim);
     Val sum[] = {prog_add(p, OP_DOT, 2, (Val[]){m, cot_m}, NULL), prog_add(p, OP_DOT, 2, (Val[]){z, cot_z}, NULL)};
     p->loss = prog_add(p, OP_ADD, 2, sum, NULL);
+    prog_full_precision(p, false);
 }
 
 static inline Status bench_record_chain(BenchSession *s, const ModelConfig *config, const Switches *switches,

@@ -10,11 +10,11 @@
  * A mean step over recycling 0, 1, 2, 3 = 1.5 forward passes without gradient + gradient step + optimizer. */
 #include <stdio.h>
 
-#include "experiments/cli.h"
 #include "experiments/version.h"
 #include "tests/bench_ops.h"
+#include "tests/bench_settings.h"
 
-enum { MAX_REPEATS = 200, MAX_SETTINGS = 40, CHAIN_SHORT = 1, CHAIN_LONG = 5 };
+enum { MAX_REPEATS = 200, CHAIN_SHORT = 1, CHAIN_LONG = 5 };
 
 static const Usage usage = {
     .command = "bench_step (build/tests/bench_step)",
@@ -25,159 +25,12 @@ static const Usage usage = {
     .max_operands = 0};
 
 typedef struct Arguments {
-    const char *backend, *preset, *switches, *precision, *checkpoint, *study, *csv, *ops_csv, *tune_cache;
-    TextList leave_out, only;
+    SettingArguments setting;
+    const char *backend, *preset, *csv, *ops_csv, *tune_cache;
     int64_t dap, repeats, threads, n_res, evo_blocks;
     double budget_s;
     bool no_comm, ops, block, no_step, fit, eager;
 } Arguments;
-
-typedef struct Setting {
-    char name[64];
-    Switches switches;
-} Setting;
-
-/* In the order of the waterfall. */
-static const char *const switch_names[] = {"gemm_batching",
-                                           "fused_attention",
-                                           "fused_layernorm",
-                                           "fused_pointwise",
-                                           "fused_optimizer",
-                                           "overlap_clip",
-                                           "comm_overlap",
-                                           "cuda_graph",
-                                           "bf16",
-                                           NULL};
-enum { SWITCHES = 9 };
-
-static bool *switch_flag(Switches *s, int i)
-{
-    bool *const flag[] = {&s->gemm_batching,   &s->fused_attention, &s->fused_layernorm, &s->fused_pointwise,
-                          &s->fused_optimizer, &s->overlap_clip,    &s->comm_overlap,    &s->cuda_graph};
-    return i < SWITCHES - 1 ? flag[i] : NULL;
-}
-
-static bool switch_get(const Switches *s, int i)
-{
-    const bool *flag = switch_flag((Switches *)s, i);
-    return flag ? *flag : s->precision == PRECISION_BF16;
-}
-
-static void switch_set(Switches *s, int i, bool on)
-{
-    bool *flag = switch_flag(s, i);
-    if (flag)
-        *flag = on;
-    else
-        s->precision = on ? PRECISION_BF16 : PRECISION_F32;
-}
-
-static Status switch_find(const char *name, size_t length, int *index_out)
-{
-    for (int i = 0; i < SWITCHES; i++)
-        if (strlen(switch_names[i]) == length && !strncmp(switch_names[i], name, length)) {
-            *index_out = i;
-            return OK;
-        }
-    const char *near = cli_nearest(name, switch_names);
-    return status_fail(ERR_USAGE, "unknown switch \"%.*s\"%s%s", (int)length, name, near ? "; did you mean " : "",
-                       near ? near : "");
-}
-
-static Status parse_switches(const Arguments *a, Switches *out)
-{
-    Switches s = {.dap = (int)a->dap, .dp = 1};
-    bool all = !strcmp(a->switches, "all");
-    int k = 0;
-    for (int i = 0; i < SWITCHES; i++) switch_set(&s, i, all);
-    for (const char *at = a->switches; !all && strcmp(a->switches, "none") && *at;) {
-        size_t n = strcspn(at, ",");
-        TRY(switch_find(at, n, &k));
-        switch_set(&s, k, true);
-        at += n + (at[n] == ',');
-    }
-    for (int i = 0; i < a->leave_out.count; i++) {
-        TRY(switch_find(a->leave_out.item[i], strlen(a->leave_out.item[i]), &k));
-        switch_set(&s, k, false);
-    }
-    for (int i = 0; i < SWITCHES && a->only.count; i++) switch_set(&s, i, false);
-    for (int i = 0; i < a->only.count; i++) {
-        TRY(switch_find(a->only.item[i], strlen(a->only.item[i]), &k));
-        switch_set(&s, k, true);
-    }
-    if (a->precision) {
-        if (strcmp(a->precision, "f32") && strcmp(a->precision, "bf16") && strcmp(a->precision, "f64"))
-            return status_fail(ERR_USAGE, "--precision must be f32, bf16 or f64 (found \"%s\")", a->precision);
-        s.precision = !strcmp(a->precision, "bf16") ? PRECISION_BF16
-                      : a->precision[1] == '6'      ? PRECISION_F64
-                                                    : PRECISION_F32;
-    }
-    if (!strcmp(a->checkpoint, "block"))
-        s.checkpoint = CHECKPOINT_BLOCK;
-    else if (!strcmp(a->checkpoint, "selective"))
-        s.checkpoint = CHECKPOINT_SELECTIVE;
-    else if (strcmp(a->checkpoint, "none"))
-        return status_fail(ERR_USAGE, "--checkpoint must be none, block or selective (found \"%s\")", a->checkpoint);
-    *out = s;
-    return OK;
-}
-
-/* --- settings of a study: communication has nothing to overlap with on one rank
- * ---------------------------------------------------------------------------------------------------------- */
-
-static bool same_switches(const Switches *a, const Switches *b)
-{
-    for (int i = 0; i < SWITCHES; i++)
-        if (switch_get(a, i) != switch_get(b, i)) return false;
-    return true;
-}
-
-static void add_setting(Setting *list, int *count, const Switches *s, const char *kind, const char *name)
-{
-    for (int i = 0; i < *count; i++)
-        if (same_switches(&list[i].switches, s)) {
-            size_t n = strlen(list[i].name);
-            snprintf(list[i].name + n, sizeof list[i].name - n, "+%s%s", kind, name);
-            return;
-        }
-    if (*count == MAX_SETTINGS) return;
-    list[*count].switches = *s;
-    snprintf(list[(*count)++].name, sizeof list->name, "%s%s", kind, name);
-}
-
-static Status make_settings(const Arguments *a, const Switches *base, bool one_rank, Setting *list, int *count)
-{
-    if (!a->study) {
-        add_setting(list, count, base, a->only.count ? "only" : a->leave_out.count ? "left_out" : a->switches, "");
-        return OK;
-    }
-    Switches none = *base, s;
-    bool cumulative = strstr(a->study, "cumulative"), alone = strstr(a->study, "alone"),
-         left = strstr(a->study, "leave-out");
-    if (!cumulative && !alone && !left)
-        return status_fail(ERR_USAGE, "--study needs some of cumulative,alone,leave-out (found \"%s\")", a->study);
-    for (int i = 0; i < SWITCHES; i++) switch_set(&none, i, false);
-    Switches sum = none, full = none;
-    for (int i = 0; i < SWITCHES; i++)
-        if (!one_rank || strcmp(switch_names[i], "comm_overlap")) switch_set(&full, i, true);
-    add_setting(list, count, &full, "all", "");
-    for (int i = 0; i < SWITCHES && left; i++) {
-        s = full;
-        switch_set(&s, i, false);
-        if (switch_get(&full, i)) add_setting(list, count, &s, "without:", switch_names[i]);
-    }
-    add_setting(list, count, &none, "none", "");
-    for (int i = 0; i < SWITCHES && cumulative; i++) {
-        switch_set(&sum, i, switch_get(&full, i));
-        if (switch_get(&full, i)) add_setting(list, count, &sum, "upto:", switch_names[i]);
-    }
-    for (int i = 0; i < SWITCHES && alone; i++) {
-        s = none;
-        switch_set(&s, i, true);
-        if (switch_get(&full, i)) add_setting(list, count, &s, "alone:", switch_names[i]);
-    }
-    return OK;
-}
 
 /* --- measurement
  * ----------------------------------------------------------------------------------------------------- */
@@ -325,17 +178,20 @@ static double mean_step(const Result *r)
 }
 
 /* Marks are those of the full-size model on one H200. */
-static void mark_line(const char *what, double seconds, double first, double goal)
+static void mark_line(const char *what, double seconds, double first, double goal, bool full)
 {
-    if (seconds > 0)
-        printf("  %-32s %9.3f ms   first mark %7.2f ms: %5.2fx %-4s  goal %7.2f ms: %5.2fx %s\n", what, 1e3 * seconds,
-               1e3 * first, seconds / first, seconds <= first ? "met" : "", 1e3 * goal, seconds / goal,
-               seconds <= goal ? "met" : "");
+    if (!(seconds > 0)) return;
+    printf("  %-32s %9.3f ms", what, 1e3 * seconds);
+    if (full)
+        printf("   first mark %7.2f ms: %5.2fx %-4s  goal %7.2f ms: %5.2fx %s", 1e3 * first, seconds / first,
+               seconds <= first ? "met" : "", 1e3 * goal, seconds / goal, seconds <= goal ? "met" : "");
+    printf("\n");
 }
 
-static void print_result(const Setting *setting, const Result *r)
+static void print_result(const Arguments *a, const Setting *setting, const Result *r)
 {
     double step = mean_step(r);
+    bool full = !strcmp(a->preset, "initial_training") && !a->n_res && !a->evo_blocks;
     const Sample *run = r->run_s;
     printf("\n%s%s%s, dap %d\n", setting->name, setting->switches.precision == PRECISION_BF16 ? ", bf16" : ", f32",
            setting->switches.checkpoint == CHECKPOINT_NONE    ? ", no checkpointing"
@@ -353,11 +209,11 @@ static void print_result(const Setting *setting, const Result *r)
                (double)(r->store_bytes + r->workspace_bytes) / 0x1p30, (double)r->store_bytes / 0x1p30,
                (double)r->workspace_bytes / 0x1p30, r->prepare_s, r->first_s, r->loss, r->gradient_norm,
                1e-12 * r->flops / step);
-        mark_line("mean step (ScaleFold: 2040 ms)", step, 0.45, 0.20);
-        mark_line("optimizer, clip and average", mean(&run[2]), 1.5e-3, 1.0e-3);
+        mark_line("mean step (ScaleFold: 2040 ms)", step, 0.45, 0.20, full);
+        mark_line("optimizer, clip and average", mean(&run[2]), 1.5e-3, 1.0e-3, full);
     }
-    mark_line("Evoformer block forward", r->block_forward_s, 1.3e-3, 0.75e-3);
-    mark_line("Evoformer block forward+backward", r->block_both_s, 4.8e-3, 2.5e-3);
+    mark_line("Evoformer block forward", r->block_forward_s, 1.3e-3, 0.75e-3, full);
+    mark_line("Evoformer block forward+backward", r->block_both_s, 4.8e-3, 2.5e-3, full);
     fflush(stdout);
 }
 
@@ -406,7 +262,7 @@ static Status run_setting(Backend *backend, const Arguments *a, const ModelConfi
     if (status == OK && a->block) status = measure_block(&s, a, config, &setting->switches, &r);
     bench_close(&s);
     if (status == OK && backend->layout.rank == 0) {
-        print_result(setting, &r);
+        print_result(a, setting, &r);
         if (a->csv && !a->no_step) status = write_row(a, backend, setting, &r);
     }
     return status;
@@ -423,9 +279,10 @@ static Status run(const Arguments *a, Backend *backend)
     if (a->n_res) config.n_res = (int)a->n_res;
     if (a->evo_blocks) config.evo_blocks = (int)a->evo_blocks;
     if (status == OK) status = model_config_check(&config);
-    if (status == OK) status = parse_switches(a, &base);
+    if (status == OK) status = settings_parse(&a->setting, (int)a->dap, &base);
     base.dp = backend->layout.dp;
-    if (status == OK) status = make_settings(a, &base, backend->layout.world == 1 && a->dap == 1, list, &count);
+    if (status == OK)
+        status = settings_make(&a->setting, &base, backend->layout.world == 1 && a->dap == 1, list, &count);
     double start = bench_now();
     if (backend->layout.rank == 0)
         printf("%s, %s, %d ranks, dap %d\n", backend->device, a->preset, backend->layout.world, base.dap);
@@ -448,10 +305,9 @@ static Status run(const Arguments *a, Backend *backend)
 
 int main(int argc, char **argv)
 {
-    Arguments a = {.backend = "cpu",
+    Arguments a = {.setting = {.switches = "all", .checkpoint = "none"},
+                   .backend = "cpu",
                    .preset = "initial_training",
-                   .switches = "all",
-                   .checkpoint = "none",
                    .dap = 1,
                    .repeats = 5};
     TextList operands;
@@ -461,13 +317,14 @@ int main(int argc, char **argv)
         {"preset", OPTION_TEXT, &a.preset, "NAME", "initial_training (default), fine_tuning or tiny", 0, 0},
         {"n-res", OPTION_INT, &a.n_res, "N", "another crop size", 1, 4096},
         {"evo-blocks", OPTION_INT, &a.evo_blocks, "N", "another number of Evoformer blocks", 1, 96},
-        {"switches", OPTION_TEXT, &a.switches, "LIST", "all (default), none, or names separated by commas", 0, 0},
-        {"leave-out", OPTION_LIST, &a.leave_out, "NAME", "turn this switch off; may be repeated", 0, 0},
-        {"only", OPTION_LIST, &a.only, "NAME", "this switch alone on; may be repeated", 0, 0},
-        {"precision", OPTION_TEXT, &a.precision, "P", "f32, bf16 or f64 whatever the switches say", 0, 0},
-        {"checkpoint", OPTION_TEXT, &a.checkpoint, "C", "none (default), block or selective", 0, 0},
+        {"switches", OPTION_TEXT, &a.setting.switches, "LIST", "all (default), none, or names separated by commas", 0,
+         0},
+        {"leave-out", OPTION_LIST, &a.setting.leave_out, "NAME", "turn this switch off; may be repeated", 0, 0},
+        {"only", OPTION_LIST, &a.setting.only, "NAME", "this switch alone on; may be repeated", 0, 0},
+        {"precision", OPTION_TEXT, &a.setting.precision, "P", "f32, bf16 or f64 whatever the switches say", 0, 0},
+        {"checkpoint", OPTION_TEXT, &a.setting.checkpoint, "C", "none (default), block or selective", 0, 0},
         {"fit", OPTION_FLAG, &a.fit, NULL, "block checkpointing where the device is too small without", 0, 0},
-        {"study", OPTION_TEXT, &a.study, "KINDS", "some of cumulative,alone,leave-out: one row each", 0, 0},
+        {"study", OPTION_TEXT, &a.setting.study, "KINDS", "some of cumulative,alone,leave-out: one row each", 0, 0},
         {"dap", OPTION_INT, &a.dap, "N", "ranks of a model-parallel group", 1, 8},
         {"no-comm", OPTION_FLAG, &a.no_comm, NULL, "one rank's share, collectives left out", 0, 0},
         {"repeats", OPTION_INT, &a.repeats, "N", "counted rounds (default 5)", 1, MAX_REPEATS},
