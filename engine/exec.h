@@ -12,7 +12,7 @@ void workspace_destroy(Workspace **workspace);
 typedef struct Exec Exec;
 
 typedef struct ExecOptions {
-    bool time_ops;     /* a mark around every op, in the graph too: a replayed op is timed without the gaps of its launch */
+    bool time_ops; /* a mark around every op, in the graph too: a replayed op is timed without the gaps of its launch */
     bool check_finite; /* after every op: ERR_NUMERIC naming the first op with a non-finite output (slow; rerun mode) */
     bool graph;        /* capture once, replay afterwards, where the backend can */
 } ExecOptions;

@@ -19,9 +19,9 @@ enum { PARAM_ALIGN = 64 };
 typedef enum InitRule {
     INIT_ZERO,
     INIT_ONE,
-    INIT_NORMAL,  /* truncated normal at +-2 sigma, rescaled to the given std after truncation */
+    INIT_NORMAL,   /* truncated normal at +-2 sigma, rescaled to the given std after truncation */
     INIT_GAUSSIAN, /* untruncated normal with the given std */
-    INIT_UNIFORM, /* uniform with the given std: Glorot */
+    INIT_UNIFORM,  /* uniform with the given std: Glorot */
     INIT_CONSTANT
 } InitRule;
 
