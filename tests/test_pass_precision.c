@@ -86,6 +86,21 @@ static void nothing_is_cast_forth_and_back(void **state)
     recording_free(&r);
 }
 
+static void masks_that_are_joined_stay_exact(void **state)
+{
+    (void)state;
+    Recording r = recording_empty();
+    Val x = linear(r.p, "a", prog_input(r.p, "x", DT_F32, 2, (int64_t[]){4, 8}));
+    Val mask = prog_input(r.p, "mask", DT_F32, 1, (int64_t[]){2});
+    Val joined = prog_add(r.p, OP_CONCAT, 2, (Val[]){mask, mask}, NULL);
+    prog_output(r.p, "y", prog_add(r.p, OP_GATE, 3, (Val[]){x, x, joined}, NULL));
+    Program *p = passed(r.p, &bf16, PASS_PRECISION);
+    assert_int_equal(count_kind(p, OP_CAST), 1); /* x alone */
+    assert_int_equal(out_tensor(p, nth_kind(p, OP_CONCAT, 0), 0)->dtype, DT_F32);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
 /* In the tiny model: what the table calls exact is never bf16; full-precision ops see no bf16; gradients are f32. */
 static void exact_operands_stay_exact(void **state)
 {
@@ -99,7 +114,7 @@ static void exact_operands_stay_exact(void **state)
         const Op *op = &p->op[i];
         const OpDef *def = op_def(op->kind);
         bool moves = op->kind == OP_CAST || op->kind == OP_RESHAPE || op->kind == OP_COPY || op->kind == OP_TRANSPOSE ||
-                     op->kind == OP_SLICE || op->kind == OP_PAD;
+                     op->kind == OP_SLICE || op->kind == OP_PAD || op->kind == OP_CONCAT;
         for (int k = 0; k < op->n_in; k++) {
             if (op->in[k] == VAL_NONE) continue;
             bool is_low = in_tensor(p, op, k)->dtype == DT_BF16;
@@ -145,9 +160,13 @@ static void the_optimizer_writes_the_copy(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(f64_widens_everything),           cmocka_unit_test(f32_changes_nothing),
-        cmocka_unit_test(casts_stand_at_the_borders_only), cmocka_unit_test(nothing_is_cast_forth_and_back),
-        cmocka_unit_test(exact_operands_stay_exact),       cmocka_unit_test(the_optimizer_writes_the_copy),
+        cmocka_unit_test(f64_widens_everything),
+        cmocka_unit_test(f32_changes_nothing),
+        cmocka_unit_test(casts_stand_at_the_borders_only),
+        cmocka_unit_test(nothing_is_cast_forth_and_back),
+        cmocka_unit_test(masks_that_are_joined_stay_exact),
+        cmocka_unit_test(exact_operands_stay_exact),
+        cmocka_unit_test(the_optimizer_writes_the_copy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -48,9 +48,13 @@ static Status widen(Replay *replay)
 /* --- bf16 --- */
 
 /* Ops that move elements and take them as they come. */
-static bool keeps_type(OpKind kind)
+static bool keeps_type(const Program *p, const Op *op, const Val *in)
 {
-    switch (kind) {
+    switch (op->kind) {
+    case OP_CONCAT: /* masks stay exact */
+        for (int k = 1; k < op->n_in; k++)
+            if (prog_tensor(p, in[k])->dtype != prog_tensor(p, in[0])->dtype) return false;
+        return true;
     case OP_TRANSPOSE:
     case OP_RESHAPE:
     case OP_SLICE:
@@ -122,8 +126,10 @@ static void lower_op(PrecisionPass *s, const Op *op)
     Val in[OP_MAX_IN];
     replay_inputs(&s->replay, op, in);
     bool real = op->full_precision || (def->flags & OPF_FULL);
-    for (int k = 0; k < op->n_in && p->status == OK; k++) {
-        if (in[k] == VAL_NONE || keeps_type(op->kind)) continue;
+    if (p->status != OK) return;
+    bool keeps = keeps_type(p, op, in);
+    for (int k = 0; !keeps && k < op->n_in && p->status == OK; k++) {
+        if (in[k] == VAL_NONE) continue;
         bool exact = real || (def->exact_in >> k & 1);
         in[k] = in_type(s, op, in[k], exact ? DT_F32 : DT_BF16);
     }
