@@ -102,7 +102,7 @@ static Status open_parts(Feed *feed, const char *state)
                   .epoch_length = sampler_local_count(feed->sampler),
                   .end = -1},
         .on_error = o->on_error,
-        .log = dataset_log(feed->dataset),
+        .log = o->log ? o->log : dataset_log(feed->dataset),
     };
     return loader_create(&loader, prepare, feed, progress.next, progress.done, progress.done_count, &feed->loader);
 }

@@ -37,6 +37,7 @@ typedef struct FeedOptions {
     bool ready_first;
     int64_t window; /* ready-first: see loader_queue.h; 0: 32 x slots */
     LoaderOnError on_error;
+    const DataLog *log; /* remarks about skipped samples; NULL: the dataset's */
     FeedMemory memory;
 } FeedOptions;
 

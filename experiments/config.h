@@ -17,6 +17,9 @@ typedef struct ModelSection {
     ModelConfig size;
 } ModelSection;
 
+/* What a sample that cannot be prepared does to the run: ends it, or is left out with a counted warning. */
+typedef enum OnError { ON_ERROR_STOP, ON_ERROR_SKIP } OnError;
+
 /* Paths are relative to the experiment file; "" means none. */
 typedef struct DataSection {
     char mmcif[CONFIG_TEXT], alignments[CONFIG_TEXT], alignment_index[CONFIG_TEXT], duplicates[CONFIG_TEXT],
@@ -27,6 +30,7 @@ typedef struct DataSection {
     int workers; /* threads that prepare samples */
     int queue;   /* samples kept ready */
     bool templates;
+    OnError on_error;
     char max_release_date[CONFIG_NAME];
     double max_resolution;
 } DataSection;

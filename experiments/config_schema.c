@@ -38,6 +38,7 @@ static const cyaml_schema_value_t name_entry = {CYAML_VALUE_STRING(FLAGS, char[C
 static const cyaml_schema_value_t int_entry = {CYAML_VALUE_INT(FLAGS, int64_t)};
 
 static const cyaml_strval_t backend_names[] = {{"cpu", BACKEND_CPU}, {"cuda", BACKEND_CUDA}};
+static const cyaml_strval_t on_error_names[] = {{"stop", ON_ERROR_STOP}, {"skip", ON_ERROR_SKIP}};
 static const cyaml_strval_t real_names[] = {{"f32", REAL_F32}, {"f64", REAL_F64}};
 static const cyaml_strval_t comm_names[] = {{"all", COMM_ALL}, {"null", COMM_NULL}};
 static const cyaml_strval_t checkpoint_names[] = {
@@ -121,6 +122,7 @@ TABLES(model, MODEL_FIELDS)
     X##_INT("workers", DataSection, workers, 1, 256) \
     X##_INT("queue", DataSection, queue, 1, 4096) \
     X##_BOOL("templates", DataSection, templates) \
+    X##_ENUM("on_error", DataSection, on_error, on_error_names) \
     X##_TEXT("max_release_date", DataSection, max_release_date) \
     X##_REAL("max_resolution", DataSection, max_resolution, 0.1, 1e6)
 TABLES(data, DATA_FIELDS)

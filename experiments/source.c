@@ -53,6 +53,8 @@ static FeedOptions feed_options(const Source *s, const double *weights)
     o.workers = c->data.workers;
     o.ahead = c->data.queue;
     o.ready_first = c->switches.nonblocking_loader;
+    o.on_error = c->data.on_error == ON_ERROR_SKIP ? LOADER_SKIP : LOADER_STOP;
+    o.log = &s->log; /* of every rank: a skipped sample is never silent */
     o.memory = (FeedMemory){s->backend, pinned_alloc, pinned_release};
     return o;
 }

@@ -9,8 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "data/feed.h"
+#include "data/synth.h"
 
 static const char *const CHAINS[] = {"1ubq_A", "1a7g_E", "2q2k_A", "1a8q_A"};
 enum { CHAIN_COUNT = sizeof CHAINS / sizeof CHAINS[0], EPOCH = 9 };
@@ -205,10 +207,78 @@ static void test_ranks(void **state)
     dataset_close(&dataset);
 }
 
+static void count_skip(void *context, const char *file, long line, const char *text)
+{
+    (void)file;
+    (void)line;
+    if (strstr(text, "skipped")) ++*(int64_t *)context;
+}
+
+/* One of four chains has a broken alignment: skipped and counted, or the end of the run, as asked. */
+static void test_broken_chain(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/foldscale_feed_XXXXXX", mmcif[64], alignments[64], broken[128], command[64], name[8];
+    assert_non_null(mkdtemp(folder));
+    SynthOptions synth = synth_options_default();
+    synth.folder = folder;
+    synth.chains = 4;
+    synth.length_median = 40;
+    synth.depth_median = 20;
+    assert_int_equal(synth_write(&synth), OK);
+    synth_name(2, name);
+    snprintf(mmcif, sizeof mmcif, "%s/mmcif", folder);
+    snprintf(alignments, sizeof alignments, "%s/alignments", folder);
+    snprintf(broken, sizeof broken, "%s/%s/uniref90_hits.a3m", alignments, name);
+    FILE *file = fopen(broken, "a");
+    assert_non_null(file);
+    fprintf(file, ">short\nACD\n");
+    fclose(file);
+
+    ArchivePaths paths = {.mmcif = mmcif, .alignments = alignments};
+    Dataset *dataset = NULL;
+    int64_t remarks = 0;
+    DataLog log = {count_skip, &remarks};
+    assert_int_equal(dataset_open_archive(&paths, NULL, 0, NULL, &dataset), OK);
+    FeedOptions options = small_options(false);
+    options.sampler.order = SAMPLER_SHUFFLED;
+    options.sampler.epoch_samples = 0;
+    options.on_error = LOADER_SKIP;
+    options.log = &log;
+    options.workers = options.ahead = 1;
+    Feed *feed = open_feed(dataset, &options, NULL);
+    LoaderReport report;
+    for (int step = 0; step < 6; ++step) { /* two epochs of three good chains */
+        FeedSample sample = next(feed);
+        assert_string_not_equal(sample.batch->chain, name);
+        assert_int_equal(sample.item.epoch, step / 3);
+        feed_release(feed, &sample);
+    }
+    feed_report(feed, &report);
+    assert_true(report.skipped >= 1 && report.skipped <= 3); /* the third epoch may have begun */
+    feed_close(&feed);
+    assert_true(remarks >= report.skipped);
+
+    options.on_error = LOADER_STOP;
+    feed = open_feed(dataset, &options, NULL);
+    Status status = OK;
+    for (int step = 0; step < 4 && status == OK; ++step) {
+        FeedSample sample;
+        status = feed_next(feed, &sample);
+        if (status == OK) feed_release(feed, &sample);
+    }
+    assert_int_equal(status, ERR_INPUT);
+    assert_non_null(strstr(status_text(), "uniref90_hits.a3m"));
+    feed_close(&feed);
+    dataset_close(&dataset);
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_batches), cmocka_unit_test(test_reproducible),
-                                       cmocka_unit_test(test_resume), cmocka_unit_test(test_wrong_state),
-                                       cmocka_unit_test(test_ranks)};
+                                       cmocka_unit_test(test_resume),  cmocka_unit_test(test_wrong_state),
+                                       cmocka_unit_test(test_ranks),   cmocka_unit_test(test_broken_chain)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
