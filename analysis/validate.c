@@ -39,7 +39,7 @@ static void print_score(const ValidationRow *rows, int count, const char *set, F
 {
     ValidationScore s = validate_score(rows, count, set);
     if (!s.rows) return;
-    fprintf(f, "%-10s %d held-out rows: mean error %.2f %%, maximum %.2f %%, %.0f %% inside the 90 %% interval", set,
+    fprintf(f, "%-11s %d held-out rows: mean error %.2f %%, maximum %.2f %%, %.0f %% inside the 90 %% interval", set,
             s.rows, 100 * s.mean_error, 100 * s.max_error, 100 * s.coverage);
     double amdahl = s.naive_mean_error, linear = s.naive2_mean_error;
     if (!isnan(amdahl))
@@ -50,11 +50,11 @@ static void print_score(const ValidationRow *rows, int count, const char *set, F
 
 Status validate_print(const ValidationRow *rows, int count, FILE *f)
 {
-    fprintf(f, "%-10s %-58s %12s %25s %12s %9s %9s %9s  %s\n", "set", "what", "predicted", "90 % interval", "truth",
+    fprintf(f, "%-11s %-58s %12s %25s %12s %9s %9s %9s  %s\n", "set", "what", "predicted", "90 % interval", "truth",
             "error", "Amdahl", "+(N-1)", "basis");
     for (int i = 0; i < count; i++) {
         const ValidationRow *r = &rows[i];
-        fprintf(f, "%-10s %-58.58s ", r->set, r->what);
+        fprintf(f, "%-11s %-58.58s ", r->set, r->what);
         if (r->fitted) {
             fprintf(f, "%12s %25s %12.5g %9s %9s %9s  %s\n", "(fitted)", "", r->truth, "", "", "", r->basis);
             continue;
@@ -67,9 +67,11 @@ Status validate_print(const ValidationRow *rows, int count, FILE *f)
             fprintf(f, "%+8.1f%% %+8.1f%%", 100 * (r->naive / r->truth - 1), 100 * (r->naive2 / r->truth - 1));
         fprintf(f, "  %s%s\n", r->truth < r->low || r->truth > r->high ? "[outside] " : "", r->basis);
     }
-    print_score(rows, count, "measured", f);
-    print_score(rows, count, "published", f);
-    print_score(rows, count, "single run", f);
+    for (int i = 0; i < count; i++) {
+        bool first = true;
+        for (int j = 0; j < i && first; j++) first = strcmp(rows[j].set, rows[i].set) != 0;
+        if (first) print_score(rows, count, rows[i].set, f);
+    }
     return ferror(f) ? status_fail(ERR_IO, "cannot write the validation") : OK;
 }
 

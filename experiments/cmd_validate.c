@@ -8,6 +8,7 @@
 #include "experiments/pricing.h"
 #include "experiments/published.h"
 #include "experiments/study_files.h"
+#include "experiments/validate_codes.h"
 
 typedef struct ValidateArguments {
     const char *experiment, *published, *out;
@@ -119,6 +120,14 @@ static Status published_times(const ValidateArguments *a, Rows *rows)
     return append(rows, out, count);
 }
 
+static Status other_codes(Rows *rows)
+{
+    ValidationRow out[VALIDATE_CODES_ROWS];
+    int count = 0;
+    TRY(validate_codes(&rows->arena, out, &count));
+    return append(rows, out, count);
+}
+
 static Status measured(const ValidateArguments *a, const char *folder, Rows *rows)
 {
     RunFiles *runs = calloc(1, sizeof *runs);
@@ -176,6 +185,7 @@ Status cmd_validate(int argc, char **argv)
     Rows rows = {0};
     Status status = published_steps(&a, &rows);
     if (status == OK) status = published_times(&a, &rows);
+    if (status == OK) status = other_codes(&rows);
     if (status == OK && operands.count) status = measured(&a, operands.item[0], &rows);
     if (status == OK) status = validate_print(rows.row, rows.count, stdout);
     if (status == OK && a.out) status = validate_write(rows.row, rows.count, a.out);
