@@ -98,7 +98,7 @@ expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
 expect "two steps" 0 "2 steps" "$foldscale" train good.yaml --out parts --set train.steps=2
 expect "two more" 0 "4 steps" "$foldscale" train good.yaml --out parts --resume
 cmp -s <(cut -d, -f1-20 whole/losses.csv) <(cut -d, -f1-20 parts/losses.csv) || fail "resumed losses differ"
-bytes=$(($(stat -c %s whole/ckpt_000004.safetensors) * 9 / 10))
+bytes=$(($(stat -c %s whole/ckpt_000004.safetensors) * 8 / 10)) # the tensors; the header holds times
 if cmp -s <(tail -c $bytes whole/ckpt_000004.safetensors) <(tail -c $bytes parts/ckpt_000004.safetensors); then
     echo "PASS resume is bit-identical"
 else
