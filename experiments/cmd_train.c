@@ -8,7 +8,7 @@
 
 typedef struct TrainArguments {
     const char *folder;
-    bool resume, profile, quiet;
+    bool resume, profile, check_finite, quiet;
     int64_t ranks, dap;
     TextList overrides;
     char set_ranks[48], set_dap[48];
@@ -58,6 +58,8 @@ Status cmd_train(int argc, char **argv)
         {"dap", OPTION_INT, &a.dap, "N", "ranks of a model-parallel group (parallel.dap)", 1, 8},
         {"resume", OPTION_FLAG, &a.resume, NULL, "go on from the newest whole checkpoint in the run directory", 0, 0},
         {"profile", OPTION_FLAG, &a.profile, NULL, "time every op and write ops.csv", 0, 0},
+        {"check-finite", OPTION_FLAG, &a.check_finite, NULL,
+         "stop at a loss or gradient that is not finite and name the first op", 0, 0},
         {"quiet", OPTION_FLAG, &a.quiet, NULL, "no summary on standard output", 0, 0},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the experiment; may be repeated", 0, 0},
         {0}};
@@ -75,6 +77,7 @@ Status cmd_train(int argc, char **argv)
         RunOptions run = {.folder = a.folder ? a.folder : folder,
                           .resume = a.resume,
                           .profile = a.profile,
+                          .check_finite = a.check_finite,
                           .quiet = a.quiet,
                           .argc = argc,
                           .argv = argv};

@@ -106,6 +106,18 @@ static Status evaluate(Runner *r, bool last)
     return OK;
 }
 
+/* A gradient norm that is not finite is the same on all ranks, so that all of them come here. */
+static Status check_result(Runner *r, const StepInput *input, const StepResult *result)
+{
+    if (isfinite(result->gradient_norm)) return OK;
+    if (is_root(r))
+        fprintf(stderr, "foldscale: step %lld: loss %g, gradient norm %g: the update is skipped%s\n",
+                (long long)input->step, result->total_loss, result->gradient_norm,
+                r->options->check_finite ? ""
+                                         : "; --resume --check-finite from the last checkpoint names the first op");
+    return r->options->check_finite ? session_check_finite(r->session, input) : OK;
+}
+
 static Status one_step(Runner *r, StepRow *row, StepResult *result)
 {
     const TrainSection *t = &r->config->train;
@@ -120,6 +132,7 @@ static Status one_step(Runner *r, StepRow *row, StepResult *result)
                        .recycling = recycling,
                        .learning_rate = learning_rate(t, step)};
     TRY(session_step(r->session, &input, result));
+    TRY(check_result(r, &input, result));
     r->state.step = step;
     r->state.samples += r->backend->layout.dp;
     r->nograd_runs += recycling;

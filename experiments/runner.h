@@ -8,6 +8,7 @@ typedef struct RunOptions {
     const char *folder; /* the run directory */
     bool resume;        /* go on from the newest whole checkpoint of it */
     bool profile;       /* time every op: ops.csv */
+    bool check_finite;  /* stop at a step that is not finite and name the first op */
     bool quiet;         /* no summary on standard output */
     int argc;           /* command line, for run.json */
     char **argv;

@@ -6,19 +6,6 @@
 
 #include "experiments/constants.h"
 
-static const double MIB = 1048576.0;
-
-static Status check_memory(const Session *s)
-{
-    size_t needed = s->store_bytes + s->workspace_bytes, there = s->backend->memory_bytes;
-    if (there == 0 || needed <= there) return OK;
-    return status_fail(ERR_MEMORY,
-                       "%s: a rank needs %.0f MiB (parameters, moments and inputs %.0f, temporaries %.0f), %s has %.0f "
-                       "MiB; a larger parallel.dap, switches.checkpoint: block or a smaller model.n_res needs less",
-                       s->config->name, (double)needed / MIB, (double)s->store_bytes / MIB,
-                       (double)s->workspace_bytes / MIB, s->backend->device, (double)there / MIB);
-}
-
 static Status allocate(Session *s, bool training)
 {
     Precision precision = config_pass_switches(s->config).precision;
@@ -28,17 +15,16 @@ static Status allocate(Session *s, bool training)
         size_t bytes = s->program[i] ? exec_workspace_bytes(s->backend, s->program[i]) : 0;
         if (bytes > s->workspace_bytes) s->workspace_bytes = bytes;
     }
-    TRY(check_memory(s));
+    TRY(session_check_memory(s, training));
     TRY(store_create(s->backend, s->registry, precision, use, &s->store));
     TRY(workspace_create(s->backend, s->workspace_bytes, &s->workspace));
     return constants_bind(s->store);
 }
 
-static Status prepare_execs(Session *s, bool profile)
+static Status prepare_execs(Session *s, const ExecOptions *options)
 {
-    ExecOptions options = {.time_ops = profile, .graph = s->config->switches.cuda_graph && !profile};
     for (int i = 0; i < SESSION_PROGRAMS; i++)
-        if (s->program[i]) TRY(exec_create(s->backend, s->program[i], s->store, s->workspace, &options, &s->exec[i]));
+        if (s->program[i]) TRY(exec_create(s->backend, s->program[i], s->store, s->workspace, options, &s->exec[i]));
     return OK;
 }
 
@@ -80,7 +66,8 @@ Status session_create(Backend *backend, const Config *config, bool training, boo
     s->hyper_buffer = registry_find_buffer(s->registry, "hyper");
     Status status = allocate(s, training);
     if (status == OK) status = find_losses(s);
-    if (status == OK) status = prepare_execs(s, profile);
+    ExecOptions options = {.time_ops = profile, .graph = config->switches.cuda_graph && !profile};
+    if (status == OK) status = prepare_execs(s, &options);
     if (status == OK)
         *session_out = s;
     else
@@ -172,12 +159,9 @@ static Status read_results(Session *s, const ExecTimes times[SESSION_PROGRAMS], 
     return OK;
 }
 
-Status session_step(Session *session, const StepInput *input, StepResult *result_out)
+/* Iterations 0..recycling, the last one with gradient. */
+static Status run_iterations(Session *s, const StepInput *input, ExecTimes *times, StepResult *result)
 {
-    Session *s = session;
-    StepResult result = {0};
-    ExecTimes times[SESSION_PROGRAMS];
-    memset(times, 0, sizeof times);
     TRY(clear_states(s));
     TRY(write_hyper(s, input));
     for (int k = 0; k <= input->recycling; k++) {
@@ -187,9 +171,19 @@ Status session_step(Session *session, const StepInput *input, StepResult *result
         TRY(exec_run(s->exec[which]));
         TRY(exec_times(s->exec[which], &times[which]));
         if (which == SESSION_GRAD) break;
-        result.forward_nograd_s += times[which].total_s - times[which].comm_exposed_s;
-        result.comm_exposed_s += times[which].comm_exposed_s;
+        result->forward_nograd_s += times[which].total_s - times[which].comm_exposed_s;
+        result->comm_exposed_s += times[which].comm_exposed_s;
     }
+    return OK;
+}
+
+Status session_step(Session *session, const StepInput *input, StepResult *result_out)
+{
+    Session *s = session;
+    StepResult result = {0};
+    ExecTimes times[SESSION_PROGRAMS];
+    memset(times, 0, sizeof times);
+    TRY(run_iterations(s, input, times, &result));
     /* the total is read before the optimizer reuses the workspace */
     TRY(exec_read_value(s->exec[SESSION_GRAD], s->total_loss, DT_F64, &result.total_loss, 1));
     TRY(read_results(s, times, &result));
@@ -201,6 +195,21 @@ Status session_step(Session *session, const StepInput *input, StepResult *result
     TRY(exec_read_value(s->exec[SESSION_OPTIMIZER], s->gradient_norm, DT_F64, &result.gradient_norm, 1));
     *result_out = result;
     return OK;
+}
+
+Status session_check_finite(Session *session, const StepInput *input)
+{
+    Session *s = session;
+    StepResult result = {0};
+    ExecTimes times[SESSION_PROGRAMS];
+    Exec *usual[SESSION_PROGRAMS];
+    memcpy(usual, s->exec, sizeof usual);
+    memset(s->exec, 0, sizeof s->exec);
+    Status status = prepare_execs(s, &(ExecOptions){.check_finite = true});
+    if (status == OK) status = run_iterations(s, input, times, &result);
+    for (int i = 0; i < SESSION_PROGRAMS; i++) exec_destroy(&s->exec[i]);
+    memcpy(s->exec, usual, sizeof usual);
+    return status;
 }
 
 Status session_forward(Session *session, const Batch *batch, int64_t step, int recycling)

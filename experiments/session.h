@@ -44,6 +44,10 @@ typedef struct SessionPlan {
 Status session_plan(const Config *config, bool training, PassStage last, SessionPlan *plan_out);
 void session_plan_free(SessionPlan *plan);
 
+/* ERR_MEMORY when the device of this session's backend has less than store_bytes + workspace_bytes: says how much is
+ * missing and which switches would make it fit, found by planning with them (session_memory.c). */
+Status session_check_memory(const Session *session, bool training);
+
 /* ERR_MEMORY with the sizes when the device is too small. `profile` times every op. */
 Status session_create(Backend *backend, const Config *config, bool training, bool profile, Session **session_out);
 void session_destroy(Session **session);
@@ -64,6 +68,11 @@ typedef struct StepResult {
 } StepResult;
 
 Status session_step(Session *session, const StepInput *input, StepResult *result_out);
+
+/* Runs the iterations of that step again, op by op, with every output checked: ERR_NUMERIC naming the first op that
+ * produced a value that is not finite, OK when all are. A step whose gradient norm is not finite leaves no trace in the
+ * parameters (its clip factor is 0), so that this repeats it exactly. On all ranks, as it communicates. */
+Status session_check_finite(Session *session, const StepInput *input);
 
 /* Forward passes alone: recycling + 1 iterations on copies 0..recycling of the batch. Read results with exec_output on
  * session->exec[SESSION_NOGRAD]. */
