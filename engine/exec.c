@@ -229,6 +229,9 @@ static Status make_calls(Exec *exec, const ScratchPlan *plan)
 Status exec_create(Backend *backend, const Program *program, Store *store, Workspace *workspace,
                    const ExecOptions *options, Exec **exec_out)
 {
+    if (program->dap != 1 && program->dap != backend->layout.dap)
+        return status_fail(ERR_INTERNAL, "a program for dap %d on a backend with dap %d", program->dap,
+                           backend->layout.dap);
     size_t needed = exec_workspace_bytes(backend, program);
     if (needed > workspace->bytes)
         return status_fail(ERR_MEMORY, "the program needs %zu bytes of workspace, there are %zu", needed,

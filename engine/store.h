@@ -9,8 +9,8 @@
 typedef struct Store Store;
 
 typedef enum StoreUse {
-    STORE_FORWARD, /* parameters and buffers alone (evaluation) */
-    STORE_TRAINING /* + gradients, moments, average; + bf16 copy under PRECISION_BF16 */
+    STORE_FORWARD, /* parameters (+ bf16 copy under PRECISION_BF16) and buffers alone: evaluation */
+    STORE_TRAINING /* + gradients, moments, average */
 } StoreUse;
 
 /* Bytes that store_create() would take: to foresee an out-of-memory before it happens. */

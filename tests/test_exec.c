@@ -237,6 +237,9 @@ static void what_does_not_fit_is_refused(void **state)
     assert_int_equal(exec_create(f.backend, f.recorded, f.store, f.workspace, NULL, &exec), ERR_INTERNAL);
     assert_non_null(strstr(status_text(), "not planned"));
     assert_null(exec);
+    f.planned->dap = 4;
+    assert_int_equal(exec_create(f.backend, f.planned, f.store, f.workspace, NULL, &exec), ERR_INTERNAL);
+    assert_string_equal(status_text(), "a program for dap 4 on a backend with dap 1");
     fixture_close(&f);
 }
 
