@@ -17,7 +17,7 @@ enum { KEY_NONE = 255, LANES = 64, KEY_LANES = 2 * LANES, SEGMENT = 255 };
 
 #define INLINE static inline __attribute__((always_inline)) /* into every clone */
 
-typedef int8_t ByteVector __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef uint8_t ByteVector __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 /* One lane per cluster: no sums across lanes are needed. Adds to counts[0..127] the equal ids of `row` and 128 clusters
  * whose keys are key[column][128]; at most 255 columns, so that no byte overflows. */
@@ -25,9 +25,9 @@ INLINE void count_equal(const uint8_t *row, const uint8_t *key, int64_t columns,
 {
     ByteVector low = {0}, high = {0};
     for (int64_t c = 0; c < columns; ++c) {
-        ByteVector x = (ByteVector){0} + (int8_t)row[c];
-        low -= x == *(const ByteVector *)(key + c * KEY_LANES); /* true is -1 */
-        high -= x == *(const ByteVector *)(key + c * KEY_LANES + LANES);
+        ByteVector x = (ByteVector){0} + row[c];
+        low -= (ByteVector)(x == *(const ByteVector *)(key + c * KEY_LANES)); /* true is -1, that is 255 */
+        high -= (ByteVector)(x == *(const ByteVector *)(key + c * KEY_LANES + LANES));
     }
     uint8_t bytes[KEY_LANES];
     memcpy(bytes, &low, LANES);

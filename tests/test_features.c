@@ -337,7 +337,7 @@ static void test_clusters(void **state)
     (void)state;
     static const struct {
         int64_t clusters, extra, columns;
-    } CASES[] = {{1, 5, 1}, {3, 20, 64}, {128, 40, 65}, {129, 40, 256}, {300, 30, 700}};
+    } CASES[] = {{1, 5, 1}, {3, 20, 64}, {128, 40, 65}, {129, 40, 256}, {300, 30, 700}, {5, 9, 2000}};
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; ++i) {
         int64_t clusters = CASES[i].clusters, extra = CASES[i].extra, columns = CASES[i].columns;
         int64_t stride = msa_stride(columns);
@@ -348,7 +348,8 @@ static void test_clusters(void **state)
         uint32_t *counts = arena_array(&arena, (size_t)transform_key_clusters(clusters), sizeof *counts);
         int32_t *assignment = arena_array(&arena, (size_t)extra, sizeof *assignment);
         assert_true(ids && rows && key && counts && assignment);
-        for (int64_t j = 0; j < (clusters + extra) * stride; ++j) ids[j] = (uint8_t)(bits((uint64_t)j) % 4 + 19);
+        for (int64_t j = 0; j < (clusters + extra) * stride; ++j)
+            ids[j] = (uint8_t)(bits((uint64_t)j) % (columns > 1000 ? 1 : 4) + 19);
         for (int64_t e = 0; e < extra; ++e) rows[e] = ids + (clusters + e) * stride;
         transform_cluster_assign(ids, clusters, rows, extra, columns, key, counts, assignment);
         for (int64_t e = 0; e < extra; ++e) {
