@@ -77,16 +77,17 @@ static Moments moments(const double *x, const double *y, int count)
 }
 
 Status advise_next_run(const FitModel *fit, const StepShape *candidates, int count, const StepShape *target,
-                       int repeats, AdviseRun *out)
+                       double extra_sd, int repeats, AdviseRun *out)
 {
     if (count < 1 || repeats < 1) return status_fail(ERR_USAGE, "advise: %d candidates, %d repeats", count, repeats);
     /* the draws of repeat noise are shared between configurations and would look like correlation */
     FitModel quiet = *fit;
     quiet.noise_sd = 0;
     double *x = malloc((size_t)fit->draws * sizeof *x), *y = malloc((size_t)fit->draws * sizeof *y);
-    Status status = x && y ? fit_predict_draws(&quiet, target, 0, y) : status_fail(ERR_MEMORY, "advise: out of memory");
+    Status status =
+        x && y ? fit_predict_draws(&quiet, target, extra_sd, y) : status_fail(ERR_MEMORY, "advise: out of memory");
     for (int i = 0; i < count && status == OK; i++) {
-        status = fit_predict_draws(&quiet, &candidates[i], 0, x);
+        status = fit_predict_draws(&quiet, &candidates[i], extra_sd, x);
         if (status != OK) break;
         Moments m = moments(x, y, fit->draws);
         double noise = fit->noise_sd * fit->noise_sd / repeats, left = m.var_y - m.cov * m.cov / (m.var_x + noise);

@@ -25,7 +25,8 @@ int64_t advise_fastest(AdviseOption *options, int64_t count, double budget_gpu_h
 
 /* Expected effect of measuring a configuration `repeats` times on the interval at `target`: the draws of the fit give
  * the joint distribution of both log times; conditioning on one (normal approximation, repeat noise included) leaves
- * var - cov^2 / (var + noise^2 / repeats) of the other. */
+ * var - cov^2 / (var + noise^2 / repeats) of the other. `extra_sd` as in fit_predict: what is not known of a machine
+ * that was not measured is common to all configurations there, so that one run on it teaches much. */
 typedef struct AdviseRun {
     int candidate;         /* index into candidates */
     double width_now;      /* hi90 / lo90 at the target, without repeat noise */
@@ -33,6 +34,6 @@ typedef struct AdviseRun {
 } AdviseRun;
 /* Sorted by width_expected, the best first. */
 Status advise_next_run(const FitModel *fit, const StepShape *candidates, int count, const StepShape *target,
-                       int repeats, AdviseRun *out);
+                       double extra_sd, int repeats, AdviseRun *out);
 
 #endif

@@ -24,11 +24,12 @@ typedef struct Choices {
 static const Usage usage = {
     .command = "advise",
     .operands = "DIR",
-    .text =
-        "From the fit of the study in DIR: the cheapest configuration of predict.gpus x predict.dap that meets "
-        "--deadline\n"
-        "(hours, by the upper end of its 90 % interval), and the fastest within --budget (GPU hours). Samples to the\n"
-        "target come from predict.samples_to_target.",
+    .text = "From the fit of the study in DIR: the cheapest configuration of predict.gpus x predict.dap that meets "
+            "--deadline\n"
+            "(hours, by the upper end of its 90 % interval), and the fastest within --budget (GPU hours); and which "
+            "smaller\n"
+            "configuration to measure next for the narrowest interval of the largest one. Samples to the\n"
+            "target come from predict.samples_to_target.",
     .example =
         "foldscale advise runs/study --target experiments/initial_training.yaml --machine h100_sxm --deadline 24",
     .min_operands = 1,
@@ -86,6 +87,41 @@ static Status advise(const AdviseArguments *a, const Config *config, const Choic
     return status;
 }
 
+/* The largest configuration of the lists, and which smaller one, measured three times, would narrow its interval most.
+ */
+static Status next_run(Predictor *predictor, const Machine *machine, const Choices *choices)
+{
+    enum { REPEATS = 3 };
+    const Config *c = predictor_config(predictor);
+    StepShape *shape = calloc((size_t)choices->count + 1, sizeof *shape);
+    AdviseRun *run = calloc((size_t)choices->count + 1, sizeof *run);
+    const FitModel *fit = NULL;
+    double extra_sd = 0;
+    int last = 0;
+    Status status = shape && run ? OK : status_fail(ERR_MEMORY, "advise: out of memory");
+    for (int i = 0; i < choices->count && status == OK; i++) {
+        const PredictionRow *row = &choices->row[i];
+        if (row->gpus >= choices->row[last].gpus) last = i;
+        status = predictor_shape(predictor, machine, &c->switches, row->gpus, row->dap, &fit, &shape[i], &extra_sd);
+    }
+    if (status == OK) status = advise_next_run(fit, shape, choices->count, &shape[last], extra_sd, REPEATS, run);
+    if (status == OK)
+        printf("\nnext measurement (%d runs),gpus,dap,interval of %lld GPUs DAP %lld then spans a factor of,now\n",
+               (int)REPEATS, (long long)choices->row[last].gpus, (long long)choices->row[last].dap);
+    /* the best degree of each smaller count: what a user can get hold of is theirs to know */
+    for (int i = 0; i < choices->count && status == OK; i++) {
+        const PredictionRow *row = &choices->row[run[i].candidate];
+        bool better = false;
+        for (int j = 0; j < i && !better; j++) better = choices->row[run[j].candidate].gpus == row->gpus;
+        if (row->gpus < choices->row[last].gpus && !better)
+            printf("measure,%lld,%lld,%.4g,%.4g\n", (long long)row->gpus, (long long)row->dap, run[i].width_expected,
+                   run[i].width_now);
+    }
+    free(shape);
+    free(run);
+    return status;
+}
+
 Status cmd_advise(int argc, char **argv)
 {
     AdviseArguments a = {.machine = "h100_sxm", .exponent = 0.6};
@@ -112,6 +148,7 @@ Status cmd_advise(int argc, char **argv)
     if (status == OK) status = predictor_open(&a.from, &predictor);
     if (status == OK) status = predict_all(predictor, machine, &choices);
     if (status == OK) status = advise(&a, predictor_config(predictor), &choices);
+    if (status == OK) status = next_run(predictor, machine, &choices);
     predictor_close(&predictor);
     if (machine) machine_destroy(&machine);
     arena_free(&choices.arena);

@@ -66,24 +66,38 @@ const Config *predictor_config(const Predictor *predictor)
     return predictor->target ? predictor->target : predictor->fitted;
 }
 
+static bool is_other(const Predictor *p, const Machine *machine)
+{
+    return strcmp(machine->name, pricing_machine(p->pricing)->name) != 0;
+}
+
+Status predictor_shape(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,
+                       int64_t dap, const FitModel **fit_out, StepShape *shape_out, double *extra_sd_out)
+{
+    Predictor *p = predictor;
+    StepPrice price;
+    bool other = is_other(p, machine);
+    TRY(pricing_shape(p->pricing, other ? machine : NULL, predictor_config(p), switches, (int)(gpus / dap), (int)dap,
+                      shape_out, &price));
+    /* replaces what it replaced for the machine before */
+    if (other && p->anchored) TRY(transfer_fit(p->anchored, machine, TRANSFER_COMM_SD));
+    *fit_out = other && p->anchored ? p->anchored : p->fit;
+    *extra_sd_out = other ? price.sd : 0;
+    return OK;
+}
+
 Status predictor_row(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,
                      int64_t dap, Arena *arena, PredictionRow *row_out)
 {
     Predictor *p = predictor;
-    const Config *config = predictor_config(p);
-    bool other = strcmp(machine->name, pricing_machine(p->pricing)->name) != 0;
-    StepPrice price;
-    PredictRequest request = {.machine = machine, .other_machine = other, .dp = gpus / dap, .dap = dap};
+    const FitModel *fit;
+    PredictRequest request = {.machine = machine, .other_machine = is_other(p, machine), .dp = gpus / dap, .dap = dap};
     pricing_switch_texts(switches, request.switches);
-    TRY(pricing_shape(p->pricing, other ? machine : NULL, config, switches, (int)request.dp, (int)dap, &request.shape,
-                      &price));
-    request.extra_sd = other ? price.sd : 0;
-    /* replaces what it replaced for the machine before */
-    if (other && p->anchored) TRY(transfer_fit(p->anchored, machine, TRANSFER_COMM_SD));
-    TRY(predict_row(other && p->anchored ? p->anchored : p->fit, &request, arena, row_out));
+    TRY(predictor_shape(p, machine, switches, gpus, dap, &fit, &request.shape, &request.extra_sd));
+    TRY(predict_row(fit, &request, arena, row_out));
     /* the machine's column says whose step it is when that is not the fitted one's */
-    const char *text =
-        p->target ? arena_printf(arena, "%s: %s", machine->name, config->name) : arena_strdup(arena, machine->name);
+    const char *text = p->target ? arena_printf(arena, "%s: %s", machine->name, predictor_config(p)->name)
+                                 : arena_strdup(arena, machine->name);
     if (!text) return status_fail(ERR_MEMORY, "out of memory for a prediction");
     row_out->machine = text;
     return OK;

@@ -19,6 +19,11 @@ void predictor_close(Predictor **predictor);
 /* The experiment whose step is predicted. */
 const Config *predictor_config(const Predictor *predictor);
 
+/* What predictor_row predicts from: the fit that holds for the machine (borrowed, until the next call for another
+ * machine), the shape of the configuration and the log standard deviation of what was not measured there. */
+Status predictor_shape(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,
+                       int64_t dap, const FitModel **fit_out, StepShape *shape_out, double *extra_sd_out);
+
 /* Text of the row is allocated in `arena`. */
 Status predictor_row(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,
                      int64_t dap, Arena *arena, PredictionRow *row_out);

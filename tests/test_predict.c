@@ -12,6 +12,7 @@
 #include "analysis/advise.h"
 #include "analysis/points.h"
 #include "analysis/predict.h"
+#include "analysis/transfer.h"
 #include "engine/passes.h"
 
 static Machine *open_machine(const char *name)
@@ -208,9 +209,36 @@ static void test_advice(void **state)
     FitModel *fit = example_fit();
     StepShape target = {2048, 1, 2e-2, 1e-2}, candidates[] = {{1, 1, 0, 0}, {64, 1, 1e-2, 5e-3}, {8, 1, 3e-3, 4e-3}};
     AdviseRun next[3];
-    assert_int_equal(advise_next_run(fit, candidates, 3, &target, 3, next), OK);
+    assert_int_equal(advise_next_run(fit, candidates, 3, &target, 0, 3, next), OK);
     assert_int_equal(next[0].candidate, 1); /* the largest count says most about the target */
     assert_true(next[0].width_expected < next[0].width_now && next[2].width_expected <= next[2].width_now);
+    /* another machine: what it shares between configurations is learnt from any run there */
+    double known = next[2].width_expected / next[2].width_now;
+    assert_int_equal(advise_next_run(fit, candidates, 3, &target, 0.3, 3, next), OK);
+    assert_true(next[2].width_expected / next[2].width_now < known);
+    assert_int_equal(advise_next_run(fit, candidates, 0, &target, 0, 3, next), ERR_USAGE);
+    fit_destroy(&fit);
+}
+
+static void test_transfer(void **state)
+{
+    (void)state;
+    FitModel *fit = example_fit();
+    Machine *m = open_machine("h100_sxm");
+    double work = fit->param[FIT_WORK];
+    assert_int_equal(fit->form, FORM_ANCHORED);
+    assert_int_equal(transfer_fit(fit, m, 0.2), OK);
+    assert_true(fit->param[FIT_WORK] == work && fit->param[FIT_LATENCY] == 0 && fit->param[FIT_DRIFT] == 0);
+    assert_true(fabs(exp(fit->param[FIT_NOISE]) - m->rank_noise.value) < 1e-12);
+    double sum = 0, squares = 0;
+    for (int i = 0; i < fit->draws; i++) {
+        double x = fit->draw[(size_t)i * FIT_PARAM_COUNT + FIT_WIRE];
+        sum += x, squares += x * x;
+    }
+    assert_true(fabs(sqrt(squares / fit->draws - pow(sum / fit->draws, 2)) - 0.2) < 0.02);
+    fit->form = FORM_LOG;
+    assert_int_equal(transfer_fit(fit, m, 0.2), ERR_USAGE);
+    machine_destroy(&m);
     fit_destroy(&fit);
 }
 
@@ -258,7 +286,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_op_prices),  cmocka_unit_test(test_cost),   cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_train_time), cmocka_unit_test(test_advice), cmocka_unit_test(test_points),
+        cmocka_unit_test(test_train_time), cmocka_unit_test(test_advice), cmocka_unit_test(test_transfer),
+        cmocka_unit_test(test_points),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
