@@ -1,4 +1,5 @@
 /* foldscale sweep: every point of a study as a child `foldscale train`, in random order, resumable. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,8 @@ static Status run_point(Sweep *sweep, const StudyPoint *point)
         }
         status = launch_wait(arguments, log, &exit_status);
     }
+    if (status == OK && launch_interrupted())
+        status = status_fail(ERR_COMM, "stopped by a signal at point %s; the same command goes on", point->id);
     if (status == OK && exit_status != 0)
         status =
             status_fail(ERR_COMM, "point %s failed with status %d; its output is in %s", point->id, exit_status, log);
@@ -120,7 +123,7 @@ static Status run_points(Sweep *sweep)
         if (is_done(sweep, &done, sweep->points[i].id)) continue;
         progress_update(&progress, ready, sweep->points[i].id);
         status = run_point(sweep, &sweep->points[i]);
-        if (status != OK && sweep->keep_going) {
+        if (status != OK && sweep->keep_going && !launch_interrupted()) {
             fprintf(stderr, "foldscale: %s\n", status_text());
             failed++;
             status = OK;
@@ -173,9 +176,12 @@ static Status run(Sweep *sweep, bool gather, const SlurmOptions *slurm)
     TRY(study_points(sweep->config, &sweep->points, &sweep->count));
     TRY(files_make_folder(sweep->folder));
     snprintf(sweep->runs, sizeof sweep->runs, "%s/runs.csv", sweep->folder);
-    if (slurm->write)
-        return slurm_write(slurm, sweep->config, sweep->path, sweep->overrides, sweep->folder, sweep->points,
-                           sweep->count);
+    if (slurm->write) { /* jobs start in another folder */
+        char study[PATH_MAX], folder[PATH_MAX];
+        if (!realpath(sweep->path, study) || !realpath(sweep->folder, folder))
+            return status_fail(ERR_IO, "%s: cannot make the path absolute", sweep->path);
+        return slurm_write(slurm, sweep->config, study, sweep->overrides, folder, sweep->points, sweep->count);
+    }
     return gather ? collect(sweep) : run_points(sweep);
 }
 

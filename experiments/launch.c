@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 /* The child that signals are passed on to: a handler has no other way to know it. */
-static volatile sig_atomic_t running_child;
+static volatile sig_atomic_t running_child, signal_passed;
 
 static const char *const size_variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
 
@@ -45,7 +45,13 @@ Status launch_self(char *path_out, int size)
 
 static void pass_on(int signal_number)
 {
+    signal_passed = 1;
     if (running_child > 0) kill(running_child, signal_number);
+}
+
+bool launch_interrupted(void)
+{
+    return signal_passed != 0;
 }
 
 static void start_child(char *const arguments[], const char *log_path)

@@ -14,6 +14,9 @@ int launch_world_size(void);
  * its standard output to /dev/null. *exit_out: exit status, or 128 + signal. ERR_IO when it cannot be started. */
 Status launch_wait(char *const arguments[], const char *log_path, int *exit_out);
 
+/* Whether a signal was passed on by launch_wait: what the caller was doing should end too. */
+bool launch_interrupted(void);
+
 /* Runs this very program with argv[0..argc) as its arguments on `ranks` ranks through mpirun (oversubscribed, as root
  * too, not bound to cores). ERR_COMM when a rank failed. */
 Status launch_ranks(int ranks, int argc, char **argv);

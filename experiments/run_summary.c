@@ -123,6 +123,9 @@ Status run_summarize(const char *folder, const char *run_id, const Config *confi
     }
     TRY(schema_read_steps(path, &table));
     Status status = fold_ranks(&table, path, warmup, arena, &steps);
+    if (status == OK && steps.first + steps.count - 1 != config->train.steps)
+        status = status_fail(ERR_INPUT, "%s: the run is not complete (found %lld steps, expected %d)", path,
+                             (long long)(steps.first + steps.count - 1), config->train.steps);
     schema_free_steps(&table);
     if (status == OK) status = read_costs(run, &steps, arena, &row);
     if (status == OK) status = provenance_hash(run, hash);
