@@ -90,8 +90,10 @@ static bool same_switches(const SwitchSection *a, const SwitchSection *b)
 static Status add_programs(const Config *config, StepCost *cost)
 {
     SessionPlan plan;
-    const double times[SESSION_PROGRAMS] = {
-        [SESSION_NOGRAD] = config->train.recycling / 2.0, [SESSION_GRAD] = 1, [SESSION_OPTIMIZER] = 1};
+    const double times[SESSION_PROGRAMS] = {[SESSION_RESET] = 1,
+                                            [SESSION_NOGRAD] = config->train.recycling / 2.0,
+                                            [SESSION_GRAD] = 1,
+                                            [SESSION_OPTIMIZER] = 1};
     TRY(session_plan(config, true, PASS_SCHEDULE, &plan));
     Status status = OK;
     for (int i = 0; i < SESSION_PROGRAMS && status == OK; i++)

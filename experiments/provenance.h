@@ -12,9 +12,11 @@ typedef struct ProgramFacts {
     double flops, bytes, wire_bytes, arena_bytes;
 } ProgramFacts;
 
+enum { PROVENANCE_PROGRAMS = 4 };
+
 typedef struct RunFacts {
     int programs;
-    ProgramFacts program[3];
+    ProgramFacts program[PROVENANCE_PROGRAMS];
     int argc;
     char **argv;
     const Config *config;

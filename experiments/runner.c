@@ -186,6 +186,8 @@ static Status train_loop(Runner *r)
     return t->checkpoint_last || stop_requested ? save(r) : OK;
 }
 
+_Static_assert((int)SESSION_PROGRAMS <= (int)PROVENANCE_PROGRAMS, "run.json has room for every program");
+
 static void add_program_facts(const Session *s, RunFacts *facts)
 {
     for (int i = 0; i < SESSION_PROGRAMS; i++) {

@@ -123,22 +123,6 @@ static Status write_rng(Session *s, int64_t seed, int64_t step, int64_t sample, 
     return store_write(s->store, s->rng_buffer, DT_I32, values, 4);
 }
 
-/* Recycling starts from zeros (AlphaFold2 supplement, algorithm 2). */
-static Status clear_states(Session *s)
-{
-    for (int i = 0; i < s->registry->n_buffers; i++) {
-        const BufferInfo *buffer = &s->registry->buffer[i];
-        if (buffer->kind != BUFFER_STATE || strncmp(buffer->name, "recycle.", 8) != 0) continue;
-        int64_t count = tensor_count(&buffer->tensor);
-        double *zeros = calloc((size_t)count + 1, sizeof *zeros);
-        if (!zeros) return status_fail(ERR_MEMORY, "out of memory for %lld recycled values", (long long)count);
-        Status status = store_write(s->store, i, DT_F64, zeros, count);
-        free(zeros);
-        TRY(status);
-    }
-    return OK;
-}
-
 static Status write_hyper(Session *s, const StepInput *input)
 {
     const TrainSection *t = &s->config->train;
@@ -162,7 +146,7 @@ static Status read_results(Session *s, const ExecTimes times[SESSION_PROGRAMS], 
 /* Iterations 0..recycling, the last one with gradient. */
 static Status run_iterations(Session *s, const StepInput *input, ExecTimes *times, StepResult *result)
 {
-    TRY(clear_states(s));
+    TRY(exec_run(s->exec[SESSION_RESET]));
     TRY(write_hyper(s, input));
     for (int k = 0; k <= input->recycling; k++) {
         SessionProgram which = k < input->recycling ? SESSION_NOGRAD : SESSION_GRAD;
@@ -215,7 +199,7 @@ Status session_check_finite(Session *session, const StepInput *input)
 Status session_forward(Session *session, const Batch *batch, int64_t step, int recycling)
 {
     Session *s = session;
-    TRY(clear_states(s));
+    TRY(exec_run(s->exec[SESSION_RESET]));
     for (int k = 0; k <= recycling; k++) {
         TRY(upload_features(s, batch, k, k == 0));
         TRY(write_rng(s, s->config->train.seed, step, 0, k & 7));

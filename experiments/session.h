@@ -9,7 +9,13 @@
 #include "engine/exec.h"
 #include "experiments/config.h"
 
-typedef enum SessionProgram { SESSION_NOGRAD, SESSION_GRAD, SESSION_OPTIMIZER, SESSION_PROGRAMS } SessionProgram;
+typedef enum SessionProgram {
+    SESSION_RESET, /* zeroes the recycled states: recycling starts from zeros */
+    SESSION_NOGRAD,
+    SESSION_GRAD,
+    SESSION_OPTIMIZER,
+    SESSION_PROGRAMS
+} SessionProgram;
 
 enum { SESSION_MAX_LOSSES = 64 };
 
@@ -81,6 +87,6 @@ Status session_forward(Session *session, const Batch *batch, int64_t step, int r
 /* Copies parameters (or the average) of a training session into an evaluation session of another size. */
 Status session_copy_params(Session *from, bool average, Session *to);
 
-extern const char *const session_program_names[SESSION_PROGRAMS]; /* "nograd", "grad", "optimizer" */
+extern const char *const session_program_names[SESSION_PROGRAMS]; /* "reset", "nograd", ... */
 
 #endif

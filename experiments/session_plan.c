@@ -5,7 +5,7 @@
 #include "experiments/session.h"
 
 const char *const session_program_names[SESSION_PROGRAMS] = {
-    [SESSION_NOGRAD] = "nograd", [SESSION_GRAD] = "grad", [SESSION_OPTIMIZER] = "optimizer"};
+    [SESSION_RESET] = "reset", [SESSION_NOGRAD] = "nograd", [SESSION_GRAD] = "grad", [SESSION_OPTIMIZER] = "optimizer"};
 
 static void clear_outputs(Program *program)
 {
@@ -22,6 +22,22 @@ static Status keep_predictions(Program *program)
         program->value[v].output = true;
     }
     return OK;
+}
+
+/* Recycling starts from zeros (AlphaFold2 supplement, algorithm 2), on the device: the pair representation alone would
+ * cost a copy of 34 MB a step. */
+static Status record_reset(Registry *registry, Program *program)
+{
+    for (int i = 0; i < registry->n_buffers; i++) {
+        const BufferInfo *buffer = &registry->buffer[i];
+        if (buffer->kind != BUFFER_STATE || strncmp(buffer->name, "recycle.", 8) != 0) continue;
+        const Tensor t = buffer->tensor;
+        OpAttr zero = {.i = {t.rank}};
+        for (int axis = 0; axis < t.rank; axis++) zero.i[1 + axis] = t.dim[axis];
+        Val state = prog_state(program, buffer->name, t.dtype, t.rank, t.dim);
+        prog_add_into(program, OP_FILL, 0, NULL, &zero, 1, &state);
+    }
+    return prog_status(program);
 }
 
 static Status record(const Config *config, bool training, Registry *registry, Program **recorded)
@@ -43,7 +59,8 @@ static Status record(const Config *config, bool training, Registry *registry, Pr
         TRY(prog_create(registry, &recorded[SESSION_OPTIMIZER]));
         TRY(model_record_optimizer(&optimizer, recorded[SESSION_OPTIMIZER]));
     }
-    return OK;
+    TRY(prog_create(registry, &recorded[SESSION_RESET]));
+    return record_reset(registry, recorded[SESSION_RESET]);
 }
 
 Status session_plan(const Config *config, bool training, PassStage last, SessionPlan *plan_out)
