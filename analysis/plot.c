@@ -261,7 +261,8 @@ Status plot_figure(const char *folder, const PlotFigure *g)
     int entries = 0;
     for (int k = 0; k < g->count; k++) entries += from[k] >= 0 && g->series[k].label;
     if (entries > 5)
-        fputs("set key below Left reverse samplen 2 width 1 maxcols 3\n", f);
+        fprintf(f, "set key below vertical maxrows %d Left reverse samplen 2 width -2 font \",11\"\n",
+                (entries + 1) / 2);
     else
         fprintf(f, "set key %s %s box lc rgb \"#cccccc\" opaque samplen 2.5 width 1\n",
                 g->legend_left ? "left" : "right", g->legend_bottom ? "bottom" : "top");

@@ -141,10 +141,24 @@ static void say_fit(Text *t, const ReportInput *input)
 {
     const FitModel *m = input->fit;
     if (!m) return;
-    double square = 0;
-    for (int r = 0; r < m->residuals; r++) square += pow(log(m->residual[r].fitted_s / m->residual[r].measured_s), 2);
-    say(t, "The fit (form \"%s\", %d runs at %d rank counts) leaves %.1f %% root mean square over its rows",
-        FIT_FORM_NAMES[m->form], m->points, m->counts, m->residuals ? 100 * sqrt(square / m->residuals) : 0.0);
+    /* phases that hardly exist have large relative errors and no weight: the two that make up a step */
+    const char *const what[] = {"step", "compute", "communication"};
+    const char *const name[] = {"steps", "computation", "communication"};
+    say(t, "The fit (form \"%s\", %d runs at %d rank counts) leaves, as root mean square,", FIT_FORM_NAMES[m->form],
+        m->points, m->counts);
+    bool first = true;
+    for (int k = 0; k < 3; k++) {
+        double square = 0;
+        int rows = 0;
+        for (int r = 0; r < m->residuals; r++) {
+            if (strcmp(m->residual[r].what, what[k])) continue;
+            square += pow(log(m->residual[r].fitted_s / m->residual[r].measured_s), 2);
+            rows++;
+        }
+        if (!rows) continue;
+        say(t, "%s %.1f %% of %s", first ? "" : " and", 100 * sqrt(square / rows), name[k]);
+        first = false;
+    }
     double chain = m->candidate[m->form].forward_error;
     if (isfinite(chain)) say(t, "; fitted on fewer ranks it missed the next larger count by %.1f %%", 100 * chain);
     if (m->counts == 1)
