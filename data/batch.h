@@ -1,5 +1,5 @@
 /* One training sample as the model reads it: all features of the reference by their names
- * (../shared/spec/features.csv), without the batch axis, float32 or int32.
+ * (data/batch_features.def), without the batch axis, float32 or int32.
  *
  * Recycling copies. Features that differ between the copies (MSA sampling and masking) are stored as `copies` whole
  * tensors one after the other; all others once. batch_data(tensor, k) is the start of a contiguous tensor of `shape`
