@@ -149,7 +149,8 @@ TABLES(train, TRAIN_FIELDS)
     X##_INT("ranks", ParallelSection, ranks, 1, 65536) \
     X##_INT("dap", ParallelSection, dap, 1, 8) \
     X##_INT("threads", ParallelSection, threads, 0, 1024) \
-    X##_ENUM("comm", ParallelSection, comm, comm_names)
+    X##_ENUM("comm", ParallelSection, comm, comm_names) \
+    X##_PATH("tune_cache", ParallelSection, tune_cache)
 TABLES(parallel, PARALLEL_FIELDS)
 
 static const cyaml_schema_field_t switch_fields[] = {

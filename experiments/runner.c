@@ -284,7 +284,8 @@ Status runner_train(const Config *config, const RunOptions *options)
     Runner r = {.config = config, .options = options};
     KernelOptions kernels = {.dap = config->parallel.dap,
                              .threads = config->parallel.threads,
-                             .no_comm = config->parallel.comm == COMM_NULL};
+                             .no_comm = config->parallel.comm == COMM_NULL,
+                             .tune_cache = config->parallel.tune_cache[0] ? config->parallel.tune_cache : NULL};
     struct sigaction stop = {.sa_handler = request_stop};
     sigemptyset(&stop.sa_mask);
     sigaction(SIGINT, &stop, NULL);

@@ -229,11 +229,13 @@ static Status write_row(const Arguments *a, const Backend *backend, const Settin
                      "comm_exposed_s,optimizer_s,optimizer_sd_s,block_forward_s,block_both_s,nograd_ops,grad_ops,"
                      "optimizer_ops,store_bytes,workspace_bytes,step_flops,prepare_s,first_s,loss,gradient_norm\n");
     }
+    char device[200]; /* without commas: awk reads these files */
+    snprintf(device, sizeof device, "%s", backend->device);
+    for (char *c = device; *c; c++) *c = *c == ',' ? ';' : *c;
     const Sample *run = r->run_s;
     double sd[] = {1.5 * deviation(&run[0]), deviation(&run[1]), deviation(&run[2])};
-    fprintf(csv, "%s,%lld,\"%s\",%s,%s,%d,%d,%d,%d,%s", version_commit(), (long long)time(NULL), backend->device,
-            backend->name, a->preset, backend->layout.world, setting->switches.dp, setting->switches.dap, a->no_comm,
-            setting->name);
+    fprintf(csv, "%s,%lld,%s,%s,%s,%d,%d,%d,%d,%s", version_commit(), (long long)time(NULL), device, backend->name,
+            a->preset, backend->layout.world, setting->switches.dp, setting->switches.dap, a->no_comm, setting->name);
     for (int i = 0; i < SWITCHES; i++) fprintf(csv, ",%s", switch_get(&setting->switches, i) ? "on" : "off");
     fprintf(csv,
             ",%s,%d,%.9g,%.3g,%.9g,%.3g,%.9g,%.3g,%.9g,%.9g,%.9g,%.9g,%.3g,%.9g,%.9g,%d,%d,%d,%zu,%zu,%.6g,%.4g,%.4g,"
