@@ -1,5 +1,5 @@
-/* Gradient checks of frames, invariant point attention and losses. Reports of a loss (outputs 1 and up) carry no gradient.
- * Clamps, tolerances and edges are set where the random inputs fall on both sides of them. */
+/* Gradient checks of frames, invariant point attention and losses. Reports of a loss (outputs 1 and up) carry no
+ * gradient. Clamps, tolerances and edges are set where the random inputs fall on both sides of them. */
 #ifndef FOLDSCALE_TESTS_GRADCHECK_STRUCTURE_H
 #define FOLDSCALE_TESTS_GRADCHECK_STRUCTURE_H
 
