@@ -141,7 +141,7 @@ static void weigh(const FitSetup *setup, FitCandidate *candidate, FitForm best)
         if (f == (int)best)
             c->weight = 1;
         else if (steps > 0 && eligible(setup, c))
-            c->weight = 0.5 * exp(-0.5 * steps * fmax(0, score(setup, c) - scale) / fmax(1, scale / 2));
+            c->weight = 0.3 * exp(-0.5 * steps * fmax(0, score(setup, c) - scale) / fmax(1, scale / 2));
         if (c->weight < 0.02) c->weight = 0;
         sum += c->weight;
     }
