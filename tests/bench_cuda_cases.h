@@ -166,6 +166,8 @@ static const Case small_cases[] = {
     {"tri_product", OP_TRI_PRODUCT, 2, {F(24, 40, 16), F(32, 40, 16)}, ATTR(0, 1)},
     {"tri_product ta", OP_TRI_PRODUCT, 2, {F(40, 24, 16), F(40, 32, 16)}, ATTR(1, 0)},
     {"tri_product groups", OP_TRI_PRODUCT, 2, {F(2, 24, 40, 8), F(2, 40, 32, 8)}, ATTR(0, 0)},
+    {"tri_product edges", OP_TRI_PRODUCT, 2, {F(75, 53, 32), F(41, 53, 32)}, ATTR(0, 1)},
+    {"tri_product edges tt", OP_TRI_PRODUCT, 2, {F(2, 53, 75, 16), F(2, 41, 53, 16)}, ATTR(1, 1)},
     {"tri_product odd", OP_TRI_PRODUCT, 2, {F(7, 5, 3), F(9, 5, 3)}, ATTR(0, 1)},
     {"outer_product", OP_OUTER_PRODUCT, 2, {F(20, 12, 16), F(20, 9, 8)}, ATTR(0)},
     {"outer_product odd", OP_OUTER_PRODUCT, 2, {F(5, 7, 3), F(5, 9, 5)}, ATTR(0)},

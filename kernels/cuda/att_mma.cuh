@@ -25,15 +25,20 @@ template <int D> __device__ __forceinline__ uint32_t att_place(int row, int chun
     return (uint32_t)row * 16;
 }
 
-/* rows [0, extent) from global memory (pitch elements apart), zeros up to `padded` */
-template <int D>
+/* rows [0, extent) from global memory (pitch elements apart), zeros up to `padded`. A thread's rows are a multiple of
+ * 16 apart, so that its chunk keeps its place in a row. */
+template <int D, int THREADS>
 __device__ __forceinline__ void att_load_tile(uint32_t shared, const bf16 *p, int64_t pitch, int extent, int padded)
 {
-    constexpr int CHUNKS = D / 8;
-    for (int id = threadIdx.x; id < padded * CHUNKS; id += blockDim.x) {
-        int row = id / CHUNKS, chunk = id % CHUNKS;
+    constexpr int CHUNKS = D / 8, STEP = THREADS / CHUNKS;
+    int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    const bf16 *source = p + row * pitch + chunk * 8;
+    shared += att_place<D>(row, chunk);
+    for (; row < padded; row += STEP) {
         bool live = row < extent;
-        copy16_async(shared + att_place<D>(row, chunk), live ? p + row * pitch + chunk * 8 : p, live);
+        copy16_async(shared, live ? source : p, live);
+        shared += STEP * D * 2;
+        source += STEP * pitch;
     }
 }
 
@@ -80,23 +85,24 @@ template <int D> struct AttFragment {
     }
 };
 
-/* B fragments for acc[16 x 16 columns] += A[16 x D] tile^T: the columns are rows column0 .. +15 of the tile. */
+/* B fragments for acc[16 x 16 columns] += A[16 x D] tile^T: the columns are rows column0 .. +15 of the tile, column0 a
+ * multiple of 16: what depends on the lane alone stays out of the loops around. */
 template <int D>
 __device__ __forceinline__ void att_times_transposed(float (&acc0)[4], float (&acc1)[4], const AttFragment<D> &a,
                                                      uint32_t tile, int column0)
 {
     int lane = threadIdx.x % WARP;
     if constexpr (D == 8) {
-        uint32_t b[4]; /* rows column0 .. +31 would fit; lanes 16.. repeat the first 16 rows */
-        ldmatrix4(b, tile + att_place<D>(column0 + (lane & 15), 0));
+        uint32_t b[4]; /* lanes 16.. repeat the first 16 rows */
+        ldmatrix4(b, tile + att_place<D>(lane & 15, 0) + column0 * D * 2);
         mma16816(acc0, a.r[0], b[0], 0u);
         mma16816(acc1, a.r[0], b[1], 0u);
     } else {
 #pragma unroll
         for (int s = 0; s < AttFragment<D>::STEPS; s++) {
             uint32_t b[4];
-            int row = column0 + (lane & 7) + ((lane >> 4) << 3), chunk = s * 2 + ((lane >> 3) & 1);
-            ldmatrix4(b, tile + att_place<D>(row, chunk));
+            int row = (lane & 7) + ((lane >> 4) << 3), chunk = s * 2 + ((lane >> 3) & 1);
+            ldmatrix4(b, tile + att_place<D>(row, chunk) + column0 * D * 2);
             mma16816(acc0, a.r[s], b[0], b[1]);
             mma16816(acc1, a.r[s], b[2], b[3]);
         }
@@ -108,8 +114,9 @@ template <int D>
 __device__ __forceinline__ void att_times_rows(float (&acc)[(D + 7) / 8][4], const uint32_t (&a)[4], uint32_t tile,
                                                int row0)
 {
-    int lane = threadIdx.x % WARP, row = row0 + (lane & 15);
+    int lane = threadIdx.x % WARP, row = lane & 15;
     uint32_t b[4];
+    tile += row0 * D * 2;
     if constexpr (D == 8) {
         ldmatrix4_trans(b, tile + att_place<D>(row, 0));
         mma16816(acc[0], a, b[0], b[1]);
@@ -193,12 +200,12 @@ __device__ __forceinline__ void att_load_matrix(uint32_t shared, const bf16 *p, 
                      live ? p + (int64_t)(row0 + row) * columns + chunk * 8 : p, live);
     }
 }
-/* 16 x 16 elements in the places of two accumulators side by side */
-__device__ __forceinline__ void att_matrix_fragment(uint32_t (&r)[4], uint32_t shared, int row0, int column0,
+/* 16 x 16 elements in the places of two accumulators side by side: piece j (16 columns) of the 64 from column0 on */
+__device__ __forceinline__ void att_matrix_fragment(uint32_t (&r)[4], uint32_t shared, int row0, int column0, int j,
                                                     int columns)
 {
     int lane = threadIdx.x % WARP;
-    ldmatrix4(r, shared + att_matrix_place(row0 + (lane & 15), column0 / 8 + (lane >> 4), columns));
+    ldmatrix4(r, shared + att_matrix_place(row0 + (lane & 15), 2 * j + (lane >> 4), columns) + column0 * 2);
 }
 
 /* count floats, a multiple of four */
@@ -207,7 +214,25 @@ __device__ __forceinline__ void att_load_floats(uint32_t shared, const float *p,
     for (int id = threadIdx.x; id < count / 4; id += blockDim.x) copy16_async(shared + id * 16, p + id * 4, true);
 }
 
-/* Accumulators of 16 x 16 scores before the product: bias / scale + add of the column + constant of the row. */
+/* Accumulators of 16 x 16 scores before the product: bias / scale + add of the column. */
+template <bool BIAS>
+__device__ __forceinline__ void att_begin(float (&left)[4], float (&right)[4], const uint32_t (&bias)[4], float inverse,
+                                          float2 add_left, float2 add_right)
+{
+    if (BIAS) {
+        float2 b0 = unpack_bf16(bias[0]), b1 = unpack_bf16(bias[1]), b2 = unpack_bf16(bias[2]),
+               b3 = unpack_bf16(bias[3]);
+        left[0] = fmaf(b0.x, inverse, add_left.x), left[1] = fmaf(b0.y, inverse, add_left.y);
+        left[2] = fmaf(b1.x, inverse, add_left.x), left[3] = fmaf(b1.y, inverse, add_left.y);
+        right[0] = fmaf(b2.x, inverse, add_right.x), right[1] = fmaf(b2.y, inverse, add_right.y);
+        right[2] = fmaf(b3.x, inverse, add_right.x), right[3] = fmaf(b3.y, inverse, add_right.y);
+    } else {
+        left[0] = left[2] = add_left.x, left[1] = left[3] = add_left.y;
+        right[0] = right[2] = add_right.x, right[1] = right[3] = add_right.y;
+    }
+}
+
+/* Accumulators of 16 x 16 scores before the product: the same + a constant of the row. */
 template <bool BIAS>
 __device__ __forceinline__ void att_begin(float (&left)[4], float (&right)[4], const uint32_t (&bias)[4], float inverse,
                                           float2 add_left, float2 add_right, float low, float high)

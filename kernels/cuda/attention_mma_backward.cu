@@ -115,11 +115,11 @@ __global__ void __launch_bounds__(DqShape<BIAS>::WARPS *WARP, BIAS ? 1 : 2)
     auto load = [&](int row, int stage) {
         uint32_t at = base + stage * l.stage_bytes;
         int64_t k_at = a.k_block(group, row, head), q_at = a.q_block(group, row, head) + tile0 * a.pitch;
-        att_load_tile<D>(at, x.k + k_at, a.pitch, a.m, l.padded);
-        att_load_tile<D>(at + l.value_at, x.v + k_at, a.pitch, a.m, l.padded);
-        att_load_tile<D>(at + l.query_at, x.q + q_at, a.pitch, a.n - tile0, S::QUERIES);
-        att_load_tile<D>(at + l.go_at, x.go + q_at, a.pitch, a.n - tile0, S::QUERIES);
-        att_load_tile<D>(at + l.o_at, x.o_in + q_at, a.pitch, a.n - tile0, S::QUERIES);
+        att_load_tile<D, S::WARPS * WARP>(at, x.k + k_at, a.pitch, a.m, l.padded);
+        att_load_tile<D, S::WARPS * WARP>(at + l.value_at, x.v + k_at, a.pitch, a.m, l.padded);
+        att_load_tile<D, S::WARPS * WARP>(at + l.query_at, x.q + q_at, a.pitch, a.n - tile0, S::QUERIES);
+        att_load_tile<D, S::WARPS * WARP>(at + l.go_at, x.go + q_at, a.pitch, a.n - tile0, S::QUERIES);
+        att_load_tile<D, S::WARPS * WARP>(at + l.o_at, x.o_in + q_at, a.pitch, a.n - tile0, S::QUERIES);
         att_load_floats(at + l.add_at, prepared.add + att_mask_index(a, group, row) * l.padded, l.padded);
         copy_commit();
     };
@@ -166,12 +166,12 @@ __global__ void __launch_bounds__(DqShape<BIAS>::WARPS *WARP, BIAS ? 1 : 2)
             if (step * KEY_BLOCK >= l.padded) continue;
 #pragma unroll
             for (int piece = 0; piece < PER_STEP; piece++) {
-                int key0 = step * KEY_BLOCK + (S::QUARTERS == 1 ? piece : quarter) * 16;
+                int j = S::QUARTERS == 1 ? piece : quarter, key0 = step * KEY_BLOCK + j * 16;
                 float2 left = *reinterpret_cast<const float2 *>(add + key0 + lane % 4 * 2);
                 float2 right = *reinterpret_cast<const float2 *>(add + key0 + 8 + lane % 4 * 2);
                 uint32_t b[4] = {}, ds[4];
                 float s[2][4], dp[2][4];
-                if (BIAS) att_matrix_fragment(b, base + l.bias_at, query_group * 16, key0, l.padded);
+                if (BIAS) att_matrix_fragment(b, base + l.bias_at, query_group * 16, step * KEY_BLOCK, j, l.padded);
                 att_begin<BIAS>(s[0], s[1], b, inverse, left, right, lse[0], lse[1]);
 #pragma unroll
                 for (int c = 0; c < 4; c++) dp[0][c] = dp[1][c] = -delta[c / 2];
@@ -274,8 +274,8 @@ __global__ void __launch_bounds__(WARPS *WARP, WARPS == 16 ? 1 : 2)
     auto load = [&](int row, int stage) {
         uint32_t at = base + stage * l.stage_bytes;
         int64_t q_at = a.q_block(group, row, head);
-        att_load_tile<D>(at, x.q + q_at, a.pitch, a.n, l.padded);
-        att_load_tile<D>(at + l.go_at, x.go + q_at, a.pitch, a.n, l.padded);
+        att_load_tile<D, WARPS * WARP>(at, x.q + q_at, a.pitch, a.n, l.padded);
+        att_load_tile<D, WARPS * WARP>(at + l.go_at, x.go + q_at, a.pitch, a.n, l.padded);
         const float2 *source = stats + (((int64_t)group * a.b + row) * a.h + head) * l.padded;
         att_load_floats(at + l.stat_at, reinterpret_cast<const float *>(source), 2 * l.padded);
         copy_commit();
@@ -305,30 +305,32 @@ __global__ void __launch_bounds__(WARPS *WARP, WARPS == 16 ? 1 : 2)
         const float2 *stat = reinterpret_cast<const float2 *>(shared + stage * l.stage_bytes + l.stat_at);
 
         float dk[NT][4] = {}, dv[NT][4] = {};
-#pragma unroll 2
-        for (int query0 = 0; query0 < l.padded; query0 += 16) {
-            float4 left =
-                *reinterpret_cast<const float4 *>(stat + query0 + lane % 4 * 2); /* lse, delta of two queries */
-            float4 right = *reinterpret_cast<const float4 *>(stat + query0 + 8 + lane % 4 * 2);
-            uint32_t b[4] = {}, p[4], ds[4];
-            float s[2][4], dp[2][4] = {{left.y, left.w, left.y, left.w}, {right.y, right.w, right.y, right.w}};
-            if (BIAS) att_matrix_fragment(b, base + l.bias_at, warp * 16, query0, l.padded);
-            att_begin<BIAS>(s[0], s[1], b, inverse, make_float2(left.x, left.z), make_float2(right.x, right.z), add_low,
-                            add_high);
-            att_times_transposed<D>(s[0], s[1], k, at, query0);
-            att_times_transposed<D>(dp[0], dp[1], v, at + l.go_at, query0);
+        for (int block0 = 0; block0 < l.padded; block0 += KEY_BLOCK)
 #pragma unroll
-            for (int j = 0; j < 2; j++)
+            for (int j = 0; j < 4; j++) {
+                int query0 = block0 + j * 16;
+                float4 left =
+                    *reinterpret_cast<const float4 *>(stat + query0 + lane % 4 * 2); /* lse, delta of two queries */
+                float4 right = *reinterpret_cast<const float4 *>(stat + query0 + 8 + lane % 4 * 2);
+                uint32_t b[4] = {}, p[4], ds[4];
+                float s[2][4], dp[2][4] = {{left.y, left.w, left.y, left.w}, {right.y, right.w, right.y, right.w}};
+                if (BIAS) att_matrix_fragment(b, base + l.bias_at, warp * 16, block0, j, l.padded);
+                att_begin<BIAS>(s[0], s[1], b, inverse, make_float2(left.x, left.z), make_float2(right.x, right.z),
+                                add_low, add_high);
+                att_times_transposed<D>(s[0], s[1], k, at, query0);
+                att_times_transposed<D>(dp[0], dp[1], v, at + l.go_at, query0);
 #pragma unroll
-                for (int c = 0; c < 4; c++) {
-                    s[j][c] = exp2_fast(fmaf(s[j][c], unit, shift));
-                    dp[j][c] *= s[j][c];
-                }
-            att_as_fragment(p, s[0], s[1]);
-            att_as_fragment(ds, dp[0], dp[1]);
-            att_times_rows<D>(dv, p, at + l.go_at, query0);
-            att_times_rows<D>(dk, ds, at, query0);
-        }
+                for (int j = 0; j < 2; j++)
+#pragma unroll
+                    for (int c = 0; c < 4; c++) {
+                        s[j][c] = exp2_fast(fmaf(s[j][c], unit, shift));
+                        dp[j][c] *= s[j][c];
+                    }
+                att_as_fragment(p, s[0], s[1]);
+                att_as_fragment(ds, dp[0], dp[1]);
+                att_times_rows<D>(dv, p, at + l.go_at, query0);
+                att_times_rows<D>(dk, ds, at, query0);
+            }
         att_store<D>(x.dv + k_at, a.pitch, key0, a.m, dv, 1.0f, 1.0f);
         att_store<D>(x.dk + k_at, a.pitch, key0, a.m, dk, a.scale, a.scale);
     }

@@ -137,8 +137,8 @@ __device__ __forceinline__ void forward_step(ForwardState<D> &x, const AttFragme
         float2 left = *reinterpret_cast<const float2 *>(add + column + lane % 4 * 2);
         float2 right = *reinterpret_cast<const float2 *>(add + column + 8 + lane % 4 * 2);
         uint32_t b[4] = {};
-        if (BIAS) att_matrix_fragment(b, bias, bias_row, column, l.padded);
-        att_begin<BIAS>(s[2 * j], s[2 * j + 1], b, inverse, left, right, 0.0f, 0.0f);
+        if (BIAS) att_matrix_fragment(b, bias, bias_row, key0, j, l.padded);
+        att_begin<BIAS>(s[2 * j], s[2 * j + 1], b, inverse, left, right);
         att_times_transposed<D>(s[2 * j], s[2 * j + 1], q, stage, column);
     }
     float low = forward_softmax(s, 0, unit, &x.peak[0]), high = forward_softmax(s, 2, unit, &x.peak[1]);
@@ -172,8 +172,8 @@ __global__ void __launch_bounds__(WARPS *WARP, WARPS == 16 ? 1 : 2)
     auto load = [&](int row, int stage) {
         uint32_t at = base + stage * l.stage_bytes;
         int64_t k_at = a.k_block(group, row, head);
-        att_load_tile<D>(at, x.k + k_at, a.pitch, a.m, l.padded);
-        att_load_tile<D>(at + l.value_at, x.v + k_at, a.pitch, a.m, l.padded);
+        att_load_tile<D, WARPS * WARP>(at, x.k + k_at, a.pitch, a.m, l.padded);
+        att_load_tile<D, WARPS * WARP>(at + l.value_at, x.v + k_at, a.pitch, a.m, l.padded);
         att_load_floats(at + l.add_at, prepared.add + att_mask_index(a, group, row) * l.padded, l.padded);
         att_load_tile_warp<D>(base + l.query_at, x.q + a.q_block(group, row, head), a.pitch, warp * 16, query0, a.n);
         copy_commit();

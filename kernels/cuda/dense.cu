@@ -199,9 +199,9 @@ static size_t weight_gradient_scratch(const OpCall *call)
 struct StoreEpilogue {
     bf16 *y;
     int64_t ld;
-    __device__ __forceinline__ void operator()(int, int row, int column, float (&v)[8]) const
+    __device__ __forceinline__ void operator()(int, int row, int column, uint4 v) const
     {
-        store_floats<8>(y + row * ld + column, v);
+        *reinterpret_cast<uint4 *>(y + row * ld + column) = v;
     }
 };
 

@@ -1,5 +1,5 @@
-/* Products with an epilogue of our own: D = epilogue(A B), bf16 operands, f32 accumulation, blocks of 128 x 128 in four
- * warps of 64 x 64, operands through a three-stage ring of asynchronous copies.
+/* Products with an epilogue of our own: D = epilogue(A B), bf16 operands, f32 accumulation, blocks of 128 x 128 in
+ * eight warps of 64 x 32, operands through a three-stage ring of asynchronous copies.
  *
  * A [m, k] with k contiguous, or [k, m] (A_MAJOR_M); B [n, k] with k contiguous, or [k, n] (B_MAJOR_N). Shared tiles
  * hold rows of 64 (k contiguous) or 128 elements; the 16-byte chunk c of row r lies at chunk c ^ (r & 7), which keeps
@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/mma.cuh"
 
-enum { TILE = 128, TILE_K = 64, TILE_STAGES = 3, TILE_THREADS = 128, TILE_PITCH = TILE + 4 /* f32 staging rows */ };
+enum { TILE = 128, TILE_K = 64, TILE_STAGES = 3, TILE_THREADS = 256, TILE_PITCH = TILE + 8 /* bf16 staging rows */ };
 enum { TILE_SEGMENTS = 6 };
 enum { TILE_STAGE_BYTES = 2 * TILE * TILE_K * 2, TILE_SHARED_BYTES = TILE_STAGES * TILE_STAGE_BYTES };
 
@@ -85,24 +85,24 @@ __device__ __forceinline__ void tile_fragment_b(uint32_t (&r)[4], uint32_t share
 
 /* acc += A B over one shared stage */
 template <bool A_MAJOR_K, bool B_MAJOR_K>
-__device__ __forceinline__ void tile_multiply(float (&acc)[4][8][4], uint32_t sa, uint32_t sb, int row0, int column0)
+__device__ __forceinline__ void tile_multiply(float (&acc)[4][4][4], uint32_t sa, uint32_t sb, int row0, int column0)
 {
-#pragma unroll
+#pragma unroll 2
     for (int k0 = 0; k0 < TILE_K; k0 += 16) {
-        uint32_t a[4][4], b[4][4];
+        uint32_t a[4][4], b[2][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) tile_fragment_a<A_MAJOR_K>(a[i], sa, row0 + i * 16, k0);
 #pragma unroll
-        for (int j = 0; j < 4; j++) tile_fragment_b<B_MAJOR_K>(b[j], sb, column0 + j * 16, k0);
+        for (int j = 0; j < 2; j++) tile_fragment_b<B_MAJOR_K>(b[j], sb, column0 + j * 16, k0);
 #pragma unroll
         for (int i = 0; i < 4; i++)
 #pragma unroll
-            for (int j = 0; j < 8; j++) mma16816(acc[i][j], a[i], b[j / 2][(j & 1) * 2], b[j / 2][(j & 1) * 2 + 1]);
+            for (int j = 0; j < 4; j++) mma16816(acc[i][j], a[i], b[j / 2][(j & 1) * 2], b[j / 2][(j & 1) * 2 + 1]);
     }
 }
 
-/* Epilogue: void operator()(int z, int row, int column, float (&v)[8]) const, for 8 neighbouring columns, the first of
- * which is a multiple of 8 and inside the matrix. */
+/* Epilogue: void operator()(int z, int row, int column, uint4 v) const, stores 8 neighbouring columns (bf16), the first
+ * of which is a multiple of 8 and inside the matrix. */
 template <bool A_MAJOR_K, bool B_MAJOR_K, typename Epilogue>
 __global__ void __launch_bounds__(TILE_THREADS, 2) tile_kernel(TileProblem p, Epilogue epilogue)
 {
@@ -112,10 +112,10 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) tile_kernel(TileProblem p, Ep
     const bf16 *a = p.a + outer * p.a_outer + inner * p.a_inner, *b = p.b + outer * p.b_outer + inner * p.b_inner;
     int m0 = (int)(blockIdx.x / p.tiles_n) * TILE, n0 = (int)(blockIdx.x % p.tiles_n) * TILE;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    int row0 = warp / 2 * 64, column0 = warp % 2 * 64;
+    int row0 = warp / 4 * 64, column0 = warp % 4 * 32;
     int steps = (p.k + TILE_K - 1) / TILE_K;
 
-    float acc[4][8][4] = {};
+    float acc[4][4][4] = {};
 #pragma unroll
     for (int s = 0; s < TILE_STAGES - 1; s++) {
         if (s < steps) tile_load_stage<A_MAJOR_K, B_MAJOR_K>(p, a, b, base, m0, n0, s);
@@ -131,26 +131,25 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) tile_kernel(TileProblem p, Ep
         tile_multiply<A_MAJOR_K, B_MAJOR_K>(acc, at, at + TILE_STAGE_BYTES / 2, row0, column0);
     }
 
-    /* accumulators through shared memory, so that the epilogue sees runs of a row */
+    /* results through shared memory, so that the epilogue sees runs of a row */
     copy_wait<0>();
     __syncthreads();
-    float *stage = reinterpret_cast<float *>(shared);
+    bf16 *stage = reinterpret_cast<bf16 *>(shared);
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
+        for (int j = 0; j < 4; j++) {
             int row = row0 + i * 16 + lane / 4, column = column0 + j * 8 + lane % 4 * 2;
-            *reinterpret_cast<float2 *>(stage + row * TILE_PITCH + column) = make_float2(acc[i][j][0], acc[i][j][1]);
-            *reinterpret_cast<float2 *>(stage + (row + 8) * TILE_PITCH + column) =
-                make_float2(acc[i][j][2], acc[i][j][3]);
+            *reinterpret_cast<uint32_t *>(stage + row * TILE_PITCH + column) = pack_bf16(acc[i][j][0], acc[i][j][1]);
+            *reinterpret_cast<uint32_t *>(stage + (row + 8) * TILE_PITCH + column) =
+                pack_bf16(acc[i][j][2], acc[i][j][3]);
         }
     __syncthreads();
+#pragma unroll 2
     for (int id = threadIdx.x; id < TILE * TILE / 8; id += TILE_THREADS) {
         int row = id / (TILE / 8), column = id % (TILE / 8) * 8;
         if (m0 + row >= p.m || n0 + column >= p.n) continue;
-        float v[8];
-        load_floats<8>(stage + row * TILE_PITCH + column, v);
-        epilogue(z, m0 + row, n0 + column, v);
+        epilogue(z, m0 + row, n0 + column, *reinterpret_cast<const uint4 *>(stage + row * TILE_PITCH + column));
     }
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/tile.cuh"
 #include "kernels/cuda/transpose.cuh"
+#include "kernels/cuda/tri_mma.cuh"
 
 /* --- triangle product: one matrix product per channel, on channel-first copies
  * ----------------------------------------- */
@@ -49,10 +50,24 @@ template <typename U> static Status tri_run(CudaContext *ctx, const OpCall *call
     return transpose_tiles_launch(x, (U *)call->out[0], t.g, t.c, t.n * t.m, ctx->stream);
 }
 
+static TriProblem tri_problem(const OpCall *call, const Tri &t)
+{
+    TriProblem p = {};
+    int64_t row_a = t.columns_a * t.c, row_b = t.columns_b * t.c;
+    p.a = (const bf16 *)call->in[0], p.b = (const bf16 *)call->in[1], p.x = (bf16 *)call->out[0];
+    p.n = (int)t.n, p.m = (int)t.m, p.k = (int)t.k, p.c = (int)t.c;
+    p.a_i = t.ta ? t.c : row_a, p.a_k = t.ta ? row_a : t.c;
+    p.b_j = t.tb ? row_b : t.c, p.b_k = t.tb ? t.c : row_b;
+    p.a_group = t.rows_a * row_a, p.b_group = t.rows_b * row_b, p.x_group = t.n * t.m * t.c;
+    return p;
+}
+
 static Status tri_product(CudaContext *ctx, const OpCall *call)
 {
     Tri t = tri_make(call);
     if (t.g * t.c * t.n * t.m == 0) return OK;
+    TriProblem p = tri_problem(call, t);
+    if (call->in_tensor[0]->dtype == DT_BF16 && tri_mma_fits(p)) return tri_mma_launch(p, t.g, ctx->stream);
     switch (call->in_tensor[0]->dtype) {
     case DT_BF16:
         return tri_run<uint16_t>(ctx, call, t);
@@ -92,11 +107,11 @@ static Status outer_swap(const Outer &o, const void *x, void *y, bool to_pairs, 
 /* Rows (i, c), columns (j, d) of a product -> [i][j][c][d]. Eight columns lie in one j. */
 struct PairsEpilogue {
     bf16 *y;
-    int c, d, m;
-    __device__ __forceinline__ void operator()(int, int row, int column, float (&v)[8]) const
+    uint32_t c, d, m;
+    __device__ __forceinline__ void operator()(int, int row, int column, uint4 v) const
     {
-        int i = row / c, channel = row - i * c, j = column / d, e = column - j * d;
-        store_floats<8>(y + (((int64_t)i * m + j) * c + channel) * d + e, v);
+        uint32_t i = (uint32_t)row / c, channel = row - i * c, j = (uint32_t)column / d, e = column - j * d;
+        *reinterpret_cast<uint4 *>(y + (((int64_t)i * m + j) * c + channel) * d + e) = v;
     }
 };
 
@@ -108,7 +123,7 @@ static Status outer_run(CudaContext *ctx, const Outer &o, const void *a, const v
     p.m = (int)(o.n * o.c), p.n = (int)(o.m * o.d), p.k = (int)o.s;
     p.lda = o.n * o.c, p.ldb = o.m * o.d;
     if (o.type == DT_BF16 && o.d % 8 == 0 && tile_fits(p, false, false) && aligned16(out)) {
-        PairsEpilogue e = {(bf16 *)out, (int)o.c, (int)o.d, (int)o.m};
+        PairsEpilogue e = {(bf16 *)out, (uint32_t)o.c, (uint32_t)o.d, (uint32_t)o.m};
         return tile_launch<false, false>(p, 1, e, ctx->stream);
     }
     GemmShape s = gemm_shape(o.n * o.c, o.m * o.d, o.s, true, false, o.type, o.type);
@@ -231,11 +246,11 @@ static size_t opm_bwd_scratch(const OpCall *call)
 /* Rows (i, j), columns (c, d) of a product -> [i][c][j][d]. */
 struct RowsEpilogue {
     bf16 *y;
-    int c, d, m;
-    __device__ __forceinline__ void operator()(int, int row, int column, float (&v)[8]) const
+    uint32_t c, d, m;
+    __device__ __forceinline__ void operator()(int, int row, int column, uint4 v) const
     {
-        int i = row / m, j = row - i * m, channel = column / d, e = column - channel * d;
-        store_floats<8>(y + (((int64_t)i * c + channel) * m + j) * d + e, v);
+        uint32_t i = (uint32_t)row / m, j = row - i * m, channel = (uint32_t)column / d, e = column - channel * d;
+        *reinterpret_cast<uint4 *>(y + (((int64_t)i * c + channel) * m + j) * d + e) = v;
     }
 };
 
@@ -248,7 +263,7 @@ static Status opm_product_gradient(CudaContext *ctx, const Outer &o, const void 
     p.m = (int)(o.n * o.m), p.n = (int)(o.c * o.d), p.k = (int)channels;
     p.lda = channels, p.ldb = o.c * o.d;
     if (o.type == DT_BF16 && o.d % 8 == 0 && tile_fits(p, true, false) && aligned16(out)) {
-        RowsEpilogue e = {(bf16 *)out, (int)o.c, (int)o.d, (int)o.m};
+        RowsEpilogue e = {(bf16 *)out, (uint32_t)o.c, (uint32_t)o.d, (uint32_t)o.m};
         return tile_launch<true, false>(p, 1, e, ctx->stream);
     }
     GemmShape s = gemm_shape(p.m, p.n, p.k, false, false, o.type, o.type);
