@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/tile.cuh"
 
 enum { GROUP_MAX = TILE_SEGMENTS };
@@ -109,8 +110,30 @@ static Status group_batch(CudaContext *ctx, const OpCall *call, const Group *g, 
     return OK;
 }
 
+/* The streaming kernel: one product for all members. */
+static bool group_streams(const Group *g, StreamProblem *p)
+{
+    memset(p, 0, sizeof *p);
+    if (g->type != DT_BF16 || g->rows < 4096) return false;
+    p->x = (const bf16 *)g->x, p->w = (const bf16 *)g->w[0];
+    p->rows = (int)g->rows, p->members = g->members;
+    p->relu = g->relu;
+    for (int k = 0; k < g->members; k++) {
+        if (k > 0 && (const bf16 *)g->w[k] != (const bf16 *)g->w[k - 1] + g->out[k - 1] * g->inner) return false;
+        p->y[k] = (bf16 *)g->y[k];
+        p->bias[k] = g->bias[k];
+        p->start[k + 1] = p->start[k] + (int)g->out[k];
+    }
+    p->columns = p->start[g->members];
+    return stream_fits(*p, g->inner);
+}
+
 static Status group_run(CudaContext *ctx, const OpCall *call, const Group *g)
 {
+    StreamProblem p;
+    bool edges = g->relu || g->members > 1;
+    for (int k = 0; k < g->members; k++) edges = edges || g->bias[k];
+    if (edges && group_streams(g, &p)) return stream_launch(p, g->inner, ctx->stream);
     for (int first = 0; first < g->members;) {
         int count = group_run_length(g, first);
         TRY(group_batch(ctx, call, g, first, count));
@@ -235,16 +258,80 @@ static Status linear_group_dx(CudaContext *ctx, const OpCall *call)
     return OK;
 }
 
+/* Products of a group's members whose gradients and results lie at equal distances: one batch, x shared. */
+static Status group_weights(CudaContext *ctx, const OpCall *call, int first, int count, const Tensor *x,
+                            const void *x_at)
+{
+    const Tensor *dy = call->in_tensor[first];
+    DType type = dy->dtype, out = call->out_tensor[first]->dtype;
+    GemmShape s = gemm_shape(tensor_last(dy), tensor_last(x), tensor_rows(dy), true, false, type, out);
+    s.batch = count;
+    if (count > 1) {
+        s.stride_a = element_gap(call->in[first], call->in[first + 1], type);
+        s.stride_d = element_gap(call->out[first], call->out[first + 1], out);
+    }
+    return gemm_run(ctx, &s, call->in[first], x_at, NULL, call->out[first]);
+}
+
+static int weights_run_length(const OpCall *call, int first, int n)
+{
+    int length = 1;
+    if (first + 1 >= n) return 1;
+    DType type = call->in_tensor[first]->dtype, out = call->out_tensor[first]->dtype;
+    int64_t da = element_gap(call->in[first], call->in[first + 1], type);
+    int64_t dd = element_gap(call->out[first], call->out[first + 1], out);
+    if (da % 8 != 0 || dd % 4 != 0 || da <= 0 || dd <= 0) return 1;
+    while (first + length < n) {
+        int k = first + length;
+        if (tensor_last(call->in_tensor[k]) != tensor_last(call->in_tensor[first]) ||
+            element_gap(call->in[k - 1], call->in[k], type) != da ||
+            element_gap(call->out[k - 1], call->out[k], out) != dd)
+            break;
+        length++;
+    }
+    return length;
+}
+
+/* All bias gradients of one width in one launch; the others one by one. */
+static Status group_biases(CudaContext *ctx, const OpCall *call, int n, int biases)
+{
+    const Tensor *first = NULL;
+    SumList<bf16> list = {};
+    int count = 0;
+    for (int k = 0; k < n; k++) {
+        const Tensor *dy = call->in_tensor[k];
+        if (!(biases >> k & 1)) continue;
+        if (!first) first = dy;
+        bool alike = dy->dtype == DT_BF16 && tensor_last(dy) == tensor_last(first) && tensor_last(dy) % 8 == 0 &&
+                     aligned16(call->in[k]) && count < SUM_LIST;
+        if (alike) {
+            list.x[count] = (const bf16 *)call->in[k];
+            list.y[count++] = (float *)call->out[n + k];
+            continue;
+        }
+        DISPATCH_REAL(call, dy->dtype, {
+            TRY(sum_rows_launch((const T *)call->in[k], (float *)call->out[n + k], tensor_rows(dy), tensor_last(dy),
+                                call->scratch, ctx->stream));
+        });
+    }
+    if (count == 0) return OK;
+    return sum_rows_list_launch(list, count, tensor_rows(first), tensor_last(first), call->scratch, ctx->stream);
+}
+
+static size_t group_dw_scratch(const OpCall *call)
+{
+    return (size_t)SUM_LIST * weight_gradient_scratch(call);
+}
+
 static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
 {
-    int n = (int)call->op->attr.i[0], biases = (int)call->op->attr.i[1];
-    const Tensor *x = call->in_tensor[n];
-    for (int k = 0; k < n; k++) {
-        void *db = biases >> k & 1 ? call->out[n + k] : NULL;
-        TRY(weight_gradient(ctx, call, call->in_tensor[k], call->in[k], x, call->in[n], call->out[k],
-                            call->out_tensor[k]->dtype, db));
+    int n = (int)call->op->attr.i[0];
+    for (int first = 0; first < n;) {
+        int count = weights_run_length(call, first, n);
+        TRY(group_weights(ctx, call, first, count, call->in_tensor[n], call->in[n]));
+        first += count;
     }
-    return OK;
+    return group_biases(ctx, call, n, (int)call->op->attr.i[1]);
 }
 
 const CudaEntry cuda_dense[] = {
@@ -253,6 +340,6 @@ const CudaEntry cuda_dense[] = {
     {OP_LINEAR_DW, linear_dw, weight_gradient_scratch},
     {OP_LINEAR_GROUP, linear_group, linear_scratch},
     {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
-    {OP_LINEAR_GROUP_DW, linear_group_dw, weight_gradient_scratch},
+    {OP_LINEAR_GROUP_DW, linear_group_dw, group_dw_scratch},
     {OP_COUNT, NULL, NULL},
 };

@@ -48,8 +48,29 @@ static Status sum_squares_launch(const float *g, int64_t n, double *partial, flo
     return cuda_launched("sum_squares_kernel");
 }
 
+__global__ void __launch_bounds__(SQUARE_THREADS) sum_squares_any_kernel(AnyReal g, double *partial, int64_t n)
+{
+    __shared__ double shared[SQUARE_THREADS];
+    double total = 0;
+    int64_t step = (int64_t)gridDim.x * SQUARE_THREADS;
+    for (int64_t k = (int64_t)blockIdx.x * SQUARE_THREADS + threadIdx.x; k < n; k += step) total += (double)g[k] * g[k];
+    shared[threadIdx.x] = total;
+    for (int half = SQUARE_THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) partial[blockIdx.x] = shared[0];
+}
+
 static Status sum_squares(CudaContext *ctx, const OpCall *call)
 {
+    if (call->in_tensor[0]->dtype == DT_BF16) {
+        double *partial = (double *)call->scratch;
+        sum_squares_any_kernel<<<SQUARE_BLOCKS, SQUARE_THREADS, 0, ctx->stream>>>(any_in(call, 0), partial,
+                                                                                  tensor_count(call->in_tensor[0]));
+        sum_squares_join_kernel<<<1, SQUARE_THREADS, 0, ctx->stream>>>(partial, (float *)call->out[0], SQUARE_BLOCKS);
+        return cuda_launched("sum_squares_any_kernel");
+    }
     if (call->in_tensor[0]->dtype != DT_F32) return cuda_bad_type(call, call->in_tensor[0]->dtype);
     return sum_squares_launch((const float *)call->in[0], tensor_count(call->in_tensor[0]), (double *)call->scratch,
                               (float *)call->out[0], ctx->stream);

@@ -99,6 +99,81 @@ static inline Status sum_partials_split_launch(const float *partial, float *a, f
     return cuda_launched("sum_partials_kernel");
 }
 
+/* Matrices of one shape, summed over their rows in one launch: grid z is the matrix. */
+enum { SUM_LIST = 6 };
+template <typename T> struct SumList {
+    const T *x[SUM_LIST];
+    float *y[SUM_LIST];
+};
+
+template <int V, typename T>
+__global__ void __launch_bounds__(256)
+    sum_rows_list_kernel(SumList<T> list, float *partial, int64_t rows, int64_t columns)
+{
+    __shared__ float shared[8][32 * V];
+    const T *x = list.x[blockIdx.z];
+    partial += (int64_t)blockIdx.z * gridDim.y * columns;
+    int column_lane = threadIdx.x % 32, row_lane = threadIdx.x / 32;
+    int64_t column = ((int64_t)blockIdx.x * 32 + column_lane) * V;
+    int64_t run = (rows + gridDim.y - 1) / gridDim.y, from = run * blockIdx.y,
+            to = from + run < rows ? from + run : rows;
+    float sum[V] = {};
+    if (column < columns) {
+#pragma unroll 4
+        for (int64_t row = from + row_lane; row < to; row += 8) {
+            float v[V];
+            load_floats<V>(x + row * columns + column, v);
+#pragma unroll
+            for (int j = 0; j < V; j++) sum[j] += v[j];
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < V; j++) shared[row_lane][column_lane * V + j] = sum[j];
+    __syncthreads();
+    for (int k = threadIdx.x; k < 32 * V; k += 256) {
+        int64_t at = (int64_t)blockIdx.x * 32 * V + k;
+        if (at >= columns) continue;
+        float total = 0;
+        for (int l = 0; l < 8; l++) total += shared[l][k];
+        partial[blockIdx.y * columns + at] = total;
+    }
+}
+
+template <typename T>
+static __global__ void __launch_bounds__(1024)
+    sum_list_join_kernel(SumList<T> list, const float *partial, int64_t runs, int64_t columns)
+{
+    __shared__ float shared[32][33];
+    int column_lane = threadIdx.x % 32, lane = threadIdx.x / 32;
+    int64_t column = (int64_t)blockIdx.x * 32 + column_lane;
+    float sum = 0;
+    partial += (int64_t)blockIdx.z * runs * columns;
+    if (column < columns) {
+#pragma unroll 8
+        for (int64_t r = lane; r < runs; r += 32) sum += partial[r * columns + column];
+    }
+    shared[lane][column_lane] = sum;
+    __syncthreads();
+    float total = lanes_sum<32>(shared[column_lane][lane]);
+    column = (int64_t)blockIdx.x * 32 + lane;
+    if (column_lane == 0 && column < columns) list.y[blockIdx.z][column] = total;
+}
+
+template <typename T>
+static Status sum_rows_list_launch(const SumList<T> &list, int count, int64_t rows, int64_t columns, void *scratch,
+                                   cudaStream_t stream)
+{
+    constexpr int V = Pack<T>::N;
+    int64_t runs = (rows + 63) / 64;
+    if (runs > SUM_ROWS_CHUNKS) runs = SUM_ROWS_CHUNKS;
+    dim3 grid(blocks_for(columns, 32 * V), (unsigned)runs, (unsigned)count);
+    sum_rows_list_kernel<V><<<grid, 256, 0, stream>>>(list, (float *)scratch, rows, columns);
+    TRY(cuda_launched("sum_rows_list_kernel"));
+    sum_list_join_kernel<<<dim3(blocks_for(columns, 32), 1, (unsigned)count), 1024, 0, stream>>>(
+        list, (const float *)scratch, runs, columns);
+    return cuda_launched("sum_list_join_kernel");
+}
+
 /* x[rows, columns] -> y[columns] in f32, two stages, always the same order. scratch: sum_rows_scratch(). */
 template <typename T>
 static Status sum_rows_launch(const T *x, float *y, int64_t rows, int64_t columns, void *scratch, cudaStream_t stream)

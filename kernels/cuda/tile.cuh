@@ -106,7 +106,7 @@ __device__ __forceinline__ void tile_multiply(float (&acc)[4][4][4], uint32_t sa
 template <bool A_MAJOR_K, bool B_MAJOR_K, typename Epilogue>
 __global__ void __launch_bounds__(TILE_THREADS, 2) tile_kernel(TileProblem p, Epilogue epilogue)
 {
-    extern __shared__ __align__(128) char shared[];
+    extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared);
     int z = blockIdx.z, outer = z / p.inner_batch, inner = z - outer * p.inner_batch;
     const bf16 *a = p.a + outer * p.a_outer + inner * p.a_inner, *b = p.b + outer * p.b_outer + inner * p.b_inner;

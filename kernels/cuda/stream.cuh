@@ -1,0 +1,209 @@
+/* Products y = x W^T + b of many rows with a short inner extent on Hopper's asynchronous tensor cores (wgmma): the
+ * weights of a block of columns stay in shared memory, rows stream past them, and each column knows its own output,
+ * bias and width (groups of linear layers that share x). What bounds such a product is reading x and writing y.
+ *
+ * Two warpgroups share 64 rows and split the columns. Shared tiles are [k / 64][rows][64] bf16 in the 128-byte swizzle
+ * of the matrix descriptors (16-byte chunk c of row r at c ^ (r & 7)). */
+#ifndef FOLDSCALE_KERNELS_CUDA_STREAM_CUH
+#define FOLDSCALE_KERNELS_CUDA_STREAM_CUH
+
+#include "kernels/cuda/mma.cuh"
+
+enum { STREAM_ROWS = 64, STREAM_THREADS = 256, STREAM_MEMBERS = 6, STREAM_BLOCKS = 132 };
+
+struct StreamProblem {
+    const bf16 *x, *w;
+    int rows, columns, members, column_blocks;
+    bf16 *y[STREAM_MEMBERS];
+    const float *bias[STREAM_MEMBERS];
+    int start[STREAM_MEMBERS + 1];
+    bool relu;
+};
+
+/* D[64, N] += A[64, 16] B[N, 16]^T; descriptors of K-major operands (PTX ISA, "wgmma matrix descriptor") */
+template <int N> __device__ __forceinline__ void wgmma_step(float (&d)[N / 2], uint64_t a, uint64_t b, int add);
+template <> __device__ __forceinline__ void wgmma_step<64>(float (&d)[32], uint64_t a, uint64_t b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+                 "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "%32, %33, p, 1, 1, 0, 0;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+                   "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
+                   "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
+                   "+f"(d[30]), "+f"(d[31])
+                 : "l"(a), "l"(b), "r"(add));
+}
+template <> __device__ __forceinline__ void wgmma_step<128>(float (&d)[64], uint64_t a, uint64_t b, int add)
+{
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+        "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
+        "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, p, 1, 1, 0, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),
+          "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),
+          "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),
+          "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),
+          "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),
+          "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+          "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),
+          "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+        : "l"(a), "l"(b), "r"(add));
+}
+
+/* 128-byte swizzle, 8 rows 1024 bytes apart */
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t shared)
+{
+    return (uint64_t)((shared & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+/* rows [row0, row0 + ROWS) of a matrix [extent, K], zeros beyond */
+template <int K, int ROWS>
+__device__ __forceinline__ void stream_load(uint32_t shared, const bf16 *p, int row0, int extent)
+{
+    constexpr int CHUNKS = K / 8;
+#pragma unroll 4
+    for (int id = threadIdx.x; id < ROWS * CHUNKS; id += STREAM_THREADS) {
+        int row = id / CHUNKS, chunk = id % CHUNKS, at = row0 + row;
+        bool live = at < extent;
+        uint32_t target = shared + (uint32_t)((chunk / 8) * ROWS * 128 + row * 128 + ((chunk % 8) ^ (row & 7)) * 16);
+        copy16_async(target, live ? p + (int64_t)at * K + chunk * 8 : p, live);
+    }
+}
+
+template <int K, int NB> struct StreamShape {
+    static constexpr int HALF = NB / 2, PITCH = HALF + 8, STAGES = K > 128 ? 2 : 4;
+    static constexpr int W_BYTES = NB * K * 2, X_BYTES = STREAM_ROWS * K * 2, OUT_BYTES = STREAM_ROWS * PITCH * 2;
+    static constexpr int BYTES = W_BYTES + STAGES * X_BYTES + 2 * OUT_BYTES;
+};
+
+/* Results of a warpgroup through shared memory, out in 16-byte pieces. target: this thread's column of row 0. */
+template <int HALF, int PITCH>
+__device__ __forceinline__ void stream_store(const StreamProblem &p, const float (&acc)[HALF / 2], bf16 *stage,
+                                             bf16 *target, int width, int row0)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP, row = thread / WARP * 16 + lane / 4;
+    int barrier = threadIdx.x / 128 + 1;
+    float least = p.relu ? 0.0f : -INFINITY;
+#pragma unroll
+    for (int j = 0; j < HALF / 8; j++) {
+        bf16 *at = stage + row * PITCH + j * 8 + lane % 4 * 2;
+        *reinterpret_cast<uint32_t *>(at) = pack_bf16(fmaxf(acc[j * 4], least), fmaxf(acc[j * 4 + 1], least));
+        *reinterpret_cast<uint32_t *>(at + 8 * PITCH) =
+            pack_bf16(fmaxf(acc[j * 4 + 2], least), fmaxf(acc[j * 4 + 3], least));
+    }
+    asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
+    constexpr int GROUPS = HALF / 8, STEP = 128 / GROUPS;
+    const bf16 *from = stage + thread % GROUPS * 8;
+#pragma unroll
+    for (int k = 0; k < STREAM_ROWS / STEP; k++) {
+        int r = thread / GROUPS + k * STEP;
+        if (target && row0 + r < p.rows)
+            *reinterpret_cast<uint4 *>(target + (int64_t)(row0 + r) * width) =
+                *reinterpret_cast<const uint4 *>(from + r * PITCH);
+    }
+    asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
+}
+
+/* Member that owns a column. */
+__device__ __forceinline__ int stream_member(const StreamProblem &p, int column)
+{
+    int k = 0;
+    while (k + 1 < p.members && column >= p.start[k + 1]) k++;
+    return k;
+}
+
+template <int K, int NB> __global__ void __launch_bounds__(STREAM_THREADS, 1) stream_kernel(StreamProblem p)
+{
+    typedef StreamShape<K, NB> S;
+    extern __shared__ __align__(1024) char shared[];
+    uint32_t base = shared_address(shared), xs = base + S::W_BYTES;
+    int group = threadIdx.x / 128, thread = threadIdx.x % 128;
+    int block = blockIdx.x % p.column_blocks, first = blockIdx.x / p.column_blocks, step = gridDim.x / p.column_blocks;
+    int tiles = (p.rows + STREAM_ROWS - 1) / STREAM_ROWS, column0 = block * NB + group * S::HALF;
+    bf16 *stage = reinterpret_cast<bf16 *>(shared + S::W_BYTES + S::STAGES * S::X_BYTES + group * S::OUT_BYTES);
+
+    /* biases of this thread's accumulators; the column that it stores */
+    float bias[S::HALF / 4];
+#pragma unroll
+    for (int j = 0; j < S::HALF / 8; j++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int column = column0 + j * 8 + thread % 4 * 2 + c, k = stream_member(p, column);
+            bias[j * 2 + c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
+        }
+    int column = column0 + thread % (S::HALF / 8) * 8, member = stream_member(p, column);
+    int width = p.start[member + 1] - p.start[member];
+    bf16 *target = column < p.columns ? p.y[member] + column - p.start[member] : NULL;
+
+    stream_load<K, NB>(base, p.w, block * NB, p.columns);
+#pragma unroll
+    for (int s = 0; s < S::STAGES - 1; s++) {
+        int tile = first + s * step;
+        if (tile < tiles) stream_load<K, STREAM_ROWS>(xs + s * S::X_BYTES, p.x, tile * STREAM_ROWS, p.rows);
+        copy_commit();
+    }
+    int slot = 0;
+    for (int tile = first; tile < tiles; tile += step) {
+        copy_wait<S::STAGES - 2>();
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* copies were ordinary writes to wgmma */
+        __syncthreads();
+        int next = tile + (S::STAGES - 1) * step;
+        if (next < tiles)
+            stream_load<K, STREAM_ROWS>(xs + (slot + S::STAGES - 1) % S::STAGES * S::X_BYTES, p.x, next * STREAM_ROWS,
+                                        p.rows);
+        copy_commit();
+
+        float acc[S::HALF / 2];
+#pragma unroll
+        for (int j = 0; j < S::HALF / 8; j++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) acc[j * 4 + c] = bias[j * 2 + c % 2];
+        uint64_t a = wgmma_descriptor(xs + slot * S::X_BYTES);
+        uint64_t b = wgmma_descriptor(base + group * S::HALF * 128);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+        for (int k = 0; k < K / 16; k++)
+            wgmma_step<S::HALF>(acc, a + k / 4 * (STREAM_ROWS * 128 >> 4) + k % 4 * 2,
+                                b + k / 4 * (NB * 128 >> 4) + k % 4 * 2, 1);
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        stream_store<S::HALF, S::PITCH>(p, acc, stage, target, width, tile * STREAM_ROWS);
+        slot = (slot + 1) % S::STAGES;
+    }
+}
+
+static inline bool stream_fits(const StreamProblem &p, int64_t inner)
+{
+    bool fits = (inner == 64 || inner == 128 || inner == 256) && aligned16(p.x) && aligned16(p.w) && p.columns >= 128;
+    for (int k = 0; k < p.members; k++) fits = fits && aligned16(p.y[k]) && (p.start[k + 1] - p.start[k]) % 8 == 0;
+    return fits;
+}
+
+template <int K, int NB> static Status stream_launch_shape(StreamProblem p, cudaStream_t stream)
+{
+    constexpr int BYTES = StreamShape<K, NB>::BYTES;
+    p.column_blocks = (p.columns + NB - 1) / NB;
+    int tiles = (p.rows + STREAM_ROWS - 1) / STREAM_ROWS, along = STREAM_BLOCKS / p.column_blocks;
+    if (along < 1) along = 1;
+    if (along > tiles) along = tiles;
+    CUDA_TRY(cudaFuncSetAttribute(stream_kernel<K, NB>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    stream_kernel<K, NB><<<along * p.column_blocks, STREAM_THREADS, BYTES, stream>>>(p);
+    return cuda_launched("stream_kernel");
+}
+
+/* Blocks of 256 columns where they divide the columns, else 128. */
+static inline Status stream_launch(const StreamProblem &p, int64_t inner, cudaStream_t stream)
+{
+    bool wide = p.columns % 256 == 0;
+    if (inner == 64) return wide ? stream_launch_shape<64, 256>(p, stream) : stream_launch_shape<64, 128>(p, stream);
+    if (inner == 128) return wide ? stream_launch_shape<128, 256>(p, stream) : stream_launch_shape<128, 128>(p, stream);
+    return wide ? stream_launch_shape<256, 256>(p, stream) : stream_launch_shape<256, 128>(p, stream);
+}
+
+#endif
