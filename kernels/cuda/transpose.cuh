@@ -29,68 +29,94 @@ template <typename U> __global__ void permute_kernel(const U *x, U *y, Permutati
     y[e] = x[at];
 }
 
-/* x[batch, R, C] (rows `x_pitch` apart, batches `x_batch` apart) -> y[batch, C, R]: tiles of 64 x 32 through shared
- * memory. */
-template <typename U>
-__global__ void __launch_bounds__(256) transpose_tiles_kernel(const U *x, U *y, int rows, int columns, int64_t x_batch,
-                                                              int64_t y_batch, int64_t x_pitch, int64_t y_pitch)
+/* x[batch, rows, columns] -> y[batch, columns, rows], strides in elements */
+struct TransposeShape {
+    int64_t batch, rows, columns, x_batch, x_row, y_batch, y_row;
+};
+
+/* Tiles of 64 x 64 through shared memory. */
+template <typename U> __global__ void __launch_bounds__(256) transpose_tiles_kernel(const U *x, U *y, TransposeShape s)
 {
     constexpr int TILE = 64;
     __shared__ U tile[TILE][TILE + 4 / sizeof(U)];
-    x += x_batch * blockIdx.z;
-    y += y_batch * blockIdx.z;
-    int row0 = blockIdx.y * TILE, column0 = blockIdx.x * TILE;
+    x += s.x_batch * blockIdx.z;
+    y += s.y_batch * blockIdx.z;
+    int64_t row0 = (int64_t)blockIdx.y * TILE, column0 = (int64_t)blockIdx.x * TILE;
     for (int k = threadIdx.x; k < TILE * TILE; k += 256) {
         int r = k / TILE, c = k % TILE;
-        if (row0 + r < rows && column0 + c < columns) tile[r][c] = x[(row0 + r) * x_pitch + column0 + c];
+        if (row0 + r < s.rows && column0 + c < s.columns) tile[r][c] = x[(row0 + r) * s.x_row + column0 + c];
     }
     __syncthreads();
     for (int k = threadIdx.x; k < TILE * TILE; k += 256) {
         int c = k / TILE, r = k % TILE;
-        if (row0 + r < rows && column0 + c < columns) y[(column0 + c) * y_pitch + row0 + r] = tile[r][c];
+        if (row0 + r < s.rows && column0 + c < s.columns) y[(column0 + c) * s.y_row + row0 + r] = tile[r][c];
     }
 }
 
-/* The same for 2-byte elements, 16 bytes per access on both sides: rows and columns multiples of 8. */
-static __global__ void __launch_bounds__(256)
-    transpose_halves_kernel(const uint16_t *x, uint16_t *y, int rows, int columns, int64_t x_batch, int64_t y_batch)
+/* 2-byte elements, 16 bytes per access on both sides; tiles of R x C with R C = 8192, long along the contiguous axis of
+ * the result. Rows, columns and strides are multiples of 8. */
+template <int R, int C>
+static __global__ void __launch_bounds__(256) transpose_halves_kernel(const uint16_t *x, uint16_t *y, TransposeShape s)
 {
-    constexpr int TILE = 64;
-    __shared__ uint32_t tile[TILE][TILE / 2 + 1];
-    x += x_batch * blockIdx.z;
-    y += y_batch * blockIdx.z;
-    int row0 = blockIdx.y * TILE, column0 = blockIdx.x * TILE;
+    __shared__ uint32_t tile[R][C / 2 + 1];
+    x += s.x_batch * blockIdx.z;
+    y += s.y_batch * blockIdx.z;
+    int64_t row0 = (int64_t)blockIdx.y * R, column0 = (int64_t)blockIdx.x * C;
+    uint4 v[R * C / 8 / 256];
 #pragma unroll
-    for (int k = threadIdx.x; k < TILE * TILE / 8; k += 256) {
-        int r = k / (TILE / 8), c = k % (TILE / 8) * 8;
-        if (row0 + r >= rows || column0 + c >= columns) continue;
-        uint4 v = *reinterpret_cast<const uint4 *>(x + (int64_t)(row0 + r) * columns + column0 + c);
-        tile[r][c / 2] = v.x, tile[r][c / 2 + 1] = v.y, tile[r][c / 2 + 2] = v.z, tile[r][c / 2 + 3] = v.w;
+    for (int it = 0; it < R * C / 8 / 256; it++) {
+        int k = it * 256 + threadIdx.x, r = k / (C / 8), c = k % (C / 8) * 8;
+        if (row0 + r < s.rows && column0 + c < s.columns)
+            v[it] = *reinterpret_cast<const uint4 *>(x + (row0 + r) * s.x_row + column0 + c);
+    }
+#pragma unroll
+    for (int it = 0; it < R * C / 8 / 256; it++) {
+        int k = it * 256 + threadIdx.x, r = k / (C / 8), c = k % (C / 8) * 8;
+        tile[r][c / 2] = v[it].x, tile[r][c / 2 + 1] = v[it].y, tile[r][c / 2 + 2] = v[it].z,
+                    tile[r][c / 2 + 3] = v[it].w;
     }
     __syncthreads();
 #pragma unroll
-    for (int k = threadIdx.x; k < TILE * TILE / 8; k += 256) {
-        int c = k / (TILE / 8), r = k % (TILE / 8) * 8;
-        if (row0 + r >= rows || column0 + c >= columns) continue;
-        uint32_t v[4];
+    for (int it = 0; it < R * C / 8 / 256; it++) {
+        int k = it * 256 + threadIdx.x, c = k / (R / 8), r = k % (R / 8) * 8;
+        if (row0 + r >= s.rows || column0 + c >= s.columns) continue;
+        uint32_t out[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             uint32_t low = tile[r + 2 * j][c / 2], high = tile[r + 2 * j + 1][c / 2];
-            v[j] = __byte_perm(low, high, c % 2 ? 0x7632 : 0x5410);
+            out[j] = __byte_perm(low, high, c % 2 ? 0x7632 : 0x5410);
         }
-        *reinterpret_cast<uint4 *>(y + (int64_t)(column0 + c) * rows + row0 + r) = make_uint4(v[0], v[1], v[2], v[3]);
+        *reinterpret_cast<uint4 *>(y + (column0 + c) * s.y_row + row0 + r) = make_uint4(out[0], out[1], out[2], out[3]);
     }
 }
 
 template <typename U>
-static Status transpose_tiles_launch(const U *x, U *y, int64_t batch, int64_t rows, int64_t columns,
-                                     cudaStream_t stream)
+static Status transpose_tiles_launch(const U *x, U *y, const TransposeShape &s, cudaStream_t stream)
 {
-    if (batch > 65535) return status_fail(ERR_UNSUPPORTED, "a transpose of %lld matrices", (long long)batch);
-    dim3 grid((unsigned)((columns + 63) / 64), (unsigned)((rows + 63) / 64), (unsigned)batch);
-    transpose_tiles_kernel<U>
-        <<<grid, 256, 0, stream>>>(x, y, (int)rows, (int)columns, rows * columns, rows * columns, columns, rows);
+    if (s.batch > 65535 || (s.rows + 63) / 64 > 65535)
+        return status_fail(ERR_UNSUPPORTED, "a transpose of %lld matrices of %lld rows", (long long)s.batch,
+                           (long long)s.rows);
+    if constexpr (sizeof(U) == 2) {
+        int64_t all = s.rows | s.columns | s.x_batch | s.x_row | s.y_batch | s.y_row;
+        if (all % 8 == 0 && aligned16(x) && aligned16(y)) {
+            if (s.rows >= s.columns) {
+                dim3 grid((unsigned)((s.columns + 31) / 32), (unsigned)((s.rows + 255) / 256), (unsigned)s.batch);
+                transpose_halves_kernel<256, 32><<<grid, 256, 0, stream>>>(x, y, s);
+            } else {
+                dim3 grid((unsigned)((s.columns + 63) / 64), (unsigned)((s.rows + 127) / 128), (unsigned)s.batch);
+                transpose_halves_kernel<128, 64><<<grid, 256, 0, stream>>>(x, y, s);
+            }
+            return cuda_launched("transpose_halves_kernel");
+        }
+    }
+    dim3 grid((unsigned)((s.columns + 63) / 64), (unsigned)((s.rows + 63) / 64), (unsigned)s.batch);
+    transpose_tiles_kernel<U><<<grid, 256, 0, stream>>>(x, y, s);
     return cuda_launched("transpose_tiles_kernel");
+}
+
+static inline TransposeShape transpose_plain(int64_t batch, int64_t rows, int64_t columns)
+{
+    return {batch, rows, columns, rows * columns, columns, rows * columns, rows};
 }
 
 /* Joins axes that stay neighbours: dim/perm of the shorter problem; returns its rank. */
@@ -148,9 +174,9 @@ static Status transpose_launch(const U *x, U *y, const Tensor *t, const int64_t 
         dim[last] /= per16;
         return permute_launch((const uint4 *)x, (uint4 *)y, rank, dim, order, stream);
     }
-    if (rank == 2) return transpose_tiles_launch(x, y, 1, dim[0], dim[1], stream);
+    if (rank == 2) return transpose_tiles_launch(x, y, transpose_plain(1, dim[0], dim[1]), stream);
     if (rank == 3 && order[0] == 0 && dim[0] <= 65535)
-        return transpose_tiles_launch(x, y, dim[0], dim[1], dim[2], stream);
+        return transpose_tiles_launch(x, y, transpose_plain(dim[0], dim[1], dim[2]), stream);
     return permute_launch(x, y, rank, dim, order, stream);
 }
 

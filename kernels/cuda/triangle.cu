@@ -4,7 +4,6 @@
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/tile.cuh"
 #include "kernels/cuda/transpose.cuh"
-#include "kernels/cuda/tri_mma.cuh"
 
 /* --- triangle product: one matrix product per channel, on channel-first copies
  * ----------------------------------------- */
@@ -29,45 +28,48 @@ static Tri tri_make(const OpCall *call)
     return t;
 }
 
+/* Elements from one channel to the next: a power of two would put all channels of a tile on the same memory channels.
+ */
+static int64_t tri_pitch(int64_t elements)
+{
+    return elements % 64 == 0 ? elements + 64 : elements;
+}
+
+static size_t tri_bytes(const Tri &t, int64_t elements, DType type)
+{
+    return align_up((size_t)(t.g * t.c * tri_pitch(elements)) * dtype_size(type));
+}
+
 static size_t tri_scratch(const OpCall *call)
 {
-    size_t bytes = align_up(tensor_bytes(call->in_tensor[0])) + align_up(tensor_bytes(call->in_tensor[1]));
-    return bytes + align_up(tensor_bytes(call->out_tensor[0]));
+    Tri t = tri_make(call);
+    DType type = call->in_tensor[0]->dtype;
+    return tri_bytes(t, t.rows_a * t.columns_a, type) + tri_bytes(t, t.rows_b * t.columns_b, type) +
+           tri_bytes(t, t.n * t.m, type);
 }
 
 template <typename U> static Status tri_run(CudaContext *ctx, const OpCall *call, const Tri &t)
 {
-    char *at = (char *)call->scratch;
-    U *a = (U *)at, *b = (U *)(at += align_up(tensor_bytes(call->in_tensor[0])));
-    U *x = (U *)(at += align_up(tensor_bytes(call->in_tensor[1])));
+    int64_t in_a = t.rows_a * t.columns_a, in_b = t.rows_b * t.columns_b, pairs = t.n * t.m;
     DType type = call->in_tensor[0]->dtype;
-    TRY(transpose_tiles_launch((const U *)call->in[0], a, t.g, t.rows_a * t.columns_a, t.c, ctx->stream));
-    TRY(transpose_tiles_launch((const U *)call->in[1], b, t.g, t.rows_b * t.columns_b, t.c, ctx->stream));
+    char *at = (char *)call->scratch;
+    U *a = (U *)at, *b = (U *)(at += tri_bytes(t, in_a, type)), *x = (U *)(at += tri_bytes(t, in_b, type));
     GemmShape s = gemm_shape(t.n, t.m, t.k, t.ta, t.tb, type, type);
     s.batch = t.g * t.c;
-    s.stride_a = t.rows_a * t.columns_a, s.stride_b = t.rows_b * t.columns_b, s.stride_d = t.n * t.m;
+    s.stride_a = tri_pitch(in_a), s.stride_b = tri_pitch(in_b), s.stride_d = tri_pitch(pairs);
+    TransposeShape to_a = {t.g, in_a, t.c, in_a * t.c, t.c, s.stride_a * t.c, s.stride_a};
+    TransposeShape to_b = {t.g, in_b, t.c, in_b * t.c, t.c, s.stride_b * t.c, s.stride_b};
+    TransposeShape from_x = {t.g, t.c, pairs, s.stride_d * t.c, s.stride_d, pairs * t.c, t.c};
+    TRY(transpose_tiles_launch((const U *)call->in[0], a, to_a, ctx->stream));
+    TRY(transpose_tiles_launch((const U *)call->in[1], b, to_b, ctx->stream));
     TRY(gemm_run(ctx, &s, a, b, NULL, x));
-    return transpose_tiles_launch(x, (U *)call->out[0], t.g, t.c, t.n * t.m, ctx->stream);
-}
-
-static TriProblem tri_problem(const OpCall *call, const Tri &t)
-{
-    TriProblem p = {};
-    int64_t row_a = t.columns_a * t.c, row_b = t.columns_b * t.c;
-    p.a = (const bf16 *)call->in[0], p.b = (const bf16 *)call->in[1], p.x = (bf16 *)call->out[0];
-    p.n = (int)t.n, p.m = (int)t.m, p.k = (int)t.k, p.c = (int)t.c;
-    p.a_i = t.ta ? t.c : row_a, p.a_k = t.ta ? row_a : t.c;
-    p.b_j = t.tb ? row_b : t.c, p.b_k = t.tb ? t.c : row_b;
-    p.a_group = t.rows_a * row_a, p.b_group = t.rows_b * row_b, p.x_group = t.n * t.m * t.c;
-    return p;
+    return transpose_tiles_launch(x, (U *)call->out[0], from_x, ctx->stream);
 }
 
 static Status tri_product(CudaContext *ctx, const OpCall *call)
 {
     Tri t = tri_make(call);
     if (t.g * t.c * t.n * t.m == 0) return OK;
-    TriProblem p = tri_problem(call, t);
-    if (call->in_tensor[0]->dtype == DT_BF16 && tri_mma_fits(p)) return tri_mma_launch(p, t.g, ctx->stream);
     switch (call->in_tensor[0]->dtype) {
     case DT_BF16:
         return tri_run<uint16_t>(ctx, call, t);
