@@ -14,7 +14,8 @@
 
 typedef struct CalibrateArguments {
     const char *folder;
-    int64_t ranks, steps;
+    int64_t ranks, groups, steps;
+    bool collectives; /* nothing else */
     TextList overrides;
 } CalibrateArguments;
 
@@ -68,27 +69,44 @@ static Status measure_device(Backend *backend, Machine *m)
     return OK;
 }
 
-static Status measure_collectives(Backend *backend, Machine *m)
+/* One row per collective and size: for the reader and for strong_scaling.sh; machine.yaml has those of one group. */
+static void write_sample(FILE *csv, const Backend *backend, const MachineSample *sample)
 {
-    int64_t ranks = backend->layout.world;
-    if (ranks < 2) return OK;
-    m->sample = calloc(MAX_SAMPLES, sizeof *m->sample);
-    if (!m->sample) return status_fail(ERR_MEMORY, "calibrate: out of memory");
+    double n = (double)sample->ranks, wire = sample->bytes * (n - 1) / n;
+    if (sample->collective == COLLECTIVE_ALL_REDUCE) wire *= 2;
+    fprintf(csv, "%d,%lld,%d,%s,%.0f,%.9g,%.6g\n", backend->layout.world, (long long)sample->ranks, backend->layout.dp,
+            COLLECTIVE_NAMES[sample->collective], sample->bytes, sample->time_s, wire / sample->time_s);
+}
+
+/* All groups at the same time; the times are those of rank 0's. */
+static Status measure_collectives(Backend *backend, Machine *m, const char *path)
+{
+    int64_t ranks = backend->layout.dap;
     double fastest = 0;
-    for (int kind = 0; kind < COLLECTIVE_BROADCAST; kind++) {
-        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+    if (ranks < 2) return OK;
+    FILE *csv = backend->layout.rank == 0 ? fopen(path, "w") : NULL;
+    m->sample = calloc(MAX_SAMPLES, sizeof *m->sample);
+    Status status = m->sample ? OK : status_fail(ERR_MEMORY, "calibrate: out of memory");
+    if (status == OK && !csv && backend->layout.rank == 0) status = status_fail(ERR_IO, "%s: cannot write", path);
+    if (csv) fprintf(csv, "ranks,group_ranks,groups,collective,bytes,time_s,wire_bytes_per_s\n");
+    for (int kind = 0; status == OK && kind < COLLECTIVE_BROADCAST; kind++) {
+        for (size_t i = 0; status == OK && i < sizeof sizes / sizeof *sizes; i++) {
             int64_t count = sizes[i] * ranks * ranks;
             ProbeResult result;
-            TRY(probe_collective(backend, (Collective)kind, count, &result));
-            m->sample[m->samples++] = (MachineSample){(Collective)kind, ranks, 4.0 * (double)count, result.seconds};
+            status = probe_collective(backend, (Collective)kind, count, &result);
+            if (status != OK) break;
+            MachineSample *sample = &m->sample[m->samples++];
+            *sample = (MachineSample){(Collective)kind, ranks, 4.0 * (double)count, result.seconds};
             double wire = 4.0 * (double)count * (double)(ranks - 1) / (double)ranks / result.seconds;
             if (kind != COLLECTIVE_ALL_REDUCE && wire > fastest) fastest = wire;
+            if (csv) write_sample(csv, backend, sample);
         }
     }
+    if (csv && fclose(csv) && status == OK) status = status_fail(ERR_IO, "%s: cannot write", path);
     m->collectives_source = strdup("measured: best of 12, programs of one collective");
     m->node.link_bytes_per_s =
         (Figure){fastest, 0.2, strdup("measured: fastest collective, bytes that leave one rank")};
-    return OK;
+    return status;
 }
 
 static void describe(Backend *backend, Machine *m)
@@ -116,13 +134,14 @@ static Status probe_all(const Config *config, const CalibrateArguments *a)
     Machine m = {0};
     ProbeResult noise;
     char path[4096];
-    KernelOptions kernels = {.dap = (int)a->ranks, .threads = config->parallel.threads};
+    KernelOptions kernels = {.dap = (int)(a->ranks / a->groups), .threads = config->parallel.threads};
     TRY(kernels_open(config_backend_name(config->backend), &kernels, &backend));
     describe(backend, &m);
-    Status status = measure_device(backend, &m);
-    if (status == OK) status = measure_collectives(backend, &m);
+    snprintf(path, sizeof path, "%s/collectives.csv", a->folder);
+    Status status = a->collectives ? OK : measure_device(backend, &m);
+    if (status == OK) status = measure_collectives(backend, &m, path);
     if (status == OK) status = probe_product(backend, PRECISION_F32, 256, &noise);
-    if (status == OK) {
+    if (status == OK && !a->collectives) {
         m.rank_noise = (Figure){fmax(noise.relative, 1e-3), 0.5, strdup("measured: spread of ten equal products")};
         snprintf(path, sizeof path, "%s/machine.yaml", a->folder);
         if (backend->layout.rank == 0) status = machine_write(&m, path);
@@ -172,23 +191,29 @@ static Status profile(const char *experiment, const CalibrateArguments *a)
 
 Status cmd_calibrate(int argc, char **argv)
 {
-    CalibrateArguments a = {.folder = "runs/machine", .ranks = 1, .steps = 4};
+    CalibrateArguments a = {.folder = "runs/machine", .ranks = 1, .groups = 1, .steps = 4};
     TextList operands;
     bool help;
     const Option options[] = {
         {"out", OPTION_TEXT, &a.folder, "DIR", "folder of the results (default runs/machine)", 0, 0},
         {"ranks", OPTION_INT, &a.ranks, "N", "ranks for the collectives (default 1: none)", 1, 8},
+        {"collectives", OPTION_FLAG, &a.collectives, NULL, "measure collectives alone: DIR/collectives.csv", 0, 0},
+        {"groups", OPTION_INT, &a.groups, "N", "with --collectives: that many groups of ranks / N at a time", 1, 8},
         {"steps", OPTION_INT, &a.steps, "N", "steps of the profiled run (default 4)", 1, 1000},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the experiment; may be repeated", 0, 0},
         {0}};
     TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
     if (help) return OK;
+    if (a.ranks % a.groups || (a.groups > 1 && !a.collectives))
+        return status_fail(ERR_USAGE,
+                           "calibrate: --groups goes with --collectives and divides --ranks (found %d of %d)",
+                           (int)a.groups, (int)a.ranks);
     Config *config = NULL;
     TRY(config_load(operands.item[0], &a.overrides, &config));
     Status status = files_make_folder(a.folder);
     bool inside = launch_under_mpi();
     if (status == OK) status = a.ranks > 1 && !inside ? launch_ranks((int)a.ranks, argc, argv) : probe_all(config, &a);
-    if (status == OK && !inside) {
+    if (status == OK && !inside && !a.collectives) {
         status = profile(operands.item[0], &a);
         if (status == OK) printf("%s/machine.yaml, %s/profile/ops.csv\n", a.folder, a.folder);
     }
