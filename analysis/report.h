@@ -33,6 +33,8 @@ typedef struct ReportInput {
     int64_t step_count;
     const StepRow *steps_blocking; /* the same with the ordered loader; steps: ready-first */
     int64_t step_blocking_count;
+    const StepRow *curve_steps; /* the run whose loss and lDDT-Ca are shown; NULL: steps */
+    int64_t curve_step_count;
     const EvalRow *evals;
     int64_t eval_count;
     const TrainTime *train_times; /* [train_time_count], one bar each */

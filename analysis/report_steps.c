@@ -174,16 +174,26 @@ Status report_plot_data_wait(const char *folder, const ReportInput *input, Arena
 /* --- learning
  * ------------------------------------------------------------------------------------------------------------ */
 
+static int64_t curve_count(const ReportInput *input)
+{
+    return input->curve_steps ? input->curve_step_count : input->step_count;
+}
+
+static const StepRow *curve_rows(const ReportInput *input)
+{
+    return input->curve_steps ? input->curve_steps : input->steps;
+}
+
 /* Loss of rank 0 against step or elapsed training time, with a running mean over a twentieth of the run. */
 static Status plot_loss(const char *folder, const ReportInput *input, Arena *arena, bool time)
 {
     double *x, *y, *mean, elapsed = 0;
     int64_t n = 0;
-    GET(x, arena_array(arena, (size_t)input->step_count + 1, sizeof *x));
-    GET(y, arena_array(arena, (size_t)input->step_count + 1, sizeof *y));
-    GET(mean, arena_array(arena, (size_t)input->step_count + 1, sizeof *mean));
-    for (int64_t i = 0; i < input->step_count; i++) {
-        const StepRow *row = &input->steps[i];
+    GET(x, arena_array(arena, (size_t)curve_count(input) + 1, sizeof *x));
+    GET(y, arena_array(arena, (size_t)curve_count(input) + 1, sizeof *y));
+    GET(mean, arena_array(arena, (size_t)curve_count(input) + 1, sizeof *mean));
+    for (int64_t i = 0; i < curve_count(input); i++) {
+        const StepRow *row = &curve_rows(input)[i];
         if (row->rank != 0) continue;
         elapsed += row->step_s;
         if (!isfinite(row->loss)) continue;
@@ -222,8 +232,8 @@ Status report_plot_loss_time(const char *folder, const ReportInput *input, Arena
 static double elapsed_at(const ReportInput *input, int64_t step)
 {
     double elapsed = 0;
-    for (int64_t i = 0; i < input->step_count; i++)
-        if (input->steps[i].rank == 0 && input->steps[i].step <= step) elapsed += input->steps[i].step_s;
+    for (int64_t i = 0; i < curve_count(input); i++)
+        if (curve_rows(input)[i].rank == 0 && curve_rows(input)[i].step <= step) elapsed += curve_rows(input)[i].step_s;
     return elapsed;
 }
 

@@ -22,7 +22,7 @@ typedef struct Report {
     RunFiles runs;
     PredictionTable predictions;
     OpTable ops;
-    StepTable steps, blocking;
+    StepTable steps, blocking, curve;
     EvalTable evals;
     Config *config;
     Pricing *pricing;
@@ -90,9 +90,7 @@ static Status read_run(Report *r)
     TRY(find(r, r->a->run, "steps.csv", &steps));
     TRY(find(r, r->a->run, "eval.csv", &evals));
     if (!steps) return status_fail(ERR_INPUT, "%s: not a run directory (expected steps.csv)", r->a->run);
-    schema_free_steps(&r->steps);
-    schema_free_steps(&r->blocking);
-    TRY(schema_read_steps(steps, &r->steps));
+    TRY(schema_read_steps(steps, &r->curve));
     return evals ? schema_read_eval(evals, &r->evals) : OK;
 }
 
@@ -136,6 +134,8 @@ static Status write(Report *r)
     in->step_count = r->steps.count;
     in->steps_blocking = r->blocking.rows;
     in->step_blocking_count = r->blocking.count;
+    in->curve_steps = r->curve.rows;
+    in->curve_step_count = r->curve.count;
     in->evals = r->evals.rows;
     in->eval_count = r->evals.count;
     const char *out = r->a->out ? r->a->out : arena_printf(&r->arena, "%s/report", r->folder);
@@ -152,6 +152,7 @@ static void release(Report *r)
     schema_free_ops(&r->ops);
     schema_free_steps(&r->steps);
     schema_free_steps(&r->blocking);
+    schema_free_steps(&r->curve);
     schema_free_eval(&r->evals);
     if (r->fit) fit_destroy(&r->fit);
     pricing_close(&r->pricing);
