@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# train: one rank's share of a model-parallel step without its collectives, and the first op that is not finite.
+set -u
+foldscale=${FOLDSCALE_BUILD:?}/foldscale
+examples=${FOLDSCALE_SOURCE:?}/data/examples
+out=$(mktemp -d) || exit 1
+trap 'rm -rf "$out"' EXIT
+cd "$out" || exit 1
+failed=0
+expect() { # NAME STATUS PATTERN COMMAND...
+    local name=$1 wanted=$2 pattern=$3 status
+    shift 3
+    timeout 120 "$@" >log 2>&1
+    status=$?
+    if [ "$status" -ne "$wanted" ] || ! grep -qE -- "$pattern" log; then
+        echo "FAIL $name: status $status (expected $wanted), expected \"$pattern\" in:"
+        head -n 20 log
+        failed=1
+    else
+        echo "PASS $name"
+    fi
+}
+
+cat >tiny.yaml <<YAML
+model: {preset: tiny}
+data: {mmcif: $examples/mmcif, alignments: $examples/alignments, chains: [1ubq_A, 1a7g_E], workers: 1}
+train: {steps: 2, recycling: 1}
+parallel: {threads: 1}
+YAML
+
+expect "a share of DAP 8 on one process" 0 '2 steps, loss [0-9]' \
+    "$foldscale" train tiny.yaml --out null --set parallel.ranks=8 --set parallel.dap=8 --set parallel.comm=null
+expect "an unknown mode of communication" 2 'expected one of all, null' "$foldscale" train tiny.yaml --set parallel.comm=some
+
+# one weight of the checkpoint becomes NaN, in its place in the file
+expect "a run with a checkpoint" 0 '2 steps' "$foldscale" train tiny.yaml --out run
+name=evoformer_stack.blocks.1.core.tri_mul_out.linear_a_p.weight
+file=run/ckpt_2.safetensors
+[ -f "$file" ] || file=$(ls run/ckpt_*.safetensors)
+length=$(od -An -tu8 -N8 "$file" | tr -d ' ')
+offset=$(head -c $((8 + length)) "$file" | tail -c "$length" | grep -ao "\"[a-z_.]*$name\":{[^}]*}" | grep -v '"adam\|"swa' |
+    sed -E 's/.*"data_offsets":\[([0-9]+),.*/\1/')
+printf '\x00\x00\xc0\x7f' | dd of="$file" bs=1 seek=$((8 + length + offset)) conv=notrunc status=none
+expect "a step that is not finite is skipped" 0 'step 3: .* the update is skipped' \
+    "$foldscale" train tiny.yaml --out run --resume --set train.steps=3 --set train.checkpoint_last=off
+expect "its first op is named" 1 'evoformer_stack.blocks.1.core.tri_mul_out/linear.*has the value -?nan' \
+    "$foldscale" train tiny.yaml --out run --resume --check-finite --set train.steps=4
+exit $failed
