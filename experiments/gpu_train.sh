@@ -9,7 +9,7 @@
 # Started again with the same OUT it goes on from the checkpoints until both runs have their steps. Writes
 # OUT/bf16/{run.json,steps.csv,losses.csv}, OUT/f32/..., summary.txt, loss.csv, loss.png.
 # Environment: FOLDSCALE (build/foldscale), STEPS (500), STEPS_F32 (STEPS), CHAINS (60 synthetic), SET (further
-# "--set A.B=C"), CHECKPOINT_LAST (on); BACKEND=cpu PRESET=tiny rehearses it anywhere.
+# "--set A.B=C"), SET_F32 (the same for the f32 run alone), CHECKPOINT_LAST (on); BACKEND=cpu PRESET=tiny rehearses it anywhere.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 foldscale=${FOLDSCALE:-$root/build/foldscale}
@@ -105,7 +105,8 @@ train() { # NAME STEPS SECONDS SWITCH...
 }
 train bf16 "$steps" $((budget * 2 / 3 - (SECONDS - started)))
 # f32 takes more memory than a device without checkpointing may have
-train f32 "$steps_f32" $((budget - (SECONDS - started))) --set switches.bf16=off --set switches.checkpoint=block
+read -r -a further_f32 <<<"${SET_F32:-}"
+train f32 "$steps_f32" $((budget - (SECONDS - started))) --set switches.bf16=off --set switches.checkpoint=block "${further_f32[@]}"
 
 for kind in bf16 f32; do
     [ -f "$out/$kind/steps.csv" ] || continue
