@@ -43,8 +43,8 @@ set xlabel "step"
 set ylabel "training loss"
 set grid
 set key top right
-plot "$1/loss.csv" using 2:(strcol(1) eq "bf16" ? column(4) : NaN) with dots lc rgb "#9ecae1" notitle, \
-     "$1/loss.csv" using 2:(strcol(1) eq "f32" ? column(4) : NaN) with dots lc rgb "#fdae6b" notitle, \
+plot "$1/loss.csv" using 2:(strcol(1) eq "bf16" ? column(4) : NaN) with points pt 7 ps 0.4 lc rgb "#9ecae1" notitle, \
+     "$1/loss.csv" using 2:(strcol(1) eq "f32" ? column(4) : NaN) with points pt 7 ps 0.4 lc rgb "#fdae6b" notitle, \
      "$1/loss.csv" using 2:(strcol(1) eq "bf16" ? column(5) : NaN) with lines lw 2 lc rgb "#08519c" title "bf16, mean of 25 steps", \
      "$1/loss.csv" using 2:(strcol(1) eq "f32" ? column(5) : NaN) with lines lw 2 lc rgb "#d94801" title "f32, mean of 25 steps"
 PLOT

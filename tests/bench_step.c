@@ -195,7 +195,7 @@ static void mark_line(const char *what, double seconds, double first, double goa
 static void print_result(const Arguments *a, const Setting *setting, const Result *r)
 {
     double step = mean_step(r);
-    bool full = !strcmp(a->preset, "initial_training") && !a->n_res && !a->evo_blocks;
+    bool full = !strcmp(a->preset, "initial_training") && !a->n_res && !a->evo_blocks && setting->switches.dap == 1;
     const Sample *run = r->run_s;
     printf("\n%s%s%s, dap %d\n", setting->name, setting->switches.precision == PRECISION_BF16 ? ", bf16" : ", f32",
            setting->switches.checkpoint == CHECKPOINT_NONE    ? ", no checkpointing"
