@@ -9,7 +9,7 @@
 # Started again with the same OUT it goes on from the checkpoints until both runs have their steps. Writes
 # OUT/bf16/{run.json,steps.csv,losses.csv}, OUT/f32/..., summary.txt, loss.csv, loss.png.
 # Environment: FOLDSCALE (build/foldscale), STEPS (500), STEPS_F32 (STEPS), CHAINS (60 synthetic), SET (further
-# "--set A.B=C"), SET_F32 (the same for the f32 run alone), CHECKPOINT_LAST (on); BACKEND=cpu PRESET=tiny rehearses it anywhere.
+# "--set A.B=C"), SET_F32 (the same for the f32 run alone), RUNS ("bf16 f32": which of the two), CHECKPOINT_LAST (on); BACKEND=cpu PRESET=tiny rehearses it anywhere.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 foldscale=${FOLDSCALE:-$root/build/foldscale}
@@ -103,10 +103,15 @@ train() { # NAME STEPS SECONDS SWITCH...
         --set "train.checkpoint_last=${CHECKPOINT_LAST:-on}" --set train.keep=1 --set eval.every=0 \
         --set switches.async_eval=off --set "parallel.tune_cache=$out/tune.txt" "${further[@]}" "$@"
 }
-train bf16 "$steps" $((budget * 2 / 3 - (SECONDS - started)))
-# f32 takes more memory than a device without checkpointing may have
-read -r -a further_f32 <<<"${SET_F32:-}"
-train f32 "$steps_f32" $((budget - (SECONDS - started))) --set switches.bf16=off --set switches.checkpoint=block "${further_f32[@]}"
+runs=${RUNS:-bf16 f32}
+share=$((${#runs} > 4 ? budget * 2 / 3 : budget))
+case $runs in *bf16*) train bf16 "$steps" $((share - (SECONDS - started))) ;; esac
+# in f32 attention runs as products (its fused kernel is made for bf16) and blocks are recomputed: it would not fit else
+read -r -a further_f32 <<<"${SET_F32:---set switches.fused_attention=off}"
+case $runs in *f32*)
+    train f32 "$steps_f32" $((budget - (SECONDS - started))) --set switches.bf16=off --set switches.checkpoint=block "${further_f32[@]}"
+    ;;
+esac
 
 for kind in bf16 f32; do
     [ -f "$out/$kind/steps.csv" ] || continue
