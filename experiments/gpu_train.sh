@@ -8,8 +8,9 @@
 #
 # Started again with the same OUT it goes on from the checkpoints until both runs have their steps. Writes
 # OUT/bf16/{run.json,steps.csv,losses.csv}, OUT/f32/..., summary.txt, loss.csv, loss.png.
-# Environment: FOLDSCALE (build/foldscale), STEPS (500), STEPS_F32 (STEPS), CHAINS (60 synthetic), SET (further
-# "--set A.B=C"), SET_F32 (the same for the f32 run alone), RUNS ("bf16 f32": which of the two), CHECKPOINT_LAST (on); BACKEND=cpu PRESET=tiny rehearses it anywhere.
+# Environment: FOLDSCALE (build/foldscale), STEPS (500), STEPS_F32 (STEPS), RUNS ("bf16 f32": which of the two), CHAINS (60
+# synthetic), SET (further "--set A.B=C"), SET_F32 (the same for the f32 run alone), CHECKPOINT_LAST (on), WORK (OUT/work:
+# the pack); BACKEND=cpu PRESET=tiny rehearses it anywhere.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 foldscale=${FOLDSCALE:-$root/build/foldscale}
