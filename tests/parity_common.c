@@ -7,16 +7,16 @@
 #include "tests/parity.h"
 
 /* f64: what a re-implementation must reach (outputs 1e-9, gradients 1e-8). f32: what the reference reaches against
- * itself (golden README, "Fair tolerances"); moments: five times the error 1e-5 that its gradient norm has after two
- * steps (float32_vs_float64.json, train3). bf16: unit roundoff u = 2^-9; a value passes through k roundings on its way,
- * independent to first order, so errors grow like sqrt(k) u: k ~ 100 roundings along the residual stream of the tiny
- * model give 0.02, and a gradient passes the same chain twice. The structure module runs in f32 but inherits the
- * trunk's error. */
+ * itself (golden README, "Fair tolerances"); moments: the parameters' error after three steps over their change,
+ * 1.4e-6 / 3e-3, as Adam's change is the learning rate times a ratio of the moments. bf16: unit roundoff u = 2^-9; a
+ * value passes through k roundings on its way, independent to first order, so errors grow like sqrt(k) u: k ~ 100
+ * roundings along the residual stream of the tiny model give 0.02, and a gradient passes the same chain twice. The
+ * structure module runs in f32 but inherits the trunk's error. */
 static const double tolerance[3][2][PARITY_KINDS] = {
     [PRECISION_F64] = {{1e-9, 1e-9, 1e-9, 1e-9, 1e-8, 1e-8, 1e-8, 1e-9, 1e-8},
                        {1e-9, 1e-9, 1e-9, 1e-9, 1e-8, 1e-8, 1e-8, 1e-9, 1e-8}},
-    [PRECISION_F32] = {{1e-6, 5e-7, 3e-6, 3e-7, 1e-5, 5e-7, 1e-5, 1.4e-6, 5e-5},
-                       {1e-6, 1e-6, 8e-6, 2e-7, 1.2e-3, 1.8e-4, 1.4e-4, 1.4e-6, 5e-5}},
+    [PRECISION_F32] = {{1e-6, 5e-7, 3e-6, 3e-7, 1e-5, 5e-7, 1e-5, 1.4e-6, 4.7e-4},
+                       {1e-6, 1e-6, 8e-6, 2e-7, 1.2e-3, 1.8e-4, 1.4e-4, 1.4e-6, 4.7e-4}},
     [PRECISION_BF16] = {{2e-2, 2e-2, 5e-2, 5e-3, 1e-1, 5e-2, 5e-2, 3e-3, 2e-1},
                         {5e-2, 5e-2, 2e-1, 1e-2, 5e-1, 3e-1, 3e-1, 3e-3, 2e-1}},
 };
