@@ -31,7 +31,7 @@ static Status relpos(CudaContext *ctx, const OpCall *call)
     return cuda_launched("relpos_kernel");
 }
 
-enum { RELPOS_RUNS = 64, RELPOS_CHANNELS = 64 };
+enum { RELPOS_RUNS = 128, RELPOS_CHANNELS = 64, RELPOS_AHEAD = 8 };
 
 /* Sums per bin and channel over a run of rows i: a thread owns a channel, so that sums have one order. */
 __global__ void __launch_bounds__(RELPOS_CHANNELS)
@@ -43,24 +43,43 @@ __global__ void __launch_bounds__(RELPOS_CHANNELS)
     for (int bin = 0; bin < bins; bin++) sums[bin * RELPOS_CHANNELS + lane] = 0;
     if (channel >= c) return;
     for (int i = from; i < to; i++)
-        for (int j = 0; j < n; j++)
-            sums[position_bin(index, i, j, k) * RELPOS_CHANNELS + lane] += dy[((int64_t)i * n + j) * c + channel];
+        for (int j0 = 0; j0 < n; j0 += RELPOS_AHEAD) {
+            float v[RELPOS_AHEAD];
+            int bin[RELPOS_AHEAD];
+#pragma unroll
+            for (int l = 0; l < RELPOS_AHEAD; l++) {
+                int j = min(j0 + l, n - 1);
+                v[l] = dy[((int64_t)i * n + j) * c + channel];
+                bin[l] = position_bin(index, i, j, k);
+            }
+#pragma unroll
+            for (int l = 0; l < RELPOS_AHEAD; l++)
+                if (j0 + l < n) sums[bin[l] * RELPOS_CHANNELS + lane] += v[l];
+        }
     for (int bin = 0; bin < bins; bin++)
         partial[((int64_t)blockIdx.y * bins + bin) * c + channel] = sums[bin * RELPOS_CHANNELS + lane];
 }
 
-__global__ void relpos_join_kernel(const float *partial, float *dw, float *db, int runs, int bins, int c)
+/* a warp per (bin, channel): the runs in lane order */
+__global__ void relpos_join_kernel(const float *partial, float *dw, int runs, int bins, int c)
 {
-    int channel = blockIdx.x * blockDim.x + threadIdx.x;
+    int e = (int)((blockIdx.x * blockDim.x + threadIdx.x) / WARP), lane = threadIdx.x % WARP;
+    if (e >= bins * c) return;
+    float sum = 0;
+    for (int r = lane; r < runs; r += WARP) sum += partial[(int64_t)r * bins * c + e];
+    sum = lanes_sum<WARP>(sum);
+    if (lane == 0) dw[e % c * bins + e / c] = sum;
+}
+
+/* a warp per channel: the sum of its bins */
+__global__ void relpos_bias_kernel(const float *dw, float *db, int bins, int c)
+{
+    int channel = (int)((blockIdx.x * blockDim.x + threadIdx.x) / WARP), lane = threadIdx.x % WARP;
     if (channel >= c) return;
-    float total = 0;
-    for (int bin = 0; bin < bins; bin++) {
-        float sum = 0;
-        for (int r = 0; r < runs; r++) sum += partial[((int64_t)r * bins + bin) * c + channel];
-        dw[channel * bins + bin] = sum;
-        total += sum;
-    }
-    db[channel] = total;
+    float sum = 0;
+    for (int bin = lane; bin < bins; bin += WARP) sum += dw[channel * bins + bin];
+    sum = lanes_sum<WARP>(sum);
+    if (lane == 0) db[channel] = sum;
 }
 
 static Status relpos_bwd(CudaContext *ctx, const OpCall *call)
@@ -73,8 +92,10 @@ static Status relpos_bwd(CudaContext *ctx, const OpCall *call)
     relpos_bwd_kernel<<<grid, RELPOS_CHANNELS, shared, ctx->stream>>>((const int32_t *)call->in[1], any_in(call, 0),
                                                                       (float *)call->scratch, n, c, k);
     TRY(cuda_launched("relpos_bwd_kernel"));
-    relpos_join_kernel<<<blocks_for(c, 64), 64, 0, ctx->stream>>>((const float *)call->scratch, (float *)call->out[0],
-                                                                  (float *)call->out[1], RELPOS_RUNS, bins, c);
+    relpos_join_kernel<<<blocks_for((int64_t)bins * c * WARP, 256), 256, 0, ctx->stream>>>(
+        (const float *)call->scratch, (float *)call->out[0], RELPOS_RUNS, bins, c);
+    relpos_bias_kernel<<<blocks_for((int64_t)c * WARP, 256), 256, 0, ctx->stream>>>((const float *)call->out[0],
+                                                                                    (float *)call->out[1], bins, c);
     return cuda_launched("relpos_join_kernel");
 }
 
@@ -142,30 +163,43 @@ __device__ __forceinline__ bool backbone_known(const AnyReal &atom, int64_t resi
 }
 
 /* Channels of pair (i, j): distogram, pseudo-beta mask, type of j, type of i, three zeros (unit vector, not used in
- * training), backbone mask; all times the backbone mask. Supplement 1.2.9 as in the MLPerf reference. */
+ * training), backbone mask; all times the backbone mask. Supplement 1.2.9 as in the MLPerf reference. A thread writes
+ * TEMPLATE_GROUP channels. */
+enum { TEMPLATE_GROUP = 8 };
 __global__ void template_pair_kernel(AnyReal x, AnyReal mask, const int32_t *type, AnyReal atom, AnyOut y, Bins bins,
                                      int templates, int n, int channels)
 {
-    int64_t pair = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int groups = (channels + TEMPLATE_GROUP - 1) / TEMPLATE_GROUP;
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pair = e / groups;
     if (pair >= (int64_t)templates * n * n) return;
+    int from = (int)(e % groups) * TEMPLATE_GROUP;
     int64_t row = pair / n, column = row / n * n + pair % n, at = pair * channels;
     float known = backbone_known(atom, row) && backbone_known(atom, column) ? 1.0f : 0.0f;
     float square = square_distance(x, row, column);
     int first = bins.count + 1, second = first + RESIDUE_TYPES;
-    for (int k = 0; k < channels; k++) {
-        float value = 0;
+    float v[TEMPLATE_GROUP];
+#pragma unroll
+    for (int l = 0; l < TEMPLATE_GROUP; l++) {
+        int k = from + l;
+        v[l] = 0;
         if (k < bins.count)
-            value = bins.holds(k, square) ? known : 0.0f;
+            v[l] = bins.holds(k, square) ? known : 0.0f;
         else if (k == bins.count)
-            value = mask[row] * mask[column] * known;
+            v[l] = mask[row] * mask[column] * known;
         else if (k < second)
-            value = k - first == type[column] ? known : 0.0f;
+            v[l] = k - first == type[column] ? known : 0.0f;
         else if (k < second + RESIDUE_TYPES)
-            value = k - second == type[row] ? known : 0.0f;
+            v[l] = k - second == type[row] ? known : 0.0f;
         else if (k == channels - 1)
-            value = known;
-        y.put(at + k, value);
+            v[l] = known;
     }
+    if (y.dtype == DT_BF16 && channels % TEMPLATE_GROUP == 0) {
+        store_floats<TEMPLATE_GROUP>((bf16 *)y.p + at + from, v);
+        return;
+    }
+#pragma unroll
+    for (int l = 0; l < TEMPLATE_GROUP; l++)
+        if (from + l < channels) y.put(at + from + l, v[l]);
 }
 
 static Status template_pair(CudaContext *ctx, const OpCall *call)
@@ -173,9 +207,11 @@ static Status template_pair(CudaContext *ctx, const OpCall *call)
     int templates = (int)call->in_tensor[0]->dim[0], n = (int)call->in_tensor[0]->dim[1];
     int64_t pairs = (int64_t)templates * n * n;
     if (pairs == 0) return OK;
-    template_pair_kernel<<<blocks_for(pairs, 128), 128, 0, ctx->stream>>>(
+    int channels = (int)tensor_last(call->out_tensor[0]);
+    int64_t threads = pairs * ((channels + TEMPLATE_GROUP - 1) / TEMPLATE_GROUP);
+    template_pair_kernel<<<blocks_for(threads, 128), 128, 0, ctx->stream>>>(
         any_in(call, 0), any_in(call, 1), (const int32_t *)call->in[2], any_in(call, 3), any_out(call, 0),
-        bins_make(&call->op->attr), templates, n, (int)tensor_last(call->out_tensor[0]));
+        bins_make(&call->op->attr), templates, n, channels);
     return cuda_launched("template_pair_kernel");
 }
 

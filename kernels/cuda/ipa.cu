@@ -74,7 +74,8 @@ __device__ __forceinline__ float softplusf(float w)
     return w > 0 ? w + log1pf(expf(-w)) : log1pf(expf(w));
 }
 
-/* a block per (query, head), a thread per key */
+/* a block per (query, head), a thread per key, V channels at a time */
+template <int V>
 __global__ void ipa_scores_kernel(IpaSizes s, const float *q, const float *k, const float *qp, const float *kp,
                                   const float *bias, const float *w, const float *mask, float *out)
 {
@@ -89,10 +90,20 @@ __global__ void ipa_scores_kernel(IpaSizes s, const float *q, const float *k, co
     for (int j = threadIdx.x; j < s.n; j += blockDim.x) {
         const float *kj = k + ((int64_t)j * s.heads + h) * s.channels, *kpj = kp + ((int64_t)j * s.heads + h) * s.span;
         float dot = 0, square = 0;
-        for (int c = 0; c < s.channels; c++) dot += query[c] * kj[c];
-        for (int c = 0; c < s.span; c++) {
-            float d = query[s.channels + c] - kpj[c];
-            square += d * d;
+        for (int c = 0; c < s.channels; c += V) {
+            float x[V];
+            load_floats<V>(kj + c, x);
+#pragma unroll
+            for (int l = 0; l < V; l++) dot += query[c + l] * x[l];
+        }
+        for (int c = 0; c < s.span; c += V) {
+            float x[V];
+            load_floats<V>(kpj + c, x);
+#pragma unroll
+            for (int l = 0; l < V; l++) {
+                float d = query[s.channels + c + l] - x[l];
+                square += d * d;
+            }
         }
         out[((int64_t)h * s.n + i) * s.n + j] = dot * s.scalar_scale +
                                                 s.bias_scale * bias[((int64_t)i * s.n + j) * s.heads + h] +
@@ -105,8 +116,10 @@ static Status ipa_scores(CudaContext *context, const OpCall *call)
     IpaSizes s = sizes_of(call, 0);
     dim3 grid((unsigned)s.n, (unsigned)s.heads);
     size_t shared = (size_t)(s.channels + s.span) * sizeof(float);
-    ipa_scores_kernel<<<grid, 128, shared, context->stream>>>(s, F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
-                                                              F32_IN(5), F32_IN(6), F32_OUT(0));
+    bool wide = s.channels % 4 == 0 && s.span % 4 == 0 && aligned16(call->in[1]) && aligned16(call->in[3]);
+    auto *kernel = wide ? ipa_scores_kernel<4> : ipa_scores_kernel<1>;
+    kernel<<<grid, 128, shared, context->stream>>>(s, F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4), F32_IN(5),
+                                                   F32_IN(6), F32_OUT(0));
     return cuda_launched("ipa_scores_kernel");
 }
 
@@ -127,17 +140,24 @@ __global__ void ipa_side_bwd_kernel(IpaSizes s, int64_t row_step, int64_t column
     for (int first = 0; first < width; first += WARP) {
         int c = first + lane, p = c - s.channels;
         bool point = p >= 0 && c < width, channel = c < s.channels;
+        int64_t step = (int64_t)s.heads * (channel ? s.channels : s.span);
+        const float *at = channel ? other + (int64_t)h * s.channels + c : other_points + (int64_t)h * s.span + p;
         double sum = 0, mine = point ? (double)own_points[((int64_t)i * s.heads + h) * s.span + p] : 0, part = 0;
-        for (int j = warp; j < s.n; j += WARPS) {
-            double dj = (double)d[j * column_step];
-            if (channel) {
-                sum += dj * (double)other[((int64_t)j * s.heads + h) * s.channels + c];
-            } else if (point) {
-                double difference = mine - (double)other_points[((int64_t)j * s.heads + h) * s.span + p];
-                sum += dj * difference;
-                part += dj * difference * difference;
+        double sign = point ? -1 : 1;
+        /* a batch of rows: the lanes fetch their ds side by side, then every row is visited by all lanes */
+        for (int start = warp; start < s.n; start += WARPS * WARP) {
+            int own_row = start + lane * WARPS, count = min(WARP, (s.n - start + WARPS - 1) / WARPS);
+            float ds_lane = own_row < s.n ? d[own_row * column_step] : 0;
+            if (!channel && !point) at = other; /* idle lanes read something, add nothing */
+#pragma unroll 8
+            for (int k = 0; k < count; k++) {
+                double dj = (double)__shfl_sync(0xffffffffu, ds_lane, k);
+                double x = mine + sign * (double)at[(channel || point) ? (start + k * WARPS) * step : 0];
+                sum += dj * x;
+                part += dj * x * x;
             }
         }
+        if (!point) part = 0;
         __syncthreads();
         partial[warp][lane] = sum;
         partial_square[warp][lane] = part;
@@ -257,10 +277,61 @@ __global__ void pair_context_bwd_kernel(int heads, int n, int m, int c, const fl
     }
 }
 
+/* The same for up to 16 heads and 128 channels: a warp keeps do of its query in registers (4 channels a lane) and runs
+ * over keys; the 16 dot products are folded together, halves exchanged. */
+enum { PAIR_HEADS = 16, PAIR_CHANNELS = 128, PAIR_KEYS = 32 };
+__global__ void __launch_bounds__(THREADS)
+    pair_context_bwd_wide_kernel(int heads, int n, int m, int c, const float *d, const float *p, const float *z,
+                                 float *dp, float *dz)
+{
+    int i = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, channel = lane * 4;
+    bool live = channel < c;
+    float4 own[PAIR_HEADS];
+#pragma unroll
+    for (int h = 0; h < PAIR_HEADS; h++)
+        own[h] = live && h < heads ? *reinterpret_cast<const float4 *>(d + ((int64_t)i * heads + h) * c + channel)
+                                   : make_float4(0, 0, 0, 0);
+    int end = min(m, (int)(blockIdx.y + 1) * PAIR_KEYS);
+    for (int j = blockIdx.y * PAIR_KEYS + warp; j < end; j += WARPS) {
+        int64_t pair = (int64_t)i * m + j;
+        float weight = lane < heads ? p[((int64_t)lane * n + i) * m + j] : 0;
+        float4 x = live ? *reinterpret_cast<const float4 *>(z + pair * c + channel) : make_float4(0, 0, 0, 0);
+        float4 sum = make_float4(0, 0, 0, 0);
+        float dot[PAIR_HEADS];
+#pragma unroll
+        for (int h = 0; h < PAIR_HEADS; h++) {
+            float w = __shfl_sync(0xffffffffu, weight, h);
+            sum.x += w * own[h].x, sum.y += w * own[h].y, sum.z += w * own[h].z, sum.w += w * own[h].w;
+            dot[h] = own[h].x * x.x + own[h].y * x.y + own[h].z * x.z + own[h].w * x.w;
+        }
+        if (live) *reinterpret_cast<float4 *>(dz + pair * c + channel) = sum;
+#pragma unroll
+        for (int half = PAIR_HEADS / 2; half > 0; half /= 2) {
+            bool upper = (lane & (2 * half)) != 0; /* keeps the upper half of the heads */
+#pragma unroll
+            for (int k = 0; k < half; k++) {
+                float keep = upper ? dot[k + half] : dot[k], give = upper ? dot[k] : dot[k + half];
+                dot[k] = keep + __shfl_xor_sync(0xffffffffu, give, 2 * half);
+            }
+        }
+        float total = dot[0] + __shfl_xor_sync(0xffffffffu, dot[0], 1);
+        int h = lane / 2;
+        if (lane % 2 == 0 && h < heads) dp[((int64_t)h * n + i) * m + j] = total;
+    }
+}
+
 static Status pair_context_bwd(CudaContext *context, const OpCall *call)
 {
     const Tensor *p = call->in_tensor[1];
     int heads = (int)p->dim[0], n = (int)p->dim[1], m = (int)p->dim[2], c = (int)call->in_tensor[2]->dim[2];
+    bool wide = heads <= PAIR_HEADS && c <= PAIR_CHANNELS && c % 4 == 0 && aligned16(call->in[0]) &&
+                aligned16(call->in[2]) && aligned16(call->out[1]);
+    if (wide && n > 0 && m > 0) {
+        dim3 grid((unsigned)n, (unsigned)((m + PAIR_KEYS - 1) / PAIR_KEYS));
+        pair_context_bwd_wide_kernel<<<grid, THREADS, 0, context->stream>>>(heads, n, m, c, F32_IN(0), F32_IN(1),
+                                                                            F32_IN(2), F32_OUT(0), F32_OUT(1));
+        return cuda_launched("pair_context_bwd_wide_kernel");
+    }
     pair_context_bwd_kernel<<<blocks_for((int64_t)n * m * WARP, THREADS), THREADS, 0, context->stream>>>(
         heads, n, m, c, F32_IN(0), F32_IN(1), F32_IN(2), F32_OUT(0), F32_OUT(1));
     return cuda_launched("pair_context_bwd_kernel");

@@ -6,7 +6,7 @@
 typedef float real;
 #include "kernels/rigid_groups.h"
 
-enum { THREADS = 64, ATOM_CA = 1, ATOM_CB = 3, GLYCINE = 7, RESTYPES = 21 };
+enum { THREADS = 64, RENAME_THREADS = 256, ATOM_CA = 1, ATOM_CB = 3, GLYCINE = 7, RESTYPES = 21 };
 
 __device__ __forceinline__ int residue_type(const int32_t *aatype, int64_t i)
 {
@@ -391,20 +391,20 @@ __device__ double distance(const float *a, const float *b, double eps)
     return sqrt(eps + (x * x + y * y + z * z));
 }
 
-/* Algorithm 26, a warp per residue: the naming of symmetric atoms whose distances to the unambiguous atoms fit better.
+/* Algorithm 26, a block per residue: the naming of symmetric atoms whose distances to the unambiguous atoms fit better.
  */
 __global__ void rename_kernel(int64_t n, double eps, const float *x, const float *gt, const float *alt,
                               const float *exists, const float *alt_exists, const float *ambiguous, float *better,
                               float *gt_out, float *exists_out)
 {
-    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
-    int lane = threadIdx.x % WARP;
-    if (i >= n) return;
+    __shared__ double shared[2][RENAME_THREADS / WARP];
+    int64_t i = blockIdx.x;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     double lddt = 0, alt_lddt = 0;
     for (int64_t a = ATOMS * i; a < ATOMS * (i + 1); a++) {
         double row = (double)exists[a] * ambiguous[a];
-        if (row == 0) continue; /* the same in every lane */
-        for (int64_t b = lane; b < ATOMS * n; b += WARP) {
+        if (row == 0) continue; /* the same in every thread */
+        for (int64_t b = threadIdx.x; b < ATOMS * n; b += RENAME_THREADS) {
             double mask = row * exists[b] * (1 - ambiguous[b]);
             if (mask == 0) continue;
             double d = distance(x + 3 * a, x + 3 * b, eps);
@@ -413,10 +413,16 @@ __global__ void rename_kernel(int64_t n, double eps, const float *x, const float
             alt_lddt += mask * sqrt(eps + f * f);
         }
     }
-    bool swap = warp_sum(alt_lddt) < warp_sum(lddt);
-    if (lane == 0) better[i] = swap;
-    if (lane >= ATOMS) return;
-    int64_t a = ATOMS * i + lane;
+    lddt = warp_sum(lddt);
+    alt_lddt = warp_sum(alt_lddt);
+    if (lane == 0) shared[0][warp] = lddt, shared[1][warp] = alt_lddt;
+    __syncthreads();
+    lddt = alt_lddt = 0;
+    for (int w = 0; w < RENAME_THREADS / WARP; w++) lddt += shared[0][w], alt_lddt += shared[1][w];
+    bool swap = alt_lddt < lddt;
+    if (threadIdx.x == 0) better[i] = swap;
+    if (threadIdx.x >= ATOMS) return;
+    int64_t a = ATOMS * i + threadIdx.x;
     for (int k = 0; k < 3; k++) gt_out[3 * a + k] = (swap ? alt : gt)[3 * a + k];
     exists_out[a] = (swap ? alt_exists : exists)[a];
 }
@@ -424,8 +430,11 @@ __global__ void rename_kernel(int64_t n, double eps, const float *x, const float
 static Status rename_symmetric(CudaContext *context, const OpCall *call)
 {
     int64_t n = call->in_tensor[0]->dim[0];
-    LAUNCH(rename_kernel, WARP * n, n, call->op->attr.f[0], F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
-           F32_IN(5), F32_OUT(0), F32_OUT(1), F32_OUT(2));
+    if (n == 0) return OK;
+    rename_kernel<<<(unsigned)n, RENAME_THREADS, 0, context->stream>>>(n, call->op->attr.f[0], F32_IN(0), F32_IN(1),
+                                                                       F32_IN(2), F32_IN(3), F32_IN(4), F32_IN(5),
+                                                                       F32_OUT(0), F32_OUT(1), F32_OUT(2));
+    return cuda_launched("rename_kernel");
 }
 
 const CudaEntry cuda_rigid[] = {{OP_FRAME_IDENTITY, identity, NULL},
