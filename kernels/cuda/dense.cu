@@ -5,8 +5,10 @@
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/tile.cuh"
+#include "kernels/cuda/weights.cuh"
 
-enum { GROUP_MAX = TILE_SEGMENTS };
+/* WEIGHTS_MOST: weights of a group above which the library's products are faster than the one-pass kernel. */
+enum { GROUP_MAX = TILE_SEGMENTS, WEIGHTS_MOST = 4 << 20 };
 
 /* y (+= bias) (relu), in place: for products whose shape the tiled kernel does not take. */
 template <typename T> __global__ void bias_kernel(T *y, const float *bias, int64_t count, uint32_t columns, bool relu)
@@ -204,18 +206,49 @@ static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor
                   { return sum_rows_launch((const T *)dy_at, (float *)db, rows, out, call->scratch, ctx->stream); });
 }
 
+/* The one-pass kernel for `members` gradients dy_k beside x; false where it does not fit. */
+static bool weights_problem(const OpCall *call, int members, int biases, WeightsProblem *p)
+{
+    const Tensor *x = call->in_tensor[members];
+    memset(p, 0, sizeof *p);
+    if (members > WEIGHTS_MEMBERS || x->dtype != DT_BF16 || tensor_last(x) % 8 != 0) return false;
+    if (tensor_rows(x) < 4096 || tensor_rows(x) > INT32_MAX || !aligned16(call->in[members])) return false;
+    p->members = members;
+    p->rows = (int)tensor_rows(x), p->in = (int)tensor_last(x);
+    p->x = (const bf16 *)call->in[members];
+    int64_t weights = 0;
+    for (int k = 0; k < members; k++) {
+        const Tensor *dy = call->in_tensor[k];
+        if (dy->dtype != DT_BF16 || call->out_tensor[k]->dtype != DT_F32) return false;
+        if (!aligned16(call->in[k]) || !aligned16(call->out[k])) return false;
+        p->out[k] = (int)tensor_last(dy);
+        p->dy[k] = (const bf16 *)call->in[k];
+        p->dw[k] = (float *)call->out[k];
+        if (biases >> k & 1) p->db[k] = (float *)call->out[members + k];
+        weights += tensor_last(dy) * tensor_last(x);
+    }
+    return weights <= WEIGHTS_MOST;
+}
+
 static Status linear_dw(CudaContext *ctx, const OpCall *call)
 {
+    bool bias = call->op->attr.i[0] != 0;
+    WeightsProblem p;
+    if (weights_problem(call, 1, bias, &p)) return weights_launch(p, call->scratch, ctx->stream);
     return weight_gradient(ctx, call, call->in_tensor[0], call->in[0], call->in_tensor[1], call->in[1], call->out[0],
-                           call->out_tensor[0]->dtype, call->op->attr.i[0] ? call->out[1] : NULL);
+                           call->out_tensor[0]->dtype, bias ? call->out[1] : NULL);
 }
 
 static size_t weight_gradient_scratch(const OpCall *call)
 {
     int64_t widest = 0;
+    int members = call->op->kind == OP_LINEAR_DW ? 1 : (int)call->op->attr.i[0];
     for (int k = 0; k < call->op->n_in; k++)
         if (call->in_tensor[k] && tensor_last(call->in_tensor[k]) > widest) widest = tensor_last(call->in_tensor[k]);
-    return sum_rows_scratch(widest);
+    size_t bytes = sum_rows_scratch(widest) * (size_t)(members > 1 ? SUM_LIST : 1), one_pass = 0;
+    WeightsProblem p;
+    if (weights_problem(call, members, 0, &p)) one_pass = weights_scratch(p);
+    return bytes > one_pass ? bytes : one_pass;
 }
 
 struct StoreEpilogue {
@@ -283,18 +316,15 @@ static Status group_biases(CudaContext *ctx, const OpCall *call, int n, int bias
     return sum_rows_list_launch(list, count, tensor_rows(first), tensor_last(first), call->scratch, ctx->stream);
 }
 
-static size_t group_dw_scratch(const OpCall *call)
-{
-    return (size_t)SUM_LIST * weight_gradient_scratch(call);
-}
-
 static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
 {
-    int n = (int)call->op->attr.i[0];
+    int n = (int)call->op->attr.i[0], biases = (int)call->op->attr.i[1];
+    WeightsProblem p;
+    if (weights_problem(call, n, biases, &p)) return weights_launch(p, call->scratch, ctx->stream);
     for (int k = 0; k < n; k++)
         TRY(weight_gradient(ctx, call, call->in_tensor[k], call->in[k], call->in_tensor[n], call->in[n], call->out[k],
                             call->out_tensor[k]->dtype, NULL));
-    return group_biases(ctx, call, n, (int)call->op->attr.i[1]);
+    return group_biases(ctx, call, n, biases);
 }
 
 const CudaEntry cuda_dense[] = {
@@ -303,6 +333,6 @@ const CudaEntry cuda_dense[] = {
     {OP_LINEAR_DW, linear_dw, weight_gradient_scratch},
     {OP_LINEAR_GROUP, linear_group, linear_scratch},
     {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
-    {OP_LINEAR_GROUP_DW, linear_group_dw, group_dw_scratch},
+    {OP_LINEAR_GROUP_DW, linear_group_dw, weight_gradient_scratch},
     {OP_COUNT, NULL, NULL},
 };
