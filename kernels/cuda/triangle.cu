@@ -1,4 +1,5 @@
 /* Triangle products and the outer product mean. */
+#include "kernels/cuda/chain.cuh"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/map.cuh"
 #include "kernels/cuda/reduce.cuh"
@@ -212,11 +213,72 @@ static size_t opm_scratch(const OpCall *call)
     return 2 * outer_bytes(outer_make(call->in_tensor[0], call->in_tensor[1]));
 }
 
+/* y[i, j, n] = (x + bias) / (count + eps) */
+struct OpmEpilogue {
+    bf16 *y;
+    AnyReal count;
+    const float *bias;
+    float eps;
+    int m;
+    __device__ __forceinline__ void operator()(int i, int j, int n, float a, float b) const
+    {
+        int64_t pair = (int64_t)i * m + j;
+        float scale = 1.0f / (count[pair] + eps);
+        *reinterpret_cast<uint32_t *>(y + pair * CHAIN_N + n) =
+            pack_bf16((a + bias[n]) * scale, (b + bias[n + 1]) * scale);
+    }
+};
+
+static bool opm_chains(const Outer &o, int64_t channels)
+{
+    return o.type == DT_BF16 && o.s == CHAIN_K && o.c % 2 == 0 && o.d == CHAIN_D && channels == CHAIN_N &&
+           o.n % CHAIN_ROWS == 0 && o.m % CHAIN_P == 0;
+}
+
+/* The whole op as two chained products; the operands packed in scratch. */
+static Status opm_chain(CudaContext *ctx, const OpCall *call, const Outer &o)
+{
+    const bf16 *a = (const bf16 *)call->in[0], *b = (const bf16 *)call->in[1], *w = (const bf16 *)call->in[2];
+    bf16 *x = (bf16 *)call->scratch, *y = x + o.s * o.n * o.c, *v = y + o.s * o.m * o.d;
+    ChainPack pack = {};
+    /* x_c[i, s] = a[s, i, c] */
+    pack.from = a, pack.to = x;
+    pack.rows = CHAIN_ROWS, pack.halves = CHAIN_K / 64;
+    pack.tiles = (int)(o.n / CHAIN_ROWS * o.c), pack.minor = (int)o.c;
+    pack.major_step = CHAIN_ROWS * o.c, pack.minor_step = 1;
+    pack.row_group = pack.rows, pack.row_low = o.c;
+    pack.k_group = CHAIN_K, pack.k_low = o.n * o.c;
+    pack.minor_first = true;
+    TRY(chain_pack_launch(pack, ctx->stream));
+    /* y_j[d, s] = b[s, j, d], two j together */
+    pack.from = b, pack.to = y;
+    pack.rows = 2 * CHAIN_D;
+    pack.tiles = (int)(o.m / 2), pack.minor = 1;
+    pack.major_step = 2 * o.d, pack.minor_step = 0;
+    pack.row_group = pack.rows, pack.row_low = 1;
+    pack.k_low = o.m * o.d;
+    pack.minor_first = false;
+    TRY(chain_pack_launch(pack, ctx->stream));
+    /* v_c[n, d] = w[n, c, d], two c together */
+    pack.from = w, pack.to = v;
+    pack.rows = CHAIN_N, pack.halves = 1;
+    pack.tiles = (int)(o.c / 2);
+    pack.major_step = 2 * o.d;
+    pack.row_group = pack.rows, pack.row_low = o.c * o.d;
+    pack.k_group = 2 * CHAIN_D, pack.k_low = 1;
+    TRY(chain_pack_launch(pack, ctx->stream));
+    ChainProblem p = {x, y, v, (int)o.n, (int)(o.c / 2), (int)o.m};
+    OpmEpilogue e = {(bf16 *)call->out[0], any_in(call, 4), (const float *)call->in[3], (float)call->op->attr.f[0],
+                     (int)o.m};
+    return chain_launch(p, e, ctx->stream);
+}
+
 static Status opm(CudaContext *ctx, const OpCall *call)
 {
     Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
     int64_t pairs = o.n * o.m, channels = call->in_tensor[2]->dim[0];
     char *product = (char *)call->scratch;
+    if (opm_chains(o, channels)) return opm_chain(ctx, call, o);
     TRY(outer_run(ctx, o, call->in[0], call->in[1], product, product + outer_bytes(o)));
     GemmShape s = gemm_shape(pairs, channels, o.c * o.d, false, true, o.type, o.type);
     TRY(gemm_run(ctx, &s, product, call->in[2], NULL, call->out[0]));

@@ -1,0 +1,289 @@
+/* Two chained products on Hopper's warpgroup instructions, the inner result in registers only:
+ *   r_p[i, n] = sum_l sum_d (sum_k x_l[i, k] y_p[d, k]) v_l[n, d],   k and n of 128, d of 32.
+ * The outer product mean with p = j, l = c, k = s, n = output channel; the inner result, rounded to bf16, is the outer
+ * product o[i, j, c, d]. A block takes 64 rows i and four p (two per warpgroup); x_l and v_l of two l at a time stream
+ * through a ring of shared memory. Operands are packed beforehand in the order of shared memory (128-byte rows, the
+ * 16-byte chunk c of row r at c ^ (r & 7)), so that a stage is two bulk copies. */
+#ifndef FOLDSCALE_KERNELS_CUDA_CHAIN_CUH
+#define FOLDSCALE_KERNELS_CUDA_CHAIN_CUH
+
+#include "kernels/cuda/mma.cuh"
+
+enum { CHAIN_ROWS = 64, CHAIN_K = 128, CHAIN_D = 32, CHAIN_N = 128, CHAIN_P = 4, CHAIN_STAGES = 3 };
+enum { CHAIN_GROUPS = 2, CHAIN_THREADS = CHAIN_GROUPS * 128 + 128 };
+enum {
+    CHAIN_X_BYTES = 2 * CHAIN_ROWS * CHAIN_K * 2, /* of two l */
+    CHAIN_V_BYTES = CHAIN_N * 2 * CHAIN_D * 2,
+    CHAIN_Y_BYTES = 2 * CHAIN_D * CHAIN_K * 2, /* of two p */
+    CHAIN_STAGE_BYTES = CHAIN_X_BYTES + CHAIN_V_BYTES,
+    CHAIN_SHARED_BYTES = CHAIN_STAGES * CHAIN_STAGE_BYTES + CHAIN_GROUPS * CHAIN_Y_BYTES + 1024
+};
+
+struct ChainProblem {
+    const bf16 *x, *y, *v; /* packed: [i / 64][l / 2], [p / 2], [l / 2] */
+    int rows, pairs_l, count_p;
+};
+
+/* --- packing: tiles of `rows` x 64 elements (rows of 128 bytes) */
+struct ChainPack {
+    const bf16 *from;
+    bf16 *to;
+    int tiles, rows;
+    int minor; /* tile = major * minor + ... */
+    int64_t major_step, minor_step;
+    int row_group, k_group; /* row = (high, low) of a group; k likewise */
+    int64_t row_high, row_low, k_high, k_low;
+    int halves;       /* tiles per step: k runs over 64 * halves */
+    bool minor_first; /* neighbouring threads: minor indices (else rows) */
+};
+
+/* A thread per chunk of 8 elements. */
+static __global__ void __launch_bounds__(256) chain_pack_kernel(ChainPack p)
+{
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int64_t chunks = (int64_t)p.tiles * p.halves * p.rows * 8;
+    if (e >= chunks) return;
+    int row, chunk, minor, half;
+    int64_t major;
+    if (p.minor_first) {
+        minor = (int)(e % p.minor), e /= p.minor;
+        row = (int)(e % p.rows), e /= p.rows;
+        chunk = (int)(e % 8), e /= 8;
+        half = (int)(e % p.halves), major = e / p.halves;
+    } else {
+        row = (int)(e % p.rows), e /= p.rows;
+        chunk = (int)(e % 8), e /= 8;
+        half = (int)(e % p.halves), e /= p.halves;
+        minor = (int)(e % p.minor), major = e / p.minor;
+    }
+    int k = half * 64 + chunk * 8;
+    const bf16 *from = p.from + major * p.major_step + minor * p.minor_step + row / p.row_group * p.row_high +
+                       row % p.row_group * p.row_low + k / p.k_group * p.k_high + k % p.k_group * p.k_low;
+    Pack<bf16> v;
+#pragma unroll
+    for (int j = 0; j < 8; j++) v.v[j] = from[j * p.k_low];
+    int64_t tile = (major * p.minor + minor) * p.halves + half;
+    store_pack(p.to + (tile * p.rows + row) * 64 + (chunk ^ (row & 7)) * 8, v);
+}
+
+static Status chain_pack_launch(const ChainPack &p, cudaStream_t stream)
+{
+    int64_t chunks = (int64_t)p.tiles * p.halves * p.rows * 8;
+    chain_pack_kernel<<<blocks_for(chunks, 256), 256, 0, stream>>>(p);
+    return cuda_launched("chain_pack_kernel");
+}
+
+/* --- barriers and bulk copies */
+__device__ __forceinline__ void chain_barrier_init(uint32_t barrier, int count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ __forceinline__ void chain_barrier_expect(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void chain_barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void chain_barrier_wait(uint32_t barrier, uint32_t parity)
+{
+    uint32_t done;
+    do {
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (!done);
+}
+__device__ __forceinline__ void chain_copy(uint32_t target, const void *source, uint32_t bytes, uint32_t barrier)
+{
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+        "l"(source), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+
+/* --- warpgroup products */
+__device__ __forceinline__ uint64_t chain_descriptor(uint32_t address)
+{
+    /* k-major, 128-byte swizzle, 1024 bytes between groups of eight rows */
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
+}
+__device__ __forceinline__ void chain_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void chain_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void chain_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+/* t[64 x 64] (+)= A B, both k-major in shared memory */
+__device__ __forceinline__ void chain_mma_first(float (&t)[32], uint64_t a, uint64_t b, int add)
+{
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%"
+                 "27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;}"
+                 : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3]), "+f"(t[4]), "+f"(t[5]), "+f"(t[6]), "+f"(t[7]),
+                   "+f"(t[8]), "+f"(t[9]), "+f"(t[10]), "+f"(t[11]), "+f"(t[12]), "+f"(t[13]), "+f"(t[14]), "+f"(t[15]),
+                   "+f"(t[16]), "+f"(t[17]), "+f"(t[18]), "+f"(t[19]), "+f"(t[20]), "+f"(t[21]), "+f"(t[22]),
+                   "+f"(t[23]), "+f"(t[24]), "+f"(t[25]), "+f"(t[26]), "+f"(t[27]), "+f"(t[28]), "+f"(t[29]),
+                   "+f"(t[30]), "+f"(t[31])
+                 : "l"(a), "l"(b), "r"(add));
+}
+/* r[64 x 128] += A B, A in registers */
+__device__ __forceinline__ void chain_mma_second(float (&r)[64], const uint32_t *a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%"
+                 "27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%"
+                 "52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
+                 : "+f"(r[0]), "+f"(r[1]), "+f"(r[2]), "+f"(r[3]), "+f"(r[4]), "+f"(r[5]), "+f"(r[6]), "+f"(r[7]),
+                   "+f"(r[8]), "+f"(r[9]), "+f"(r[10]), "+f"(r[11]), "+f"(r[12]), "+f"(r[13]), "+f"(r[14]), "+f"(r[15]),
+                   "+f"(r[16]), "+f"(r[17]), "+f"(r[18]), "+f"(r[19]), "+f"(r[20]), "+f"(r[21]), "+f"(r[22]),
+                   "+f"(r[23]), "+f"(r[24]), "+f"(r[25]), "+f"(r[26]), "+f"(r[27]), "+f"(r[28]), "+f"(r[29]),
+                   "+f"(r[30]), "+f"(r[31]), "+f"(r[32]), "+f"(r[33]), "+f"(r[34]), "+f"(r[35]), "+f"(r[36]),
+                   "+f"(r[37]), "+f"(r[38]), "+f"(r[39]), "+f"(r[40]), "+f"(r[41]), "+f"(r[42]), "+f"(r[43]),
+                   "+f"(r[44]), "+f"(r[45]), "+f"(r[46]), "+f"(r[47]), "+f"(r[48]), "+f"(r[49]), "+f"(r[50]),
+                   "+f"(r[51]), "+f"(r[52]), "+f"(r[53]), "+f"(r[54]), "+f"(r[55]), "+f"(r[56]), "+f"(r[57]),
+                   "+f"(r[58]), "+f"(r[59]), "+f"(r[60]), "+f"(r[61]), "+f"(r[62]), "+f"(r[63])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+/* t = x_l y^T for the two p of a warpgroup */
+__device__ __forceinline__ void chain_first(float (&t)[32], uint32_t x, uint32_t y)
+{
+#pragma unroll
+    for (int k = 0; k < CHAIN_K / 16; k++) {
+        uint32_t x_at = x + k / 4 * (CHAIN_ROWS * 128) + k % 4 * 32,
+                 y_at = y + k / 4 * (2 * CHAIN_D * 128) + k % 4 * 32;
+        chain_mma_first(t, chain_descriptor(x_at), chain_descriptor(y_at), k > 0);
+    }
+}
+
+/* r_p += t_p v^T; v: columns of this l */
+__device__ __forceinline__ void chain_second(float (&r0)[64], float (&r1)[64], const uint32_t (&a)[16], uint32_t v)
+{
+    chain_mma_second(r0, a, chain_descriptor(v));
+    chain_mma_second(r0, a + 4, chain_descriptor(v + 32));
+    chain_mma_second(r1, a + 8, chain_descriptor(v));
+    chain_mma_second(r1, a + 12, chain_descriptor(v + 32));
+}
+
+/* accumulators [64 x 64] -> four A fragments of 16 columns */
+__device__ __forceinline__ void chain_lower(uint32_t (&a)[16], const float (&t)[32])
+{
+#pragma unroll
+    for (int k = 0; k < 16; k++) a[k] = pack_bf16(t[2 * k], t[2 * k + 1]);
+}
+
+__device__ __forceinline__ void chain_produce(const ChainProblem &p, uint32_t ring, uint32_t full, uint32_t empty)
+{
+    const char *x = (const char *)p.x + (int64_t)blockIdx.x * p.pairs_l * CHAIN_X_BYTES, *v = (const char *)p.v;
+    for (int step = 0; step < p.pairs_l; step++) {
+        int stage = step % CHAIN_STAGES, round = step / CHAIN_STAGES;
+        uint32_t at = ring + (uint32_t)stage * CHAIN_STAGE_BYTES, barrier = full + stage * 8;
+        if (round > 0) chain_barrier_wait(empty + stage * 8, (round - 1) & 1);
+        chain_barrier_expect(barrier, CHAIN_STAGE_BYTES);
+        chain_copy(at, x + (int64_t)step * CHAIN_X_BYTES, CHAIN_X_BYTES, barrier);
+        chain_copy(at + CHAIN_X_BYTES, v + (int64_t)step * CHAIN_V_BYTES, CHAIN_V_BYTES, barrier);
+    }
+}
+
+/* Two p of a warpgroup. */
+template <typename Epilogue>
+__device__ __forceinline__ void chain_consume(const ChainProblem &p, const Epilogue &epilogue, uint32_t ring,
+                                              uint32_t y, uint32_t full, uint32_t empty, uint32_t ready)
+{
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = threadIdx.x / 128;
+    float r0[64], r1[64], t[32];
+    uint32_t a[16];
+#pragma unroll
+    for (int k = 0; k < 64; k++) r0[k] = r1[k] = t[k / 2] = 0;
+    y += (uint32_t)group * CHAIN_Y_BYTES;
+    chain_barrier_wait(ready, 0);
+    chain_barrier_wait(full, 0);
+    chain_fence();
+    chain_first(t, ring, y);
+    chain_commit();
+    for (int step = 0; step < p.pairs_l; step++) {
+        uint32_t at = ring + (uint32_t)(step % CHAIN_STAGES) * CHAIN_STAGE_BYTES, v = at + CHAIN_X_BYTES;
+        chain_wait();
+        if (step > 0 && lane == 0) chain_barrier_arrive(empty + (step - 1) % CHAIN_STAGES * 8);
+        chain_lower(a, t);
+        chain_fence();
+        chain_second(r0, r1, a, v);
+        chain_first(t, at + CHAIN_X_BYTES / 2, y);
+        chain_commit();
+        chain_wait();
+        chain_lower(a, t);
+        int next = step + 1 < p.pairs_l ? step + 1 : step; /* the last product of all is not used */
+        chain_barrier_wait(full + next % CHAIN_STAGES * 8, next / CHAIN_STAGES & 1);
+        chain_fence();
+        chain_second(r0, r1, a, v + 64);
+        chain_first(t, ring + (uint32_t)(next % CHAIN_STAGES) * CHAIN_STAGE_BYTES, y);
+        chain_commit();
+    }
+    chain_wait();
+    int row = blockIdx.x * CHAIN_ROWS + warp % 4 * 16 + lane / 4, member = blockIdx.y * CHAIN_P + group * 2;
+#pragma unroll
+    for (int j = 0; j < CHAIN_N / 8; j++) {
+        int n = j * 8 + lane % 4 * 2;
+        epilogue(row, member, n, r0[4 * j], r0[4 * j + 1]);
+        epilogue(row + 8, member, n, r0[4 * j + 2], r0[4 * j + 3]);
+        epilogue(row, member + 1, n, r1[4 * j], r1[4 * j + 1]);
+        epilogue(row + 8, member + 1, n, r1[4 * j + 2], r1[4 * j + 3]);
+    }
+}
+
+/* grid (rows / 64, p / 4). Epilogue: void operator()(int i, int p, int n, float a, float b) const for columns n, n + 1.
+ */
+template <typename Epilogue>
+__global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(ChainProblem p, Epilogue epilogue)
+{
+    extern __shared__ char shared[];
+    __shared__ __align__(8) uint64_t barriers[2 * CHAIN_STAGES + 1];
+    uint32_t ring = (shared_address(shared) + 1023) & ~1023u, y = ring + CHAIN_STAGES * CHAIN_STAGE_BYTES;
+    uint32_t full = shared_address(barriers), empty = full + CHAIN_STAGES * 8, ready = empty + CHAIN_STAGES * 8;
+    int group = threadIdx.x / 128;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < CHAIN_STAGES; s++) {
+            chain_barrier_init(full + s * 8, 1);
+            chain_barrier_init(empty + s * 8, CHAIN_GROUPS * 4);
+        }
+        chain_barrier_init(ready, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncthreads();
+    /* registers of the idle warps go to the products */
+    if (group == CHAIN_GROUPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        if (threadIdx.x == CHAIN_GROUPS * 128) {
+            chain_barrier_expect(ready, CHAIN_GROUPS * CHAIN_Y_BYTES);
+            chain_copy(y, (const char *)p.y + (int64_t)blockIdx.y * CHAIN_GROUPS * CHAIN_Y_BYTES,
+                       CHAIN_GROUPS * CHAIN_Y_BYTES, ready);
+            chain_produce(p, ring, full, empty);
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        chain_consume(p, epilogue, ring, y, full, empty, ready);
+    }
+}
+
+template <typename Epilogue>
+static Status chain_launch(const ChainProblem &p, const Epilogue &epilogue, cudaStream_t stream)
+{
+    CUDA_TRY(
+        cudaFuncSetAttribute(chain_kernel<Epilogue>, cudaFuncAttributeMaxDynamicSharedMemorySize, CHAIN_SHARED_BYTES));
+    dim3 grid((unsigned)(p.rows / CHAIN_ROWS), (unsigned)(p.count_p / CHAIN_P));
+    chain_kernel<<<grid, CHAIN_THREADS, CHAIN_SHARED_BYTES, stream>>>(p, epilogue);
+    return cuda_launched("chain_kernel");
+}
+
+#endif
