@@ -202,6 +202,12 @@ static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor
     GemmShape s = gemm_shape(out, tensor_last(x), rows, true, false, dy->dtype, dw_type);
     TRY(gemm_run(ctx, &s, dy_at, x_at, NULL, dw));
     if (!db) return OK;
+    /* few rows: the second stage of the sum alone */
+    if (dy->dtype == DT_F32 && rows <= 2048) {
+        SumList<float> list = {{NULL}, {(float *)db}};
+        sum_list_join_kernel<<<blocks_for(out, 32), 1024, 0, ctx->stream>>>(list, (const float *)dy_at, rows, out);
+        return cuda_launched("sum_list_join_kernel");
+    }
     DISPATCH_REAL(call, dy->dtype,
                   { return sum_rows_launch((const T *)dy_at, (float *)db, rows, out, call->scratch, ctx->stream); });
 }

@@ -90,7 +90,7 @@ __device__ __forceinline__ void weights_multiply(float (&acc)[BM / 32][BN / 16][
 /* grid (tiles of all members, runs) */
 template <int BM, int BN> __global__ void __launch_bounds__(WEIGHTS_THREADS, 2) weights_kernel(WeightsProblem p)
 {
-    extern __shared__ __align__(128) char shared[];
+    extern __shared__ __align__(1024) char shared[];
     constexpr int STAGE_A = BM * WEIGHTS_DEPTH * 2, STAGE = STAGE_A + BN * WEIGHTS_DEPTH * 2;
     uint32_t base = shared_address(shared);
     int member = 0;
