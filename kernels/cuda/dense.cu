@@ -7,8 +7,7 @@
 #include "kernels/cuda/tile.cuh"
 #include "kernels/cuda/weights.cuh"
 
-/* WEIGHTS_MOST: weights of a group above which the library's products are faster than the one-pass kernel. */
-enum { GROUP_MAX = TILE_SEGMENTS, WEIGHTS_MOST = 4 << 20 };
+enum { GROUP_MAX = TILE_SEGMENTS };
 
 /* y (+= bias) (relu), in place: for products whose shape the tiled kernel does not take. */
 template <typename T> __global__ void bias_kernel(T *y, const float *bias, int64_t count, uint32_t columns, bool relu)
@@ -212,7 +211,8 @@ static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor
                   { return sum_rows_launch((const T *)dy_at, (float *)db, rows, out, call->scratch, ctx->stream); });
 }
 
-/* The one-pass kernel for `members` gradients dy_k beside x; false where it does not fit. */
+/* The one-pass kernel for `members` gradients dy_k beside x; false where it does not fit or where products of the
+ * library and a pass for the biases are faster (measured: x wider than 128 with outputs wider than 64). */
 static bool weights_problem(const OpCall *call, int members, int biases, WeightsProblem *p)
 {
     const Tensor *x = call->in_tensor[members];
@@ -222,7 +222,7 @@ static bool weights_problem(const OpCall *call, int members, int biases, Weights
     p->members = members;
     p->rows = (int)tensor_rows(x), p->in = (int)tensor_last(x);
     p->x = (const bf16 *)call->in[members];
-    int64_t weights = 0;
+    int64_t widest = 0;
     for (int k = 0; k < members; k++) {
         const Tensor *dy = call->in_tensor[k];
         if (dy->dtype != DT_BF16 || call->out_tensor[k]->dtype != DT_F32) return false;
@@ -231,9 +231,9 @@ static bool weights_problem(const OpCall *call, int members, int biases, Weights
         p->dy[k] = (const bf16 *)call->in[k];
         p->dw[k] = (float *)call->out[k];
         if (biases >> k & 1) p->db[k] = (float *)call->out[members + k];
-        weights += tensor_last(dy) * tensor_last(x);
+        if (tensor_last(dy) > widest) widest = tensor_last(dy);
     }
-    return weights <= WEIGHTS_MOST;
+    return widest <= 64 ? p->in <= 1024 : p->in <= 128 && widest <= 1024;
 }
 
 static Status linear_dw(CudaContext *ctx, const OpCall *call)

@@ -36,22 +36,32 @@ __device__ __forceinline__ void weights_load(uint32_t shared, const bf16 *p, int
     }
 }
 
-/* The same element by element, for widths that are no multiple of 8. */
+/* The same for widths that are no multiple of 8, in pieces of 4 or of single elements; only chunks with live columns:
+ * the others are cleared once. */
 template <int WIDTH>
 __device__ __forceinline__ void weights_load_odd(char *shared, const bf16 *p, int columns, int column0, int row0,
                                                  int end)
 {
     constexpr int CHUNKS = WIDTH / 8;
-    for (int id = threadIdx.x; id < WEIGHTS_DEPTH * CHUNKS; id += WEIGHTS_THREADS) {
-        int row = id / CHUNKS, chunk = id % CHUNKS, column = column0 + chunk * 8;
-        Pack<bf16> v;
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            bool live = row0 + row < end && column + j < columns;
-            v.v[j] = live ? p[(int64_t)(row0 + row) * columns + column + j] : from_float<bf16>(0.0f);
+    int live_columns = min(columns - column0, WIDTH);
+    if (columns % 4 == 0) {
+        int pieces = live_columns / 4;
+        for (int id = threadIdx.x; id < WEIGHTS_DEPTH * pieces; id += WEIGHTS_THREADS) {
+            int row = id / pieces, piece = id - row * pieces, chunk = piece / 2;
+            bool live = row0 + row < end;
+            const bf16 *source = p + (int64_t)(row0 + row) * columns + column0 + piece * 4;
+            uint32_t target = shared_address(shared) + (row * CHUNKS + (chunk ^ (row & 7))) * 16 + piece % 2 * 8;
+            int bytes = live ? 8 : 0;
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(target), "l"(live ? source : p),
+                         "r"(bytes)
+                         : "memory");
         }
-        *reinterpret_cast<uint4 *>(shared + (row * CHUNKS + (chunk ^ (row & 7))) * 16) =
-            *reinterpret_cast<const uint4 *>(&v);
+        return;
+    }
+    for (int id = threadIdx.x; id < WEIGHTS_DEPTH * live_columns; id += WEIGHTS_THREADS) {
+        int row = id / live_columns, column = id - row * live_columns, chunk = column / 8;
+        bf16 value = row0 + row < end ? p[(int64_t)(row0 + row) * columns + column0 + column] : from_float<bf16>(0.0f);
+        reinterpret_cast<bf16 *>(shared + (row * CHUNKS + (chunk ^ (row & 7))) * 16)[column % 8] = value;
     }
 }
 
@@ -112,6 +122,11 @@ template <int BM, int BN> __global__ void __launch_bounds__(WEIGHTS_THREADS, 2) 
             weights_load_odd<BM>(shared + at, dy, out, row_out, row, end);
         weights_load<BN>(base + at + STAGE_A, p.x, p.in, column_in, row, end);
     };
+    if (!even) {
+        for (int id = threadIdx.x; id < WEIGHTS_STAGES * STAGE / 16; id += WEIGHTS_THREADS)
+            reinterpret_cast<uint4 *>(shared)[id] = make_uint4(0, 0, 0, 0);
+        __syncthreads();
+    }
     float acc[BM / 32][BN / 16][4] = {}, sums[BM / 32][4] = {};
 #pragma unroll
     for (int s = 0; s < WEIGHTS_STAGES - 1; s++) {
