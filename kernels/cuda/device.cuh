@@ -118,20 +118,6 @@ __device__ __forceinline__ float sigmoidf(float x)
     return 1.0f / (1.0f + expf(-x));
 }
 
-/* Division by a number known at launch: a shift for powers of two, which extents mostly are. */
-struct Divider {
-    uint32_t divisor;
-    int shift; /* -1: not a power of two */
-    __device__ __forceinline__ uint32_t operator()(uint32_t x) const { return shift >= 0 ? x >> shift : x / divisor; }
-};
-static inline Divider divider(int64_t divisor)
-{
-    Divider d = {(uint32_t)divisor, -1};
-    for (int s = 0; s < 32; s++)
-        if ((uint64_t)divisor == (uint64_t)1 << s) d.shift = s;
-    return d;
-}
-
 /* Launch geometry: one thread per item, at most 2^31 - 1 blocks. */
 static inline unsigned blocks_for(int64_t items, int threads)
 {

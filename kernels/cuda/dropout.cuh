@@ -12,7 +12,7 @@ struct Dropout {
     float rate, keep_scale;
     int rank;
     uint32_t inner; /* vectors that divide it have consecutive mask elements starting at a multiple of 4 */
-    Divider local[TENSOR_MAX_RANK];   /* extents of x here */
+    uint32_t local[TENSOR_MAX_RANK];  /* extents of x here */
     uint32_t stride[TENSOR_MAX_RANK]; /* of the mask's global shape; 0 on the shared axis */
     uint32_t offset;                  /* mask element of x's first element: this rank's place on the sharded axis */
 
@@ -22,8 +22,8 @@ struct Dropout {
 #pragma unroll
         for (int k = TENSOR_MAX_RANK - 1; k >= 0; k--) {
             if (k >= rank) continue;
-            uint32_t rest = k > 0 ? local[k](e) : 0;
-            at += (e - rest * local[k].divisor) * stride[k];
+            uint32_t rest = k > 0 ? e / local[k] : 0;
+            at += (e - rest * local[k]) * stride[k];
             e = rest;
         }
         return at;
@@ -93,9 +93,9 @@ static inline void dropout_make(const RankLayout *layout, const Tensor *x, int64
     for (int k = x->rank - 1; k >= 0; k--) {
         bool split = x->shard == k;
         int64_t global = x->dim[k] * (split ? layout->dap : 1);
-        d.local[k] = divider(x->dim[k]);
+        d.local[k] = (uint32_t)x->dim[k];
         d.stride[k] = k == shared ? 0 : (uint32_t)stride;
-        if (split) d.offset += d.stride[k] * d.local[k].divisor * (uint32_t)layout->dap_rank;
+        if (split) d.offset += d.stride[k] * d.local[k] * (uint32_t)layout->dap_rank;
         if (k != shared) stride *= global;
     }
     int last = x->rank - 1;

@@ -1,7 +1,7 @@
 /* Layer norm (statistics in f32 over the last axis, biased variance) and softmax. */
 #include "kernels/cuda/reduce.cuh"
 
-enum { NORM_THREADS = 256, NORM_BLOCKS = 396 /* three per SM; fixed, so that sums have one order everywhere */ };
+enum { NORM_THREADS = 256, NORM_BLOCKS = 528 /* four per SM; fixed, so that sums have one order everywhere */ };
 
 /* LANES neighbouring lanes own a row of C = LANES * V * N channels: lane l holds vectors l, l + LANES, ... */
 template <typename T, int LANES, int N>
@@ -85,28 +85,18 @@ __global__ void __launch_bounds__(NORM_THREADS)
     float g[N][V], dgamma[N][V] = {}, dbeta[N][V] = {};
 #pragma unroll
     for (int k = 0; k < N; k++) load_floats<V>(gamma + (k * LANES + lane) * V, g[k]);
-    /* all lanes of a warp go round together: rows that do not exist count as zero. The next row is on its way while one
-     * is computed. */
+    /* all lanes of a warp go round together: rows that do not exist count as zero */
     int64_t step = (int64_t)gridDim.x * GROUPS, rounds = (rows + step - 1) / step;
-    int64_t row = (int64_t)blockIdx.x * GROUPS + group;
-    Pack<T> next_d[N], next_v[N];
-    auto fetch = [&](int64_t from) {
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            int64_t at = (from < rows ? from : 0) * C + (k * LANES + lane) * V;
-            next_d[k] = load_pack(dy + at);
-            next_v[k] = load_pack(x + at);
-        }
-    };
-    fetch(row);
-    for (int64_t r = 0; r < rounds; r++, row += step) {
+    for (int64_t r = 0; r < rounds; r++) {
+        int64_t row = r * step + (int64_t)blockIdx.x * GROUPS + group;
         bool live = row < rows;
         float d[N][V], v[N][V];
 #pragma unroll
-        for (int k = 0; k < N; k++)
-#pragma unroll
-            for (int e = 0; e < V; e++) d[k][e] = to_float(next_d[k].v[e]), v[k][e] = to_float(next_v[k].v[e]);
-        if (r + 1 < rounds) fetch(row + step);
+        for (int k = 0; k < N; k++) {
+            int64_t at = (live ? row : 0) * C + (k * LANES + lane) * V;
+            load_floats<V>(dy + at, d[k]);
+            load_floats<V>(x + at, v[k]);
+        }
         float mean, rstd;
         if (mean_in) {
             mean = live ? mean_in[row] : 0.0f;

@@ -51,10 +51,10 @@ struct Scale {
 
 struct MaskMul {
     AnyReal mask;
-    Divider inner;
+    uint32_t inner;
     template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
     {
-        float m = mask[inner(first)];
+        float m = mask[first / inner];
 #pragma unroll
         for (int j = 0; j < V; j++) y[0][j] = m * x[0][j];
     }
@@ -63,10 +63,10 @@ struct MaskMul {
 /* y = sigmoid(g) x m */
 struct GateOp {
     AnyReal mask;
-    Divider inner;
+    uint32_t inner;
     template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
     {
-        float m = mask.p ? mask[inner(first)] : 1.0f;
+        float m = mask.p ? mask[first / inner] : 1.0f;
 #pragma unroll
         for (int j = 0; j < V; j++) y[0][j] = sigmoidf(x[0][j]) * x[1][j] * m;
     }
@@ -75,10 +75,10 @@ struct GateOp {
 /* dy, g, x -> dg = dy m x s (1 - s), dx = dy m s */
 struct GateBwd {
     AnyReal mask;
-    Divider inner;
+    uint32_t inner;
     template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
     {
-        float m = mask.p ? mask[inner(first)] : 1.0f;
+        float m = mask.p ? mask[first / inner] : 1.0f;
 #pragma unroll
         for (int j = 0; j < V; j++) {
             float s = sigmoidf(x[1][j]), dy = x[0][j] * m;
@@ -164,7 +164,7 @@ static Status scale(CudaContext *ctx, const OpCall *call)
 static Status mask_mul(CudaContext *ctx, const OpCall *call)
 {
     int64_t n = tensor_count(call->out_tensor[0]), inner = n / tensor_count(call->in_tensor[1]);
-    MaskMul f = {any_in(call, 1), divider(inner)};
+    MaskMul f = {any_in(call, 1), (uint32_t)inner};
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
         return map_launch(a, inner, f, ctx->stream);
@@ -176,7 +176,7 @@ static Status gate(CudaContext *ctx, const OpCall *call)
     int64_t n = tensor_count(call->out_tensor[0]);
     const Tensor *mask = call_in(call, 2);
     int64_t inner = mask ? n / tensor_count(mask) : n;
-    GateOp f = {any_in(call, 2), divider(inner)};
+    GateOp f = {any_in(call, 2), (uint32_t)inner};
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         MapArgs<T, 2, 1> a = {{IN(0), IN(1)}, {OUT(0)}, n};
         return map_launch(a, inner, f, ctx->stream);
@@ -188,7 +188,7 @@ static Status gate_bwd(CudaContext *ctx, const OpCall *call)
     int64_t n = tensor_count(call->out_tensor[0]);
     const Tensor *mask = call_in(call, 3);
     int64_t inner = mask ? n / tensor_count(mask) : n;
-    GateBwd f = {any_in(call, 3), divider(inner)};
+    GateBwd f = {any_in(call, 3), (uint32_t)inner};
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         MapArgs<T, 3, 2> a = {{IN(0), IN(1), IN(2)}, {OUT(0), OUT(1)}, n};
         return map_launch(a, inner, f, ctx->stream);

@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/mma.cuh"
 
-enum { STREAM_ROWS = 64, STREAM_THREADS = 256, STREAM_MEMBERS = 6, STREAM_BLOCKS = 132 /* SMs of an H100 or H200 */ };
+enum { STREAM_ROWS = 64, STREAM_THREADS = 256, STREAM_MEMBERS = 6, STREAM_BLOCKS = 132 };
 
 struct StreamProblem {
     const bf16 *x, *w;
@@ -77,20 +77,10 @@ __device__ __forceinline__ void stream_load(uint32_t shared, const bf16 *p, int 
 }
 
 template <int K, int NB> struct StreamShape {
-    static constexpr int HALF = NB / 2, PITCH = HALF + 8, STAGES = K > 128 ? 2 : 3;
+    static constexpr int HALF = NB / 2, PITCH = HALF + 8, STAGES = K > 128 ? 2 : 4;
     static constexpr int W_BYTES = NB * K * 2, X_BYTES = STREAM_ROWS * K * 2, OUT_BYTES = STREAM_ROWS * PITCH * 2;
     static constexpr int BYTES = W_BYTES + STAGES * X_BYTES + 2 * OUT_BYTES;
 };
-
-/* The threads of one warpgroup; numbers known at compile time, so that the block claims three barriers and not all 16.
- */
-__device__ __forceinline__ void stream_barrier()
-{
-    if (threadIdx.x < 128)
-        asm volatile("bar.sync 1, 128;" ::: "memory");
-    else
-        asm volatile("bar.sync 2, 128;" ::: "memory");
-}
 
 /* Results of a warpgroup through shared memory, out in 16-byte pieces. target: this thread's column of row 0. */
 template <int HALF, int PITCH>
@@ -98,6 +88,7 @@ __device__ __forceinline__ void stream_store(const StreamProblem &p, const float
                                              bf16 *target, int width, int row0)
 {
     int thread = threadIdx.x % 128, lane = thread % WARP, row = thread / WARP * 16 + lane / 4;
+    int barrier = threadIdx.x / 128 + 1;
     float least = p.relu ? 0.0f : -INFINITY;
 #pragma unroll
     for (int j = 0; j < HALF / 8; j++) {
@@ -106,7 +97,7 @@ __device__ __forceinline__ void stream_store(const StreamProblem &p, const float
         *reinterpret_cast<uint32_t *>(at + 8 * PITCH) =
             pack_bf16(fmaxf(acc[j * 4 + 2], least), fmaxf(acc[j * 4 + 3], least));
     }
-    stream_barrier();
+    asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
     constexpr int GROUPS = HALF / 8, STEP = 128 / GROUPS;
     const bf16 *from = stage + thread % GROUPS * 8;
 #pragma unroll
@@ -116,7 +107,7 @@ __device__ __forceinline__ void stream_store(const StreamProblem &p, const float
             *reinterpret_cast<uint4 *>(target + (int64_t)(row0 + r) * width) =
                 *reinterpret_cast<const uint4 *>(from + r * PITCH);
     }
-    stream_barrier();
+    asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
 }
 
 /* Member that owns a column. */
@@ -198,8 +189,7 @@ template <int K, int NB> static Status stream_launch_shape(StreamProblem p, cuda
 {
     constexpr int BYTES = StreamShape<K, NB>::BYTES;
     p.column_blocks = (p.columns + NB - 1) / NB;
-    int tiles = (p.rows + STREAM_ROWS - 1) / STREAM_ROWS,
-        along = (K > 128 ? STREAM_BLOCKS : 2 * STREAM_BLOCKS) / p.column_blocks;
+    int tiles = (p.rows + STREAM_ROWS - 1) / STREAM_ROWS, along = STREAM_BLOCKS / p.column_blocks;
     if (along < 1) along = 1;
     if (along > tiles) along = tiles;
     CUDA_TRY(cudaFuncSetAttribute(stream_kernel<K, NB>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
@@ -207,13 +197,13 @@ template <int K, int NB> static Status stream_launch_shape(StreamProblem p, cuda
     return cuda_launched("stream_kernel");
 }
 
-/* K = 256: one block of 256 columns per SM where they divide the columns, else 128; below, two blocks of 128 per SM, so
- * that one stores while the other multiplies. */
+/* Blocks of 256 columns where they divide the columns, else 128. */
 static inline Status stream_launch(const StreamProblem &p, int64_t inner, cudaStream_t stream)
 {
-    if (inner == 64) return stream_launch_shape<64, 128>(p, stream);
-    if (inner == 128) return stream_launch_shape<128, 128>(p, stream);
-    return p.columns % 256 == 0 ? stream_launch_shape<256, 256>(p, stream) : stream_launch_shape<256, 128>(p, stream);
+    bool wide = p.columns % 256 == 0;
+    if (inner == 64) return wide ? stream_launch_shape<64, 256>(p, stream) : stream_launch_shape<64, 128>(p, stream);
+    if (inner == 128) return wide ? stream_launch_shape<128, 256>(p, stream) : stream_launch_shape<128, 128>(p, stream);
+    return wide ? stream_launch_shape<256, 256>(p, stream) : stream_launch_shape<256, 128>(p, stream);
 }
 
 #endif

@@ -176,10 +176,10 @@ struct DivCount {
     AnyReal count;
     const float *bias;
     float eps;
-    Divider channels;
+    uint32_t channels;
     template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
     {
-        uint32_t row = channels(first), channel = first - row * channels.divisor;
+        uint32_t row = first / channels, channel = first - row * channels;
         float scale = 1.0f / (count[row] + eps), add[V] = {};
         if (bias) load_floats<V>(bias + channel, add);
 #pragma unroll
@@ -192,7 +192,7 @@ static Status div_count_launch(const T *x, T *y, AnyReal count, const float *bia
                                int64_t channels, cudaStream_t stream)
 {
     MapArgs<T, 1, 1> a = {{x}, {y}, pairs * channels};
-    DivCount f = {count, bias, eps, divider(channels)};
+    DivCount f = {count, bias, eps, (uint32_t)channels};
     return map_launch(a, aligned16(bias) ? channels : 1, f, stream);
 }
 
