@@ -333,7 +333,8 @@ Status plot_bars(const char *folder, const PlotBars *b)
     put_setting(f, "ylabel", b->y_label);
     fputs("set style data histograms\nset style histogram rowstacked\nset boxwidth 0.7\nset yrange [0:*]\n", f);
     fputs("set offsets 0, 0, graph 0.08, 0\nset grid noxtics ytics lc rgb \"#dddddd\"\n", f);
-    if (!b->horizontal_names) fputs("set xtics rotate by -25 left\nset rmargin 9\n", f);
+    if (!b->horizontal_names) fputs("set xtics rotate by -25 left\n", f);
+    fprintf(f, "set rmargin %d\n", b->stacks > 1 ? 24 : 9); /* the key stands there */
     if (b->stacks > 1) fputs("set key outside right top vertical Left reverse invert samplen 1.5 width 1\n", f);
     if (b->stacks == 1) fputs("set key off\n", f);
     fputs("plot ", f);
