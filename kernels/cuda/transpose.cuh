@@ -58,7 +58,9 @@ template <typename U> __global__ void __launch_bounds__(256) transpose_tiles_ker
 template <int R, int C>
 static __global__ void __launch_bounds__(256) transpose_halves_kernel(const uint16_t *x, uint16_t *y, TransposeShape s)
 {
-    __shared__ uint32_t tile[R][C / 2 + 1];
+    /* a word more per row, and one per eight rows: neighbouring threads write 16 bytes of a row or read rows 8 apart */
+    constexpr int PITCH = C / 2 + 1;
+    __shared__ uint32_t tile[R * PITCH + R / 8];
     x += s.x_batch * blockIdx.z;
     y += s.y_batch * blockIdx.z;
     int64_t row0 = (int64_t)blockIdx.y * R, column0 = (int64_t)blockIdx.x * C;
@@ -72,18 +74,19 @@ static __global__ void __launch_bounds__(256) transpose_halves_kernel(const uint
 #pragma unroll
     for (int it = 0; it < R * C / 8 / 256; it++) {
         int k = it * 256 + threadIdx.x, r = k / (C / 8), c = k % (C / 8) * 8;
-        tile[r][c / 2] = v[it].x, tile[r][c / 2 + 1] = v[it].y, tile[r][c / 2 + 2] = v[it].z,
-                    tile[r][c / 2 + 3] = v[it].w;
+        uint32_t *at = tile + r * PITCH + r / 8 + c / 2;
+        at[0] = v[it].x, at[1] = v[it].y, at[2] = v[it].z, at[3] = v[it].w;
     }
     __syncthreads();
 #pragma unroll
     for (int it = 0; it < R * C / 8 / 256; it++) {
         int k = it * 256 + threadIdx.x, c = k / (R / 8), r = k % (R / 8) * 8;
         if (row0 + r >= s.rows || column0 + c >= s.columns) continue;
+        const uint32_t *at = tile + r * PITCH + r / 8 + c / 2;
         uint32_t out[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            uint32_t low = tile[r + 2 * j][c / 2], high = tile[r + 2 * j + 1][c / 2];
+            uint32_t low = at[2 * j * PITCH], high = at[(2 * j + 1) * PITCH];
             out[j] = __byte_perm(low, high, c % 2 ? 0x7632 : 0x5410);
         }
         *reinterpret_cast<uint4 *>(y + (column0 + c) * s.y_row + row0 + r) = make_uint4(out[0], out[1], out[2], out[3]);
