@@ -18,6 +18,20 @@ struct StreamProblem {
     const float *bias[STREAM_MEMBERS];
     int start[STREAM_MEMBERS + 1];
     bool relu;
+    /* one member stored in groups (column_group > 0): row (high, low) and column (high, low) of 2^row_shift rows and
+     * column_group columns, a multiple of 8, lie at high * step + low * row_step (+ column low) */
+    int row_shift, column_group;
+    int64_t row_high_step, row_step, column_step;
+
+    __device__ __forceinline__ int64_t row_at(int row, int width) const
+    {
+        if (column_group == 0) return (int64_t)row * width;
+        return (row >> row_shift) * row_high_step + (row & ((1 << row_shift) - 1)) * row_step;
+    }
+    __device__ __forceinline__ int64_t column_at(int column) const
+    {
+        return column_group == 0 ? column : column / column_group * column_step + column % column_group;
+    }
 };
 
 /* D[64, N] += A[64, 16] B[N, 16]^T; descriptors of K-major operands (PTX ISA, "wgmma matrix descriptor") */
@@ -104,7 +118,7 @@ __device__ __forceinline__ void stream_store(const StreamProblem &p, const float
     for (int k = 0; k < STREAM_ROWS / STEP; k++) {
         int r = thread / GROUPS + k * STEP;
         if (target && row0 + r < p.rows)
-            *reinterpret_cast<uint4 *>(target + (int64_t)(row0 + r) * width) =
+            *reinterpret_cast<uint4 *>(target + p.row_at(row0 + r, width)) =
                 *reinterpret_cast<const uint4 *>(from + r * PITCH);
     }
     asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
@@ -139,7 +153,7 @@ template <int K, int NB> __global__ void __launch_bounds__(STREAM_THREADS, 1) st
         }
     int column = column0 + thread % (S::HALF / 8) * 8, member = stream_member(p, column);
     int width = p.start[member + 1] - p.start[member];
-    bf16 *target = column < p.columns ? p.y[member] + column - p.start[member] : NULL;
+    bf16 *target = column < p.columns ? p.y[member] + p.column_at(column - p.start[member]) : NULL;
 
     stream_load<K, NB>(base, p.w, block * NB, p.columns);
 #pragma unroll

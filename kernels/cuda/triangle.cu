@@ -3,6 +3,7 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/map.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/tile.cuh"
 #include "kernels/cuda/transpose.cuh"
 
@@ -118,9 +119,39 @@ struct PairsEpilogue {
     }
 };
 
+static int shift_of(int64_t x)
+{
+    int shift = 0;
+    while (INT64_C(1) << shift < x) shift++;
+    return INT64_C(1) << shift == x ? shift : -1;
+}
+
+/* x[rows, inner] w[columns, inner]^T on the streaming kernel, stored in groups of rows and columns; false: not run. */
+static bool stream_grouped(StreamProblem *p, const void *x, const void *w, void *y, int64_t rows, int64_t columns,
+                           int64_t inner, int64_t row_group, int64_t column_group)
+{
+    *p = {};
+    p->x = (const bf16 *)x, p->w = (const bf16 *)w, p->y[0] = (bf16 *)y;
+    p->rows = (int)rows, p->columns = p->start[1] = (int)columns, p->members = 1;
+    p->row_shift = shift_of(row_group);
+    p->column_group = (int)column_group;
+    return p->row_shift >= 0 && column_group % 8 == 0 && rows >= 1024 && stream_fits(*p, inner);
+}
+
 /* o[N, M, C * D] = sum_s a[s, n, c] b[s, m, d]; spare: room for one more of its size */
 static Status outer_run(CudaContext *ctx, const Outer &o, const void *a, const void *b, void *out, void *spare)
 {
+    /* a, b with s last in the spare room */
+    int64_t rows = o.n * o.c, columns = o.m * o.d;
+    uint16_t *across_a = (uint16_t *)spare, *across_b = across_a + o.s * rows;
+    StreamProblem q;
+    if (o.type == DT_BF16 && o.s * (rows + columns) < rows * columns &&
+        stream_grouped(&q, across_a, across_b, out, rows, columns, o.s, o.c, o.d)) {
+        q.row_high_step = o.m * o.c * o.d, q.row_step = o.d, q.column_step = o.c * o.d;
+        TRY(transpose_tiles_launch((const uint16_t *)a, across_a, transpose_plain(1, o.s, rows), ctx->stream));
+        TRY(transpose_tiles_launch((const uint16_t *)b, across_b, transpose_plain(1, o.s, columns), ctx->stream));
+        return stream_launch(q, o.s, ctx->stream);
+    }
     TileProblem p = {};
     p.a = (const bf16 *)a, p.b = (const bf16 *)b;
     p.m = (int)(o.n * o.c), p.n = (int)(o.m * o.d), p.k = (int)o.s;
@@ -208,11 +239,6 @@ static Status div_count(CudaContext *ctx, const OpCall *call)
 /* --- outer product mean: the outer product in the storage type, in scratch
  * ------------------------------------------------ */
 
-static size_t opm_scratch(const OpCall *call)
-{
-    return 2 * outer_bytes(outer_make(call->in_tensor[0], call->in_tensor[1]));
-}
-
 /* y[i, j, n] = (x + bias) / (count + eps) */
 struct OpmEpilogue {
     bf16 *y;
@@ -233,6 +259,13 @@ static bool opm_chains(const Outer &o, int64_t channels)
 {
     return o.type == DT_BF16 && o.s == CHAIN_K && o.c % 2 == 0 && o.d == CHAIN_D && channels == CHAIN_N &&
            o.n % CHAIN_ROWS == 0 && o.m % CHAIN_P == 0;
+}
+
+static size_t opm_scratch(const OpCall *call)
+{
+    Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
+    int64_t channels = call->in_tensor[2]->dim[0], packed = o.s * (o.n * o.c + o.m * o.d) + channels * o.c * o.d;
+    return opm_chains(o, channels) ? align_up((size_t)packed * sizeof(bf16)) : 2 * outer_bytes(o);
 }
 
 /* The whole op as two chained products; the operands packed in scratch. */
@@ -322,6 +355,16 @@ struct RowsEpilogue {
 static Status opm_product_gradient(CudaContext *ctx, const Outer &o, const void *dz, const void *w, int64_t channels,
                                    void *out, void *spare)
 {
+    /* w with its output channels last in the spare room */
+    int64_t pairs = o.n * o.m, columns = o.c * o.d;
+    StreamProblem q;
+    if (o.type == DT_BF16 && channels < pairs &&
+        stream_grouped(&q, dz, spare, out, pairs, columns, channels, o.m, o.d)) {
+        q.row_high_step = o.c * o.m * o.d, q.row_step = o.d, q.column_step = o.m * o.d;
+        TRY(transpose_tiles_launch((const uint16_t *)w, (uint16_t *)spare, transpose_plain(1, channels, columns),
+                                   ctx->stream));
+        return stream_launch(q, channels, ctx->stream);
+    }
     TileProblem p = {};
     p.a = (const bf16 *)dz, p.b = (const bf16 *)w;
     p.m = (int)(o.n * o.m), p.n = (int)(o.c * o.d), p.k = (int)channels;
