@@ -180,7 +180,7 @@ static const Case small_cases[] = {
      {{2, 1, 1}, {0.177, 1e9}},
      3},
     {"layer_norm_fused_bwd", OP_LAYER_NORM_FUSED_BWD, 5, {F(37, 128), F(37, 128), F(128), F(37), F(37)}, {{0}, {1e-5}}},
-    {"linear_dw one pass", OP_LINEAR_DW, 2, {F(4500, 72), F(4500, 136)}, ATTR(1)},
+    {"linear_dw one pass", OP_LINEAR_DW, 2, {F(4500, 72), F(4500, 120)}, ATTR(1)},
     {"linear_dw one pass narrow", OP_LINEAR_DW, 2, {F(5000, 8), F(5000, 40)}, ATTR(0)},
     {"linear_dw one pass odd", OP_LINEAR_DW, 2, {F(4101, 5), F(4101, 200)}, ATTR(1)},
     {"linear_group_dw one pass",
