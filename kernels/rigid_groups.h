@@ -26,4 +26,40 @@ RIGID_INLINE void groups_build(const real *angle, const real *table, Groups *out
     }
 }
 
+/* out [8,4,4] = the groups of one residue in the world (algorithm 24): its frame [7], torsions [7,2] as (sin, cos), and
+ * the table [8,4,4] of its type */
+RIGID_INLINE void groups_to_world(const real *frame, const real *angle, const real *table, real *out)
+{
+    Rigid backbone = rigid_from_frame(frame);
+    Groups groups;
+    groups_build(angle, table, &groups);
+    for (int g = 0; g < GROUPS; g++) {
+        Rigid world = rigid_compose(&backbone, &groups.chain[g]);
+        rigid_to_4x4(&world, out + 16 * g);
+    }
+}
+
+/* Gradients of groups_to_world, given those of out. */
+RIGID_INLINE void groups_to_world_bwd(const real *grads, const real *frame, const real *angle, const real *table,
+                                      real *dframe, real *dangle)
+{
+    Rigid backbone = rigid_from_frame(frame), dbackbone = {{0}, {0}}, dchain[GROUPS];
+    Groups groups;
+    groups_build(angle, table, &groups);
+    for (int g = 0; g < GROUPS; g++) {
+        Rigid dworld = rigid_from_4x4(grads + 16 * g);
+        rigid_compose_bwd(&backbone, &groups.chain[g], &dworld, &dbackbone, &dchain[g]);
+    }
+    for (int g = GROUPS - 1; g >= 1; g--) {
+        Rigid dlocal = dchain[g];
+        if (g >= FIRST_CHAINED)
+            rigid_compose_bwd(&groups.chain[g - 1], &groups.local[g], &dchain[g], &dchain[g - 1], &dlocal);
+        double dm[9];
+        rot_mul_tn(groups.start[g].r, dlocal.r, dm);
+        dangle[2 * (g - 1)] = (real)(dm[7] - dm[5]);
+        dangle[2 * (g - 1) + 1] = (real)(dm[4] + dm[8]);
+    }
+    rigid_to_frame_bwd(frame, &dbackbone, dframe);
+}
+
 #endif

@@ -62,28 +62,10 @@ static Status scale(CudaContext *context, const OpCall *call)
     LAUNCH(frame_parts_kernel, 7 * n, n, F32_IN(0), 1.0f, (float)call->op->attr.f[0], F32_OUT(0));
 }
 
-/* q + q (0, b, c, d), not normalised; returns its length */
-__device__ double quat_updated(const float *q, const float *u, double *out)
-{
-    double w = q[0], x = q[1], y = q[2], z = q[3], b = u[0], c = u[1], d = u[2];
-    out[0] = w - x * b - y * c - z * d;
-    out[1] = x + w * b + y * d - z * c;
-    out[2] = y + w * c + z * b - x * d;
-    out[3] = z + w * d + x * c - y * b;
-    return sqrt(out[0] * out[0] + out[1] * out[1] + out[2] * out[2] + out[3] * out[3]);
-}
-
 __global__ void frame_update_kernel(int64_t n, const float *frames, const float *updates, float *out)
 {
     FOR_EACH(i, n)
-    const float *f = frames + 7 * i, *u = updates + 6 * i;
-    float *y = out + 7 * i;
-    double q[4], step[3], move[3], norm = quat_updated(f, u, q);
-    Rigid old = rigid_from_frame(f); /* the old rotation moves the translation */
-    vector_load(u + 3, step);
-    rot_apply(old.r, step, move);
-    for (int k = 0; k < 4; k++) y[k] = (float)(q[k] / norm);
-    for (int k = 0; k < 3; k++) y[4 + k] = (float)(old.t[k] + move[k]);
+    frame_update(frames + 7 * i, updates + 6 * i, out + 7 * i);
 }
 
 static Status update(CudaContext *context, const OpCall *call)
@@ -96,26 +78,7 @@ __global__ void frame_update_bwd_kernel(int64_t n, const float *grads, const flo
                                         float *dframes, float *dupdates)
 {
     FOR_EACH(i, n)
-    const float *dy = grads + 7 * i, *f = frames + 7 * i, *u = updates + 6 * i;
-    float *df = dframes + 7 * i, *du = dupdates + 6 * i;
-    double p[4], d[4], step[3], moved[3], dstep[3], dot = 0, norm = quat_updated(f, u, p);
-    Rigid old = rigid_from_frame(f), g = {{0}, {0}};
-    vector_load(u + 3, step);
-    vector_load(dy + 4, moved);
-    rot_add_outer(g.r, moved, step);
-    vector_load(dy + 4, g.t);
-    rigid_to_frame_bwd(f, &g, df);
-    rot_apply_t(old.r, moved, dstep);
-    vector_store(dstep, du + 3);
-    for (int k = 0; k < 4; k++) dot += p[k] / norm * (double)dy[k];
-    for (int k = 0; k < 4; k++) d[k] = ((double)dy[k] - p[k] / norm * dot) / norm;
-    df[0] += (float)(d[0] + u[0] * d[1] + u[1] * d[2] + u[2] * d[3]);
-    df[1] += (float)(d[1] - u[0] * d[0] - u[2] * d[2] + u[1] * d[3]);
-    df[2] += (float)(d[2] - u[1] * d[0] + u[2] * d[1] - u[0] * d[3]);
-    df[3] += (float)(d[3] - u[2] * d[0] - u[1] * d[1] + u[0] * d[2]);
-    du[0] = (float)(-f[1] * d[0] + f[0] * d[1] + f[3] * d[2] - f[2] * d[3]);
-    du[1] = (float)(-f[2] * d[0] - f[3] * d[1] + f[0] * d[2] + f[1] * d[3]);
-    du[2] = (float)(-f[3] * d[0] + f[2] * d[1] - f[1] * d[2] + f[0] * d[3]);
+    frame_update_bwd(grads + 7 * i, frames + 7 * i, updates + 6 * i, dframes + 7 * i, dupdates + 6 * i);
 }
 
 static Status update_bwd(CudaContext *context, const OpCall *call)
@@ -133,11 +96,7 @@ __global__ void to_global_kernel(int64_t n, int64_t points, const float *frames,
     FOR_EACH(e, n * points)
     int64_t i = e / points, p = e % points;
     Rigid f = rigid_from_frame(frames + 7 * i);
-    const float *x = in + 3 * points * i;
-    double v[3] = {x[p], x[points + p], x[2 * points + p]}, y[3];
-    rot_apply(f.r, v, y);
-    for (int a = 0; a < 3; a++) y[a] += f.t[a];
-    vector_store(y, out + 3 * e);
+    point_to_global(&f, in + 3 * points * i + p, points, out + 3 * e);
 }
 
 static Status to_global(CudaContext *context, const OpCall *call)
@@ -169,16 +128,8 @@ __global__ void to_global_bwd_kernel(int64_t n, int64_t points, const float *gra
     Rigid f = rigid_from_frame(frames + 7 * i), g = {{0}, {0}};
     const float *x = in + 3 * points * i;
     float *dx = dpoints + 3 * points * i;
-    for (int64_t p = threadIdx.x % WARP; p < points; p += WARP) {
-        double v[3] = {x[p], x[points + p], x[2 * points + p]}, dy[3], d[3];
-        vector_load(grads + 3 * (points * i + p), dy);
-        rot_apply_t(f.r, dy, d);
-        rot_add_outer(g.r, dy, v);
-        for (int a = 0; a < 3; a++) {
-            dx[a * points + p] = (float)d[a];
-            g.t[a] += dy[a];
-        }
-    }
+    for (int64_t p = threadIdx.x % WARP; p < points; p += WARP)
+        point_to_global_bwd(&f, grads + 3 * (points * i + p), x + p, points, dx + p, &g);
     store_frame_sum(frames + 7 * i, &g, dframes + 7 * i);
 }
 
@@ -192,10 +143,7 @@ __global__ void to_local_kernel(int64_t n, int64_t points, const float *frames, 
 {
     FOR_EACH(e, n * points)
     Rigid f = rigid_from_frame(frames + 7 * (e / points));
-    double v[3], y[3];
-    for (int a = 0; a < 3; a++) v[a] = in[3 * e + a] - f.t[a];
-    rot_apply_t(f.r, v, y);
-    vector_store(y, out + 3 * e);
+    point_to_local(&f, in + 3 * e, out + 3 * e);
 }
 
 static Status to_local(CudaContext *context, const OpCall *call)
@@ -210,15 +158,8 @@ __global__ void to_local_bwd_kernel(int64_t n, int64_t points, const float *grad
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     if (i >= n) return;
     Rigid f = rigid_from_frame(frames + 7 * i), g = {{0}, {0}};
-    for (int64_t p = points * i + threadIdx.x % WARP; p < points * (i + 1); p += WARP) {
-        double v[3], dy[3], d[3];
-        for (int a = 0; a < 3; a++) v[a] = in[3 * p + a] - f.t[a];
-        vector_load(grads + 3 * p, dy);
-        rot_apply(f.r, dy, d);
-        rot_add_outer(g.r, v, dy);
-        for (int a = 0; a < 3; a++) g.t[a] -= d[a];
-        vector_store(d, dpoints + 3 * p);
-    }
+    for (int64_t p = points * i + threadIdx.x % WARP; p < points * (i + 1); p += WARP)
+        point_to_local_bwd(&f, grads + 3 * p, in + 3 * p, dpoints + 3 * p, &g);
     store_frame_sum(frames + 7 * i, &g, dframes + 7 * i);
 }
 
@@ -235,8 +176,7 @@ static Status to_local_bwd(CudaContext *context, const OpCall *call)
 __global__ void normalize_kernel(int64_t n, double eps, const float *x, float *y)
 {
     FOR_EACH(i, n)
-    double v[2] = {x[2 * i], x[2 * i + 1]}, s = v[0] * v[0] + v[1] * v[1], norm = sqrt(s > eps ? s : eps);
-    for (int k = 0; k < 2; k++) y[2 * i + k] = (float)(v[k] / norm);
+    angle_normalize(x + 2 * i, eps, y + 2 * i);
 }
 
 static Status normalize(CudaContext *context, const OpCall *call)
@@ -248,10 +188,7 @@ static Status normalize(CudaContext *context, const OpCall *call)
 __global__ void normalize_bwd_kernel(int64_t n, double eps, const float *dy, const float *x, float *dx)
 {
     FOR_EACH(i, n)
-    double v[2] = {x[2 * i], x[2 * i + 1]}, d[2] = {dy[2 * i], dy[2 * i + 1]}, s = v[0] * v[0] + v[1] * v[1];
-    double norm = sqrt(s > eps ? s : eps);
-    double along = s >= eps ? (v[0] * d[0] + v[1] * d[1]) / s : 0; /* below eps the divisor is constant */
-    for (int k = 0; k < 2; k++) dx[2 * i + k] = (float)((d[k] - v[k] * along) / norm);
+    angle_normalize_bwd(dy + 2 * i, x + 2 * i, eps, dx + 2 * i);
 }
 
 static Status normalize_bwd(CudaContext *context, const OpCall *call)
@@ -264,13 +201,8 @@ __global__ void torsion_frames_kernel(int64_t n, const float *frames, const floa
                                       const float *tables, float *out)
 {
     FOR_EACH(i, n)
-    Rigid backbone = rigid_from_frame(frames + 7 * i);
-    Groups groups;
-    groups_build(angles + 14 * i, tables + 16 * GROUPS * residue_type(aatype, i), &groups);
-    for (int g = 0; g < GROUPS; g++) {
-        Rigid world = rigid_compose(&backbone, &groups.chain[g]);
-        rigid_to_4x4(&world, out + 16 * (GROUPS * i + g));
-    }
+    groups_to_world(frames + 7 * i, angles + 14 * i, tables + 16 * GROUPS * residue_type(aatype, i),
+                    out + 16 * GROUPS * i);
 }
 
 static Status torsion_frames(CudaContext *context, const OpCall *call)
@@ -283,23 +215,8 @@ __global__ void torsion_frames_bwd_kernel(int64_t n, const float *grads, const f
                                           const int32_t *aatype, const float *tables, float *dframes, float *dangles)
 {
     FOR_EACH(i, n)
-    Rigid backbone = rigid_from_frame(frames + 7 * i), dbackbone = {{0}, {0}}, dchain[GROUPS];
-    Groups groups;
-    groups_build(angles + 14 * i, tables + 16 * GROUPS * residue_type(aatype, i), &groups);
-    for (int g = 0; g < GROUPS; g++) {
-        Rigid dworld = rigid_from_4x4(grads + 16 * (GROUPS * i + g));
-        rigid_compose_bwd(&backbone, &groups.chain[g], &dworld, &dbackbone, &dchain[g]);
-    }
-    for (int g = GROUPS - 1; g >= 1; g--) {
-        Rigid dlocal = dchain[g];
-        if (g >= FIRST_CHAINED)
-            rigid_compose_bwd(&groups.chain[g - 1], &groups.local[g], &dchain[g], &dchain[g - 1], &dlocal);
-        double dm[9];
-        rot_mul_tn(groups.start[g].r, dlocal.r, dm);
-        dangles[14 * i + 2 * (g - 1)] = (float)(dm[7] - dm[5]);
-        dangles[14 * i + 2 * (g - 1) + 1] = (float)(dm[4] + dm[8]);
-    }
-    rigid_to_frame_bwd(frames + 7 * i, &dbackbone, dframes + 7 * i);
+    groups_to_world_bwd(grads + 16 * GROUPS * i, frames + 7 * i, angles + 14 * i,
+                        tables + 16 * GROUPS * residue_type(aatype, i), dframes + 7 * i, dangles + 14 * i);
 }
 
 static Status torsion_frames_bwd(CudaContext *context, const OpCall *call)
@@ -385,12 +302,6 @@ static Status pseudo_beta(CudaContext *context, const OpCall *call)
     LAUNCH(pseudo_beta_kernel, 3 * n, n, F32_IN(0), (const int32_t *)call->in[1], F32_OUT(0));
 }
 
-__device__ double distance(const float *a, const float *b, double eps)
-{
-    double x = (double)a[0] - b[0], y = (double)a[1] - b[1], z = (double)a[2] - b[2];
-    return sqrt(eps + (x * x + y * y + z * z));
-}
-
 /* Algorithm 26, a block per residue: the naming of symmetric atoms whose distances to the unambiguous atoms fit better.
  */
 __global__ void rename_kernel(int64_t n, double eps, const float *x, const float *gt, const float *alt,
@@ -407,8 +318,9 @@ __global__ void rename_kernel(int64_t n, double eps, const float *x, const float
         for (int64_t b = threadIdx.x; b < ATOMS * n; b += RENAME_THREADS) {
             double mask = row * exists[b] * (1 - ambiguous[b]);
             if (mask == 0) continue;
-            double d = distance(x + 3 * a, x + 3 * b, eps);
-            double e = d - distance(gt + 3 * a, gt + 3 * b, eps), f = d - distance(alt + 3 * a, alt + 3 * b, eps);
+            double d = point_distance(x + 3 * a, x + 3 * b, eps);
+            double e = d - point_distance(gt + 3 * a, gt + 3 * b, eps),
+                   f = d - point_distance(alt + 3 * a, alt + 3 * b, eps);
             lddt += mask * sqrt(eps + e * e);
             alt_lddt += mask * sqrt(eps + f * f);
         }

@@ -25,15 +25,8 @@ Status FN(rigid_torsion_frames)(const RankLayout *layout, const OpCall *call)
     real *out = call->out[0];
     int64_t n = call->in_tensor[0]->dim[0];
     TRY(check_types(call, 2, n, 21));
-    for (int64_t i = 0; i < n; i++) {
-        Rigid backbone = rigid_from_frame(frames + 7 * i);
-        Groups groups;
-        groups_build(angles + 14 * i, tables + 16 * GROUPS * aatype[i], &groups);
-        for (int g = 0; g < GROUPS; g++) {
-            Rigid world = rigid_compose(&backbone, &groups.chain[g]);
-            rigid_to_4x4(&world, out + 16 * (GROUPS * i + g));
-        }
-    }
+    for (int64_t i = 0; i < n; i++)
+        groups_to_world(frames + 7 * i, angles + 14 * i, tables + 16 * GROUPS * aatype[i], out + 16 * GROUPS * i);
     return OK;
 }
 
@@ -45,25 +38,9 @@ Status FN(rigid_torsion_frames_bwd)(const RankLayout *layout, const OpCall *call
     real *dframes = call->out[0], *dangles = call->out[1];
     int64_t n = call->in_tensor[1]->dim[0];
     TRY(check_types(call, 3, n, 21));
-    for (int64_t i = 0; i < n; i++) {
-        Rigid backbone = rigid_from_frame(frames + 7 * i), dbackbone = {{0}, {0}}, dchain[GROUPS];
-        Groups groups;
-        groups_build(angles + 14 * i, tables + 16 * GROUPS * aatype[i], &groups);
-        for (int g = 0; g < GROUPS; g++) {
-            Rigid dworld = rigid_from_4x4(grads + 16 * (GROUPS * i + g));
-            rigid_compose_bwd(&backbone, &groups.chain[g], &dworld, &dbackbone, &dchain[g]);
-        }
-        for (int g = GROUPS - 1; g >= 1; g--) {
-            Rigid dlocal = dchain[g];
-            if (g >= FIRST_CHAINED)
-                rigid_compose_bwd(&groups.chain[g - 1], &groups.local[g], &dchain[g], &dchain[g - 1], &dlocal);
-            double dm[9];
-            rot_mul_tn(groups.start[g].r, dlocal.r, dm);
-            dangles[14 * i + 2 * (g - 1)] = (real)(dm[7] - dm[5]);
-            dangles[14 * i + 2 * (g - 1) + 1] = (real)(dm[4] + dm[8]);
-        }
-        rigid_to_frame_bwd(frames + 7 * i, &dbackbone, dframes + 7 * i);
-    }
+    for (int64_t i = 0; i < n; i++)
+        groups_to_world_bwd(grads + 16 * GROUPS * i, frames + 7 * i, angles + 14 * i, tables + 16 * GROUPS * aatype[i],
+                            dframes + 7 * i, dangles + 14 * i);
     return OK;
 }
 
@@ -136,12 +113,6 @@ Status FN(rigid_pseudo_beta)(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
-static double distance(const real *a, const real *b, double eps)
-{
-    double x = (double)a[0] - b[0], y = (double)a[1] - b[1], z = (double)a[2] - b[2];
-    return sqrt(eps + (x * x + y * y + z * z));
-}
-
 /* Algorithm 26: of the two namings of symmetric atoms the one whose distances to the unambiguous atoms fit better. */
 Status FN(rigid_rename)(const RankLayout *layout, const OpCall *call)
 {
@@ -160,8 +131,9 @@ Status FN(rigid_rename)(const RankLayout *layout, const OpCall *call)
             for (int64_t b = 0; b < ATOMS * n; b++) {
                 double mask = row * exists[b] * (1 - ambiguous[b]);
                 if (mask == 0) continue;
-                double d = distance(x + 3 * a, x + 3 * b, eps);
-                double e = d - distance(gt + 3 * a, gt + 3 * b, eps), f = d - distance(alt + 3 * a, alt + 3 * b, eps);
+                double d = point_distance(x + 3 * a, x + 3 * b, eps);
+                double e = d - point_distance(gt + 3 * a, gt + 3 * b, eps),
+                       f = d - point_distance(alt + 3 * a, alt + 3 * b, eps);
                 lddt += mask * sqrt(eps + e * e);
                 alt_lddt += mask * sqrt(eps + f * f);
             }
