@@ -95,7 +95,7 @@ static bool find_collective(OpKind kind, Collective *out)
     }
 }
 
-static CostStage stage_of(const Op *op, bool nograd)
+CostStage cost_stage(const Op *op, bool nograd)
 {
     switch (op->stage) {
     case STAGE_OPTIMIZER:
@@ -130,12 +130,12 @@ static bool touches_shard(const Program *p, const Op *op)
     return false;
 }
 
-static CostClass classify(const Program *p, const Op *op, double times, bool nograd)
+CostClass cost_classify(const Program *p, const Op *op, double times, bool nograd)
 {
     Cost cost;
     prog_op_cost(p, op, &cost);
     CostClass item = {.kind = op_def(op->kind)->name,
-                      .stage = stage_of(op, nograd),
+                      .stage = cost_stage(op, nograd),
                       .rate = rate_of(p, op),
                       .sharded = touches_shard(p, op),
                       .recomputed = op->recomputed,
@@ -175,7 +175,7 @@ static Status walk(StepCost *cost, const Program *p, double times, bool nograd, 
             continue;
         }
         if (op_def(op->kind)->flags & OPF_ALIAS) continue;
-        CostClass item = classify(p, op, times, nograd);
+        CostClass item = cost_classify(p, op, times, nograd);
         if (item.comm) {
             /* one that blocks (compute stream) has nothing between its start and its end */
             flight->value[flight->count] = op->stream == 1 ? op->out[0] : VAL_NONE;

@@ -49,6 +49,12 @@ void cost_destroy(StepCost **cost);
 /* Adds a class (kind is copied), merged with an equal one. */
 Status cost_add(StepCost *cost, const CostClass *item);
 
+/* Where the tables book an op; STAGE_SYNC counts as backward. `nograd`: of the program without gradients. */
+CostStage cost_stage(const Op *op, bool nograd);
+
+/* The class of one op that runs `calls` times per step; without what covers a collective, which needs the schedule. */
+CostClass cost_classify(const Program *program, const Op *op, double calls, bool nograd);
+
 /* Adds a program that has gone through the passes up to schedule, run `times` times per step (the mean number of
  * no-gradient forwards, 1 for the gradient program and the optimizer). `nograd` books its forward ops as
  * COST_FORWARD_NOGRAD. The computation that hides a collective is read off the schedule: ops on the compute stream

@@ -47,26 +47,6 @@ static Status add_dep(Builder *b, TraceOp *op, int on)
     return OK;
 }
 
-static bool find_collective(OpKind kind, Collective *out)
-{
-    switch (kind) {
-    case OP_ALL_GATHER:
-        *out = COLLECTIVE_ALL_GATHER;
-        return true;
-    case OP_REDUCE_SCATTER:
-        *out = COLLECTIVE_REDUCE_SCATTER;
-        return true;
-    case OP_ALL_TO_ALL:
-        *out = COLLECTIVE_ALL_TO_ALL;
-        return true;
-    case OP_ALL_REDUCE:
-        *out = COLLECTIVE_ALL_REDUCE;
-        return true;
-    default:
-        return false;
-    }
-}
-
 static Group machine_group(const Builder *b, CostGroup group)
 {
     const Trace *t = b->trace;
@@ -75,45 +55,12 @@ static Group machine_group(const Builder *b, CostGroup group)
     return group_data(b->machine, t->dp * t->dap, 1, b->in_graph);
 }
 
-static CostRate rate_of(const Program *p, const Op *op)
+static double price(const Builder *b, const CostClass *c)
 {
-    CostRate rate = RATE_F32;
-    for (int i = 0; i < op->n_in; i++) {
-        if (op->in[i] == VAL_NONE) continue;
-        DType type = p->value[op->in[i]].t.dtype;
-        if (type == DT_BF16) return RATE_BF16;
-        if (type == DT_F64) rate = RATE_F64;
-    }
-    return rate;
-}
-
-static void price(const Builder *b, const Program *p, const Op *op, TraceOp *out)
-{
-    Cost cost;
-    prog_op_cost(p, op, &cost);
-    out->flops = cost.flops;
-    out->bytes = cost.bytes;
-    out->comm = find_collective(op->kind, &out->collective);
-    if (!out->comm) {
-        out->duration_s =
-            opprice_time(b->prices, b->machine, out->kind, rate_of(p, op), cost.flops, cost.bytes, b->in_graph, NULL);
-        return;
-    }
-    Val whole = op->kind == OP_ALL_GATHER ? op->out[0] : op->in[0];
-    out->tensor_bytes = (double)tensor_bytes(&p->value[whole].t);
-    out->group = COST_GROUP_MODEL;
-    if (op->kind == OP_ALL_REDUCE && op->attr.i[0] == GROUP_DP) out->group = COST_GROUP_DATA;
-    if (op->kind == OP_ALL_REDUCE && op->attr.i[0] == GROUP_WORLD) out->group = COST_GROUP_ALL;
+    if (!c->comm) return opprice_time(b->prices, b->machine, c->kind, c->rate, c->flops, c->bytes, b->in_graph, NULL);
     CollectiveTime time;
-    collective_time(b->machine, out->collective, out->tensor_bytes, machine_group(b, out->group), &time);
-    out->duration_s = time.total_s;
-}
-
-static CostStage stage_of(const Op *op, bool nograd)
-{
-    if (op->stage == STAGE_OPTIMIZER) return COST_OPTIMIZER;
-    if (op->stage == STAGE_BACKWARD || op->stage == STAGE_SYNC) return COST_BACKWARD;
-    return nograd ? COST_FORWARD_NOGRAD : COST_FORWARD;
+    collective_time(b->machine, c->collective, c->tensor_bytes, machine_group(b, c->group), &time);
+    return time.total_s;
 }
 
 /* A reshape or a wait makes no op of its own: its output is what its input was. */
@@ -131,14 +78,21 @@ static Status add_op(Builder *b, const Program *p, const Op *op, bool nograd)
     TRY(grow((void **)&t->op, &b->op_capacity, t->count + 1, sizeof *t->op));
     TRY(grow((void **)&b->end_s, &b->end_capacity, t->count + 1, sizeof *b->end_s));
     TraceOp *out = &t->op[t->count];
-    *out = (TraceOp){.kind = op_def(op->kind)->name,
-                     .stage = stage_of(op, nograd),
+    CostClass c = cost_classify(p, op, 1, nograd);
+    *out = (TraceOp){.kind = c.kind,
+                     .stage = c.stage,
+                     .comm = c.comm,
+                     .collective = c.collective,
+                     .group = c.group,
+                     .tensor_bytes = c.tensor_bytes,
+                     .flops = c.flops,
+                     .bytes = c.bytes,
+                     .duration_s = price(b, &c),
                      .stream = op->stream == 1,
                      .first_dep = t->dep_count};
     const char *scope = p->scope[op->scope];
     out->name = arena_printf(&t->arena, "%s%s%s", scope, *scope ? "/" : "", out->kind);
     if (!out->name) return status_fail(ERR_MEMORY, "trace: out of memory");
-    price(b, p, op, out);
     double ready = 0;
     for (int i = 0; i < op->n_in; i++) {
         int writer = op->in[i] == VAL_NONE ? -1 : b->writer[op->in[i]];

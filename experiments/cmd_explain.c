@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "analysis/cost.h"
 #include "experiments/commands.h"
 #include "experiments/pricing.h"
 #include "experiments/session.h"
@@ -56,20 +57,11 @@ static Status print_experiment(const Config *config)
     return OK;
 }
 
-static const char *measured_stage(SessionProgram which, const Op *op)
-{
-    static const char *const names[] = {[STAGE_FORWARD] = "forward",
-                                        [STAGE_BACKWARD] = "backward",
-                                        [STAGE_SYNC] = "backward",
-                                        [STAGE_OPTIMIZER] = "optimizer"};
-    return which == SESSION_NOGRAD ? "forward_nograd" : names[op->stage];
-}
-
 /* Measured seconds of one call; rows are joined by id within their stage's program and must agree in kind. */
 static double measured(const Explain *e, SessionProgram which, int32_t op)
 {
     const Op *o = &e->plan.program[which]->op[op];
-    const char *stage = measured_stage(which, o);
+    const char *stage = COST_STAGE_NAMES[cost_stage(o, which == SESSION_NOGRAD)];
     for (int64_t i = 0; i < e->measured.count; i++) {
         const OpRow *row = &e->measured.rows[i];
         if (row->op == op && strcmp(row->stage, stage) == 0 && strcmp(row->kind, op_def(o->kind)->name) == 0)

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "analysis/cost.h"
 #include "experiments/files.h"
 
 struct RunLog {
@@ -167,15 +168,6 @@ Status run_log_eval(RunLog *log, int64_t step, double elapsed_s, const ChainScor
     return OK;
 }
 
-static const char *op_stage(SessionProgram which, const Op *op)
-{
-    static const char *const names[] = {[STAGE_FORWARD] = "forward",
-                                        [STAGE_BACKWARD] = "backward",
-                                        [STAGE_SYNC] = "backward",
-                                        [STAGE_OPTIMIZER] = "optimizer"};
-    return which == SESSION_NOGRAD ? "forward_nograd" : names[op->stage];
-}
-
 static Status write_program(TableWriter *writer, Session *s, SessionProgram which, double runs_per_step)
 {
     const Program *p = s->program[which];
@@ -191,7 +183,7 @@ static Status write_program(TableWriter *writer, Session *s, SessionProgram whic
         OpRow row = {.op = i,
                      .kind = op_def(op->kind)->name,
                      .name = name,
-                     .stage = op_stage(which, op),
+                     .stage = COST_STAGE_NAMES[cost_stage(op, which == SESSION_NOGRAD)],
                      .calls = 1,
                      .time_s = calls ? seconds / (double)calls * runs_per_step : 0,
                      .flops = cost.flops,
