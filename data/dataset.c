@@ -2,9 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "data/name_index.h"
+#include "engine/clock.h"
 
 enum { KEPT_BYTES = 1 << 26 }; /* between samples, per thread */
 
@@ -99,13 +99,6 @@ void dataset_reader_destroy(DatasetReader **reader)
     *reader = NULL;
 }
 
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static Status find_templates(const DatasetReader *reader, const SampleRequest *request, const FeatureConfig *config,
                              const RawSample *raw, Arena *arena, TemplateFeatures *templates_out)
 {
@@ -129,19 +122,19 @@ Status dataset_sample(DatasetReader *reader, const SampleRequest *request, const
     Arena *arena = &reader->arena;
     RawSample raw;
     TemplateFeatures templates = {0};
-    double begin = seconds(), loaded = begin, templated = begin;
+    double begin = clock_now_s(), loaded = begin, templated = begin;
     bool with_templates = request->templates && batch->sizes.templates > 0;
     Status status = dataset->source.load(dataset->source.context, request->chain, with_templates, arena, &raw);
-    loaded = seconds();
+    loaded = clock_now_s();
     if (status == OK && with_templates) status = find_templates(reader, request, config, &raw, arena, &templates);
-    templated = seconds();
+    templated = clock_now_s();
     if (status == OK) {
         SampleInput input = {&raw.chain, &raw.msa, &templates};
         status = features_build(&input, config, request->copies, &request->draws, reader->workspace, batch);
     }
     if (times_out)
         *times_out = (SampleTimes){
-            .load_s = loaded - begin, .template_s = templated - loaded, .feature_s = seconds() - templated};
+            .load_s = loaded - begin, .template_s = templated - loaded, .feature_s = clock_now_s() - templated};
     arena_reset(arena, KEPT_BYTES);
     return status;
 }

@@ -4,7 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "engine/clock.h"
 
 typedef struct Worker {
     struct Loader *loader;
@@ -29,13 +30,6 @@ struct Loader {
     char failure_text[1024];
     LoaderReport report;
 };
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 /* Under the lock: a sample could not be prepared. */
 static void fail_sample(Loader *loader, int64_t number, Status status, const char *text)
@@ -65,9 +59,9 @@ static void *work(void *argument)
             continue;
         }
         pthread_mutex_unlock(&loader->lock);
-        double begin = seconds();
+        double begin = clock_now_s();
         Status status = loader->prepare(loader->context, worker->index, slot, number);
-        double took = seconds() - begin;
+        double took = clock_now_s() - begin;
         pthread_mutex_lock(&loader->lock);
         loader->prepare_s[slot] = took;
         if (status != OK) fail_sample(loader, number, status, status_text());
@@ -159,7 +153,7 @@ static void account(Loader *loader, LoaderSample *sample, double waited, bool ha
 static Status take(Loader *loader, int64_t number, LoaderSample *sample_out)
 {
     LoaderSample sample = {.slot = -1, .number = number};
-    double begin = seconds();
+    double begin = clock_now_s();
     bool waited = false;
     Status status = OK;
     pthread_mutex_lock(&loader->lock);
@@ -171,7 +165,7 @@ static Status take(Loader *loader, int64_t number, LoaderSample *sample_out)
         bool found = number < 0 ? loader_queue_take(loader->queue, &sample.slot, &sample.number)
                                 : loader_queue_take_number(loader->queue, number, &sample.slot);
         if (found) {
-            account(loader, &sample, seconds() - begin, waited);
+            account(loader, &sample, clock_now_s() - begin, waited);
             break;
         }
         if (loader_queue_at_end(loader->queue) || (number >= 0 && loader_queue_is_past(loader->queue, number))) break;

@@ -7,7 +7,7 @@
 #include "data/metrics.h"
 #include "data/mmcif_write.h"
 #include "data/types.h"
-#include "experiments/progress.h"
+#include "engine/clock.h"
 
 enum { SCORE_VALUES = 9, CA = 1 };
 

@@ -1,15 +1,9 @@
 #include "experiments/progress.h"
 
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
-double clock_now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
+#include "engine/clock.h"
 
 static void format_time(double seconds, char *text, size_t size)
 {

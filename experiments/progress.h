@@ -18,7 +18,4 @@ void progress_begin(Progress *progress, const char *what, int64_t first, int64_t
 void progress_update(Progress *progress, int64_t done, const char *note);
 void progress_end(Progress *progress);
 
-/* Seconds of a clock that never jumps. */
-double clock_now_s(void);
-
 #endif

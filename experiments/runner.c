@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/clock.h"
 #include "experiments/async_eval.h"
 #include "experiments/checkpoint.h"
 #include "experiments/files.h"

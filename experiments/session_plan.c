@@ -1,7 +1,7 @@
 /* Recording a step of an experiment and running the passes over it. */
 #include <string.h>
 
-#include "experiments/progress.h"
+#include "engine/clock.h"
 #include "experiments/session.h"
 
 const char *const session_program_names[SESSION_PROGRAMS] = {

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "data/feed.h"
-#include "experiments/progress.h"
+#include "engine/clock.h"
 #include "experiments/source_internal.h"
 
 enum { STATE_LINE = 1024 };

@@ -6,8 +6,8 @@
 #include <gsl/gsl_statistics.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "engine/clock.h"
 #include "tests/fit_synthetic.h"
 
 enum { TRIALS = 200, DRAWS = 400 };
@@ -40,13 +40,6 @@ static int study(const char *label, int first, int last, double worse, FitOption
     return 0;
 }
 
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 int main(int argc, char **argv)
 {
     int trials = argc > 1 ? atoi(argv[1]) : TRIALS;
@@ -71,9 +64,9 @@ int main(int argc, char **argv)
     gsl_rng_free(rng);
     FitOptions full = {.draws = 1000, .form = -1, .seed = 1};
     FitModel *model;
-    double start = seconds();
+    double start = clock_now_s();
     if (fit_run(point, count, &full, &model) != OK) return 1;
-    printf("fit of %d runs with 1000 bootstrap draws: %.2f s (limit 5 s)\n", count, seconds() - start);
+    printf("fit of %d runs with 1000 bootstrap draws: %.2f s (limit 5 s)\n", count, clock_now_s() - start);
     fit_destroy(&model);
     return bad;
 }

@@ -4,22 +4,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "data/alignment.h"
 #include "data/check.h"
 #include "data/hhr.h"
 #include "data/mmcif.h"
 #include "data/text.h"
+#include "engine/clock.h"
+#include "tests/source_dir.h"
 
 enum { REPEATS = 15 };
-
-static double now_s(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 static Status parse(const Text *text, DataKind kind, double *sum)
 {
@@ -60,16 +54,16 @@ static Status bench(const Text *text, const char *path, DataKind kind)
 {
     double in_memory[REPEATS], with_read[REPEATS], sum = 0;
     for (int i = 0; i < REPEATS; i++) {
-        double start = now_s();
+        double start = clock_now_s();
         TRY(parse(text, kind, &sum));
-        in_memory[i] = now_s() - start;
+        in_memory[i] = clock_now_s() - start;
         with_read[i] = in_memory[i];
         if (!path) continue;
         Text again = {0};
-        start = now_s();
+        start = clock_now_s();
         TRY(text_read(path, &again));
         Status status = parse(&again, kind, &sum);
-        with_read[i] = now_s() - start;
+        with_read[i] = clock_now_s() - start;
         text_close(&again);
         TRY(status);
     }
@@ -123,10 +117,9 @@ int main(int argc, char **argv)
                                            "data/examples/alignments/2q2k_A/uniprot_hits.sto"};
     Status status = OK;
     for (int i = 1; i < argc && status == OK; i++) status = bench_file(argv[i]);
-    const char *source = getenv("FOLDSCALE_SOURCE");
     for (size_t i = 0; argc == 1 && i < sizeof examples / sizeof *examples && status == OK; i++) {
         char path[1024];
-        snprintf(path, sizeof path, "%s/%s", source ? source : ".", examples[i]);
+        snprintf(path, sizeof path, "%s/%s", source_dir(), examples[i]);
         status = bench_file(path);
     }
     if (argc == 1 && status == OK) status = bench_made_a3m();

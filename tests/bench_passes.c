@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "engine/clock.h"
 #include "engine/passes.h"
 #include "model/model.h"
 
@@ -23,13 +23,6 @@ static const struct {
               {"autodiff", pass_autodiff}, {"remat", pass_remat}, {"schedule", pass_schedule},
               {"plan", pass_plan}};
 enum { PASSES = sizeof passes / sizeof passes[0] };
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void best(double *least, double seconds)
 {
@@ -54,15 +47,15 @@ static Status record(const Bench *b, int which, Program *p)
 static Status run_program(Bench *b, Registry *registry, int which)
 {
     Program *p = NULL, *next = NULL;
-    double start = now();
+    double start = clock_now_s();
     TRY(prog_create(registry, &p));
     Status status = record(b, which, p);
-    best(&b->record[which], now() - start);
+    best(&b->record[which], clock_now_s() - start);
     b->recorded_ops[which] = p->n_ops;
     for (int k = 0; k < PASSES && status == OK; k++) {
-        start = now();
+        start = clock_now_s();
         status = passes[k].run(p, &b->switches, &next);
-        double seconds = now() - start;
+        double seconds = clock_now_s() - start;
         if (status != OK) break;
         best(&b->pass[k][which], seconds);
         prog_destroy(&p);
@@ -71,9 +64,9 @@ static Status run_program(Bench *b, Registry *registry, int which)
     if (status == OK) {
         b->ops[which] = p->n_ops;
         b->arena_gb[which] = (double)p->arena_bytes * 1e-9;
-        start = now();
+        start = clock_now_s();
         status = prog_verify(p, PASS_PLAN);
-        if (which == RECORD_LOSS) best(&b->verify, now() - start);
+        if (which == RECORD_LOSS) best(&b->verify, clock_now_s() - start);
     }
     prog_destroy(&p);
     return status;
@@ -83,10 +76,10 @@ static Status run_all(Bench *b)
 {
     Registry *registry = NULL;
     TRY(registry_create(&registry));
-    double start = now();
+    double start = clock_now_s();
     Status status = OK;
     for (int which = 0; which < PROGRAMS && status == OK; which++) status = run_program(b, registry, which);
-    best(&b->total, now() - start);
+    best(&b->total, clock_now_s() - start);
     registry_destroy(&registry);
     return status;
 }

@@ -3,18 +3,11 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "analysis/predict.h"
+#include "engine/clock.h"
 
 enum { CLASSES = 600, POINTS = 12, ROWS = 2000 };
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static Status make_cost(StepCost **out)
 {
@@ -64,20 +57,20 @@ static Status run(const char *machine_path)
     TRY(machine_read(machine_path, &machine));
     TRY(opprice_assume(machine, 0.5, 1, 0.1, &prices));
     TRY(make_cost(&cost));
-    double start = seconds();
+    double start = clock_now_s();
     TRY(make_fit(&fit));
-    printf("fit of %d runs with 1000 draws: %.2f s (limit 5 s)\n", (int)POINTS, seconds() - start);
-    start = seconds();
+    printf("fit of %d runs with 1000 draws: %.2f s (limit 5 s)\n", (int)POINTS, clock_now_s() - start);
+    start = clock_now_s();
     for (int i = 0; i < ROWS; i++) TRY(predict_shape(prices, machine, cost, 1 + i % 256, 0.5, &shape, &price));
     printf("pricing %d classes of ops: %.4f ms a configuration (limit 1 ms)\n", cost->count,
-           1e3 * (seconds() - start) / ROWS);
-    start = seconds();
+           1e3 * (clock_now_s() - start) / ROWS);
+    start = clock_now_s();
     for (int i = 0; i < ROWS; i++) {
         PredictRequest q = {.machine = machine, .dp = 1 + i % 256, .dap = 8};
         TRY(predict_shape(prices, machine, cost, q.dp, 0.5, &q.shape, &price));
         TRY(predict_row(fit, &q, &arena, &row));
     }
-    printf("rows with intervals: %.0f a second (goal 1000)\n", ROWS / (seconds() - start));
+    printf("rows with intervals: %.0f a second (goal 1000)\n", ROWS / (clock_now_s() - start));
     arena_free(&arena);
     fit_destroy(&fit);
     cost_destroy(&cost);

@@ -5,8 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "engine/clock.h"
 #include "engine/exec.h"
 #include "experiments/constants.h"
 #include "kernels/kernels.h"
@@ -26,13 +26,6 @@ typedef struct BenchSession {
     size_t store_bytes, workspace_bytes;
     double prepare_s; /* recording and passes */
 } BenchSession;
-
-static inline double bench_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* --- inputs
  * ------------------------------------------------------------------------------------------------------------- */
@@ -160,12 +153,12 @@ static inline Status bench_record_one(BenchSession *s, const ModelConfig *config
 /* The three programs of a step. */
 static inline Status bench_record_step(BenchSession *s, const ModelConfig *config, const Switches *switches)
 {
-    double start = bench_now();
+    double start = clock_now_s();
     TRY(registry_create(&s->registry));
     TRY(bench_record_one(s, config, switches, BENCH_GRAD));
     TRY(bench_record_one(s, config, switches, BENCH_NOGRAD));
     TRY(bench_record_one(s, config, switches, BENCH_OPTIMIZER));
-    s->prepare_s = bench_now() - start;
+    s->prepare_s = clock_now_s() - start;
     return OK;
 }
 
@@ -202,7 +195,7 @@ static inline void bench_record_blocks(Program *p, const ModelConfig *c, int blo
 static inline Status bench_record_chain(BenchSession *s, const ModelConfig *config, const Switches *switches,
                                         int blocks)
 {
-    double start = bench_now();
+    double start = clock_now_s();
     TRY(registry_create(&s->registry));
     for (int which = BENCH_NOGRAD; which <= BENCH_GRAD; which++) {
         Program *recorded = NULL;
@@ -212,7 +205,7 @@ static inline Status bench_record_chain(BenchSession *s, const ModelConfig *conf
         prog_destroy(&recorded);
         TRY(status);
     }
-    s->prepare_s = bench_now() - start;
+    s->prepare_s = clock_now_s() - start;
     return OK;
 }
 

@@ -9,6 +9,7 @@
  *
  * A mean step over recycling 0, 1, 2, 3 = 1.5 forward passes without gradient + gradient step + optimizer. */
 #include <stdio.h>
+#include <time.h>
 
 #include "experiments/version.h"
 #include "tests/bench_ops.h"
@@ -69,10 +70,10 @@ static Status time_run(BenchSession *s, int which, double *seconds_out)
 {
     TRY(s->backend->finish(s->backend));
     TRY(s->backend->barrier(s->backend));
-    double start = bench_now();
+    double start = clock_now_s();
     TRY(exec_run(s->exec[which]));
     TRY(s->backend->finish(s->backend));
-    *seconds_out = bench_now() - start;
+    *seconds_out = clock_now_s() - start;
     return OK;
 }
 
@@ -81,11 +82,11 @@ static Status time_run(BenchSession *s, int which, double *seconds_out)
  */
 static Status time_programs(BenchSession *s, int repeats, double budget_s, Result *r)
 {
-    double start = bench_now(), forward = 0, backward = 0, comm = 0;
+    double start = clock_now_s(), forward = 0, backward = 0, comm = 0;
     static const int order[] = {BENCH_NOGRAD, BENCH_GRAD, BENCH_OPTIMIZER};
     int counted = 0;
     for (int round = -2; round < repeats; round++) {
-        double spent = bench_now() - start; /* all ranks go by rank 0's clock */
+        double spent = clock_now_s() - start; /* all ranks go by rank 0's clock */
         TRY(s->backend->host_broadcast(s->backend, &spent, sizeof spent, 0));
         if (counted > 0 && budget_s > 0 && spent > budget_s) break;
         bool counts = round >= 0 || (round == -1 && budget_s > 0 && spent > budget_s / 2);
@@ -289,11 +290,11 @@ static Status run(const Arguments *a, Backend *backend)
     base.dp = backend->layout.dp;
     if (status == OK)
         status = settings_make(&a->setting, &base, backend->layout.world == 1 && a->dap == 1, list, &count);
-    double start = bench_now();
+    double start = clock_now_s();
     if (backend->layout.rank == 0)
         printf("%s, %s, %d ranks, dap %d\n", backend->device, a->preset, backend->layout.world, base.dap);
     for (int i = 0; i < count && status == OK; i++) {
-        double left = a->budget_s - (bench_now() - start);
+        double left = a->budget_s - (clock_now_s() - start);
         double share = a->budget_s > 0 ? fmax(left, 0.1) / (count - i) : 0;
         Status one = run_setting(backend, a, &config, &list[i], share);
         if (one == OK) continue;

@@ -9,16 +9,7 @@
 #include <stdlib.h>
 
 #include "analysis/collective.h"
-
-static Machine *open_machine(const char *name)
-{
-    char path[600];
-    const char *dir = getenv("FOLDSCALE_SOURCE");
-    snprintf(path, sizeof path, "%s/experiments/machines/%s.yaml", dir ? dir : ".", name);
-    Machine *m = NULL;
-    if (machine_read(path, &m) != OK) fail_msg("%s", status_text());
-    return m;
-}
+#include "tests/machine_helpers.h"
 
 /* Leave one out: each measured time predicted from the others, so that no row is both fitted and judged. The worst is
  * the all-to-all of 1 KB, which took longer than those of 256 KB and 4 MB: first use of a connection. */

@@ -10,6 +10,7 @@
 
 #include "data/folder.h"
 #include "tests/reader_trials.h"
+#include "tests/source_dir.h"
 
 enum { LARGEST_FILE = 700000 };
 
@@ -88,10 +89,9 @@ static void damage_file(const char *path, bool (*trial)(const Text *), int round
 static void damage_folder(const char *folder, bool (*trial)(const Text *), int rounds)
 {
     char path[1024];
-    const char *source = getenv("FOLDSCALE_SOURCE");
     Arena arena = {0};
     FolderList files;
-    snprintf(path, sizeof path, "%s/%s", source ? source : ".", folder);
+    snprintf(path, sizeof path, "%s/%s", source_dir(), folder);
     assert_int_equal(folder_list(path, &arena, &files), OK);
     assert_true(files.count > 0);
     for (int64_t i = 0; i < files.count; i++) {
@@ -149,8 +149,7 @@ static void test_corpus_is_readable(void **state)
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[1024];
         Text text = {0};
-        const char *source = getenv("FOLDSCALE_SOURCE");
-        snprintf(path, sizeof path, "%s/tests/corpus/%s", source ? source : ".", files[i].file);
+        snprintf(path, sizeof path, "%s/tests/corpus/%s", source_dir(), files[i].file);
         assert_int_equal(text_read(path, &text), OK);
         if (!files[i].trial(&text)) fail_msg("%s: %s", files[i].file, status_text());
         text_close(&text);

@@ -14,6 +14,7 @@
 
 #include "analysis/trace.h"
 #include "engine/passes.h"
+#include "tests/machine_helpers.h"
 
 static char folder[] = "/tmp/foldscale_export_XXXXXX";
 static Trace *trace;
@@ -34,16 +35,6 @@ static void record(Program *p)
         prog_scope_pop(p);
     }
     prog_output(p, "y", x);
-}
-
-static Machine *open_machine(const char *name)
-{
-    char path[600];
-    const char *dir = getenv("FOLDSCALE_SOURCE");
-    snprintf(path, sizeof path, "%s/experiments/machines/%s.yaml", dir ? dir : ".", name);
-    Machine *m = NULL;
-    if (machine_read(path, &m) != OK) fail_msg("%s", status_text());
-    return m;
 }
 
 static int setup(void **state)

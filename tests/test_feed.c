@@ -13,6 +13,7 @@
 
 #include "data/feed.h"
 #include "data/synth.h"
+#include "tests/source_dir.h"
 
 static const char *const CHAINS[] = {"1ubq_A", "1a7g_E", "2q2k_A", "1a8q_A"};
 enum { CHAIN_COUNT = sizeof CHAINS / sizeof CHAINS[0], EPOCH = 9 };
@@ -20,9 +21,8 @@ enum { CHAIN_COUNT = sizeof CHAINS / sizeof CHAINS[0], EPOCH = 9 };
 static Dataset *open_examples(void)
 {
     static char mmcif[4096], alignments[4096];
-    const char *source = getenv("FOLDSCALE_SOURCE");
-    snprintf(mmcif, sizeof mmcif, "%s/data/examples/mmcif", source ? source : ".");
-    snprintf(alignments, sizeof alignments, "%s/data/examples/alignments", source ? source : ".");
+    snprintf(mmcif, sizeof mmcif, "%s/data/examples/mmcif", source_dir());
+    snprintf(alignments, sizeof alignments, "%s/data/examples/alignments", source_dir());
     ArchivePaths paths = {.mmcif = mmcif, .alignments = alignments};
     Dataset *dataset = NULL;
     Status status = dataset_open_archive(&paths, CHAINS, CHAIN_COUNT, NULL, &dataset);

@@ -12,15 +12,10 @@
 
 #include "analysis/collective.h"
 #include "analysis/machine.h"
+#include "tests/source_dir.h"
 
 static char folder[] = "/tmp/foldscale_machine_XXXXXX";
 static char path[200];
-
-static const char *source_dir(void)
-{
-    const char *dir = getenv("FOLDSCALE_SOURCE");
-    return dir ? dir : ".";
-}
 
 static int setup(void **state)
 {

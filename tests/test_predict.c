@@ -14,16 +14,7 @@
 #include "analysis/predict.h"
 #include "analysis/transfer.h"
 #include "engine/passes.h"
-
-static Machine *open_machine(const char *name)
-{
-    char path[600];
-    const char *dir = getenv("FOLDSCALE_SOURCE");
-    snprintf(path, sizeof path, "%s/experiments/machines/%s.yaml", dir ? dir : ".", name);
-    Machine *m = NULL;
-    if (machine_read(path, &m) != OK) fail_msg("%s", status_text());
-    return m;
-}
+#include "tests/machine_helpers.h"
 
 /* Ops that follow the model exactly: the curves must come back, and so must sizes that were not among them. */
 static void test_op_prices(void **state)

@@ -17,6 +17,7 @@
 
 #include "analysis/plot.h"
 #include "analysis/report.h"
+#include "tests/machine_helpers.h"
 
 enum {
     SETTINGS = 6,
@@ -44,16 +45,6 @@ typedef struct Study {
 } Study;
 
 static Study study;
-
-static Machine *open_machine(const char *name)
-{
-    char path[600];
-    const char *dir = getenv("FOLDSCALE_SOURCE");
-    snprintf(path, sizeof path, "%s/experiments/machines/%s.yaml", dir ? dir : ".", name);
-    Machine *m = NULL;
-    if (machine_read(path, &m) != OK) fail_msg("%s", status_text());
-    return m;
-}
 
 static void add_run(Study *s, gsl_rng *rng, int setting, int ranks)
 {

@@ -12,6 +12,7 @@
 
 #include "data/residue.h"
 #include "engine/safetensors.h"
+#include "tests/source_dir.h"
 
 static StFile *golden;
 
@@ -19,8 +20,7 @@ static int open_golden(void **state)
 {
     (void)state;
     char path[1024];
-    const char *source = getenv("FOLDSCALE_SOURCE");
-    snprintf(path, sizeof path, "%s/tests/golden/residue_constants.safetensors", source ? source : ".");
+    snprintf(path, sizeof path, "%s/tests/golden/residue_constants.safetensors", source_dir());
     return st_open(path, &golden) == OK ? 0 : -1;
 }
 

@@ -11,21 +11,7 @@
 #include "analysis/validate.h"
 #include "engine/passes.h"
 #include "model/model.h"
-
-static const char *source_dir(void)
-{
-    const char *dir = getenv("FOLDSCALE_SOURCE");
-    return dir ? dir : ".";
-}
-
-static Machine *open_machine(const char *name)
-{
-    char path[600];
-    snprintf(path, sizeof path, "%s/experiments/machines/%s.yaml", source_dir(), name);
-    Machine *m = NULL;
-    if (machine_read(path, &m) != OK) fail_msg("%s", status_text());
-    return m;
-}
+#include "tests/machine_helpers.h"
 
 /* A whole training step of initial training, 1.5 iterations without gradient on average. */
 static StepCost *record_step(Switches s, bool in_graph)

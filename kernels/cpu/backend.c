@@ -6,9 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "engine/clock.h"
 #include "engine/convert.h"
 #include "kernels/cpu/comm.h"
 #include "kernels/cpu/entry.h"
@@ -244,9 +244,7 @@ static Status cpu_marks_reserve(Backend *backend, int marks, int *first_out)
 
 static Status cpu_mark(Backend *backend, int index)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    self(backend)->mark[index] = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    self(backend)->mark[index] = clock_now_s();
     return OK;
 }
 
