@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/array.h"
 #include "engine/backend.h"
 
 const char *const COST_STAGE_NAMES[COST_STAGE_COUNT] = {"forward_nograd", "forward", "backward", "optimizer"};
@@ -55,15 +56,9 @@ Status cost_add(StepCost *cost, const CostClass *item)
             cost->item[i].calls += item->calls;
             return OK;
         }
-    if (cost->count == cost->capacity) {
-        int capacity = cost->capacity ? cost->capacity * 2 : 256;
-        if (capacity > CLASS_LIMIT)
-            return status_fail(ERR_MEMORY, "cost: more than %d classes of ops", (int)CLASS_LIMIT);
-        CostClass *larger = realloc(cost->item, (size_t)capacity * sizeof *larger);
-        if (!larger) return status_fail(ERR_MEMORY, "cost: out of memory");
-        cost->item = larger;
-        cost->capacity = capacity;
-    }
+    if (cost->count >= CLASS_LIMIT)
+        return status_fail(ERR_MEMORY, "cost: more than %d classes of ops", (int)CLASS_LIMIT);
+    TRY(array_reserve((void **)&cost->item, &cost->capacity, cost->count + 1, sizeof *cost->item, "classes of ops"));
     CostClass *added = &cost->item[cost->count];
     *added = *item;
     added->kind = arena_strdup(&cost->arena, item->kind);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "analysis/collective.h"
-#include "engine/backend.h"
+#include "engine/array.h"
 
 enum { OP_LIMIT = 1 << 22, TIMES_LIMIT = 64 };
 
@@ -22,17 +22,10 @@ typedef struct Builder {
     int barrier; /* last op of the program before: everything follows it */
 } Builder;
 
-static Status grow(void **array, int *capacity, int need, size_t size)
+static Status reserve(void **array, int *capacity, int count, size_t size, const char *what)
 {
-    if (need <= *capacity) return OK;
-    if (need > OP_LIMIT) return status_fail(ERR_MEMORY, "trace: more than %d entries", (int)OP_LIMIT);
-    int larger = *capacity ? *capacity * 2 : 1024;
-    while (larger < need) larger *= 2;
-    void *memory = realloc(*array, (size_t)larger * size);
-    if (!memory) return status_fail(ERR_MEMORY, "trace: out of memory");
-    *array = memory;
-    *capacity = larger;
-    return OK;
+    if (count >= OP_LIMIT) return status_fail(ERR_MEMORY, "trace: more than %d %s", (int)OP_LIMIT, what);
+    return array_reserve(array, capacity, count + 1, size, what);
 }
 
 static Status add_dep(Builder *b, TraceOp *op, int on)
@@ -41,7 +34,7 @@ static Status add_dep(Builder *b, TraceOp *op, int on)
     if (on < 0) return OK;
     for (int i = op->first_dep; i < t->dep_count; i++)
         if (t->dep[i] == on) return OK;
-    TRY(grow((void **)&t->dep, &b->dep_capacity, t->dep_count + 1, sizeof *t->dep));
+    TRY(reserve((void **)&t->dep, &b->dep_capacity, t->dep_count, sizeof *t->dep, "dependences"));
     t->dep[t->dep_count++] = on;
     op->deps++;
     return OK;
@@ -75,8 +68,8 @@ static void pass_through(Builder *b, const Op *op)
 static Status add_op(Builder *b, const Program *p, const Op *op, bool nograd)
 {
     Trace *t = b->trace;
-    TRY(grow((void **)&t->op, &b->op_capacity, t->count + 1, sizeof *t->op));
-    TRY(grow((void **)&b->end_s, &b->end_capacity, t->count + 1, sizeof *b->end_s));
+    TRY(reserve((void **)&t->op, &b->op_capacity, t->count, sizeof *t->op, "ops"));
+    TRY(reserve((void **)&b->end_s, &b->end_capacity, t->count, sizeof *b->end_s, "ops"));
     TraceOp *out = &t->op[t->count];
     CostClass c = cost_classify(p, op, 1, nograd);
     *out = (TraceOp){.kind = c.kind,

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/array.h"
+
 Status prog_create(Registry *registry, Program **program_out)
 {
     Program *p = calloc(1, sizeof *p);
@@ -112,15 +114,19 @@ Val prog_fail(Program *p, Status code, const char *format, ...)
     return VAL_NONE;
 }
 
+Status prog_reserve(Program *p, int32_t more_ops, int32_t more_values)
+{
+    Status status = array_reserve((void **)&p->op, &p->cap_ops, (int64_t)p->n_ops + more_ops, sizeof *p->op, "ops");
+    if (status == OK)
+        status = array_reserve((void **)&p->value, &p->cap_values, (int64_t)p->n_values + more_values, sizeof *p->value,
+                               "values");
+    if (status != OK) prog_fail(p, status, "%s", status_text());
+    return status;
+}
+
 static Val new_value(Program *p, const Value *value)
 {
-    if (p->n_values == p->cap_values) {
-        int32_t capacity = p->cap_values ? 2 * p->cap_values : 1024;
-        Value *bigger = realloc(p->value, (size_t)capacity * sizeof *bigger);
-        if (!bigger) return prog_fail(p, ERR_MEMORY, "out of memory for %d values", capacity);
-        p->value = bigger;
-        p->cap_values = capacity;
-    }
+    if (prog_reserve(p, 0, 1) != OK) return VAL_NONE;
     p->value[p->n_values] = *value;
     return p->n_values++;
 }
@@ -180,16 +186,7 @@ Val prog_param(Program *p, const char *name, int rank, const int64_t *dim, InitR
 
 static Op *new_op(Program *p)
 {
-    if (p->n_ops == p->cap_ops) {
-        int32_t capacity = p->cap_ops ? 2 * p->cap_ops : 1024;
-        Op *bigger = realloc(p->op, (size_t)capacity * sizeof *bigger);
-        if (!bigger) {
-            prog_fail(p, ERR_MEMORY, "out of memory for %d ops", capacity);
-            return NULL;
-        }
-        p->op = bigger;
-        p->cap_ops = capacity;
-    }
+    if (prog_reserve(p, 1, 0) != OK) return NULL;
     Op *op = &p->op[p->n_ops];
     memset(op, 0, sizeof *op);
     return op;
@@ -333,15 +330,9 @@ void prog_scope_push(Program *p, const char *format, ...)
         prog_fail(p, ERR_INTERNAL, "scope name too long: %s", parent);
         return;
     }
-    if (p->n_scopes == p->cap_scopes) {
-        int32_t capacity = 2 * p->cap_scopes;
-        const char **bigger = realloc((void *)p->scope, (size_t)capacity * sizeof *bigger);
-        if (!bigger) {
-            prog_fail(p, ERR_MEMORY, "out of memory for scopes");
-            return;
-        }
-        p->scope = bigger;
-        p->cap_scopes = capacity;
+    if (array_reserve((void **)&p->scope, &p->cap_scopes, p->n_scopes + 1, sizeof *p->scope, "scopes") != OK) {
+        prog_fail(p, ERR_MEMORY, "%s", status_text());
+        return;
     }
     const char *kept = arena_strdup(&p->arena, name);
     if (!kept) {

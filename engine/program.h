@@ -99,6 +99,9 @@ Status prog_status(const Program *program);
 /* Makes the failure stick (used by recording code that detects a fault itself). Returns VAL_NONE. */
 Val prog_fail(Program *program, Status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* Room for that many more ops and values; ERR_MEMORY also becomes the status of the program. */
+Status prog_reserve(Program *program, int32_t more_ops, int32_t more_values);
+
 /* Leaves of a recording. The same name gives the same buffer or parameter, in every program of the registry. */
 Val prog_input(Program *program, const char *name, DType dtype, int rank, const int64_t *dim);
 Val prog_state(Program *program, const char *name, DType dtype, int rank, const int64_t *dim);

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/array.h"
+
 /* Open-addressing table from name to index + 1; two per registry (parameters, buffers). The full model registers 5044
  * parameters several times over, so a linear search would take longer than all passes together. */
 typedef struct NameTable {
@@ -87,17 +89,6 @@ void registry_destroy(Registry **registry)
     *registry = NULL;
 }
 
-static Status grow(void **array, int *capacity, int used, size_t size)
-{
-    if (used < *capacity) return OK;
-    int wanted = *capacity ? 2 * *capacity : 64;
-    void *bigger = realloc(*array, (size_t)wanted * size);
-    if (!bigger) return status_fail(ERR_MEMORY, "out of memory for %d registry entries", wanted);
-    *array = bigger;
-    *capacity = wanted;
-    return OK;
-}
-
 Status registry_param(Registry *r, const char *name, int rank, const int64_t *dim, InitRule init, double init_value,
                       int *index_out)
 {
@@ -109,7 +100,7 @@ Status registry_param(Registry *r, const char *name, int rank, const int64_t *di
         *index_out = index;
         return OK;
     }
-    TRY(grow((void **)&r->param, &r->cap_params, r->n_params, sizeof *r->param));
+    TRY(array_reserve((void **)&r->param, &r->cap_params, r->n_params + 1, sizeof *r->param, "parameters"));
     ParamInfo info = {.rank = rank, .count = 1, .offset = r->param_elements, .init = init, .init_value = init_value};
     for (int axis = 0; axis < rank; axis++) {
         if (dim[axis] <= 0) return status_fail(ERR_INTERNAL, "parameter %s: extent %ld", name, (long)dim[axis]);
@@ -138,7 +129,7 @@ Status registry_buffer(Registry *r, const char *name, BufferKind kind, const Ten
         *index_out = index;
         return OK;
     }
-    TRY(grow((void **)&r->buffer, &r->cap_buffers, r->n_buffers, sizeof *r->buffer));
+    TRY(array_reserve((void **)&r->buffer, &r->cap_buffers, r->n_buffers + 1, sizeof *r->buffer, "buffers"));
     BufferInfo info = {.kind = kind, .tensor = *tensor};
     info.tensor.shard = SHARD_NONE;
     info.name = arena_strdup(&r->arena, name);

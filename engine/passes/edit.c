@@ -14,17 +14,7 @@ Op *edit_restart(Program *p, int32_t ops)
 
 void edit_push_op(Program *p, const Op *op)
 {
-    if (p->status != OK) return;
-    if (p->n_ops == p->cap_ops) {
-        int32_t cap = p->cap_ops + p->cap_ops / 2 + 64;
-        Op *bigger = realloc(p->op, (size_t)cap * sizeof *bigger);
-        if (!bigger) {
-            prog_fail(p, ERR_MEMORY, "out of memory for %d ops", cap);
-            return;
-        }
-        p->op = bigger;
-        p->cap_ops = cap;
-    }
+    if (p->status != OK || prog_reserve(p, 1, 0) != OK) return;
     for (int k = 0; k < op->n_out; k++)
         if (op->out[k] != VAL_NONE) p->value[op->out[k]].def_op = p->n_ops;
     p->op[p->n_ops++] = *op;
@@ -32,14 +22,7 @@ void edit_push_op(Program *p, const Op *op)
 
 Val edit_push_value(Program *p, const Value *value)
 {
-    if (p->status != OK) return VAL_NONE;
-    if (p->n_values == p->cap_values) {
-        int32_t cap = p->cap_values + p->cap_values / 2 + 64;
-        Value *bigger = realloc(p->value, (size_t)cap * sizeof *bigger);
-        if (!bigger) return prog_fail(p, ERR_MEMORY, "out of memory for %d values", cap);
-        p->value = bigger;
-        p->cap_values = cap;
-    }
+    if (p->status != OK || prog_reserve(p, 0, 1) != OK) return VAL_NONE;
     p->value[p->n_values] = *value;
     return p->n_values++;
 }

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/array.h"
+
 enum { PLAN_ALIGN = 256 };
 
 typedef struct Hole {
@@ -23,13 +25,7 @@ typedef struct Heap {
 
 static Status heap_insert(Heap *heap, int at, Hole hole)
 {
-    if (heap->n == heap->cap) {
-        int cap = heap->cap ? 2 * heap->cap : 64;
-        Hole *bigger = realloc(heap->hole, (size_t)cap * sizeof *bigger);
-        if (!bigger) return status_fail(ERR_MEMORY, "out of memory for %d holes of the plan", cap);
-        heap->hole = bigger;
-        heap->cap = cap;
-    }
+    TRY(array_reserve((void **)&heap->hole, &heap->cap, heap->n + 1, sizeof *heap->hole, "holes of the plan"));
     memmove(heap->hole + at + 1, heap->hole + at, (size_t)(heap->n - at) * sizeof *heap->hole);
     heap->hole[at] = hole;
     heap->n++;

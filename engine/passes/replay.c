@@ -9,12 +9,8 @@ Status replay_begin(const Program *in, Replay *replay_out)
     TRY(prog_clone_empty(in, &replay.out));
     replay.map = malloc(((size_t)in->n_values + 1) * sizeof *replay.map);
     /* room for as many ops and values as there were: growing step by step costs more than the copy itself */
-    Program *p = replay.out;
-    Op *op = realloc(p->op, ((size_t)in->n_ops + 64) * sizeof *op);
-    if (op) p->op = op, p->cap_ops = in->n_ops + 64;
-    Value *value = realloc(p->value, ((size_t)in->n_values + 64) * sizeof *value);
-    if (value) p->value = value, p->cap_values = in->n_values + 64;
-    if (!replay.map || !op || !value) {
+    Status reserved = prog_reserve(replay.out, in->n_ops + 64, in->n_values + 64);
+    if (!replay.map || reserved != OK) {
         free(replay.map);
         prog_destroy(&replay.out);
         return status_fail(ERR_MEMORY, "out of memory for the values of a pass");
