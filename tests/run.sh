@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole test run: installs what is missing, checks formatting and include rules, builds plain and with sanitizers,
-# runs ctest on both. Where a CUDA compiler is, the CUDA backend is compiled (for sm_90a) as part of the plain build.
-# Usage: tests/run.sh [plain|sanitize|all]      (default all)
+# runs ctest on both, then every fuzz target for 30 s. Where a CUDA compiler is, the CUDA backend is compiled (for
+# sm_90a) as part of the plain build.
+# Usage: tests/run.sh [plain|sanitize|fuzz|all]      (default all)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-all}
@@ -28,13 +29,18 @@ run() { # NAME BUILD CMAKE-OPTIONS...
 }
 
 select=()
-if [ "$what" != sanitize ]; then run plain build || failed=1; fi
+if [[ $what = plain || $what = all ]]; then run plain build || failed=1; fi
 # the end-to-end scripts start MPI ranks, which the sanitizer build would only slow down: it runs the units
 select=(-LE slow)
-if [ "$what" != plain ]; then
+if [[ $what = sanitize || $what = all ]]; then
     export ASAN_OPTIONS=detect_leaks=0 # Open MPI and gnuplot keep what they allocate
     run "address and undefined-behaviour sanitizers" build-sanitize -DFOLDSCALE_SANITIZE=ON -DFOLDSCALE_CUDA=OFF \
         -DCMAKE_BUILD_TYPE=RelWithDebInfo || failed=1
+fi
+
+if [[ $what = fuzz || $what = all ]]; then
+    say "fuzz targets, 30 s each"
+    ASAN_OPTIONS= tests/fuzz.sh 30 || failed=1 # leaks count here
 fi
 
 say "summary"
