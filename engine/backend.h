@@ -61,6 +61,7 @@ struct Backend {
     Status (*capture_end)(Backend *, void **graph_out);
     Status (*replay)(Backend *, void *graph);
     void (*graph_release)(Backend *, void *graph);
+    int64_t (*graph_kernels)(const Backend *, const void *graph); /* how many kernels a replay launches */
 
     /* Host-side collectives over all ranks, for set-up, metrics and the clock. */
     Status (*barrier)(Backend *);

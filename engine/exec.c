@@ -347,6 +347,12 @@ Status exec_run(Exec *exec)
     return backend->replay(backend, exec->graph);
 }
 
+int64_t exec_graph_kernels(const Exec *exec)
+{
+    const Backend *backend = exec->backend;
+    return exec->graph && backend->graph_kernels ? backend->graph_kernels(backend, exec->graph) : 0;
+}
+
 Status exec_times(Exec *exec, ExecTimes *times_out)
 {
     ExecTimes times = {0};

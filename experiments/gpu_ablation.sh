@@ -57,7 +57,7 @@ echo
 echo "$device, ${repeats} repeats, $((SECONDS - started)) s; step of all switches on = 1"
 awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) c[$i] = i; next }
     NR == 2 { all = $c["step_s"] }
-    { printf "%-44s %9.1f ms  sd %6.2f  %5.2fx  forward-only %8.1f  forward %8.1f  backward %8.1f  optimizer %7.2f  ops %6d  %6.1f GiB  %s\n",
+    { printf "%-44s %9.1f ms  sd %6.2f  %5.2fx  forward-only %8.1f  forward %8.1f  backward %8.1f  optimizer %7.2f  ops %6d  kernels %6d  %6.1f GiB  %s\n",
       $c["setting"], 1e3 * $c["step_s"], 1e3 * $c["step_sd_s"], $c["step_s"] / all, 1e3 * $c["nograd_s"], 1e3 * $c["forward_s"],
-      1e3 * $c["backward_s"], 1e3 * $c["optimizer_s"], $c["grad_ops"], ($c["store_bytes"] + $c["workspace_bytes"]) / 2^30,
+      1e3 * $c["backward_s"], 1e3 * $c["optimizer_s"], $c["grad_ops"], $c["grad_kernels"], ($c["store_bytes"] + $c["workspace_bytes"]) / 2^30,
       $c["checkpoint"] }' "$out/ablation.csv" | tee "$out/ablation.txt"

@@ -60,6 +60,7 @@ typedef struct Result {
     double forward_s, backward_s, comm_s; /* of the gradient step; mean */
     double first_s, loss, gradient_norm;
     int ops[BENCH_PROGRAMS];
+    int64_t kernels[BENCH_PROGRAMS]; /* of a replayed graph; 0: not known */
     size_t store_bytes, workspace_bytes;
     double prepare_s, block_forward_s, block_both_s;
     double flops; /* of a mean step, this rank */
@@ -105,6 +106,7 @@ static Status time_programs(BenchSession *s, int repeats, double budget_s, Resul
             comm += t.comm_exposed_s;
         }
     }
+    for (int k = 0; k < BENCH_PROGRAMS; k++) r->kernels[k] = s->exec[k] ? exec_graph_kernels(s->exec[k]) : 0;
     int n = r->run_s[BENCH_GRAD].count;
     r->forward_s = forward / n;
     r->backward_s = backward / n;
@@ -198,6 +200,9 @@ static void print_result(const Arguments *a, const Setting *setting, const Resul
     double step = mean_step(r);
     bool full = !strcmp(a->preset, "initial_training") && !a->n_res && !a->evo_blocks && setting->switches.dap == 1;
     const Sample *run = r->run_s;
+    if (r->kernels[BENCH_GRAD])
+        printf("  kernels of a replay: forward without gradient %lld, gradient step %lld, optimizer %lld\n",
+               (long long)r->kernels[0], (long long)r->kernels[1], (long long)r->kernels[2]);
     printf("\n%s%s%s, dap %d\n", setting->name, setting->switches.precision == PRECISION_BF16 ? ", bf16" : ", f32",
            setting->switches.checkpoint == CHECKPOINT_NONE    ? ", no checkpointing"
            : setting->switches.checkpoint == CHECKPOINT_BLOCK ? ", block checkpointing"
@@ -232,7 +237,8 @@ static Status write_row(const Arguments *a, const Backend *backend, const Settin
         for (int i = 0; i < SWITCHES; i++) fprintf(csv, ",%s", switch_names[i]);
         fprintf(csv, ",checkpoint,repeats,step_s,step_sd_s,nograd_s,nograd_sd_s,grad_s,grad_sd_s,forward_s,backward_s,"
                      "comm_exposed_s,optimizer_s,optimizer_sd_s,block_forward_s,block_both_s,nograd_ops,grad_ops,"
-                     "optimizer_ops,store_bytes,workspace_bytes,step_flops,prepare_s,first_s,loss,gradient_norm\n");
+                     "optimizer_ops,store_bytes,workspace_bytes,step_flops,prepare_s,first_s,loss,gradient_norm,nograd_"
+                     "kernels,grad_kernels,optimizer_kernels\n");
     }
     char device[200]; /* without commas: awk reads these files */
     snprintf(device, sizeof device, "%s", backend->device);
@@ -244,12 +250,13 @@ static Status write_row(const Arguments *a, const Backend *backend, const Settin
     for (int i = 0; i < SWITCHES; i++) fprintf(csv, ",%s", switch_get(&setting->switches, i) ? "on" : "off");
     fprintf(csv,
             ",%s,%d,%.9g,%.3g,%.9g,%.3g,%.9g,%.3g,%.9g,%.9g,%.9g,%.9g,%.3g,%.9g,%.9g,%d,%d,%d,%zu,%zu,%.6g,%.4g,%.4g,"
-            "%.9g,%.9g\n",
+            "%.9g,%.9g,%lld,%lld,%lld\n",
             checkpoints[setting->switches.checkpoint], run[1].count, mean_step(r),
             sqrt(sd[0] * sd[0] + sd[1] * sd[1] + sd[2] * sd[2]), mean(&run[0]), deviation(&run[0]), mean(&run[1]),
             deviation(&run[1]), r->forward_s, r->backward_s, r->comm_s, mean(&run[2]), deviation(&run[2]),
             r->block_forward_s, r->block_both_s, r->ops[0], r->ops[1], r->ops[2], r->store_bytes, r->workspace_bytes,
-            r->flops, r->prepare_s, r->first_s, r->loss, r->gradient_norm);
+            r->flops, r->prepare_s, r->first_s, r->loss, r->gradient_norm, (long long)r->kernels[0],
+            (long long)r->kernels[1], (long long)r->kernels[2]);
     return fclose(csv) ? status_fail(ERR_IO, "%s: cannot write", a->csv) : OK;
 }
 

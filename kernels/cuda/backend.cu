@@ -195,26 +195,62 @@ static Status backend_capture_begin(Backend *backend)
     return OK;
 }
 
+typedef struct CudaGraph {
+    cudaGraphExec_t exec;
+    int64_t kernels;
+} CudaGraph;
+
+static Status count_kernels(cudaGraph_t graph, int64_t *kernels_out)
+{
+    size_t count = 0;
+    int64_t kernels = 0;
+    CUDA_TRY(cudaGraphGetNodes(graph, NULL, &count));
+    cudaGraphNode_t *node = (cudaGraphNode_t *)calloc(count + 1, sizeof *node);
+    if (!node) return status_fail(ERR_MEMORY, "no memory for %zu nodes of a graph", count);
+    Status status = cuda_check(cudaGraphGetNodes(graph, node, &count), "nodes of a graph");
+    for (size_t k = 0; k < count && status == OK; k++) {
+        cudaGraphNodeType type;
+        status = cuda_check(cudaGraphNodeGetType(node[k], &type), "type of a node");
+        kernels += type == cudaGraphNodeTypeKernel;
+    }
+    free(node);
+    if (status == OK) *kernels_out = kernels;
+    return status;
+}
+
+static void backend_graph_release(Backend *, void *graph)
+{
+    CudaGraph *captured = (CudaGraph *)graph;
+    if (!captured) return;
+    if (captured->exec) cudaGraphExecDestroy(captured->exec);
+    free(captured);
+}
+
 static Status backend_capture_end(Backend *backend, void **graph_out)
 {
     cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
     self(backend)->capturing = false;
     CUDA_TRY(cudaStreamEndCapture(self(backend)->context.stream, &graph));
-    Status status = cuda_check(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+    CudaGraph *captured = (CudaGraph *)calloc(1, sizeof *captured);
+    Status status =
+        captured ? count_kernels(graph, &captured->kernels) : status_fail(ERR_MEMORY, "no memory for a graph");
+    if (status == OK) status = cuda_check(cudaGraphInstantiate(&captured->exec, graph, 0), "cudaGraphInstantiate");
     cudaGraphDestroy(graph);
-    if (status == OK) *graph_out = exec;
+    if (status == OK)
+        *graph_out = captured;
+    else
+        backend_graph_release(backend, captured);
     return status;
 }
 
 static Status backend_replay(Backend *backend, void *graph)
 {
-    return cuda_check(cudaGraphLaunch((cudaGraphExec_t)graph, self(backend)->context.stream), "cudaGraphLaunch");
+    return cuda_check(cudaGraphLaunch(((CudaGraph *)graph)->exec, self(backend)->context.stream), "cudaGraphLaunch");
 }
 
-static void backend_graph_release(Backend *, void *graph)
+static int64_t backend_graph_kernels(const Backend *, const void *graph)
 {
-    if (graph) cudaGraphExecDestroy((cudaGraphExec_t)graph);
+    return ((const CudaGraph *)graph)->kernels;
 }
 
 /* --- host collectives
@@ -275,6 +311,7 @@ static void fill_operations(Backend *b)
     b->capture_end = backend_capture_end;
     b->replay = backend_replay;
     b->graph_release = backend_graph_release;
+    b->graph_kernels = backend_graph_kernels;
     b->barrier = backend_barrier;
     b->host_all_reduce_sum = backend_host_sum;
     b->host_all_gather = backend_host_gather;
