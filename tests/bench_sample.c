@@ -1,8 +1,10 @@
-/* bench_sample [ROUNDS]: time to prepare one full-size sample on one core: crop 256, 124 clusters, 1,024 extra rows, 4
- * templates, of 300-residue chains with 5,000 alignment rows (synthetic), from text files and from a pack; by number of
- * recycling copies, and the mean over the reference's equal mixture of 1 to 4 copies. Files are in the page cache. The
- * first number is processor time of the one thread (so that a busy machine does not disturb it), the parts are wall
- * time. */
+/* bench_sample [ROUNDS] [--keep FOLDER] [--reference MS]: time to prepare one full-size sample on one core: crop 256,
+ * 124 clusters, 1,024 extra rows, 4 templates, of 300-residue chains with 5,000 alignment rows (synthetic), from text
+ * files and from a pack; by number of recycling copies, and the mean over the reference's equal mixture of 1 to 4
+ * copies. Files are in the page cache. The first number is processor time of the one thread (so that a busy machine
+ * does not disturb it), the parts are wall time. The input files are written to FOLDER and stay there, so that another
+ * program can be timed on them (chains 16 to 23 in alphabetical order are the samples); MS is the time of that program
+ * for 4 copies, to print the ratio. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,13 @@
 #include "data/synth.h"
 
 enum { CHAINS = 24, FIRST_USED = 16, COPIES = 4 };
+
+typedef struct BenchOptions {
+    int64_t rounds;
+    const char *folder; /* where the inputs are written */
+    bool keep;
+    double reference_ms; /* 0: none */
+} BenchOptions;
 
 typedef struct Totals {
     double cpu_s, load_s, template_s, feature_s;
@@ -40,7 +49,14 @@ static void print_totals(const char *source, const char *copies, const Totals *t
            milliseconds(t->template_s, t->samples), milliseconds(t->feature_s, t->samples));
 }
 
-static Status measure(const Dataset *dataset, const char *source, int64_t rounds)
+static void print_ratio(const char *source, const Totals *t, double reference_ms)
+{
+    double own = milliseconds(t->cpu_s, t->samples);
+    if (reference_ms > 0 && own > 0)
+        printf("%-5s %d copies: 1/%.0f of the reference's %.0f ms\n", source, COPIES, reference_ms / own, reference_ms);
+}
+
+static Status measure(const Dataset *dataset, const char *source, const BenchOptions *options)
 {
     const BatchSizes sizes = {256, 124, 1024, 4, COPIES};
     FeatureConfig config = feature_config_default();
@@ -51,7 +67,7 @@ static Status measure(const Dataset *dataset, const char *source, int64_t rounds
     if (status == OK) status = batch_create(&sizes, NULL, 0, &batch);
     for (int64_t copies = 1; copies <= COPIES && status == OK; ++copies) {
         Totals part = {0};
-        for (int64_t i = -2; i < rounds && status == OK; ++i) { /* two to warm up */
+        for (int64_t i = -2; i < options->rounds && status == OK; ++i) { /* two to warm up */
             SampleTimes times;
             SampleRequest request = {.chain = FIRST_USED + (i + 2) % (CHAINS - FIRST_USED),
                                      .copies = copies,
@@ -72,6 +88,7 @@ static Status measure(const Dataset *dataset, const char *source, int64_t rounds
         char label[32];
         snprintf(label, sizeof label, "%lld copies", (long long)copies);
         if (status == OK) print_totals(source, label, &part);
+        if (status == OK && copies == COPIES) print_ratio(source, &part, options->reference_ms);
     }
     if (status == OK) print_totals(source, "mean of 1-4", &all);
     batch_destroy(&batch);
@@ -79,8 +96,9 @@ static Status measure(const Dataset *dataset, const char *source, int64_t rounds
     return status;
 }
 
-static Status run(const char *folder, int64_t rounds)
+static Status run(const BenchOptions *options)
 {
+    const char *folder = options->folder;
     Arena arena = {0};
     SynthOptions synth = synth_options_default();
     synth.folder = folder;
@@ -93,7 +111,7 @@ static Status run(const char *folder, int64_t rounds)
     Dataset *dataset = NULL;
     Status status = synth_write(&synth);
     if (status == OK) status = dataset_open_archive(&paths, NULL, 0, NULL, &dataset);
-    if (status == OK) status = measure(dataset, "text", rounds);
+    if (status == OK) status = measure(dataset, "text", options);
     char *path = arena_printf(&arena, "%s/chains.pack", folder);
     PackOptions pack = {.path = path, .threads = 2, .level = 3, .templates = true};
     PackReport report;
@@ -103,28 +121,44 @@ static Status run(const char *folder, int64_t rounds)
     if (status == OK) {
         printf("pack: %lld bytes; %lld before compression\n", (long long)report.file_bytes,
                (long long)report.raw_bytes);
-        status = measure(dataset, "pack", rounds);
+        status = measure(dataset, "pack", options);
     }
     dataset_close(&dataset);
     arena_free(&arena);
     return status;
 }
 
+static bool options_read(int argc, char **argv, BenchOptions *options)
+{
+    for (int i = 1; i < argc; ++i) {
+        if (strcmp(argv[i], "--keep") == 0 && i + 1 < argc) {
+            options->folder = argv[++i];
+            options->keep = true;
+        } else if (strcmp(argv[i], "--reference") == 0 && i + 1 < argc) {
+            options->reference_ms = strtod(argv[++i], NULL);
+            if (!(options->reference_ms > 0)) return false;
+        } else {
+            options->rounds = strtoll(argv[i], NULL, 10);
+        }
+    }
+    return options->rounds > 0;
+}
+
 int main(int argc, char **argv)
 {
     char folder[] = "/tmp/foldscale_bench_XXXXXX", command[64];
-    int64_t rounds = argc > 1 ? strtoll(argv[1], NULL, 10) : 16;
-    if (rounds < 1) {
-        fprintf(stderr, "usage: bench_sample [ROUNDS]\n");
+    BenchOptions options = {.rounds = 16, .folder = folder};
+    if (!options_read(argc, argv, &options)) {
+        fprintf(stderr, "usage: bench_sample [ROUNDS] [--keep FOLDER] [--reference MS]\n");
         return 2;
     }
-    if (!mkdtemp(folder)) {
+    if (!options.keep && !mkdtemp(folder)) {
         perror("bench_sample");
         return 1;
     }
-    Status status = run(folder, rounds);
+    Status status = run(&options);
     if (status != OK) fprintf(stderr, "%s\n", status_text());
     snprintf(command, sizeof command, "rm -rf %s", folder);
-    if (system(command) != 0) fprintf(stderr, "cannot remove %s\n", folder);
+    if (!options.keep && system(command) != 0) fprintf(stderr, "cannot remove %s\n", folder);
     return status_exit_code(status);
 }
