@@ -150,6 +150,50 @@ void collective_structure(const Machine *m, Collective kind, double bytes, Group
     structural_time(m, kind, bytes, g, out);
 }
 
+static bool graph_was_measured(const Machine *m, Collective kind, Group g)
+{
+    return g.in_graph && m->fit[1][kind].floor_s > 0;
+}
+
+static void corrected_time(const Machine *m, Collective kind, double bytes, Group g, CollectiveTime *out)
+{
+    structural_time(m, kind, bytes, g, out);
+    bool graph = graph_was_measured(m, kind, g);
+    const CollectiveFit *fit = &m->fit[graph][kind];
+    out->latency_s *= exp(fit->log_latency);
+    out->wire_s *= exp(fit->log_wire);
+    double floor = fit->floor_s > 0 ? fit->floor_s : m->node.collective_floor_s.value;
+    if (g.in_graph && !graph) floor = m->device.graph_launch_s.value;
+    out->latency_s = fmax(out->latency_s, floor - out->wire_s);
+    out->total_s = out->latency_s + out->wire_s;
+}
+
+/* Logarithm of measured over modelled time, between the two samples next in size: only for groups as they were measured
+ * (protocols change at sizes that no smooth model knows). 0 without such samples. */
+static double measured_misfit(const Machine *m, Collective kind, double bytes, Group g)
+{
+    bool graph = graph_was_measured(m, kind, g);
+    const MachineSample *below = NULL, *above = NULL;
+    if (g.in_graph != graph || g.concurrent > 1 ||
+        g.per_node != (g.ranks < m->node.devices ? g.ranks : m->node.devices))
+        return 0;
+    for (unsigned i = 0; i < m->samples; i++) {
+        const MachineSample *s = &m->sample[i];
+        if (s->collective != kind || s->ranks != g.ranks || s->graph != graph) continue;
+        if (s->bytes <= bytes && (!below || s->bytes > below->bytes)) below = s;
+        if (s->bytes >= bytes && (!above || s->bytes < above->bytes)) above = s;
+    }
+    if (!below && !above) return 0;
+    if (!below) below = above;
+    if (!above) above = below;
+    CollectiveTime low, high;
+    corrected_time(m, kind, below->bytes, g, &low);
+    corrected_time(m, kind, above->bytes, g, &high);
+    double at_low = log(below->time_s / low.total_s), at_high = log(above->time_s / high.total_s);
+    double span = log(above->bytes / below->bytes);
+    return span > 0 ? at_low + (at_high - at_low) * log(bytes / below->bytes) / span : at_low;
+}
+
 void collective_time(const Machine *machine, Collective kind, double bytes, Group group, CollectiveTime *out)
 {
     if (group.ranks <= 1 || !(bytes > 0)) {
@@ -158,12 +202,9 @@ void collective_time(const Machine *machine, Collective kind, double bytes, Grou
     }
     if (group.per_node < 1) group.per_node = 1;
     if (group.concurrent < 1) group.concurrent = 1;
-    structural_time(machine, kind, bytes, group, out);
-    const CollectiveFit *fit = &machine->fit[kind];
-    out->latency_s *= exp(fit->log_latency);
-    out->wire_s *= exp(fit->log_wire);
-    double floor = fit->floor_s > 0 ? fit->floor_s : machine->node.collective_floor_s.value;
-    if (group.in_graph) floor = machine->device.graph_launch_s.value;
-    out->latency_s = fmax(out->latency_s, floor - out->wire_s);
-    out->total_s = out->latency_s + out->wire_s;
+    corrected_time(machine, kind, bytes, group, out);
+    double factor = exp(measured_misfit(machine, kind, bytes, group));
+    out->latency_s *= factor;
+    out->wire_s *= factor;
+    out->total_s *= factor;
 }

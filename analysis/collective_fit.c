@@ -61,7 +61,7 @@ static Status solve(Samples *s, CollectiveFit *out)
     return status;
 }
 
-static Status fit_kind(Machine *m, Collective kind)
+static Status fit_kind(Machine *m, Collective kind, bool graph)
 {
     Samples s = {.shortest = INFINITY};
     double *memory = malloc((size_t)m->samples * 3 * sizeof *memory);
@@ -71,7 +71,7 @@ static Status fit_kind(Machine *m, Collective kind)
     s.log_time = memory + 2 * m->samples;
     for (unsigned i = 0; i < m->samples; i++) {
         const MachineSample *sample = &m->sample[i];
-        if (sample->collective != kind) continue;
+        if (sample->collective != kind || sample->graph != graph) continue;
         int64_t per_node = sample->ranks < m->node.devices ? sample->ranks : m->node.devices;
         CollectiveTime t;
         collective_structure(m, kind, sample->bytes,
@@ -81,29 +81,37 @@ static Status fit_kind(Machine *m, Collective kind)
         s.log_time[s.count++] = log(sample->time_s);
         s.shortest = fmin(s.shortest, sample->time_s);
     }
-    Status status = s.count > 0 ? solve(&s, &m->fit[kind]) : OK;
+    Status status = s.count > 0 ? solve(&s, &m->fit[graph][kind]) : OK;
     free(memory);
     return status;
 }
 
-Status collective_calibrate(Machine *m)
+/* Kinds without samples take the mean of the measured ones; without any, a mode keeps no floor of its own. */
+static Status calibrate_mode(Machine *m, bool graph)
 {
     double latency = 0, wire = 0, floor = 0, sd = 0;
     int measured = 0;
+    CollectiveFit *fit = m->fit[graph];
     for (int k = 0; k < COLLECTIVE_COUNT; k++) {
-        m->fit[k] = (CollectiveFit){.sd = 0.2};
-        if (m->samples > 0) TRY(fit_kind(m, (Collective)k));
-        if (!m->fit[k].samples) continue;
-        latency += m->fit[k].log_latency, wire += m->fit[k].log_wire, floor += log(m->fit[k].floor_s);
-        sd = fmax(sd, m->fit[k].sd);
+        fit[k] = (CollectiveFit){.sd = 0.2};
+        if (m->samples > 0) TRY(fit_kind(m, (Collective)k, graph));
+        if (!fit[k].samples) continue;
+        latency += fit[k].log_latency, wire += fit[k].log_wire, floor += log(fit[k].floor_s);
+        sd = fmax(sd, fit[k].sd);
         measured++;
     }
     for (int k = 0; k < COLLECTIVE_COUNT && measured > 0; k++) {
-        if (m->fit[k].samples) continue;
-        m->fit[k] = (CollectiveFit){.log_latency = latency / measured,
-                                    .log_wire = wire / measured,
-                                    .floor_s = exp(floor / measured),
-                                    .sd = fmax(sd, 0.2)};
+        if (fit[k].samples) continue;
+        fit[k] = (CollectiveFit){.log_latency = latency / measured,
+                                 .log_wire = wire / measured,
+                                 .floor_s = exp(floor / measured),
+                                 .sd = fmax(sd, 0.2)};
     }
     return OK;
+}
+
+Status collective_calibrate(Machine *m)
+{
+    TRY(calibrate_mode(m, false));
+    return calibrate_mode(m, true);
 }

@@ -6,6 +6,7 @@
 #include "engine/array.h"
 #include "engine/backend.h"
 
+const char *const COST_RATE_NAMES[RATE_COUNT] = {"f32", "f64", "bf16"};
 const char *const COST_STAGE_NAMES[COST_STAGE_COUNT] = {"forward_nograd", "forward", "backward", "optimizer"};
 
 enum { CLASS_LIMIT = 1 << 20 };
@@ -33,9 +34,10 @@ void cost_destroy(StepCost **cost)
 static bool same_class(const CostClass *a, const CostClass *b)
 {
     return a->stage == b->stage && a->rate == b->rate && a->sharded == b->sharded && a->recomputed == b->recomputed &&
-           a->flops == b->flops && a->bytes == b->bytes && a->comm == b->comm && a->collective == b->collective &&
-           a->group == b->group && a->tensor_bytes == b->tensor_bytes && a->cover_flops == b->cover_flops &&
-           a->cover_bytes == b->cover_bytes && a->cover_kernels == b->cover_kernels && !strcmp(a->kind, b->kind);
+           a->flops == b->flops && a->bytes == b->bytes && a->comm == b->comm && a->aside == b->aside &&
+           a->collective == b->collective && a->group == b->group && a->tensor_bytes == b->tensor_bytes &&
+           a->cover_flops == b->cover_flops && a->cover_bytes == b->cover_bytes &&
+           a->cover_kernels == b->cover_kernels && !strcmp(a->kind, b->kind);
 }
 
 static double wire_bytes(const CostClass *item, double dap)
@@ -50,7 +52,7 @@ Status cost_add(StepCost *cost, const CostClass *item)
     cost->flops += item->calls * item->flops;
     cost->bytes += item->calls * item->bytes;
     cost->wire_bytes += item->calls * wire_bytes(item, (double)cost->dap);
-    cost->kernels += item->calls;
+    cost->kernels += item->wait ? 0 : item->calls;
     for (int i = cost->count - 1; i >= 0; i--)
         if (same_class(&cost->item[i], item)) {
             cost->item[i].calls += item->calls;
@@ -138,7 +140,9 @@ CostClass cost_classify(const Program *p, const Op *op, double times, bool nogra
                       .flops = cost.flops,
                       .bytes = cost.bytes};
     item.comm = find_collective(op->kind, &item.collective);
+    item.wait = op->kind == OP_COMM_WAIT;
     if (!item.comm) return item;
+    item.aside = op->stream == 1;
     item.group = COST_GROUP_MODEL;
     if (op->kind == OP_ALL_REDUCE && op->attr.i[0] == GROUP_DP) item.group = COST_GROUP_DATA;
     if (op->kind == OP_ALL_REDUCE && op->attr.i[0] == GROUP_WORLD) item.group = COST_GROUP_ALL;
@@ -163,14 +167,19 @@ static void land(Flight *flight, Val value)
 
 static Status walk(StepCost *cost, const Program *p, double times, bool nograd, Flight *flight)
 {
+    int before = -1;
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
-        if (op->kind == OP_COMM_WAIT) {
-            land(flight, op->in[0]);
+        if (op->kind == OP_COMM_WAIT) land(flight, op->in[0]);
+        if (op_def(op->kind)->flags & OPF_ALIAS && op->kind != OP_COMM_WAIT) continue;
+        CostClass item = cost_classify(p, op, times, nograd);
+        int phase = 2 * (int)op->stage + (item.comm || item.wait);
+        cost->phases += phase != before ? times : 0;
+        before = phase;
+        if (item.wait) {
+            TRY(cost_add(cost, &item));
             continue;
         }
-        if (op_def(op->kind)->flags & OPF_ALIAS) continue;
-        CostClass item = cost_classify(p, op, times, nograd);
         if (item.comm) {
             /* one that blocks (compute stream) has nothing between its start and its end */
             flight->value[flight->count] = op->stream == 1 ? op->out[0] : VAL_NONE;

@@ -12,10 +12,11 @@
 #include "engine/program.h"
 
 typedef enum CostStage { COST_FORWARD_NOGRAD, COST_FORWARD, COST_BACKWARD, COST_OPTIMIZER, COST_STAGE_COUNT } CostStage;
-typedef enum CostRate { RATE_F32, RATE_F64, RATE_BF16 } CostRate;
+typedef enum CostRate { RATE_F32, RATE_F64, RATE_BF16, RATE_COUNT } CostRate;
 typedef enum CostGroup { COST_GROUP_MODEL, COST_GROUP_DATA, COST_GROUP_ALL } CostGroup; /* DAP, data-parallel, all */
 
 extern const char *const COST_STAGE_NAMES[COST_STAGE_COUNT]; /* "forward_nograd", "forward", ... as in ops.csv */
+extern const char *const COST_RATE_NAMES[RATE_COUNT];        /* "f32", "f64", "bf16" */
 
 typedef struct CostClass {
     const char *kind; /* op kind, as in the op table and ops.csv */
@@ -25,8 +26,10 @@ typedef struct CostClass {
     bool recomputed;     /* repeated for the backward pass */
     double calls;        /* per step */
     double flops, bytes; /* per call */
+    bool wait;           /* of the compute stream for a collective: costs what joining streams costs */
     /* collectives only */
     bool comm;
+    bool aside; /* on the stream of communication */
     Collective collective;
     CostGroup group;
     double tensor_bytes; /* whole tensor (see MachineSample), per call */
@@ -40,7 +43,8 @@ typedef struct StepCost {
     int count, capacity;
     int64_t dap;
     double flops, bytes, wire_bytes, kernels; /* totals of a step of one rank */
-    bool in_graph;                            /* kernels are launched from captured graphs */
+    double phases; /* changes between stages or between computation and collectives: the executor's clock stops there */
+    bool in_graph; /* kernels are launched from captured graphs */
 } StepCost;
 
 Status cost_create(int64_t dap, bool in_graph, StepCost **cost_out);

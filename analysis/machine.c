@@ -48,6 +48,7 @@ static const cyaml_schema_field_t NODE_FIELDS[] = {
     OPTIONAL(MachineNode, link_bytes_per_s),
     CYAML_FIELD_BOOL("nvls", CYAML_FLAG_OPTIONAL, MachineNode, nvls),
     OPTIONAL(MachineNode, collective_floor_s),
+    OPTIONAL(MachineNode, overlap),
     CYAML_FIELD_END};
 
 static const cyaml_schema_field_t NETWORK_FIELDS[] = {
@@ -63,7 +64,9 @@ static const cyaml_schema_field_t SAMPLE_FIELDS[] = {
                      CYAML_ARRAY_LEN(COLLECTIVES)),
     CYAML_FIELD_INT("ranks", CYAML_FLAG_DEFAULT, MachineSample, ranks),
     CYAML_FIELD_FLOAT("bytes", CYAML_FLAG_DEFAULT, MachineSample, bytes),
-    CYAML_FIELD_FLOAT("time_s", CYAML_FLAG_DEFAULT, MachineSample, time_s), CYAML_FIELD_END};
+    CYAML_FIELD_FLOAT("time_s", CYAML_FLAG_DEFAULT, MachineSample, time_s),
+    CYAML_FIELD_BOOL("graph", CYAML_FLAG_OPTIONAL, MachineSample, graph),
+    CYAML_FIELD_END};
 
 static const cyaml_schema_value_t SAMPLE_VALUE = {
     CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, MachineSample, SAMPLE_FIELDS)};
@@ -135,6 +138,7 @@ static Status check_topology(Machine *m, const char *path)
     if (n->devices < 1 || n->devices > 1024) return refuse(path, "node.devices", "out of range (expected 1 to 1024)");
     TRY(check_figure(path, "node.link_bytes_per_s", &n->link_bytes_per_s, 1e7, 1e14, n->devices > 1));
     TRY(check_figure(path, "node.collective_floor_s", &n->collective_floor_s, 0, 1, false));
+    TRY(check_figure(path, "node.overlap", &n->overlap, 0.01, 1, false));
     if (n->devices == 1 && n->link_bytes_per_s.value > 0)
         return refuse(path, "node.link_bytes_per_s", "a node of one device has no neighbour to link to");
     if (m->kind == MACHINE_CPU && n->fabric == FABRIC_NVLINK)
@@ -247,6 +251,7 @@ static void put_machine(FILE *f, const Machine *m)
     put_figure(f, "  ", "link_bytes_per_s", &m->node.link_bytes_per_s);
     fprintf(f, "  nvls: %s\n", m->node.nvls ? "true" : "false");
     put_figure(f, "  ", "collective_floor_s", &m->node.collective_floor_s);
+    put_figure(f, "  ", "overlap", &m->node.overlap);
     fprintf(f, "network:\n  nodes: %lld\n", (long long)m->network.nodes);
     if (m->network.nodes > 1) fprintf(f, "  rails: %lld\n", (long long)m->network.rails);
     put_figure(f, "  ", "rail_bytes_per_s", &m->network.rail_bytes_per_s);
@@ -257,9 +262,9 @@ static void put_machine(FILE *f, const Machine *m)
     fprintf(f, "collectives_source: \"%s\"\ncollectives:\n",
             m->collectives_source ? m->collectives_source : "measured");
     for (unsigned i = 0; i < m->samples; i++)
-        fprintf(f, "  - {collective: %s, ranks: %lld, bytes: %.17g, time_s: %.17g}\n",
+        fprintf(f, "  - {collective: %s, ranks: %lld, bytes: %.17g, time_s: %.17g%s}\n",
                 COLLECTIVE_NAMES[m->sample[i].collective], (long long)m->sample[i].ranks, m->sample[i].bytes,
-                m->sample[i].time_s);
+                m->sample[i].time_s, m->sample[i].graph ? ", graph: true" : "");
 }
 
 /* Texts of a machine end up between double quotes. */

@@ -47,6 +47,7 @@ typedef struct MachineNode {
     Figure link_bytes_per_s;   /* of one device into the fabric, all its links, one direction */
     bool nvls;                 /* reductions in the switch */
     Figure collective_floor_s; /* no collective issued by the host is faster; shrinks to graph_launch_s in a graph */
+    Figure overlap; /* share of a collective that as much computation beside it hides (optional; 1: all of it) */
 } MachineNode;
 
 typedef struct MachineNetwork {
@@ -64,6 +65,7 @@ typedef struct MachineSample {
     int64_t ranks;
     double bytes;
     double time_s;
+    bool graph; /* measured inside a captured graph: without the host's launches */
 } MachineSample;
 
 /* Corrections of the collective model, fitted on samples (collective_calibrate). */
@@ -86,7 +88,7 @@ typedef struct Machine {
     MachineSample *sample;
     unsigned samples;
     /* not in the file */
-    CollectiveFit fit[COLLECTIVE_COUNT];
+    CollectiveFit fit[2][COLLECTIVE_COUNT]; /* launched by the host, from a graph */
     char *file;
 } Machine;
 

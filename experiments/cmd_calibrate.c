@@ -32,7 +32,8 @@ static const Usage usage = {.command = "calibrate",
 
 enum { MAX_SAMPLES = 64 };
 
-static const int64_t sizes[] = {1 << 8, 1 << 12, 1 << 16, 1 << 20}; /* f32 elements, times ranks squared */
+/* f32 elements, times ranks squared */
+static const int64_t sizes[] = {1 << 8, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22};
 
 /* --- the probes, on every rank
  * ------------------------------------------------------------------------------------------ */
@@ -60,12 +61,13 @@ static Status measure_device(Backend *backend, Machine *m)
     TRY(probe_copy(backend, count, &result));
     m->device.copy_bytes_per_s = (Figure){8.0 * (double)count / result.seconds, fmax(result.relative, 0.01),
                                           strdup("measured: scaling a large vector, read + write, best of 10")};
-    TRY(probe_launch(backend, &result));
+    TRY(probe_launch(backend, false, &result));
     m->device.launch_s = (Figure){result.seconds, fmax(result.relative, 0.01),
                                   strdup("measured: chain of 200 ops on 16 elements, per op")};
+    TRY(probe_launch(backend, gpu, &result));
     m->device.graph_launch_s =
-        (Figure){gpu ? 1e-6 : result.seconds, 0.2,
-                 strdup(gpu ? "assumed: gap between kernels of a captured graph" : "no graphs: the same")};
+        (Figure){fmin(result.seconds, m->device.launch_s.value), fmax(result.relative, 0.01),
+                 strdup(gpu ? "measured: the same chain from a captured graph" : "no graphs: the same")};
     return OK;
 }
 
@@ -74,41 +76,54 @@ static void write_sample(FILE *csv, const Backend *backend, const MachineSample 
 {
     double n = (double)sample->ranks, wire = sample->bytes * (n - 1) / n;
     if (sample->collective == COLLECTIVE_ALL_REDUCE) wire *= 2;
-    fprintf(csv, "%d,%lld,%d,%s,%.0f,%.9g,%.6g\n", backend->layout.world, (long long)sample->ranks, backend->layout.dp,
-            COLLECTIVE_NAMES[sample->collective], sample->bytes, sample->time_s, wire / sample->time_s);
+    fprintf(csv, "%d,%lld,%d,%s,%.0f,%.9g,%.6g,%s\n", backend->layout.world, (long long)sample->ranks,
+            backend->layout.dp, COLLECTIVE_NAMES[sample->collective], sample->bytes, sample->time_s,
+            wire / sample->time_s, sample->graph ? "graph" : "host");
+}
+
+/* All sizes of one kind of collective, adding to the machine's samples. */
+static Status measure_kind(Backend *backend, Machine *m, Collective kind, bool graph, FILE *csv)
+{
+    int64_t ranks = backend->layout.dap;
+    /* ranks of a CPU share its memory */
+    int64_t largest = (int64_t)(strcmp(backend->name, "cuda") == 0 ? 1 << 30 : 1 << 26);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes && m->samples < MAX_SAMPLES; i++) {
+        int64_t count = sizes[i] * ranks * ranks;
+        if (4 * count > largest) break;
+        ProbeResult result;
+        TRY(probe_collective(backend, kind, count, graph, &result));
+        MachineSample *sample = &m->sample[m->samples++];
+        *sample = (MachineSample){kind, ranks, 4.0 * (double)count, result.seconds, graph};
+        double wire = 4.0 * (double)count * (double)(ranks - 1) / (double)ranks / result.seconds;
+        if (kind != COLLECTIVE_ALL_REDUCE) m->node.link_bytes_per_s.value = fmax(m->node.link_bytes_per_s.value, wire);
+        if (csv) write_sample(csv, backend, sample);
+    }
+    return OK;
 }
 
 /* All groups at the same time; the times are those of rank 0's. */
 static Status measure_collectives(Backend *backend, Machine *m, const char *path)
 {
-    int64_t ranks = backend->layout.dap;
-    /* ranks of a CPU share its memory */
-    int64_t largest = (int64_t)(strcmp(backend->name, "cuda") == 0 ? 1 << 30 : 1 << 26);
-    double fastest = 0;
-    if (ranks < 2) return OK;
+    bool graphs = strcmp(backend->name, "cuda") == 0;
+    ProbeResult hidden;
+    if (backend->layout.dap < 2) return OK;
     FILE *csv = backend->layout.rank == 0 ? fopen(path, "w") : NULL;
     m->sample = calloc(MAX_SAMPLES, sizeof *m->sample);
     Status status = m->sample ? OK : status_fail(ERR_MEMORY, "calibrate: out of memory");
     if (status == OK && !csv && backend->layout.rank == 0) status = status_fail(ERR_IO, "%s: cannot write", path);
-    if (csv) fprintf(csv, "ranks,group_ranks,groups,collective,bytes,time_s,wire_bytes_per_s\n");
+    if (csv) fprintf(csv, "ranks,group_ranks,groups,collective,bytes,time_s,wire_bytes_per_s,launched\n");
+    m->node.link_bytes_per_s = (Figure){0, 0.2, strdup("measured: fastest collective, bytes that leave one rank")};
     for (int kind = 0; status == OK && kind < COLLECTIVE_BROADCAST; kind++) {
-        for (size_t i = 0; status == OK && i < sizeof sizes / sizeof *sizes; i++) {
-            int64_t count = sizes[i] * ranks * ranks;
-            if (4 * count > largest) break;
-            ProbeResult result;
-            status = probe_collective(backend, (Collective)kind, count, &result);
-            if (status != OK) break;
-            MachineSample *sample = &m->sample[m->samples++];
-            *sample = (MachineSample){(Collective)kind, ranks, 4.0 * (double)count, result.seconds};
-            double wire = 4.0 * (double)count * (double)(ranks - 1) / (double)ranks / result.seconds;
-            if (kind != COLLECTIVE_ALL_REDUCE && wire > fastest) fastest = wire;
-            if (csv) write_sample(csv, backend, sample);
-        }
+        status = measure_kind(backend, m, (Collective)kind, false, csv);
+        if (status == OK && graphs) status = measure_kind(backend, m, (Collective)kind, true, csv);
     }
     if (csv && fclose(csv) && status == OK) status = status_fail(ERR_IO, "%s: cannot write", path);
-    m->collectives_source = strdup("measured: best of 12, programs of one collective");
-    m->node.link_bytes_per_s =
-        (Figure){fastest, 0.2, strdup("measured: fastest collective, bytes that leave one rank")};
+    m->collectives_source = strdup("measured: best of 12, programs of one collective; from graphs, of eight");
+    if (status == OK && graphs) {
+        status = probe_overlap(backend, &hidden);
+        m->node.overlap = (Figure){fmax(hidden.seconds, 0.01), hidden.relative,
+                                   strdup("measured: eight exchanges beside as much memory-bound computation")};
+    }
     return status;
 }
 

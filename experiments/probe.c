@@ -1,6 +1,7 @@
 #include "experiments/probe.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { REPEATS = 12, SKIPPED = 2 };
@@ -12,6 +13,7 @@ typedef struct Bench {
     Store *store;
     Workspace *workspace;
     Exec *exec;
+    bool graph; /* replayed from a captured graph, where the backend has them */
 } Bench;
 
 static void bench_free(Bench *b)
@@ -37,7 +39,7 @@ static Status bench_start(Bench *b, int dap)
 static Status bench_time(Bench *b, Backend *backend, Precision precision, double per_run, ProbeResult *out)
 {
     Switches switches = {.precision = precision, .dap = b->recorded->dap, .dp = 1};
-    ExecOptions options = {.time_ops = false};
+    ExecOptions options = {.graph = b->graph};
     double best = INFINITY, sum = 0, squares = 0;
     TRY(prog_status(b->recorded));
     TRY(pass_plan(b->recorded, &switches, &b->planned));
@@ -86,11 +88,12 @@ Status probe_product(Backend *backend, Precision precision, int64_t n, ProbeResu
     return status;
 }
 
-static Status scale_chain(Backend *backend, int64_t count, int length, ProbeResult *result_out)
+static Status scale_chain(Backend *backend, int64_t count, int length, bool graph, ProbeResult *result_out)
 {
     Bench b;
     Status status = bench_start(&b, 1);
     if (status == OK) {
+        b.graph = graph;
         Val x = prog_input(b.recorded, "x", DT_F32, 1, &count);
         for (int i = 0; i < length; i++) x = prog_add(b.recorded, OP_SCALE, 1, &x, &(OpAttr){.f = {0.5}});
         prog_output(b.recorded, "y", x);
@@ -102,21 +105,28 @@ static Status scale_chain(Backend *backend, int64_t count, int length, ProbeResu
 
 Status probe_copy(Backend *backend, int64_t count, ProbeResult *result_out)
 {
-    return scale_chain(backend, count, 1, result_out);
+    return scale_chain(backend, count, 1, false, result_out);
 }
 
-Status probe_launch(Backend *backend, ProbeResult *result_out)
+Status probe_launch(Backend *backend, bool graph, ProbeResult *result_out)
 {
-    return scale_chain(backend, 16, 200, result_out);
+    return scale_chain(backend, 16, 200, graph, result_out);
 }
 
-static Val record_collective(Program *p, Collective kind, int64_t count)
+/* Slices of several rows: what is cut along the columns must be packed first, as in the model. */
+enum { SLICE_ROWS = 16 };
+
+static Val record_input(Program *p, Collective kind, int64_t count)
 {
-    int64_t ranks = p->dap;
+    int64_t ranks = p->dap, rows = count % (ranks * ranks * SLICE_ROWS) ? ranks : ranks * SLICE_ROWS;
     bool sharded = kind == COLLECTIVE_ALL_GATHER || kind == COLLECTIVE_ALL_TO_ALL;
-    int64_t rows = ranks, columns = kind == COLLECTIVE_ALL_TO_ALL ? count : count / ranks;
+    int64_t columns = (kind == COLLECTIVE_ALL_TO_ALL ? count * ranks : count) / rows;
     Val x = prog_input(p, "x", DT_F32, 2, (int64_t[]){rows, columns});
-    if (sharded) x = prog_add(p, OP_SHARD_SLICE, 1, &x, &(OpAttr){.i = {0}});
+    return sharded ? prog_add(p, OP_SHARD_SLICE, 1, &x, &(OpAttr){.i = {0}}) : x;
+}
+
+static Val record_collective(Program *p, Collective kind, Val x)
+{
     switch (kind) {
     case COLLECTIVE_ALL_REDUCE:
         return prog_add(p, OP_ALL_REDUCE, 1, &x, &(OpAttr){.i = {GROUP_DAP}, .f = {1}});
@@ -131,25 +141,78 @@ static Val record_collective(Program *p, Collective kind, int64_t count)
     }
 }
 
-Status probe_collective(Backend *backend, Collective kind, int64_t count, ProbeResult *result_out)
+/* `length` collectives on the same tensor, then `scales` vectors that depend on none of them. */
+static Status record_chain(Bench *b, Collective kind, int64_t count, int length, int scales, int64_t vector)
 {
-    Bench b;
-    Status status = bench_start(&b, backend->layout.dap);
-    if (status == OK) {
-        prog_output(b.recorded, "y", record_collective(b.recorded, kind, count));
-        status = prog_status(b.recorded);
+    Val x = length ? record_input(b->recorded, kind, count) : VAL_NONE, v = VAL_NONE;
+    char name[32];
+    for (int i = 0; i < length; i++) {
+        snprintf(name, sizeof name, "y%d", i);
+        prog_output(b->recorded, name, record_collective(b->recorded, kind, x));
     }
+    if (scales) v = prog_input(b->recorded, "v", DT_F32, 1, &vector);
+    for (int i = 0; i < scales; i++) v = prog_add(b->recorded, OP_SCALE, 1, &v, &(OpAttr){.f = {0.5}});
+    if (scales) prog_output(b->recorded, "w", v);
+    return prog_status(b->recorded);
+}
+
+Status probe_collective(Backend *backend, Collective kind, int64_t count, bool graph, ProbeResult *result_out)
+{
+    enum { GRAPH_LENGTH = 8 };
+    Bench b;
+    int length = graph ? GRAPH_LENGTH : 1;
+    Status status = bench_start(&b, backend->layout.dap);
+    b.graph = graph;
+    if (status == OK) status = record_chain(&b, kind, count, length, 0, 0);
     double best = INFINITY;
     /* the slice before the collective is not part of its time: read the collective's own share */
-    if (status == OK) status = bench_time(&b, backend, PRECISION_F32, 1, result_out);
+    if (status == OK) status = bench_time(&b, backend, PRECISION_F32, length, result_out);
     for (int i = 0; i < REPEATS && status == OK; i++) {
         ExecTimes times;
         status = backend->barrier(backend);
         if (status == OK) status = exec_run(b.exec);
         if (status == OK) status = exec_times(b.exec, &times);
-        if (status == OK && times.comm_exposed_s < best) best = times.comm_exposed_s;
+        if (status == OK && times.comm_exposed_s / length < best) best = times.comm_exposed_s / length;
     }
     if (status == OK) result_out->seconds = best;
     bench_free(&b);
     return status;
+}
+
+static Status time_chain(Backend *backend, int length, int scales, int64_t count, int64_t vector, double *seconds_out)
+{
+    Bench b;
+    Program *overlapped = NULL;
+    ProbeResult result = {0};
+    Status status = bench_start(&b, backend->layout.dap);
+    const Switches switches = {
+        .precision = PRECISION_F32, .dap = backend->layout.dap, .dp = 1, .comm_overlap = true, .cuda_graph = true};
+    b.graph = true;
+    if (status == OK) status = record_chain(&b, COLLECTIVE_ALL_TO_ALL, count, length, scales, vector);
+    if (status == OK) status = pass_schedule(b.recorded, &switches, &overlapped);
+    if (status == OK) {
+        prog_destroy(&b.recorded);
+        b.recorded = overlapped;
+        status = bench_time(&b, backend, PRECISION_F32, 1, &result);
+    }
+    bench_free(&b);
+    *seconds_out = result.seconds;
+    return status;
+}
+
+Status probe_overlap(Backend *backend, ProbeResult *result_out)
+{
+    enum { LENGTH = 8, TRIAL = 16, MOST_SCALES = 400 };
+    static const int64_t COUNT = 1 << 22, VECTOR = 1 << 22;
+    double alone, trial, both, computing;
+    TRY(time_chain(backend, LENGTH, 0, COUNT, VECTOR, &alone));
+    TRY(time_chain(backend, 0, TRIAL, COUNT, VECTOR, &trial));
+    /* as much computation as communication, so that each could hide the other */
+    int scales = (int)fmin(fmax(1, alone / (trial / TRIAL)), MOST_SCALES);
+    TRY(backend->host_broadcast(backend, &scales, sizeof scales, 0));
+    TRY(time_chain(backend, 0, scales, COUNT, VECTOR, &computing));
+    TRY(time_chain(backend, LENGTH, scales, COUNT, VECTOR, &both));
+    double hidden = (alone + computing - both) / fmin(alone, computing);
+    *result_out = (ProbeResult){fmin(fmax(hidden, 0), 1), 0.15};
+    return OK;
 }

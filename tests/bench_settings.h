@@ -12,7 +12,7 @@ enum { MAX_SETTINGS = 40 };
 
 typedef struct SettingArguments {
     const char *switches, *precision, *checkpoint, *study; /* texts of the options, NULL when not given */
-    TextList leave_out, only;
+    TextList leave_out, only, keep;
 } SettingArguments;
 
 typedef struct Setting {
@@ -136,11 +136,16 @@ static inline Status settings_make(const SettingArguments *a, const Switches *ba
         return OK;
     }
     Switches none = *base, s;
+    bool kept[SWITCHES] = {false};
     bool cumulative = strstr(a->study, "cumulative"), alone = strstr(a->study, "alone"),
          left = strstr(a->study, "leave-out");
     if (!cumulative && !alone && !left)
         return status_fail(ERR_USAGE, "--study needs some of cumulative,alone,leave-out (found \"%s\")", a->study);
-    for (int i = 0; i < SWITCHES; i++) switch_set(&none, i, false);
+    for (int i = 0, k; i < a->keep.count; i++) {
+        TRY(switch_find(a->keep.item[i], strlen(a->keep.item[i]), &k));
+        kept[k] = true;
+    }
+    for (int i = 0; i < SWITCHES; i++) switch_set(&none, i, kept[i]);
     Switches sum = none, full = none;
     for (int i = 0; i < SWITCHES; i++)
         if (!one_rank || strcmp(switch_names[i], "comm_overlap")) switch_set(&full, i, true);
@@ -148,17 +153,17 @@ static inline Status settings_make(const SettingArguments *a, const Switches *ba
     for (int i = 0; i < SWITCHES && left; i++) {
         s = full;
         switch_set(&s, i, false);
-        if (switch_get(&full, i)) add_setting(list, count, &s, "without:", switch_names[i]);
+        if (switch_get(&full, i) && !kept[i]) add_setting(list, count, &s, "without:", switch_names[i]);
     }
     add_setting(list, count, &none, "none", "");
     for (int i = 0; i < SWITCHES && cumulative; i++) {
         switch_set(&sum, i, switch_get(&full, i));
-        if (switch_get(&full, i)) add_setting(list, count, &sum, "upto:", switch_names[i]);
+        if (switch_get(&full, i) && !kept[i]) add_setting(list, count, &sum, "upto:", switch_names[i]);
     }
     for (int i = 0; i < SWITCHES && alone; i++) {
         s = none;
         switch_set(&s, i, true);
-        if (switch_get(&full, i)) add_setting(list, count, &s, "alone:", switch_names[i]);
+        if (switch_get(&full, i) && !kept[i]) add_setting(list, count, &s, "alone:", switch_names[i]);
     }
     return OK;
 }
