@@ -9,6 +9,9 @@
 const char *const COST_RATE_NAMES[RATE_COUNT] = {"f32", "f64", "bf16"};
 const char *const COST_STAGE_NAMES[COST_STAGE_COUNT] = {"forward_nograd", "forward", "backward", "optimizer"};
 
+const char *const COST_ASIDE_NAMES[COLLECTIVE_COUNT] = {"all_reduce_aside", "all_gather_aside", "reduce_scatter_aside",
+                                                        "all_to_all_aside", "broadcast_aside"};
+
 enum { CLASS_LIMIT = 1 << 20 };
 
 Status cost_create(int64_t dap, bool in_graph, StepCost **cost_out)
@@ -52,7 +55,10 @@ Status cost_add(StepCost *cost, const CostClass *item)
     cost->flops += item->calls * item->flops;
     cost->bytes += item->calls * item->bytes;
     cost->wire_bytes += item->calls * wire_bytes(item, (double)cost->dap);
-    cost->kernels += item->wait ? 0 : item->calls;
+    if (item->wait)
+        cost->waits += item->calls;
+    else
+        cost->kernels += item->calls;
     for (int i = cost->count - 1; i >= 0; i--)
         if (same_class(&cost->item[i], item)) {
             cost->item[i].calls += item->calls;
@@ -167,15 +173,11 @@ static void land(Flight *flight, Val value)
 
 static Status walk(StepCost *cost, const Program *p, double times, bool nograd, Flight *flight)
 {
-    int before = -1;
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
         if (op->kind == OP_COMM_WAIT) land(flight, op->in[0]);
         if (op_def(op->kind)->flags & OPF_ALIAS && op->kind != OP_COMM_WAIT) continue;
         CostClass item = cost_classify(p, op, times, nograd);
-        int phase = 2 * (int)op->stage + (item.comm || item.wait);
-        cost->phases += phase != before ? times : 0;
-        before = phase;
         if (item.wait) {
             TRY(cost_add(cost, &item));
             continue;

@@ -43,12 +43,16 @@ typedef struct StepCost {
     int count, capacity;
     int64_t dap;
     double flops, bytes, wire_bytes, kernels; /* totals of a step of one rank */
-    double phases; /* changes between stages or between computation and collectives: the executor's clock stops there */
-    bool in_graph; /* kernels are launched from captured graphs */
+    double waits;                             /* of the compute stream for collectives, not among the kernels */
+    bool in_graph;                            /* kernels are launched from captured graphs */
+    bool comm_left_out;                       /* one rank's share alone: of collectives, the packing is paid */
 } StepCost;
 
 Status cost_create(int64_t dap, bool in_graph, StepCost **cost_out);
 void cost_destroy(StepCost **cost);
+
+/* What the compute stream pays of a collective on the other stream, as a kind of op: "all_to_all_aside". */
+extern const char *const COST_ASIDE_NAMES[COLLECTIVE_COUNT];
 
 /* Adds a class (kind is copied), merged with an equal one. */
 Status cost_add(StepCost *cost, const CostClass *item);

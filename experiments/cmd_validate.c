@@ -9,9 +9,10 @@
 #include "experiments/published.h"
 #include "experiments/study_files.h"
 #include "experiments/validate_codes.h"
+#include "experiments/validate_own.h"
 
 typedef struct ValidateArguments {
-    const char *experiment, *published, *out;
+    const char *experiment, *published, *own, *out;
     int64_t fitted_ranks;
     TextList overrides;
 } ValidateArguments;
@@ -128,6 +129,16 @@ static Status other_codes(Rows *rows)
     return append(rows, out, count);
 }
 
+static Status own_steps(const ValidateArguments *a, Rows *rows, char **note_out)
+{
+    ValidationRow *out = NULL;
+    int count = 0;
+    const char *folder = a->own ? a->own : validate_own_default();
+    if (!folder) return OK;
+    TRY(validate_own(folder, &rows->arena, &out, &count, note_out));
+    return append(rows, out, count);
+}
+
 static Status measured(const ValidateArguments *a, const char *folder, Rows *rows)
 {
     RunFiles *runs = calloc(1, sizeof *runs);
@@ -177,17 +188,21 @@ Status cmd_validate(int argc, char **argv)
         {"fitted-ranks", OPTION_INT, &a.fitted_ranks, "N", "fit the study's runs up to N ranks (default 2)", 1, 65536},
         {"published", OPTION_TEXT, &a.published, "FILE", "published runs (default: data/published)", 0, 0},
         {"experiment", OPTION_TEXT, &a.experiment, "EXP.yaml", "what they ran (default: initial_training.yaml)", 0, 0},
+        {"own", OPTION_TEXT, &a.own, "DIR", "this engine's measured steps (default: experiments/results/h200)", 0, 0},
         {"out", OPTION_TEXT, &a.out, "FILE", "write the rows as CSV", 0, 0},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of that experiment", 0, 0},
         {0}};
     TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
     if (help) return OK;
     Rows rows = {0};
+    char *note = NULL;
     Status status = published_steps(&a, &rows);
     if (status == OK) status = published_times(&a, &rows);
     if (status == OK) status = other_codes(&rows);
+    if (status == OK) status = own_steps(&a, &rows, &note);
     if (status == OK && operands.count) status = measured(&a, operands.item[0], &rows);
     if (status == OK) status = validate_print(rows.row, rows.count, stdout);
+    if (status == OK && note && *note) printf("%s\n", note);
     if (status == OK && a.out) status = validate_write(rows.row, rows.count, a.out);
     arena_free(&rows.arena);
     return status;

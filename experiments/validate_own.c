@@ -1,0 +1,268 @@
+#include "experiments/validate_own.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "experiments/machines.h"
+#include "experiments/own.h"
+#include "experiments/pricing.h"
+
+#ifndef FOLDSCALE_SOURCE_DIR
+#define FOLDSCALE_SOURCE_DIR "."
+#endif
+
+static const double RUNS[OWN_PROGRAMS] = {1.5, 1, 1}; /* of each program in a mean step: recycling 0 to 3 */
+
+typedef enum Reason { REASON_NONE, REASON_COMMIT, REASON_PRESET, REASON_PRECISION, REASON_OPS, REASON_COUNT } Reason;
+
+static const char *const reason_texts[REASON_COUNT] = {
+    "", "of another state of the code than the op times", "of another model than initial_training",
+    "of a precision without op times", "whose number of ops is not that of today's program"};
+
+typedef struct Own {
+    OwnData data;
+    Machine *machine;
+    Config *config;
+    Pricing *pricing;
+    OpPrices *prices;
+    double run_sd; /* of the logarithm of a setting's step from run to run */
+    int left_out[REASON_COUNT];
+} Own;
+
+/* --- prices out of the op tables
+ * ---------------------------------------------------------------------------------------------------- */
+
+/* Times of the table's ops and of the whole programs, over those programs where `counts` says so. */
+typedef struct TableSums {
+    double ops, ops_s, whole_s;
+} TableSums;
+
+static TableSums sums_of(const OwnData *d, const OwnTable *t, int first_program, int last_program)
+{
+    TableSums s = {0};
+    for (int p = first_program; p <= last_program; p++) s.whole_s += d->step[t->step].program_s[p];
+    for (int i = t->first; i < t->first + t->count; i++) {
+        if (d->program[i] < first_program || d->program[i] > last_program) continue;
+        s.ops += d->timing[i].calls;
+        s.ops_s += d->timing[i].time_s;
+    }
+    return s;
+}
+
+/* What the marks around every op of a graph add to it: the ops' sum over the whole programs' time. */
+static double mark_seconds(const OwnData *d)
+{
+    double ops = 0, extra = 0;
+    for (int t = 0; t < d->tables; t++) {
+        if (!d->step[d->table[t].step].switches.cuda_graph) continue;
+        TableSums s = sums_of(d, &d->table[t], 0, 1); /* the optimizer has two ops */
+        ops += s.ops;
+        extra += s.ops_s - s.whole_s;
+    }
+    return ops > 0 ? fmax(extra / ops, 0) : 0;
+}
+
+/* What a launch by the host adds to an op: on the device between ops (long programs), or the host's own time where that
+ * is longer (an optimizer of thousands of small ops). */
+static void set_launches(const OwnData *d, double mark_s, const Machine *machine, OpPrices *prices)
+{
+    double ops = 0, late = 0;
+    prices->from_graphs = true;
+    prices->host_s = machine->device.launch_s.value;
+    for (int t = 0; t < d->tables; t++) {
+        if (d->step[d->table[t].step].switches.cuda_graph) continue;
+        TableSums s = sums_of(d, &d->table[t], 0, 1);
+        ops += s.ops;
+        late += s.whole_s - (s.ops_s - s.ops * mark_s);
+    }
+    prices->gap_s = ops > 0 ? fmax(late / ops, 0) : prices->launch_s - prices->graph_launch_s;
+    for (int t = 0; t < d->tables; t++) {
+        if (d->step[d->table[t].step].switches.cuda_graph) continue;
+        TableSums s = sums_of(d, &d->table[t], 2, 2);
+        if (s.ops > 100 && s.whole_s > s.ops_s - s.ops * (mark_s - prices->gap_s)) prices->host_s = s.whole_s / s.ops;
+    }
+}
+
+static Status make_prices(Own *own)
+{
+    OwnData *d = &own->data;
+    static const double LEAST = 0.1; /* of an op's time stays when the marks are taken off */
+    int used = 0;
+    OpTiming *timing = arena_array(&d->arena, (size_t)d->timings, sizeof *timing);
+    if (!timing) return status_fail(ERR_MEMORY, "validate: out of memory");
+    for (int t = 0; t < d->tables; t++)
+        if (d->table[t].step < 0)
+            return status_fail(ERR_INPUT, "op_table.csv: setting %s (dap %lld) has op times but no whole step",
+                               d->table[t].setting, (long long)d->table[t].dap);
+    double mark_s = mark_seconds(d);
+    for (int i = 0; i < d->timings; i++) {
+        OpTiming now = d->timing[i];
+        now.time_s = fmax(now.time_s - mark_s * now.calls, LEAST * now.time_s);
+        if (now.time_s > 0) timing[used++] = now;
+    }
+    TRY(opprice_fit_timings(timing, used, own->machine, &own->prices));
+    set_launches(d, mark_s, own->machine, own->prices);
+    return OK;
+}
+
+/* --- which rows
+ * ----------------------------------------------------------------------------------------------------- */
+
+static bool same_step(const OwnStep *a, const OwnStep *b)
+{
+    for (int i = 0; config_switch_names[i]; i++)
+        if (config_switch_get(&a->switches, config_switch_names[i]) !=
+            config_switch_get(&b->switches, config_switch_names[i]))
+            return false;
+    return a->switches.checkpoint == b->switches.checkpoint && a->ranks == b->ranks && a->dap == b->dap &&
+           a->dp == b->dp && a->no_comm == b->no_comm;
+}
+
+static bool is_fitted(const OwnData *d, const OwnStep *s)
+{
+    for (int t = 0; t < d->tables; t++)
+        if (same_step(s, &d->step[d->table[t].step])) return true;
+    return false;
+}
+
+static Reason reason_against(const OwnData *d, const OwnStep *s, const StepCost *cost)
+{
+    bool commit = false, precision = false;
+    double measured = 0;
+    for (int t = 0; t < d->tables; t++) {
+        commit |= !strcmp(d->table[t].commit, s->commit);
+        precision |= d->step[d->table[t].step].switches.bf16 == s->switches.bf16;
+    }
+    if (strcmp(s->preset, "initial_training")) return REASON_PRESET;
+    if (!commit) return REASON_COMMIT;
+    if (!precision) return REASON_PRECISION;
+    for (int p = 0; p < OWN_PROGRAMS; p++) measured += RUNS[p] * s->program_ops[p];
+    return fabs(cost->kernels + cost->waits - measured) > 0.02 * measured ? REASON_OPS : REASON_NONE;
+}
+
+/* Spread of repeated runs of one setting, in other processes or on the other GPU. */
+static double run_spread(const OwnData *d)
+{
+    static const double LEAST = 0.005; /* clocks and temperature of one GPU over a day */
+    double square = 0;
+    int degrees = 0;
+    for (int i = 0; i < d->steps; i++)
+        for (int j = 0; j < i; j++) {
+            if (!same_step(&d->step[i], &d->step[j]) || strcmp(d->step[i].commit, d->step[j].commit)) continue;
+            square += pow(log(d->step[i].step_s / d->step[j].step_s), 2) / 2;
+            degrees++;
+        }
+    return degrees ? fmax(sqrt(square / degrees), LEAST) : 2 * LEAST;
+}
+
+/* --- predictions
+ * ------------------------------------------------------------------------------------------------------------- */
+
+/* Spread of collectives: of the fits to the samples that the step's launches go by, wider where only the others exist.
+ */
+static double comm_sd(const Machine *m, bool in_graph)
+{
+    double square = 0;
+    int kinds = 0;
+    bool measured = m->fit[in_graph][COLLECTIVE_ALL_TO_ALL].samples > 0;
+    for (int k = 0; k < COLLECTIVE_BROADCAST; k++) square += pow(m->fit[measured && in_graph][k].sd, 2), kinds++;
+    return sqrt(square / kinds) * (measured ? 1 : 2);
+}
+
+static Status predict_step(Own *own, const OwnStep *s, const StepCost *cost, Arena *arena, ValidationRow *out)
+{
+    static const double QUANTILE = 1.6449; /* 90 % of a normal, both sides */
+    StepPrice price;
+    StepCost mine = *cost;
+    mine.comm_left_out = s->no_comm;
+    TRY(opprice_step(own->prices, own->machine, &mine, s->no_comm ? 1 : s->dp, &price));
+    double comm = price.latency_s + price.wire_s, slowest = 1;
+    if (s->ranks > 1) slowest += own->machine->rank_noise.value * fit_expected_max((double)s->ranks);
+    double step = price.compute_s * slowest + comm;
+    double sd =
+        hypot(hypot(price.sd * price.compute_s, comm_sd(own->machine, cost->in_graph) * comm) / step, own->run_sd);
+    *out = (ValidationRow){.set = "own",
+                           .fitted = is_fitted(&own->data, s),
+                           .predicted = step,
+                           .low = step * exp(-QUANTILE * sd),
+                           .high = step * exp(QUANTILE * sd),
+                           .truth = s->step_s,
+                           .naive = NAN,
+                           .naive2 = NAN};
+    out->what = arena_printf(arena, "%s, %s%lld x %lld%s: step (s)", s->setting, s->ranks > 1 ? "" : "one of ",
+                             (long long)s->dp, (long long)s->dap, s->no_comm ? ", no exchange" : "");
+    out->basis = out->fitted
+                     ? arena_strdup(arena, "its op times were measured")
+                     : arena_printf(arena, "op times of %d settings: %.0f %% of computation in measured shapes%s",
+                                    own->data.tables, 100 * price.measured, comm > 0 ? ", collective benchmark" : "");
+    return out->what && out->basis ? OK : status_fail(ERR_MEMORY, "validate: out of memory");
+}
+
+static Status make_rows(Own *own, Arena *arena, ValidationRow *rows, int *count)
+{
+    for (int i = 0; i < own->data.steps; i++) {
+        const OwnStep *s = &own->data.step[i];
+        const StepCost *cost;
+        TRY(pricing_cost(own->pricing, own->config, &s->switches, (int)s->dap, &cost));
+        Reason reason = reason_against(&own->data, s, cost);
+        own->left_out[reason]++;
+        if (reason == REASON_NONE) TRY(predict_step(own, s, cost, arena, &rows[(*count)++]));
+    }
+    return OK;
+}
+
+static char *note_of(const Own *own, Arena *arena)
+{
+    char *note = arena_strdup(arena, "");
+    for (int r = REASON_NONE + 1; r < REASON_COUNT && note; r++)
+        if (own->left_out[r])
+            note = arena_printf(arena, "%s%sown: %d measured steps left out, %s", note, *note ? "\n" : "",
+                                own->left_out[r], reason_texts[r]);
+    return note;
+}
+
+static Status open_machine(const char *folder, Machine **machine_out)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/machine.yaml", folder);
+    return machines_open(access(path, R_OK) == 0 ? path : "h200x2", machine_out);
+}
+
+Status validate_own(const char *folder, Arena *arena, ValidationRow **rows_out, int *count_out, char **note_out)
+{
+    const TextList none = {0};
+    Own own = {0};
+    int count = 0;
+    ValidationRow *rows = NULL;
+    Status status = own_read(folder, &own.data);
+    if (status == OK) status = open_machine(folder, &own.machine);
+    if (status == OK)
+        status = config_load(FOLDSCALE_SOURCE_DIR "/experiments/initial_training.yaml", &none, &own.config);
+    if (status == OK) status = pricing_open(own.config, "h200", NULL, &own.pricing);
+    if (status == OK) status = make_prices(&own);
+    if (status == OK) {
+        own.run_sd = run_spread(&own.data);
+        rows = arena_array(arena, (size_t)own.data.steps, sizeof *rows);
+        status = rows ? make_rows(&own, arena, rows, &count) : status_fail(ERR_MEMORY, "validate: out of memory");
+    }
+    char *note = status == OK ? note_of(&own, arena) : NULL;
+    if (status == OK && !note) status = status_fail(ERR_MEMORY, "validate: out of memory");
+    if (own.prices) opprice_destroy(&own.prices);
+    if (own.machine) machine_destroy(&own.machine);
+    pricing_close(&own.pricing);
+    config_destroy(&own.config);
+    own_free(&own.data);
+    if (status != OK) return status;
+    *rows_out = rows;
+    *count_out = count;
+    *note_out = note;
+    return OK;
+}
+
+const char *validate_own_default(void)
+{
+    static const char folder[] = FOLDSCALE_SOURCE_DIR "/experiments/results/h200";
+    return access(FOLDSCALE_SOURCE_DIR "/experiments/results/h200/op_table.csv", R_OK) == 0 ? folder : NULL;
+}
