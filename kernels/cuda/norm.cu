@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
 {
     extern __shared__ float sums[]; /* dgamma[c], dbeta[c] */
     __shared__ float warp_sums[NORM_THREADS / WARP];
-    for (int k = threadIdx.x; k < 2 * c; k += NORM_THREADS) sums[k] = 0;
+    for (int k = threadIdx.x; k < c; k += NORM_THREADS) sums[k] = sums[c + k] = 0; /* by the thread that adds to them */
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const T *xr = x + row * c, *dr = dy + row * c;
         float sum = 0, square = 0, a = 0, b = 0;
