@@ -1,5 +1,6 @@
 /* Attention: scores, softmax and context one by one, and the fused ops for any shape and type (a warp per query or
- * key); the fused ops in bf16 take the tensor core kernels where the shape allows. */
+ * key); the fused ops take the kernels of
+ * attention_mma_*.cu (bf16) and attention_f32.cu where the shape allows. */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/contract.cuh"
 
@@ -369,18 +370,28 @@ static bool takes_mma(const Att &a, DType type)
     return type == DT_BF16 && att_mma_fits(a);
 }
 
+static bool takes_f32(const Att &a, DType type)
+{
+    return type == DT_F32 && att_f32_fits(a);
+}
+
 static Status attention(CudaContext *ctx, const OpCall *call)
 {
     Att a = forward_shape(call);
     DType type = call->in_tensor[0]->dtype;
     if (takes_mma(a, type)) return att_mma_forward_launch(a, forward_operands<bf16>(call), call->scratch, ctx->stream);
+    if (takes_f32(a, type)) return att_f32_forward_launch(a, forward_operands<float>(call), call->scratch, ctx->stream);
     DISPATCH_REAL(call, type, { return att_any_forward(a, forward_operands<T>(call), ctx->stream); });
 }
 
 static size_t attention_scratch(const OpCall *call)
 {
     Att a = forward_shape(call);
-    return takes_mma(a, call->in_tensor[0]->dtype) ? att_mma_forward_scratch(a, call_in(call, 4) != NULL) : 0;
+    DType type = call->in_tensor[0]->dtype;
+    bool bias = call_in(call, 4) != NULL;
+    return takes_mma(a, type)   ? att_mma_forward_scratch(a, bias)
+           : takes_f32(a, type) ? att_f32_forward_scratch(a, bias)
+                                : 0;
 }
 
 static Status attention_bwd(CudaContext *ctx, const OpCall *call)
@@ -389,6 +400,8 @@ static Status attention_bwd(CudaContext *ctx, const OpCall *call)
     DType type = call->in_tensor[1]->dtype;
     if (takes_mma(a, type))
         return att_mma_backward_launch(a, backward_operands<bf16>(call), call->scratch, ctx->stream);
+    if (takes_f32(a, type))
+        return att_f32_backward_launch(a, backward_operands<float>(call), call->scratch, ctx->stream);
     DISPATCH_REAL(call, type,
                   { return att_any_backward(a, backward_operands<T>(call), (float *)call->scratch, ctx->stream); });
 }
@@ -396,7 +409,9 @@ static Status attention_bwd(CudaContext *ctx, const OpCall *call)
 static size_t attention_bwd_scratch(const OpCall *call)
 {
     Att a = backward_shape(call);
-    if (takes_mma(a, call->in_tensor[1]->dtype)) return att_mma_backward_scratch(a, call_in(call, 5) != NULL);
+    DType type = call->in_tensor[1]->dtype;
+    if (takes_mma(a, type)) return att_mma_backward_scratch(a, call_in(call, 5) != NULL);
+    if (takes_f32(a, type)) return att_f32_backward_scratch(a, call_in(call, 5) != NULL);
     return (size_t)a.g * a.b * a.h * a.n * 3 * sizeof(float);
 }
 

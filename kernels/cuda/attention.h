@@ -1,4 +1,4 @@
-/* Shapes of attention (engine/ops/attention.c) and what its two implementations offer. */
+/* Shapes of attention (engine/ops/attention.c) and what its implementations offer. */
 #ifndef FOLDSCALE_KERNELS_CUDA_ATTENTION_H
 #define FOLDSCALE_KERNELS_CUDA_ATTENTION_H
 
@@ -51,5 +51,12 @@ size_t att_mma_forward_scratch(const Att &a, bool bias);
 Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
 size_t att_mma_backward_scratch(const Att &a, bool bias);
 Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
+
+/* The same for f32, without tensor cores (attention_f32.cu). */
+bool att_f32_fits(const Att &a);
+size_t att_f32_forward_scratch(const Att &a, bool bias);
+Status att_f32_forward_launch(const Att &a, const AttOperands<float> &x, void *scratch, cudaStream_t stream);
+size_t att_f32_backward_scratch(const Att &a, bool bias);
+Status att_f32_backward_launch(const Att &a, const AttOperands<float> &x, void *scratch, cudaStream_t stream);
 
 #endif
