@@ -28,6 +28,7 @@ typedef struct Backend Backend;
 struct Backend {
     const char *name;   /* "cpu", "cuda" */
     const char *device; /* e.g. "AMD EPYC, 2 threads", "NVIDIA H200" */
+    const char *comm;   /* how its ranks exchange tensors, e.g. "NCCL"; NULL or "" when there is nothing to tell */
     RankLayout layout;
     size_t memory_bytes; /* of the device, 0 when unknown */
 

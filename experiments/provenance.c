@@ -37,6 +37,7 @@ static void add_machine(cJSON *root, const Backend *backend)
     cJSON_AddNumberToObject(machine, "cores", (double)sysconf(_SC_NPROCESSORS_ONLN));
     cJSON_AddStringToObject(machine, "backend", backend->name);
     cJSON_AddStringToObject(machine, "device", backend->device);
+    if (backend->comm && *backend->comm) cJSON_AddStringToObject(machine, "collectives", backend->comm);
     cJSON_AddNumberToObject(machine, "device_memory_bytes", (double)backend->memory_bytes);
 }
 

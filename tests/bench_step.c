@@ -310,7 +310,8 @@ static Status run(const Arguments *a, Backend *backend)
         status = settings_make(&a->setting, &base, backend->layout.world == 1 && a->dap == 1, list, &count);
     double start = clock_now_s();
     if (backend->layout.rank == 0)
-        printf("%s, %s, %d ranks, dap %d\n", backend->device, a->preset, backend->layout.world, base.dap);
+        printf("%s, %s, %d ranks, dap %d%s%s\n", backend->device, a->preset, backend->layout.world, base.dap,
+               backend->comm && *backend->comm ? ", " : "", backend->comm ? backend->comm : "");
     for (int i = 0; i < count && status == OK; i++) {
         double left = a->budget_s - (clock_now_s() - start);
         double share = a->budget_s > 0 ? fmax(left, 0.1) / (count - i) : 0;

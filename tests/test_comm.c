@@ -2,7 +2,7 @@
  * sizes, blocking and split; layouts of ranks; what happens when ranks and DAP do not fit, and when a rank fails.
  *
  *   test_comm              the suite: starts mpirun with 2, 4 and 8 ranks of itself
- *   test_comm worker DAP   one rank
+ *   test_comm worker DAP [BACKEND]   one rank (cuda: as many GPUs as ranks, or one that takes turns)
  *   test_comm fail|die     one rank of a job in which rank 1 fails or is killed
  */
 #include <math.h>
@@ -158,8 +158,8 @@ static Status run_case(Backend *backend, const Case *c)
 static Status run_cases(Backend *backend)
 {
     static const OpKind by_axis[] = {OP_ALL_GATHER, OP_REDUCE_SCATTER, OP_SHARD_SLICE};
-    static const DType types[] = {DT_F32, DT_F64, DT_BF16};
-    for (int t = 0; t < 3; t++)
+    static const DType types[] = {DT_F32, DT_BF16, DT_F64};
+    for (int t = 0; t < (strcmp(backend->name, "cuda") ? 3 : 2); t++)
         for (int split = 0; split < 2; split++) {
             Case c = {.dtype = types[t], .split = split};
             for (int k = 0; k < 3; k++)
@@ -203,10 +203,10 @@ static Status run_host(Backend *backend)
     return backend->barrier(backend);
 }
 
-static int worker(const char *dap)
+static int worker(const char *dap, const char *name)
 {
     Backend *backend = NULL;
-    Status status = kernels_open("cpu", &(KernelOptions){.dap = atoi(dap)}, &backend);
+    Status status = kernels_open(name, &(KernelOptions){.dap = atoi(dap)}, &backend);
     if (status == OK) status = run_cases(backend);
     if (status == OK) status = run_host(backend);
     if (status != OK) fprintf(stderr, "%s\n", status_text());
@@ -367,7 +367,7 @@ static void a_killed_rank_takes_the_job_down(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc == 3 && !strcmp(argv[1], "worker")) return worker(argv[2]);
+    if (argc >= 3 && !strcmp(argv[1], "worker")) return worker(argv[2], argc > 3 ? argv[3] : "cpu");
     if (argc == 2 && !strcmp(argv[1], "fail")) return failing_worker(false);
     if (argc == 2 && !strcmp(argv[1], "die")) return failing_worker(true);
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);

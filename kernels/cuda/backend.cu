@@ -234,7 +234,9 @@ static Status backend_capture_end(Backend *backend, void **graph_out)
     CudaGraph *captured = (CudaGraph *)calloc(1, sizeof *captured);
     Status status =
         captured ? count_kernels(graph, &captured->kernels) : status_fail(ERR_MEMORY, "no memory for a graph");
-    if (status == OK) status = cuda_check(cudaGraphInstantiate(&captured->exec, graph, 0), "cudaGraphInstantiate");
+    if (status == OK)
+        status = cuda_check(cudaGraphInstantiate(&captured->exec, graph, cudaGraphInstantiateFlagUseNodePriority),
+                            "cudaGraphInstantiate");
     cudaGraphDestroy(graph);
     if (status == OK)
         *graph_out = captured;
@@ -361,7 +363,9 @@ static Status open_parts(CudaBackend *cuda, const KernelOptions *options)
     /* rank 0 measures and writes the file, the others read it at their next start */
     bool measure = options->tune_cache && cuda->base.layout.rank == 0;
     TRY(gemm_create(options->tune_cache, measure, &cuda->context.gemm));
-    return cuda_comm_open(cuda->host, options->no_comm, &cuda->comm);
+    TRY(cuda_comm_open(cuda->host, options->no_comm, &cuda->comm));
+    cuda->base.comm = cuda_comm_name(cuda->comm);
+    return OK;
 }
 
 Status cuda_backend_open(const KernelOptions *options, Backend **backend_out)

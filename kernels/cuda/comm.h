@@ -1,4 +1,4 @@
-/* Collectives over NCCL, one process per GPU, bootstrapped over MPI (kernels/cpu/comm.h). */
+/* Collectives, one process per GPU, bootstrapped over MPI (kernels/cpu/comm.h). */
 #ifndef FOLDSCALE_KERNELS_CUDA_COMM_H
 #define FOLDSCALE_KERNELS_CUDA_COMM_H
 
@@ -12,6 +12,8 @@ typedef struct CudaComm CudaComm;
 
 /* `host` must outlive it. The device must be the current one. */
 Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out);
+/* How ranks exchange what they hold, in words; "" for a rank on its own. */
+const char *cuda_comm_name(const CudaComm *comm);
 void cuda_comm_close(CudaComm **comm);
 
 Status cuda_comm_reserve(CudaComm *comm, int slots);
@@ -19,7 +21,7 @@ size_t cuda_comm_scratch(const CudaComm *comm, const OpCall *call);
 /* Enqueues a collective: on `compute` when call->comm_slot < 0; otherwise on a stream of its own, after all that was
  * enqueued on `compute`, and COMM_WAIT makes `compute` wait for that slot. */
 Status cuda_comm_run(CudaComm *comm, const OpCall *call, cudaStream_t compute);
-/* Waits for both streams; ERR_COMM when NCCL reports that a rank is lost. */
+/* Waits for both streams; ERR_COMM when a rank is lost. */
 Status cuda_comm_finish(CudaComm *comm, cudaStream_t compute);
 
 #endif

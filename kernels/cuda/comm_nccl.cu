@@ -1,17 +1,19 @@
-/* Every collective is: pack, exchange, unpack. Sums over slices are taken in the order of ranks in f32, so that every
- * rank and every run gets the same bits; all-reduces of f32 (gradients) are NCCL's, whose order is fixed by its
- * topology. */
+/* Collectives of a model-parallel group whose GPUs reach one another go through their memory (comm_peer.cu); all others
+ * through NCCL: pack, exchange, unpack. Sums over slices are taken in the order of ranks in f32, so that every rank and
+ * every run gets the same bits; all-reduces of f32 (gradients) are NCCL's, whose order is fixed by its topology. */
 #include <nccl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "kernels/cuda/comm.h"
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/device.cuh"
 
 struct CudaComm {
     RankLayout layout;
     bool no_comm;
+    Peer *peer; /* NULL: NCCL serves the model-parallel group too */
+    char name[200];
     ncclComm_t group[GROUP_COUNT];
     cudaStream_t stream;
     cudaEvent_t fork;
@@ -49,10 +51,30 @@ static Status group_open(CudaComm *comm, Comm *host, CommGroup group, int size, 
 static Status groups_open(CudaComm *comm, Comm *host)
 {
     const RankLayout *l = &comm->layout;
-    if (l->world == 1 || comm->no_comm) return OK;
-    TRY(group_open(comm, host, GROUP_DAP, l->dap, l->dap_rank, l->dp_rank * l->dap));
+    if (l->world == 1 || comm->no_comm || (comm->peer && l->dp == 1)) return OK;
+    if (!comm->peer) TRY(group_open(comm, host, GROUP_DAP, l->dap, l->dap_rank, l->dp_rank * l->dap));
     TRY(group_open(comm, host, GROUP_DP, l->dp, l->dp_rank, l->dap_rank));
     return group_open(comm, host, GROUP_WORLD, l->world, l->rank, 0);
+}
+
+static Status ways_open(CudaComm *comm, Comm *host)
+{
+    char why[120] = "";
+    TRY(peer_open(host, comm->no_comm, &comm->peer, why, sizeof why));
+    TRY(groups_open(comm, host));
+    bool alone = comm->layout.world == 1 || comm->no_comm;
+    if (comm->peer && comm->layout.dp > 1)
+        snprintf(comm->name, sizeof comm->name, "peer memory (DAP), NCCL (DP)");
+    else if (comm->peer)
+        snprintf(comm->name, sizeof comm->name, alone ? "peer memory, sent to itself" : "peer memory");
+    else if (!alone)
+        snprintf(comm->name, sizeof comm->name, *why && comm->layout.dap > 1 ? "NCCL (%s)" : "NCCL", why);
+    return OK;
+}
+
+const char *cuda_comm_name(const CudaComm *comm)
+{
+    return comm->name;
 }
 
 Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out)
@@ -61,9 +83,12 @@ Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out)
     if (!comm) return status_fail(ERR_MEMORY, "no memory for the communicators");
     comm->layout = *comm_layout(host);
     comm->no_comm = no_comm;
-    Status status = cuda_check(cudaStreamCreateWithFlags(&comm->stream, cudaStreamNonBlocking), "stream");
+    int least, most; /* waiting blocks are to start before those of the computation that runs meanwhile */
+    Status status = cuda_check(cudaDeviceGetStreamPriorityRange(&least, &most), "priorities of streams");
+    if (status == OK)
+        status = cuda_check(cudaStreamCreateWithPriority(&comm->stream, cudaStreamNonBlocking, most), "stream");
     if (status == OK) status = cuda_check(cudaEventCreateWithFlags(&comm->fork, cudaEventDisableTiming), "event");
-    if (status == OK) status = groups_open(comm, host);
+    if (status == OK) status = ways_open(comm, host);
     if (status != OK) {
         cuda_comm_close(&comm);
         return status;
@@ -78,6 +103,7 @@ void cuda_comm_close(CudaComm **comm)
     if (!c) return;
     for (int g = 0; g < GROUP_COUNT; g++)
         if (c->group[g]) ncclCommDestroy(c->group[g]);
+    peer_close(&c->peer);
     for (int k = 0; k < c->slots; k++) cudaEventDestroy(c->arrived[k]);
     if (c->fork) cudaEventDestroy(c->fork);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -167,6 +193,12 @@ static int group_size(const CudaComm *comm, const Op *op)
     return group == GROUP_DAP ? l->dap : group == GROUP_DP ? l->dp : l->dap * l->dp;
 }
 
+static bool through_peers(const CudaComm *comm, const Op *op)
+{
+    CommGroup group = group_of(op);
+    return comm->peer && (group == GROUP_DAP || (group == GROUP_WORLD && comm->layout.dp == 1));
+}
+
 static size_t in_bytes(const OpCall *call)
 {
     return tensor_bytes(call->in_tensor[0]);
@@ -175,6 +207,7 @@ static size_t in_bytes(const OpCall *call)
 size_t cuda_comm_scratch(const CudaComm *comm, const OpCall *call)
 {
     size_t bytes = align_up(in_bytes(call));
+    if (through_peers(comm, call->op)) return 0;
     switch (call->op->kind) {
     case OP_ALL_GATHER:
         return bytes * (size_t)comm->layout.dap;
@@ -270,6 +303,8 @@ static Status all_reduce(CudaComm *comm, const OpCall *call, cudaStream_t stream
 
 static Status collective(CudaComm *comm, const OpCall *call, cudaStream_t stream)
 {
+    if (through_peers(comm, call->op))
+        return peer_run(comm->peer, call, stream == comm->stream ? PEER_OVERLAPPED : PEER_COMPUTE, stream);
     switch (call->op->kind) {
     case OP_ALL_GATHER:
         return all_gather(comm, call, stream);
@@ -297,26 +332,29 @@ Status cuda_comm_run(CudaComm *comm, const OpCall *call, cudaStream_t compute)
     return cuda_check(cudaEventRecord(comm->arrived[slot], comm->stream), "end of a collective");
 }
 
-/* A rank that died leaves the others waiting for ever inside NCCL: look at its error state while waiting. */
+/* A rank that died leaves the others waiting for ever: look after it while waiting. */
+static Status look_after_ranks(CudaComm *comm)
+{
+    for (int g = 0; g < GROUP_COUNT; g++) {
+        ncclResult_t result = ncclSuccess;
+        if (comm->group[g]) ncclCommGetAsyncError(comm->group[g], &result);
+        TRY(nccl_check(result, "another rank failed"));
+    }
+    return comm->peer ? peer_check(comm->peer) : OK;
+}
+
 Status cuda_comm_finish(CudaComm *comm, cudaStream_t compute)
 {
     cudaStream_t streams[2] = {compute, comm->stream};
-    if (!comm->group[GROUP_WORLD]) {
-        for (cudaStream_t s : streams) CUDA_TRY(cudaStreamSynchronize(s));
-        return OK;
-    }
+    bool alone = comm->layout.world == 1 || comm->no_comm;
     for (cudaStream_t s : streams) {
-        cudaError_t state;
-        while ((state = cudaStreamQuery(s)) == cudaErrorNotReady) {
-            for (int g = 0; g < GROUP_COUNT; g++) {
-                ncclResult_t result = ncclSuccess;
-                if (comm->group[g]) ncclCommGetAsyncError(comm->group[g], &result);
-                TRY(nccl_check(result, "another rank failed"));
-            }
+        cudaError_t state = alone ? cudaStreamSynchronize(s) : cudaStreamQuery(s);
+        for (; state == cudaErrorNotReady; state = cudaStreamQuery(s)) {
+            TRY(look_after_ranks(comm));
             struct timespec pause = {0, 20000};
             nanosleep(&pause, NULL);
         }
         TRY(cuda_check(state, "waiting for the device"));
     }
-    return OK;
+    return alone ? OK : look_after_ranks(comm);
 }

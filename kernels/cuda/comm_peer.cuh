@@ -1,0 +1,200 @@
+/* The kernel of comm_peer.cu. Rank s sends a piece to every rank r: block b of s writes its chunk into the staging area
+ * of r, raises a flag there, waits for the flags of its namesakes on the other ranks and moves what they sent to its
+ * place. A block talks only to blocks of its own number, so that no grid has to be resident as a whole.
+ *
+ * Flags count turns and are never reset, which lets a captured graph be replayed. A chunk alternates between two
+ * stagings: the flag of turn t + 1 tells that its sender has emptied turn t, so turn t + 2 may overwrite it. */
+#ifndef FOLDSCALE_KERNELS_CUDA_COMM_PEER_CUH
+#define FOLDSCALE_KERNELS_CUDA_COMM_PEER_CUH
+
+#include "kernels/cuda/device.cuh"
+
+enum {
+    PEER_RANKS = 8,
+    PEER_BLOCKS = 132, /* of a channel: those of both channels fit on the GPU together */
+    PEER_THREADS = 512,
+    PEER_STAGING = 1 << 17, /* bytes of a block's staging, shared among the senders */
+    PEER_UNROLL = 4
+};
+
+/* Unit e of the piece of rank r lies at r * step + e / run * stride + e % run. */
+struct PeerRoute {
+    uint32_t run, stride, step;
+    __device__ __forceinline__ uint32_t at(uint32_t rank, uint32_t e) const
+    {
+        uint32_t row = e / run;
+        return rank * step + row * stride + (e - row * run);
+    }
+};
+
+/* What the host sees of the device's waiting, in mapped memory. */
+struct PeerStatus {
+    volatile uint32_t lost;    /* 1 + rank that did not answer */
+    volatile uint32_t abort;   /* set by the host: waiting is pointless */
+    volatile uint32_t seconds; /* before a rank counts as lost */
+};
+
+struct PeerArguments {
+    const void *in;
+    void *out;
+    PeerRoute send, receive;
+    uint32_t piece, chunk;        /* units of a piece; of a block's turn */
+    uint32_t in_units, out_units; /* nothing is read or written beyond */
+    float factor;                 /* of sums */
+    int ranks, rank;
+    bool loopback;                /* the other ranks do not exist: what they would send is what this one sends them */
+    uint8_t *staging[PEER_RANKS]; /* of every rank: this channel's */
+    uint32_t *flag[PEER_RANKS];   /* [block][sender] */
+    uint32_t *turn;               /* [block], own */
+    uint32_t *failed;             /* own: nobody waits any more */
+    PeerStatus *status;
+};
+
+__device__ __forceinline__ void peer_raise(uint32_t *flag, uint32_t turn)
+{
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(turn) : "memory");
+}
+
+__device__ __forceinline__ uint32_t peer_look(const uint32_t *flag)
+{
+    uint32_t turn;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(turn) : "l"(flag) : "memory");
+    return turn;
+}
+
+__device__ __forceinline__ uint64_t peer_clock()
+{
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+}
+
+static __device__ void peer_await(const PeerArguments &a, const uint32_t *flag, uint32_t turn, int sender)
+{
+    uint64_t start = 0;
+    for (uint32_t look = 1; (int32_t)(peer_look(flag) - turn) < 0; look++) {
+        if (look % 1024) continue;
+        uint64_t now = peer_clock();
+        if (!start) start = now;
+        if (*(volatile uint32_t *)a.failed) return;
+        bool late = now - start > (uint64_t)a.status->seconds * 1000000000u;
+        if (late && !a.status->lost) a.status->lost = 1 + (uint32_t)sender;
+        if (!late && !a.status->abort) continue;
+        __threadfence_system();
+        *(volatile uint32_t *)a.failed = 1;
+        return;
+    }
+}
+
+/* What a thread moves at once: V elements of T. */
+template <typename T, int V> struct alignas(sizeof(T) * V) PeerUnit {
+    T v[V];
+};
+
+/* Written by others: not from the L1. */
+template <typename U> __device__ __forceinline__ U peer_load(const U *p)
+{
+    U unit;
+    if constexpr (sizeof(U) == 16)
+        *(uint4 *)&unit = __ldcg((const uint4 *)p);
+    else if constexpr (sizeof(U) == 4)
+        *(uint32_t *)&unit = __ldcg((const uint32_t *)p);
+    else
+        *(uint16_t *)&unit = __ldcg((const uint16_t *)p);
+    return unit;
+}
+
+/* put(i, get(i)) for i in [0, count), loads ahead of stores. */
+template <typename U, typename Get, typename Put>
+__device__ __forceinline__ void peer_move(uint32_t count, Get get, Put put)
+{
+    for (uint32_t i = threadIdx.x; i < count; i += PEER_THREADS * PEER_UNROLL) {
+        U unit[PEER_UNROLL];
+#pragma unroll
+        for (int k = 0; k < PEER_UNROLL; k++)
+            if (i + k * PEER_THREADS < count) unit[k] = get(i + k * PEER_THREADS);
+#pragma unroll
+        for (int k = 0; k < PEER_UNROLL; k++)
+            if (i + k * PEER_THREADS < count) put(i + k * PEER_THREADS, unit[k]);
+    }
+}
+
+/* A chunk of a block: units [first, first + count) of every piece. */
+template <typename T, int V> struct PeerChunk {
+    typedef PeerUnit<T, V> U;
+    const PeerArguments &a;
+    uint32_t first, count, room;
+    size_t staged; /* bytes before this block's staging of this turn */
+
+    __device__ __forceinline__ U mine(int rank, uint32_t i) const
+    {
+        uint32_t at = a.send.at((uint32_t)rank, first + i);
+        return at < a.in_units ? ((const U *)a.in)[at] : U{};
+    }
+    __device__ __forceinline__ void keep(int rank, uint32_t i, U unit) const
+    {
+        uint32_t at = a.receive.at((uint32_t)rank, first + i);
+        if (at < a.out_units) ((U *)a.out)[at] = unit;
+    }
+    __device__ __forceinline__ void send(int rank) const
+    {
+        U *to = (U *)(a.staging[rank] + staged) + (a.loopback ? rank : a.rank) * room;
+        peer_move<U>(
+            count, [&](uint32_t i) { return mine(rank, i); }, [&](uint32_t i, U unit) { to[i] = unit; });
+    }
+    __device__ __forceinline__ void keep_own() const
+    {
+        peer_move<U>(
+            count, [&](uint32_t i) { return mine(a.rank, i); }, [&](uint32_t i, U unit) { keep(a.rank, i, unit); });
+    }
+    __device__ __forceinline__ void receive(int sender) const
+    {
+        const U *from = (const U *)(a.staging[a.rank] + staged) + sender * room;
+        peer_move<U>(
+            count, [&](uint32_t i) { return peer_load(from + i); }, [&](uint32_t i, U unit) { keep(sender, i, unit); });
+    }
+    /* In the order of ranks, in f32: the same bits in every run. */
+    __device__ __forceinline__ U sum(uint32_t i) const
+    {
+        const U *from = (const U *)(a.staging[a.rank] + staged);
+        float total[V];
+        U unit;
+        for (int s = 0; s < a.ranks; s++) {
+            unit = s == a.rank ? mine(s, i) : peer_load(from + s * room + i);
+#pragma unroll
+            for (int k = 0; k < V; k++) total[k] = s ? total[k] + to_float(unit.v[k]) : to_float(unit.v[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < V; k++) unit.v[k] = from_float<T>(a.factor * total[k]);
+        return unit;
+    }
+};
+
+template <typename T, int V, bool SUM>
+__global__ __launch_bounds__(PEER_THREADS, 2) void peer_kernel(const __grid_constant__ PeerArguments a)
+{
+    uint32_t block = blockIdx.x, turn = a.turn[block];
+    int other = (int)threadIdx.x;
+    bool speaks = other < a.ranks && other != a.rank;
+    PeerChunk<T, V> c = {a, block * a.chunk, 0, PEER_STAGING / (uint32_t)(a.ranks * sizeof(PeerUnit<T, V>)), 0};
+    for (; c.first < a.piece; c.first += gridDim.x * a.chunk) {
+        c.count = min(a.chunk, a.piece - c.first);
+        turn++;
+        c.staged = ((size_t)block * 2 + (turn & 1)) * PEER_STAGING;
+        for (int k = 1; k < a.ranks; k++) c.send((a.rank + k) % a.ranks);
+        __syncthreads();
+        if (speaks) peer_raise(a.flag[other] + block * PEER_RANKS + (a.loopback ? other : a.rank), turn);
+        if constexpr (!SUM) c.keep_own();
+        if (speaks) peer_await(a, a.flag[a.rank] + block * PEER_RANKS + other, turn, other);
+        __syncthreads();
+        if constexpr (SUM)
+            peer_move<PeerUnit<T, V>>(
+                c.count, [&](uint32_t i) { return c.sum(i); },
+                [&](uint32_t i, PeerUnit<T, V> unit) { c.keep(0, i, unit); });
+        else
+            for (int k = 1; k < a.ranks; k++) c.receive((a.rank + k) % a.ranks);
+    }
+    if (threadIdx.x == 0) a.turn[block] = turn;
+}
+
+#endif

@@ -1,0 +1,25 @@
+/* Collectives of a model-parallel (DAP) group through memory of the peers: ranks of one host whose GPUs reach one
+ * another map each other's staging areas, and a collective is one kernel that writes the slices to where they belong,
+ * layout change included. Without ranks (no_comm) the kernel sends to itself. */
+#ifndef FOLDSCALE_KERNELS_CUDA_COMM_PEER_H
+#define FOLDSCALE_KERNELS_CUDA_COMM_PEER_H
+
+#include "kernels/cuda/comm.h"
+
+typedef struct Peer Peer;
+
+/* Collectives of one channel are enqueued in the same order on all ranks; one channel per stream. */
+enum { PEER_COMPUTE, PEER_OVERLAPPED, PEER_CHANNELS };
+
+/* All ranks of the job call it together and come to the same result: *peer_out is NULL where memory cannot be shared,
+ * and `why` says what stands against it. */
+Status peer_open(Comm *host, bool no_comm, Peer **peer_out, char *why, size_t size);
+void peer_close(Peer **peer);
+
+/* A collective over the DAP group, written for call->op. */
+Status peer_run(Peer *peer, const OpCall *call, int channel, cudaStream_t stream);
+
+/* While waiting for the device: ERR_COMM when a rank of the group is gone or did not answer. Cheap. */
+Status peer_check(Peer *peer);
+
+#endif
