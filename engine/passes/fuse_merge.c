@@ -13,7 +13,6 @@ typedef struct Merge {
     int32_t *next_linear; /* per op: next LINEAR of the same group, -1 = last or none */
     int32_t *head;        /* per op: LINEAR of the first matrix of its group, -1 = in no group */
     bool *grouped;        /* per op: a LINEAR whose group has been computed */
-    int32_t *gathers;     /* per op: marks before it that make a value whole; all zero when nothing overlaps them */
 } Merge;
 
 enum { GROUP_MAX = 6 };
@@ -44,23 +43,9 @@ static bool emit(Merge *m, const Op *last, OpKind kind, int n, const Val *in, co
 
 /* --- gemm_batching: products of one x whose matrices are neighbours in memory --- */
 
-/* A product recorded behind a gather is there to run meanwhile, one before it to let it start: they stay apart where
- * gathers overlap with computation. */
-static void count_gathers(Merge *m, const Switches *s)
-{
-    const Program *p = m->replay.in;
-    bool overlap = s->comm_overlap && s->dap > 1;
-    int32_t count = 0;
-    for (int32_t i = 0; i < p->n_ops; i++) {
-        if (overlap && p->op[i].kind == OP_RESHARD && p->op[i].attr.i[0] == SHARD_NONE) count++;
-        m->gathers[i] = count;
-    }
-}
-
 static bool groups_with(const Merge *m, const Op *a, const Op *b)
 {
     const Program *p = m->replay.in;
-    if (m->gathers[a - p->op] != m->gathers[b - p->op]) return false;
     const Value *wa = &p->value[a->in[1]], *wb = &p->value[b->in[1]];
     const ParamInfo *pa = &p->registry->param[wa->slot], *pb = &p->registry->param[wb->slot];
     return a->in[0] == b->in[0] && a->block == b->block && a->full_precision == b->full_precision &&
@@ -233,7 +218,6 @@ static Status run(Merge *m, const Switches *s)
     const Program *p = m->replay.in;
     count_uses(m);
     memset(m->next_linear, 0xff, (size_t)p->n_ops * sizeof *m->next_linear);
-    count_gathers(m, s);
     if (s->gemm_batching) TRY(find_groups(m));
     find_heads(m);
     for (int32_t i = 0; i < p->n_ops && m->replay.out->status == OK; i++) {
@@ -259,9 +243,8 @@ Status fuse_merge(const Program *in, const Switches *switches, Program **out)
     m.uses = malloc(((size_t)in->n_values + 1) * sizeof *m.uses);
     m.next_linear = malloc(ops * sizeof *m.next_linear);
     m.grouped = calloc(ops, sizeof *m.grouped);
-    m.gathers = calloc(ops, sizeof *m.gathers);
     Status status = OK;
-    if (!m.head || !m.uses || !m.next_linear || !m.grouped || !m.gathers)
+    if (!m.head || !m.uses || !m.next_linear || !m.grouped)
         status = status_fail(ERR_MEMORY, "out of memory for the fusion of %d ops", in->n_ops);
     else
         status = run(&m, switches);
@@ -269,6 +252,5 @@ Status fuse_merge(const Program *in, const Switches *switches, Program **out)
     free(m.uses);
     free(m.next_linear);
     free(m.grouped);
-    free(m.gathers);
     return replay_end(&m.replay, status, out);
 }

@@ -1,5 +1,6 @@
-/* Order and streams. Under comm_overlap a collective becomes a start on the communication stream and a COMM_WAIT in
- * front of the first op that reads its result; what lies between runs meanwhile. */
+/* Order and streams. Under comm_overlap a collective that has something to hide behind becomes a start on the
+ * communication stream and a COMM_WAIT in front of the first op that reads its result; what lies between runs
+ * meanwhile. */
 #include "engine/passes/schedule.h"
 
 #include <stdlib.h>
@@ -17,9 +18,13 @@ typedef struct Overlap {
     Val *arrived;        /* per value: what readers take after the wait */
 } Overlap;
 
-static bool is_collective(const Op *op)
+/* Whether enough runs between a collective and the first reader of its result, at `reader`. */
+static bool pays(const Program *p, int32_t collective, int32_t reader)
 {
-    return (op_def(op->kind)->flags & OPF_COMM) && op->kind != OP_COMM_WAIT && op->out[0] != VAL_NONE;
+    double aside = schedule_aside_seconds(), meanwhile = 0;
+    if (schedule_seconds(p, &p->op[collective]) <= aside) return false;
+    for (int32_t i = collective + 1; i < reader && meanwhile <= aside; i++) meanwhile += schedule_seconds(p, &p->op[i]);
+    return meanwhile > aside;
 }
 
 static void find_waits(Overlap *o)
@@ -29,9 +34,9 @@ static void find_waits(Overlap *o)
     for (int32_t i = p->n_ops - 1; i >= 0; i--) {
         const Op *op = &p->op[i];
         o->waits[i] = o->next_wait[i] = -1;
-        if (is_collective(op)) {
+        if (schedule_is_collective(op)) {
             int32_t at = o->first_read[op->out[0]];
-            if (at > i + 1) { /* something to do meanwhile */
+            if (pays(p, i, at)) {
                 o->next_wait[i] = o->waits[at];
                 o->waits[at] = i;
                 o->p->op[i].stream = 1;
@@ -139,6 +144,7 @@ Status pass_schedule(const Program *in, const Switches *switches, Program **out)
     Program *now = NULL, *next = NULL;
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
+    if (switches->comm_overlap && in->dap > 1) TRY(advance(&now, schedule_fill(now, &next), &next));
     if (switches->comm_overlap && in->loss != VAL_NONE && in->dap > 1)
         TRY(advance(&now, schedule_defer(now, &next), &next));
     if (switches->comm_overlap) TRY(advance(&now, split_collectives(now, &next), &next));

@@ -6,7 +6,18 @@
 /* schedule_clip.c: the squared norm of the gradient, range by range as the gradients become final, into the state that
  * the optimizer program reads (fuse_optimizer.c). Program with a loss, after autodiff. */
 Status schedule_clip(const Program *in, Program **out);
+/* schedule_fill.c: ops that do not need the result of a collective move ahead of those that do. */
+Status schedule_fill(const Program *in, Program **out);
 /* schedule_defer.c: weight gradients move behind the collectives that follow them. */
 Status schedule_defer(const Program *in, Program **out);
+
+/* schedule_time.c: a guess of an op's seconds, good enough to weigh a collective against what could run meanwhile. */
+double schedule_seconds(const Program *program, const Op *op);
+/* What starting a collective aside and waiting for it costs: a shorter one, or one beside less work, stays in line. */
+double schedule_aside_seconds(void);
+static inline bool schedule_is_collective(const Op *op)
+{
+    return (op_def(op->kind)->flags & OPF_COMM) && op->kind != OP_COMM_WAIT && op->out[0] != VAL_NONE;
+}
 
 #endif

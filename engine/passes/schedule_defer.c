@@ -1,14 +1,28 @@
 /* In the backward pass a collective's result is read at once: there is nothing to hide it behind, except the weight
- * gradients, which nobody waits for. Each of them is held back until the next collective has been started. */
+ * gradients, which nobody waits for. They are held back, and as many of them as cover a collective follow its start. */
 #include "engine/passes/schedule.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "engine/passes/edit.h"
 
 /* Held back at a time: their operands stay in memory that much longer. A block has about 30 weight gradients and 12
  * collectives in its backward pass. */
-enum { HELD_MAX = 4 };
+enum { HELD_MAX = 6 };
+
+typedef struct Held {
+    Op op[HELD_MAX];
+    int first, n; /* a ring: the oldest at `first` */
+} Held;
+
+static Op release(Held *held)
+{
+    Op op = held->op[held->first];
+    held->first = (held->first + 1) % HELD_MAX;
+    held->n--;
+    return op;
+}
 
 static bool writes_gradients_only(const Program *p, const Op *op)
 {
@@ -29,30 +43,45 @@ static bool touches_gradients(const Program *p, const Op *op)
     return false;
 }
 
+/* Those that cover a collective of so many seconds. */
+static void push_held(Program *p, Held *held, double seconds)
+{
+    while (held->n && seconds > 0) {
+        Op op = release(held);
+        seconds -= schedule_seconds(p, &op);
+        edit_push_op(p, &op);
+    }
+}
+
+static void defer(const Program *in, Program *p)
+{
+    Held held = {.n = 0};
+    for (int32_t i = 0; i < in->n_ops; i++) {
+        const Op *op = &in->op[i];
+        if (writes_gradients_only(in, op)) {
+            if (held.n == HELD_MAX) {
+                Op oldest = release(&held);
+                edit_push_op(p, &oldest);
+            }
+            held.op[(held.first + held.n++) % HELD_MAX] = *op;
+            continue;
+        }
+        if (touches_gradients(in, op))
+            push_held(p, &held, INFINITY); /* a bucket, a sum: what is held may belong to it */
+        edit_push_op(p, op);
+        if (!schedule_is_collective(op)) continue;
+        double seconds = schedule_seconds(in, op);
+        if (seconds > schedule_aside_seconds()) push_held(p, &held, seconds);
+    }
+    push_held(p, &held, INFINITY);
+}
+
 Status schedule_defer(const Program *in, Program **out)
 {
     Program *p = NULL;
     TRY(prog_clone(in, &p));
     free(edit_restart(p, in->n_ops));
-    Op held[HELD_MAX];
-    int n = 0, first = 0; /* a ring: the oldest at `first` */
-    for (int32_t i = 0; i <= in->n_ops; i++) {
-        const Op *op = i < in->n_ops ? &in->op[i] : NULL;
-        if (op && writes_gradients_only(in, op)) {
-            if (n == HELD_MAX) {
-                edit_push_op(p, &held[first]);
-                first = (first + 1) % HELD_MAX;
-                n--;
-            }
-            held[(first + n++) % HELD_MAX] = *op;
-            continue;
-        }
-        bool collective = op && (op_def(op->kind)->flags & OPF_COMM);
-        bool reads = op && touches_gradients(in, op); /* a bucket, a sum of squares: what is held may belong to it */
-        if (op && collective && !reads) edit_push_op(p, op);
-        for (; (!op || collective || reads) && n; n--, first = (first + 1) % HELD_MAX) edit_push_op(p, &held[first]);
-        if (op && (!collective || reads)) edit_push_op(p, op);
-    }
+    defer(in, p);
     Status status = prog_status(p);
     if (status == OK)
         *out = p;

@@ -15,7 +15,7 @@ struct CudaComm {
     Peer *peer; /* NULL: NCCL serves the model-parallel group too */
     char name[200];
     ncclComm_t group[GROUP_COUNT];
-    cudaStream_t stream;
+    cudaStream_t aside, bulk; /* collectives of the model-parallel group; gradients, which need not be in time */
     cudaEvent_t fork;
     cudaEvent_t *arrived; /* per slot */
     int slots;
@@ -68,7 +68,7 @@ static Status ways_open(CudaComm *comm, Comm *host)
     else if (comm->peer)
         snprintf(comm->name, sizeof comm->name, alone ? "peer memory, sent to itself" : "peer memory");
     else if (!alone)
-        snprintf(comm->name, sizeof comm->name, *why && comm->layout.dap > 1 ? "NCCL (%s)" : "NCCL", why);
+        snprintf(comm->name, sizeof comm->name, "NCCL%s%s%s", *why ? " (" : "", why, *why ? ")" : "");
     return OK;
 }
 
@@ -86,7 +86,9 @@ Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out)
     int least, most; /* waiting blocks are to start before those of the computation that runs meanwhile */
     Status status = cuda_check(cudaDeviceGetStreamPriorityRange(&least, &most), "priorities of streams");
     if (status == OK)
-        status = cuda_check(cudaStreamCreateWithPriority(&comm->stream, cudaStreamNonBlocking, most), "stream");
+        status = cuda_check(cudaStreamCreateWithPriority(&comm->aside, cudaStreamNonBlocking, most), "stream");
+    if (status == OK)
+        status = cuda_check(cudaStreamCreateWithPriority(&comm->bulk, cudaStreamNonBlocking, most), "stream");
     if (status == OK) status = cuda_check(cudaEventCreateWithFlags(&comm->fork, cudaEventDisableTiming), "event");
     if (status == OK) status = ways_open(comm, host);
     if (status != OK) {
@@ -106,7 +108,8 @@ void cuda_comm_close(CudaComm **comm)
     peer_close(&c->peer);
     for (int k = 0; k < c->slots; k++) cudaEventDestroy(c->arrived[k]);
     if (c->fork) cudaEventDestroy(c->fork);
-    if (c->stream) cudaStreamDestroy(c->stream);
+    if (c->aside) cudaStreamDestroy(c->aside);
+    if (c->bulk) cudaStreamDestroy(c->bulk);
     free(c->arrived);
     free(c);
     *comm = NULL;
@@ -303,8 +306,8 @@ static Status all_reduce(CudaComm *comm, const OpCall *call, cudaStream_t stream
 
 static Status collective(CudaComm *comm, const OpCall *call, cudaStream_t stream)
 {
-    if (through_peers(comm, call->op))
-        return peer_run(comm->peer, call, stream == comm->stream ? PEER_OVERLAPPED : PEER_COMPUTE, stream);
+    int channel = stream == comm->aside ? PEER_ASIDE : stream == comm->bulk ? PEER_BULK : PEER_COMPUTE;
+    if (through_peers(comm, call->op)) return peer_run(comm->peer, call, channel, stream);
     switch (call->op->kind) {
     case OP_ALL_GATHER:
         return all_gather(comm, call, stream);
@@ -326,10 +329,12 @@ Status cuda_comm_run(CudaComm *comm, const OpCall *call, cudaStream_t compute)
         return OK;
     }
     if (slot < 0) return collective(comm, call, compute);
+    /* without peers NCCL does both, and runs best in one line */
+    cudaStream_t stream = call->op->kind == OP_ALL_REDUCE && comm->peer ? comm->bulk : comm->aside;
     CUDA_TRY(cudaEventRecord(comm->fork, compute));
-    CUDA_TRY(cudaStreamWaitEvent(comm->stream, comm->fork, 0));
-    TRY(collective(comm, call, comm->stream));
-    return cuda_check(cudaEventRecord(comm->arrived[slot], comm->stream), "end of a collective");
+    CUDA_TRY(cudaStreamWaitEvent(stream, comm->fork, 0));
+    TRY(collective(comm, call, stream));
+    return cuda_check(cudaEventRecord(comm->arrived[slot], stream), "end of a collective");
 }
 
 /* A rank that died leaves the others waiting for ever: look after it while waiting. */
@@ -345,7 +350,7 @@ static Status look_after_ranks(CudaComm *comm)
 
 Status cuda_comm_finish(CudaComm *comm, cudaStream_t compute)
 {
-    cudaStream_t streams[2] = {compute, comm->stream};
+    cudaStream_t streams[3] = {compute, comm->aside, comm->bulk};
     bool alone = comm->layout.world == 1 || comm->no_comm;
     for (cudaStream_t s : streams) {
         cudaError_t state = alone ? cudaStreamSynchronize(s) : cudaStreamQuery(s);

@@ -63,9 +63,10 @@ static Status allocate(Peer *p)
     CUDA_TRY(cudaHostAlloc((void **)&p->status, sizeof *p->status, cudaHostAllocMapped));
     p->status->lost = p->status->abort = 0;
     p->status->seconds = ANSWER_SECONDS;
-    /* two blocks of communication fit on an SM, one per channel; fewer next to a computation leave it the others */
+    /* blocks of all channels fit on the GPU together, two on an SM; next to a computation few leave it the others */
     p->most_blocks[PEER_COMPUTE] = PEER_BLOCKS;
-    p->most_blocks[PEER_OVERLAPPED] = PEER_BLOCKS / 4;
+    p->most_blocks[PEER_ASIDE] = PEER_BLOCKS / 4;
+    p->most_blocks[PEER_BULK] = PEER_BLOCKS / 8;
     return cuda_check(cudaDeviceSynchronize(), "staging areas");
 }
 
@@ -125,8 +126,12 @@ Status peer_open(Comm *host, bool no_comm, Peer **peer_out, char *why, size_t si
     const char *wanted = getenv("FOLDSCALE_COMM");
     if (wanted && strcmp(wanted, "nccl") && strcmp(wanted, "peer"))
         return status_fail(ERR_USAGE, "FOLDSCALE_COMM is \"%s\" (expected nccl or peer)", wanted);
-    snprintf(why, size, l->dap > PEER_RANKS ? "groups are larger than a host" : "FOLDSCALE_COMM=nccl");
-    if (l->dap == 1 || l->dap > PEER_RANKS || (wanted && !strcmp(wanted, "nccl"))) return OK;
+    if (l->dap == 1) return OK;
+    bool large = l->dap > PEER_RANKS;
+    if (large || (wanted && !strcmp(wanted, "nccl"))) {
+        snprintf(why, size, "%s", large ? "the group is too large" : "FOLDSCALE_COMM=nccl");
+        return OK;
+    }
     Peer *p = (Peer *)calloc(1, sizeof *p);
     if (!p) return status_fail(ERR_MEMORY, "no memory for the peers");
     p->ranks = l->dap;

@@ -9,7 +9,7 @@
 typedef struct Peer Peer;
 
 /* Collectives of one channel are enqueued in the same order on all ranks; one channel per stream. */
-enum { PEER_COMPUTE, PEER_OVERLAPPED, PEER_CHANNELS };
+enum { PEER_COMPUTE, PEER_ASIDE, PEER_BULK, PEER_CHANNELS };
 
 /* All ranks of the job call it together and come to the same result: *peer_out is NULL where memory cannot be shared,
  * and `why` says what stands against it. */

@@ -1,0 +1,80 @@
+/* In the forward pass most collectives stand between two ops of one chain. What the other representation (MSA or pairs)
+ * does next needs no result of theirs: it moves ahead of the first op that does, until the collective is covered. */
+#include "engine/passes/schedule.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/passes/edit.h"
+
+/* Ops looked at behind a collective: the start of the next block, not more, for operands stay in memory that much
+ * longer. */
+enum { WINDOW = 16 };
+
+typedef struct Fill {
+    Program *p;
+    int32_t *behind; /* per value: the collective (position + 1) behind which it has to stay */
+} Fill;
+
+static bool reads_behind(const Fill *f, const Op *op, int32_t mark)
+{
+    for (int k = 0; k < op->n_in; k++)
+        if (op->in[k] != VAL_NONE && f->behind[op->in[k]] == mark) return true;
+    return false;
+}
+
+static bool writes_persistent(const Program *p, const Op *op)
+{
+    if (op_def(op->kind)->flags & OPF_EFFECT) return true;
+    for (int k = 0; k < op->n_out; k++)
+        if (op->out[k] != VAL_NONE && p->value[op->out[k]].place != PLACE_ARENA) return true;
+    return false;
+}
+
+static void keep_behind(Fill *f, const Op *op, int32_t mark)
+{
+    for (int k = 0; k < op->n_out; k++)
+        if (op->out[k] != VAL_NONE) f->behind[op->out[k]] = mark;
+}
+
+static void fill(Fill *f, int32_t collective)
+{
+    Program *p = f->p;
+    const Op *start = &p->op[collective];
+    double wanted = schedule_seconds(p, start), found = 0;
+    int32_t mark = collective + 1, first = -1; /* first op that has to stay */
+    if (wanted <= 2 * schedule_aside_seconds()) return; /* what could move is kept for a longer one */
+    keep_behind(f, start, mark);
+    for (int32_t i = collective + 1; i < p->n_ops && i <= collective + WINDOW && found < wanted; i++) {
+        Op op = p->op[i];
+        if (op.stage != start->stage || writes_persistent(p, &op)) return;
+        if (schedule_is_collective(&op) || reads_behind(f, &op, mark)) {
+            if (first < 0) first = i;
+            keep_behind(f, &op, mark);
+            continue;
+        }
+        found += schedule_seconds(p, &op);
+        if (first < 0) continue;
+        memmove(&p->op[first + 1], &p->op[first], (size_t)(i - first) * sizeof op);
+        p->op[first++] = op;
+    }
+}
+
+Status schedule_fill(const Program *in, Program **out)
+{
+    Fill f = {0};
+    TRY(prog_clone(in, &f.p));
+    f.behind = calloc((size_t)in->n_values + 1, sizeof *f.behind);
+    if (!f.behind) {
+        prog_destroy(&f.p);
+        return status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", in->n_ops);
+    }
+    for (int32_t i = 0; i < f.p->n_ops; i++)
+        if (f.p->op[i].stage == STAGE_FORWARD && schedule_is_collective(&f.p->op[i])) fill(&f, i);
+    for (int32_t i = 0; i < f.p->n_ops; i++)
+        for (int k = 0; k < f.p->op[i].n_out; k++)
+            if (f.p->op[i].out[k] != VAL_NONE) f.p->value[f.p->op[i].out[k]].def_op = i;
+    free(f.behind);
+    *out = f.p;
+    return OK;
+}
