@@ -1,10 +1,12 @@
 /* SimGrid 3.32 time-independent traces: lines "rank verb arguments". Verbs used: init, compute FLOPS, isend TO TAG
- * BYTES, irecv FROM TAG BYTES, waitall, finalize; sizes in elements of type 6 (MPI_BYTE in replay's table). */
+ * BYTES, irecv FROM TAG BYTES, wait FROM TO TAG, waitall, finalize; sizes in elements of type 6 (MPI_BYTE in replay's
+ * table). An exchange beside computation is one round of messages, waited for by the first op that reads its result. */
 #include "analysis/trace.h"
 
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "analysis/collective.h"
@@ -23,11 +25,11 @@ static void flush_compute(Writer *w)
     w->pending_s = 0;
 }
 
-static void exchange(Writer *w, int64_t to, int64_t from, double bytes)
+static void exchange(Writer *w, int64_t to, int64_t from, double bytes, int tag)
 {
     double size = ceil(bytes > 1 ? bytes : 1);
-    fprintf(w->f, "%lld isend %lld 0 %.0f 6\n", (long long)w->rank, (long long)to, size);
-    fprintf(w->f, "%lld irecv %lld 0 %.0f 6\n", (long long)w->rank, (long long)from, size);
+    fprintf(w->f, "%lld isend %lld %d %.0f 6\n", (long long)w->rank, (long long)to, tag, size);
+    fprintf(w->f, "%lld irecv %lld %d %.0f 6\n", (long long)w->rank, (long long)from, tag, size);
 }
 
 static void wait_all(Writer *w)
@@ -44,12 +46,21 @@ static int64_t member(const Members *g, int64_t index)
     return g->first + index * g->stride;
 }
 
-static void all_to_all(Writer *w, const Members *g, double bytes)
+/* Every member sends a slice to every other: all-to-all, and the one-round forms of all-gather and reduce-scatter. */
+static void send_slices(Writer *w, const Members *g, double bytes, int tag)
 {
     for (int64_t k = 1; k < g->members; k++)
         exchange(w, member(g, (g->index + k) % g->members), member(g, (g->index - k + g->members) % g->members),
-                 bytes / (double)g->members);
-    wait_all(w);
+                 bytes / (double)g->members, tag);
+}
+
+static void wait_slices(Writer *w, const Members *g, int tag)
+{
+    for (int64_t k = 1; k < g->members; k++) {
+        long long to = member(g, (g->index + k) % g->members), me = w->rank;
+        long long from = member(g, (g->index - k + g->members) % g->members);
+        fprintf(w->f, "%lld wait %lld %lld %d\n%lld wait %lld %lld %d\n", me, me, to, tag, me, from, me, tag);
+    }
 }
 
 /* Recursive halving (scatter) sends B/2, B/4 ... to partners at distance n/2, n/4 ...; doubling (gather) the reverse.
@@ -59,7 +70,7 @@ static void halving(Writer *w, const Members *g, double bytes)
     for (int64_t distance = g->members / 2; distance >= 1; distance /= 2) {
         int64_t partner = member(g, g->index ^ distance);
         bytes /= 2;
-        exchange(w, partner, partner, bytes);
+        exchange(w, partner, partner, bytes, 0);
         wait_all(w);
     }
 }
@@ -69,7 +80,7 @@ static void doubling(Writer *w, const Members *g, double bytes)
     bytes /= (double)g->members;
     for (int64_t distance = 1; distance < g->members; distance *= 2) {
         int64_t partner = member(g, g->index ^ distance);
-        exchange(w, partner, partner, bytes);
+        exchange(w, partner, partner, bytes, 0);
         wait_all(w);
         bytes *= 2;
     }
@@ -79,7 +90,7 @@ static void ring(Writer *w, const Members *g, double bytes, int64_t rounds)
 {
     int64_t next = member(g, (g->index + 1) % g->members), before = member(g, (g->index - 1 + g->members) % g->members);
     for (int64_t step = 0; step < rounds * (g->members - 1); step++) {
-        exchange(w, next, before, bytes / (double)g->members);
+        exchange(w, next, before, bytes / (double)g->members, 0);
         wait_all(w);
     }
 }
@@ -89,7 +100,8 @@ static void lower(Writer *w, const TraceOp *op, const Members *g)
     bool power = (g->members & (g->members - 1)) == 0;
     switch (op->collective) {
     case COLLECTIVE_ALL_TO_ALL:
-        all_to_all(w, g, op->tensor_bytes);
+        send_slices(w, g, op->tensor_bytes, 0);
+        wait_all(w);
         break;
     case COLLECTIVE_ALL_REDUCE:
         if (power)
@@ -111,22 +123,65 @@ static void lower(Writer *w, const TraceOp *op, const Members *g)
     }
 }
 
+static Members members_of(const Trace *t, const TraceOp *op, int64_t rank)
+{
+    Members g;
+    g.members = trace_group(t, op->group, rank, &g.first, &g.stride);
+    g.index = (rank - g.first) / g.stride;
+    return g;
+}
+
+/* All-reduces take several rounds whose sums depend on one another: they are waited for at once. */
+static bool runs_aside(const TraceOp *op)
+{
+    return op->comm && op->stream == 1 && op->collective != COLLECTIVE_ALL_REDUCE &&
+           op->collective != COLLECTIVE_BROADCAST;
+}
+
+/* Waits for the exchanges whose results op i reads; in_flight[] by op. Tags are op numbers, from 1. */
+static void land(Writer *w, const Trace *t, int i, bool *in_flight)
+{
+    for (int d = t->op[i].first_dep; d < t->op[i].first_dep + t->op[i].deps; d++) {
+        int from = t->dep[d];
+        if (!in_flight[from]) continue;
+        Members g = members_of(t, &t->op[from], w->rank);
+        flush_compute(w);
+        wait_slices(w, &g, from + 1);
+        in_flight[from] = false;
+    }
+}
+
+static void write_op(Writer *w, const Trace *t, int i, bool *in_flight)
+{
+    const TraceOp *op = &t->op[i];
+    land(w, t, i, in_flight);
+    if (!op->comm) w->pending_s += op->duration_s;
+    Members g = op->comm ? members_of(t, op, w->rank) : (Members){.members = 1};
+    if (g.members <= 1) return;
+    flush_compute(w);
+    if (runs_aside(op)) {
+        send_slices(w, &g, op->tensor_bytes, i + 1);
+        in_flight[i] = true;
+        return;
+    }
+    lower(w, op, &g);
+    memset(in_flight, 0, (size_t)i * sizeof *in_flight); /* its waitall has waited for all that was under way */
+}
+
 static Status write_rank(const Trace *t, const char *path, int64_t rank)
 {
     Writer w = {.f = fopen(path, "wb"), .rank = rank};
-    if (!w.f) return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
-    fprintf(w.f, "%lld init\n", (long long)rank);
-    for (int i = 0; i < t->count; i++) {
-        const TraceOp *op = &t->op[i];
-        Members g;
-        g.members = op->comm ? trace_group(t, op->group, rank, &g.first, &g.stride) : 1;
-        if (!op->comm) w.pending_s += op->duration_s;
-        if (g.members <= 1) continue;
-        g.index = (rank - g.first) / g.stride;
-        flush_compute(&w);
-        lower(&w, op, &g);
+    bool *in_flight = calloc((size_t)t->count + 1, sizeof *in_flight);
+    if (!w.f || !in_flight) {
+        if (w.f) fclose(w.f);
+        free(in_flight);
+        return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
     }
+    fprintf(w.f, "%lld init\n", (long long)rank);
+    for (int i = 0; i < t->count; i++) write_op(&w, t, i, in_flight);
     flush_compute(&w);
+    wait_all(&w);
+    free(in_flight);
     fprintf(w.f, "%lld finalize\n", (long long)rank);
     bool bad = ferror(w.f) != 0;
     if (fclose(w.f)) bad = true;

@@ -2,11 +2,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "analysis/trace.h"
 #include "experiments/commands.h"
 #include "experiments/files.h"
-#include "experiments/pricing.h"
-#include "experiments/session.h"
+#include "experiments/step_trace.h"
 
 typedef struct ExportArguments {
     const char *format, *machine, *ops, *out;
@@ -26,23 +24,6 @@ static const Usage usage = {.command = "export",
                             .min_operands = 1,
                             .max_operands = 1};
 
-static Status make_trace(const ExportArguments *a, const Config *config, const Pricing *pricing, Trace **trace_out)
-{
-    SessionPlan plan;
-    TracePart parts[SESSION_PROGRAMS];
-    int count = 0;
-    TRY(session_plan(config, true, PASS_SCHEDULE, &plan));
-    for (int i = 0; i < SESSION_PROGRAMS; i++) {
-        int times = i == SESSION_NOGRAD ? (int)a->recycling : 1;
-        if (plan.program[i] && times) parts[count++] = (TracePart){plan.program[i], times, i == SESSION_NOGRAD};
-    }
-    Status status = trace_create(parts, count, pricing_ops(pricing), pricing_machine(pricing),
-                                 config->parallel.ranks / config->parallel.dap, config->parallel.dap,
-                                 config->switches.cuda_graph, trace_out);
-    session_plan_free(&plan);
-    return status;
-}
-
 static Status write_perfetto(const ExportArguments *a, const Trace *trace)
 {
     char path[4096];
@@ -61,7 +42,7 @@ static Status export_step(const ExportArguments *a, const Config *config)
     Trace *trace = NULL;
     TRY(files_make_folder(a->out));
     Status status = pricing_open(config, a->machine, a->ops, &pricing);
-    if (status == OK) status = make_trace(a, config, pricing, &trace);
+    if (status == OK) status = step_trace(config, (int)a->recycling, pricing, &trace);
     if (status == OK) {
         int64_t ranks = a->traces ? a->traces : config->parallel.ranks;
         if (strcmp(a->format, "chakra") == 0)

@@ -7,6 +7,7 @@
 #include "experiments/machines.h"
 #include "experiments/pricing.h"
 #include "experiments/published.h"
+#include "experiments/step_trace.h"
 #include "experiments/study_files.h"
 #include "experiments/validate_codes.h"
 #include "experiments/validate_own.h"
@@ -14,6 +15,7 @@
 typedef struct ValidateArguments {
     const char *experiment, *published, *own, *out;
     int64_t fitted_ranks;
+    bool simgrid;
     TextList overrides;
 } ValidateArguments;
 
@@ -33,7 +35,10 @@ static const Usage usage = {
         "step times of the published MLPerf HPC v3.0 runs (the step of one configuration calibrates, the others are\n"
         "predicted from their recorded programs), and, with the folder of a study, its larger rank counts from a fit "
         "to\n"
-        "the smaller ones (--fitted-ranks). --out writes the rows as CSV.",
+        "the smaller ones (--fitted-ranks). Steps of this engine on GPUs (--own) are predicted from op times of a few\n"
+        "settings on one GPU and the collective benchmark. --simgrid adds SimGrid's time for the same step. --out "
+        "writes\n"
+        "the rows as CSV.",
     .example = "foldscale validate runs/study --fitted-ranks 2",
     .min_operands = 0,
     .max_operands = 1};
@@ -179,6 +184,17 @@ static Status measured(const ValidateArguments *a, const char *folder, Rows *row
     return status;
 }
 
+static Status print_replays(const char *experiment)
+{
+    StepReplay replay[STEP_REPLAYS];
+    TRY(step_trace_replay(experiment, replay));
+    for (int i = 0; i < STEP_REPLAYS; i++)
+        printf("simgrid     %4d x %d H100: %9.6f s by our simulator, %9.6f s by SimGrid, %+6.2f %%\n", replay[i].dp,
+               replay[i].dap, replay[i].ours_s, replay[i].simgrid_s,
+               100 * (replay[i].ours_s / replay[i].simgrid_s - 1));
+    return OK;
+}
+
 Status cmd_validate(int argc, char **argv)
 {
     ValidateArguments a = {.fitted_ranks = 2, .experiment = published_experiment()};
@@ -189,6 +205,7 @@ Status cmd_validate(int argc, char **argv)
         {"published", OPTION_TEXT, &a.published, "FILE", "published runs (default: data/published)", 0, 0},
         {"experiment", OPTION_TEXT, &a.experiment, "EXP.yaml", "what they ran (default: initial_training.yaml)", 0, 0},
         {"own", OPTION_TEXT, &a.own, "DIR", "this engine's measured steps (default: experiments/results/h200)", 0, 0},
+        {"simgrid", OPTION_FLAG, &a.simgrid, NULL, "replay the same step with SimGrid and print both times", 0, 0},
         {"out", OPTION_TEXT, &a.out, "FILE", "write the rows as CSV", 0, 0},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of that experiment", 0, 0},
         {0}};
@@ -203,6 +220,7 @@ Status cmd_validate(int argc, char **argv)
     if (status == OK && operands.count) status = measured(&a, operands.item[0], &rows);
     if (status == OK) status = validate_print(rows.row, rows.count, stdout);
     if (status == OK && note && *note) printf("%s\n", note);
+    if (status == OK && a.simgrid) status = print_replays(a.experiment);
     if (status == OK && a.out) status = validate_write(rows.row, rows.count, a.out);
     arena_free(&rows.arena);
     return status;
