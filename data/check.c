@@ -8,6 +8,8 @@
 #include "data/folder.h"
 #include "data/hhr.h"
 #include "data/mmcif.h"
+#include "data/names.h"
+#include "data/pack.h"
 #include "engine/safetensors.h"
 
 /* --- kinds ------------------------------------------------------------------------------------------------------ */
@@ -23,6 +25,7 @@ static const struct {
     {".hhr", "", DATA_HHR, true},
     {".index", "", DATA_INDEX, false},
     {".safetensors", "", DATA_SAFETENSORS, false},
+    {".pack", "", DATA_PACK, false},
     {".txt", "duplicate", DATA_DUPLICATES, false},
     {".txt", "cluster", DATA_CLUSTERS, false},
     {".dat", "obsolete", DATA_OBSOLETE, false},
@@ -61,6 +64,7 @@ const char *data_kind_name(DataKind kind)
         [DATA_CHAIN_DATA_CACHE] = "chain_data_cache",
         [DATA_MMCIF_CACHE] = "mmcif_cache",
         [DATA_SAFETENSORS] = "safetensors",
+        [DATA_PACK] = "pack",
     };
     return names[kind];
 }
@@ -72,6 +76,8 @@ typedef struct Checker {
     DataCheckCounts *counts;
     DataLog log;      /* counts and reports remarks */
     Archive *archive; /* of options->mmcif; NULL without */
+    Arena folder_arena;
+    NameMap folders; /* read already, by device and number: links may lead back */
     Arena chain_arena;
     char chain[64]; /* the chain whose sequence is known */
     const char *sequence;
@@ -208,6 +214,23 @@ static Status check_list(Checker *checker, const char *path, DataKind kind)
     return OK;
 }
 
+static void damaged_record(void *context, const char *file, long line, const char *text)
+{
+    Checker *checker = context;
+    (void)file; /* the text names it */
+    (void)line;
+    checker->counts->errors++;
+    tell(checker, true, text);
+}
+
+static Status check_pack(Checker *checker, const char *path)
+{
+    PackReport report;
+    int64_t damaged = 0;
+    const DataLog log = {damaged_record, checker};
+    return pack_verify(path, &log, &report, &damaged);
+}
+
 static Status check_kind(Checker *checker, const char *path, DataKind kind, const char *sequence)
 {
     Text text = {0};
@@ -228,6 +251,8 @@ static Status check_kind(Checker *checker, const char *path, DataKind kind, cons
         TRY(st_open(path, &tensors));
         st_close(&tensors);
         return OK;
+    case DATA_PACK:
+        return check_pack(checker, path);
     case DATA_DUPLICATES:
     case DATA_CLUSTERS:
     case DATA_OBSOLETE:
@@ -268,34 +293,63 @@ static const char *sequence_for(Checker *checker, const char *path)
     return checker->options->chain ? known_sequence(checker, checker->options->chain) : NULL;
 }
 
-static Status walk(Checker *checker, const char *path, int depth)
+/* *seen_out: this folder was read already under another name. */
+static Status mark_folder(Checker *checker, const char *path, bool *seen_out)
 {
-    enum { DEEPEST = 32 }; /* a folder that links to its own parent must end */
+    struct stat info;
+    *seen_out = false;
+    if (stat(path, &info) != 0) return OK; /* told when it is opened */
+    int64_t count = (int64_t)checker->folders.count, number = count;
+    char *key = arena_printf(&checker->folder_arena, "%llu:%llu", (unsigned long long)info.st_dev,
+                             (unsigned long long)info.st_ino);
+    if (!key) return status_fail(ERR_MEMORY, "out of memory");
+    TRY(names_add(&checker->folders, key, count, &number));
+    *seen_out = number != count;
+    return OK;
+}
+
+static Status walk(Checker *checker, const char *path, bool asked_for);
+
+static Status walk_folder(Checker *checker, const char *path)
+{
     FolderList list;
     Arena arena = {0};
-    if (!folder_is(path)) {
-        DataKind kind = data_kind_of(path);
-        bool alignment = kind == DATA_A3M || kind == DATA_STOCKHOLM;
-        check_one(checker, path, kind, alignment ? sequence_for(checker, path) : NULL);
+    bool seen;
+    TRY(mark_folder(checker, path, &seen));
+    if (seen) {
+        remark(checker, path, 0, "the same folder as one before (a link): not read again");
         return OK;
     }
-    if (depth > DEEPEST) return status_fail_at(ERR_INPUT, path, 0, "more than %d folders deep", DEEPEST);
     Status status = folder_list(path, &arena, &list);
     for (int64_t i = 0; status == OK && i < list.count; i++) {
         const char *inner = arena_printf(&arena, "%s/%s", path, list.name[i]);
         if (!inner)
             status = status_fail(ERR_MEMORY, "out of memory");
-        else if (walk(checker, inner, depth + 1) != OK)
+        else if (walk(checker, inner, false) != OK)
             count_error(checker);
     }
     arena_free(&arena);
     return status;
 }
 
+static Status walk(Checker *checker, const char *path, bool asked_for)
+{
+    if (folder_is(path)) return walk_folder(checker, path);
+    DataKind kind = data_kind_of(path);
+    bool alignment = kind == DATA_A3M || kind == DATA_STOCKHOLM;
+    if (asked_for && kind == DATA_OTHER)
+        return status_fail_at(ERR_INPUT, path, 0,
+                              "the name tells no kind, expected one that ends in .cif, .a3m, .sto, .hhr, .index, "
+                              ".pack, .safetensors, or as in 'data check --help'");
+    check_one(checker, path, kind, alignment ? sequence_for(checker, path) : NULL);
+    return OK;
+}
+
 static Status start(Checker *checker, const DataCheckOptions *options, DataCheckCounts *counts)
 {
     *checker = (Checker){.options = options, .counts = counts};
     checker->log = (DataLog){remark, checker};
+    checker->folders.arena = &checker->folder_arena;
     return options->mmcif ? archive_open(&(ArchivePaths){.mmcif = options->mmcif}, NULL, &checker->archive) : OK;
 }
 
@@ -303,6 +357,7 @@ static void finish(Checker *checker)
 {
     archive_close(&checker->archive);
     arena_free(&checker->chain_arena);
+    arena_free(&checker->folder_arena);
 }
 
 Status data_check(const char *path, const DataCheckOptions *options, DataCheckCounts *counts)
@@ -311,7 +366,7 @@ Status data_check(const char *path, const DataCheckOptions *options, DataCheckCo
     struct stat info;
     if (stat(path, &info) != 0) return status_fail_at(ERR_IO, path, 0, "no such file or folder");
     TRY(start(&checker, options, counts));
-    Status status = walk(&checker, path, 0);
+    Status status = walk(&checker, path, true);
     finish(&checker);
     return status;
 }

@@ -21,6 +21,7 @@ typedef enum DataKind {
     DATA_CHAIN_DATA_CACHE, /* .json with "chain" in the name */
     DATA_MMCIF_CACHE,      /* .json with "mmcif" in the name */
     DATA_SAFETENSORS,      /* .safetensors */
+    DATA_PACK,             /* .pack */
     DATA_KINDS
 } DataKind;
 
@@ -42,8 +43,9 @@ typedef struct DataCheckCounts {
     int64_t bytes, protein_chains, residues, alignment_rows, hits;
 } DataCheckCounts;
 
-/* Checks a file, or all files below a folder, adding to *counts. A problem of a file is reported and counted, not
- * returned; the Status is not OK only where `path` itself cannot be opened. */
+/* Checks a file, or all files below a folder (each folder once, whatever links lead to it), adding to *counts. A
+ * problem of a file is reported and counted, not returned; the Status is not OK only where `path` itself cannot be
+ * opened or, being a file, has a name that tells no kind. */
 Status data_check(const char *path, const DataCheckOptions *options, DataCheckCounts *counts);
 /* One file of a given kind (for names that do not tell); returns the file's error, which is also reported. `sequence`
  * (may be NULL): what the first row of an alignment must be. */

@@ -23,9 +23,10 @@ static Status check(int argc, char **argv)
         .command = "data check",
         .operands = "FILE...",
         .text =
-            "Reads every file (or all files below a folder): mmCIF, a3m, Stockholm, hhr, alignment databases, caches,\n"
-            "clusters, safetensors; says what is in them and what is wrong, with file and line. Exit status 1 when\n"
-            "something is wrong.",
+            "Reads every file (or all files below a folder): mmCIF, a3m, Stockholm, hhr (each also .gz), alignment\n"
+            "databases (.index), caches (mmcif*.json, chain*.json), lists (*duplicate*.txt, *cluster*.txt,\n"
+            "*obsolete*.dat), packs (.pack), safetensors; says what is in them and what is wrong, with file and\n"
+            "line. Exit status 1 when something is wrong.",
         .example = "foldscale data check data/examples --mmcif data/examples/mmcif",
         .min_operands = 1,
         .max_operands = CLI_MAX_ITEMS};
@@ -40,7 +41,11 @@ static Status check(int argc, char **argv)
         {0}};
     TRY(cli_parse(&usage, options, argc, argv, &files, &help));
     if (help) return OK;
-    for (int i = 0; i < files.count; i++) TRY(data_check(files.item[i], &o, &counts));
+    for (int i = 0; i < files.count; i++) {
+        if (data_check(files.item[i], &o, &counts) == OK) continue;
+        print_problem(NULL, true, status_text()); /* the other operands are read all the same */
+        counts.errors++;
+    }
     data_check_summary(&counts, stdout);
     if (counts.errors)
         return status_fail(ERR_INPUT, "%lld problems in %d operands (listed above)", (long long)counts.errors,

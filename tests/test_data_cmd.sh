@@ -29,6 +29,18 @@ cp "$examples/alignments/1ubq_A/homologs.a3m" "$out/other.a3m"
 "$foldscale" data check "$out/other.a3m" --mmcif "$examples/mmcif" --chain 2q2k_A >"$out/log" 2>&1
 expect "check of an alignment of another chain" 1 $? "$out/log" "expected the 70 of chain 2q2k_A"
 
+mkdir -p "$out/loop/below"
+cp "$examples/mmcif/1ubq.cif" "$out/loop"
+ln -s .. "$out/loop/below/back"
+timeout 20 "$foldscale" data check "$out/loop" >"$out/log" 2>&1
+expect "links that lead back are followed once" 0 $? "$out/log" "back: the same folder as one before"
+grep -q '^1 files read' "$out/log" || { echo "FAIL a file was read twice"; cat "$out/log"; failed=1; }
+touch "$out/data.xyz"
+"$foldscale" data check "$out/data.xyz" "$out/nothing" "$out/loop" >"$out/log" 2>&1
+expect "a file whose name tells no kind" 1 $? "$out/log" "data.xyz: the name tells no kind"
+expect "a missing file does not hide the others" 1 1 "$out/log" "nothing: no such file"
+expect "what can be read is read" 1 1 "$out/log" "^1 files read"
+
 "$foldscale" data show 1ubq_A --mmcif "$examples/mmcif" --alignments "$examples/alignments" >"$out/log" 2>&1
 expect "show of a chain" 0 $? "$out/log" "21 rows of 76 columns"
 
