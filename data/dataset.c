@@ -103,12 +103,11 @@ static Status find_templates(const DatasetReader *reader, const SampleRequest *r
                              const RawSample *raw, Arena *arena, TemplateFeatures *templates_out)
 {
     const Dataset *dataset = reader->dataset;
-    enum { MOST_TEMPLATES = 4 }; /* the reference builds four, whatever the batch keeps */
     TemplateQuery query = {.name = dataset_name(dataset, request->chain),
                            .entry_id = raw->chain.entry_id,
                            .sequence = raw->chain.sequence,
                            .release_date = raw->chain.release_date};
-    return template_features(&query, &raw->hits, raw->hits_selected, config->train, &request->draws, MOST_TEMPLATES,
+    return template_features(&query, &raw->hits, raw->hits_selected, config->train, &request->draws, TEMPLATE_MOST,
                              &dataset->source.templates, dataset->log, arena, templates_out);
 }
 

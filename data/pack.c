@@ -34,7 +34,7 @@ static Status add_chain(PackRun *run, const char *name, const Chain *chain)
 
 /* Writes the structure that a hit needs and names the hit after the chain that was found. A hit without one stays in
  * the list, so that the draws of the shuffle are those of the files. */
-static Status add_template(PackRun *run, const TemplateQuery *query, TemplateHit *hit, Arena *arena)
+static Status add_template(PackRun *run, const TemplateQuery *query, TemplateHit *hit, Arena *arena, bool *usable_out)
 {
     const TemplateSource *source = &dataset_source(run->dataset)->templates;
     char entry[NAME_SIZE], asked[NAME_SIZE];
@@ -49,8 +49,24 @@ static Status add_template(PackRun *run, const TemplateQuery *query, TemplateHit
         if (!hit->name) status = status_fail(ERR_MEMORY, "pack: no memory for %s", query->name);
     }
     if (status == OK && chain) status = add_chain(run, hit->name, chain);
+    *usable_out = chain != NULL;
     arena_free(&scratch);
     return status;
+}
+
+/* The hits that a sample may come to: the best 20, which are shuffled, and more while those hold too few that can be
+ * used. *count_inout: of `order`. */
+static Status add_templates(PackRun *run, const TemplateQuery *query, TemplateHits *hits, const int32_t *order,
+                            int64_t *count_inout, Arena *arena)
+{
+    int64_t kept = 0, usable = 0;
+    while (kept < *count_inout && (kept < TEMPLATE_SHUFFLED || usable < TEMPLATE_MOST) && kept < PACK_MOST_HITS) {
+        bool one;
+        TRY(add_template(run, query, &hits->hit[order[kept++]], arena, &one));
+        usable += one;
+    }
+    *count_inout = kept;
+    return OK;
 }
 
 static Status add_alignment(PackRun *run, const char *name, RawSample *raw, Arena *arena)
@@ -62,7 +78,7 @@ static Status add_alignment(PackRun *run, const char *name, RawSample *raw, Aren
     int32_t *order = NULL;
     int64_t count = 0;
     TRY(template_select(&query, &raw->hits, &dataset_source(run->dataset)->templates, arena, &order, &count));
-    for (int64_t i = 0; i < count; ++i) TRY(add_template(run, &query, &raw->hits.hit[order[i]], arena));
+    TRY(add_templates(run, &query, &raw->hits, order, &count, arena));
     TRY(add_chain(run, name, &raw->chain));
     ByteWriter content = {0};
     pack_put_alignment(&content, &raw->msa, &raw->hits, order, count);

@@ -1,7 +1,8 @@
 /* `foldscale data pack`: a whole data set, in any layout, as one compressed and checksummed file (data/pack_file.h).
  *
- * Per chain: its structure, its joined alignment ready for the feature pipeline, the hits that passed the prefilter
- * (at most 20), and the structures that these need. Samples from a pack are bit for bit those from the files. */
+ * Per chain: its structure, its joined alignment ready for the feature pipeline, the best 20 hits that passed the
+ * prefilter (more where fewer than four of them can be used), and the structures that these need. Samples from a pack
+ * are bit for bit those from the files. */
 #ifndef FOLDSCALE_DATA_PACK_H
 #define FOLDSCALE_DATA_PACK_H
 

@@ -150,10 +150,9 @@ static Status get_msa(const char *name, ByteReader *reader, PreparedMsa *msa)
 Status pack_get_alignment(const char *name, ByteReader *reader, Arena *arena, PreparedMsa *msa_out,
                           TemplateHits *hits_out)
 {
-    enum { MOST_HITS = 1 << 16 };
     PreparedMsa msa = {0};
     TRY(get_msa(name, reader, &msa));
-    TemplateHits hits = {.count = bytes_get_count(reader, MOST_HITS)};
+    TemplateHits hits = {.count = bytes_get_count(reader, PACK_MOST_HITS)};
     hits.hit = arena_array(arena, (size_t)hits.count, sizeof *hits.hit);
     if (!hits.hit) return status_fail(ERR_MEMORY, "pack: no memory for the hits of %s", name);
     for (int64_t i = 0; i < hits.count && !reader->failed; ++i) hits.hit[i] = get_hit(reader);

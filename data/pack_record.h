@@ -7,6 +7,8 @@
 #include "data/pack_bytes.h"
 #include "data/prepared_msa.h"
 
+enum { PACK_MOST_HITS = 1 << 16 }; /* of an alignment record */
+
 /* One chain: header fields, sequence, coordinates of the resolved atoms. */
 void pack_put_chain(ByteWriter *writer, const Chain *chain);
 Status pack_get_chain(const char *name, ByteReader *reader, Arena *arena, Chain *chain_out);

@@ -81,24 +81,33 @@ Status template_judge(const TemplateQuery *query, const TemplateHit *hit, const 
     return status;
 }
 
+typedef struct Ranked {
+    double sum_probs;
+    int64_t hit;
+} Ranked;
+
+/* Largest sum first; equal sums stay in file order. */
+static int compare_ranked(const void *a, const void *b)
+{
+    const Ranked *x = a, *y = b;
+    if (x->sum_probs != y->sum_probs) return x->sum_probs > y->sum_probs ? -1 : 1;
+    return (x->hit > y->hit) - (x->hit < y->hit);
+}
+
 Status template_select(const TemplateQuery *query, const TemplateHits *hits, const TemplateSource *source, Arena *arena,
                        int32_t **order_out, int64_t *count_out)
 {
+    Ranked *ranked = arena_array(arena, (size_t)hits->count, sizeof *ranked);
     int32_t *order = arena_array(arena, (size_t)hits->count, sizeof *order);
     int64_t count = 0;
-    if (!order) return status_fail(ERR_MEMORY, "no memory for %lld hits", (long long)hits->count);
+    if (!ranked || !order) return status_fail(ERR_MEMORY, "no memory for %lld hits", (long long)hits->count);
     for (int64_t i = 0; i < hits->count; ++i) {
         TemplateVerdict verdict;
         TRY(template_judge(query, &hits->hit[i], source, &verdict));
-        if (verdict != TEMPLATE_ACCEPTED) continue;
-        /* insertion keeps equal sums in file order; only the best 20 are kept, so this is linear in the hits */
-        int64_t at = count < TEMPLATE_MAX_HITS ? count++ : TEMPLATE_MAX_HITS;
-        while (at > 0 && hits->hit[i].sum_probs > hits->hit[order[at - 1]].sum_probs) {
-            if (at < TEMPLATE_MAX_HITS) order[at] = order[at - 1];
-            --at;
-        }
-        if (at < TEMPLATE_MAX_HITS) order[at] = (int32_t)i;
+        if (verdict == TEMPLATE_ACCEPTED) ranked[count++] = (Ranked){hits->hit[i].sum_probs, i};
     }
+    if (count) qsort(ranked, (size_t)count, sizeof *ranked, compare_ranked);
+    for (int64_t k = 0; k < count; ++k) order[k] = (int32_t)ranked[k].hit;
     *order_out = order;
     *count_out = count;
     return OK;
@@ -190,31 +199,64 @@ static int8_t letter_type(char letter)
     return id < HHBLITS_IDS ? (int8_t)tables->hhblits_to_model[id] : RESTYPE_UNKNOWN;
 }
 
-/* Copies the aligned residues into template row `row`; returns the number of atoms. */
-static int64_t place(const TemplateHit *hit, const Placement *p, int64_t row, TemplateFeatures *f)
+/* Walks the aligned pairs of a hit: residue of the template, column of the query, letter. */
+typedef struct PairWalk {
+    const TemplateHit *hit;
+    const Placement *placement;
+    int64_t columns, first_query, first_hit, letters, at;
+    int64_t residue, column, letter;
+} PairWalk;
+
+static PairWalk pairs_of(const TemplateHit *hit, const Placement *placement, int64_t columns)
 {
-    int32_t first_query = smallest_index(hit->query_indices, hit->length);
-    int32_t first_hit = smallest_index(hit->hit_indices, hit->length);
-    int64_t found = (int64_t)strlen(p->letters), atoms = 0;
+    return (PairWalk){.hit = hit,
+                      .placement = placement,
+                      .columns = columns,
+                      .first_query = smallest_index(hit->query_indices, hit->length),
+                      .first_hit = smallest_index(hit->hit_indices, hit->length),
+                      .letters = (int64_t)strlen(placement->letters)};
+}
+
+static bool next_pair(PairWalk *walk)
+{
+    while (walk->at < walk->hit->length) {
+        int64_t c = walk->at++;
+        if (walk->hit->query_indices[c] < 0 || walk->hit->hit_indices[c] < 0) continue;
+        walk->letter = walk->hit->hit_indices[c] - walk->first_hit;
+        walk->column = walk->hit->query_indices[c] - walk->first_query + walk->placement->query_offset;
+        walk->residue = walk->letter + walk->placement->chain_offset;
+        if (walk->letter < walk->letters && walk->column < walk->columns &&
+            walk->residue < walk->placement->chain->length)
+            return true;
+    }
+    return false;
+}
+
+static int64_t count_atoms(const TemplateHit *hit, const Placement *p, int64_t columns)
+{
+    PairWalk walk = pairs_of(hit, p, columns);
+    int64_t atoms = 0;
+    while (next_pair(&walk))
+        for (int64_t a = 0; a < ATOM37_COUNT; ++a) atoms += p->chain->mask[walk.residue * ATOM37_COUNT + a] != 0;
+    return atoms;
+}
+
+/* Copies the aligned residues into template row `row`. */
+static void place(const TemplateHit *hit, const Placement *p, int64_t row, TemplateFeatures *f)
+{
+    PairWalk walk = pairs_of(hit, p, f->columns);
     float centre[3];
     centre_of(p->chain, centre);
-    for (int64_t c = 0; c < hit->length; ++c) {
-        if (hit->query_indices[c] < 0 || hit->hit_indices[c] < 0) continue;
-        int64_t letter = hit->hit_indices[c] - first_hit,
-                column = hit->query_indices[c] - first_query + p->query_offset;
-        int64_t residue = letter + p->chain_offset;
-        if (letter >= found || column >= f->columns || residue >= p->chain->length) continue;
-        int64_t to = (row * f->columns + column) * ATOM37_COUNT, from = residue * ATOM37_COUNT;
-        f->aatype[row * f->columns + column] = letter_type(p->letters[letter]);
+    while (next_pair(&walk)) {
+        int64_t to = (row * f->columns + walk.column) * ATOM37_COUNT, from = walk.residue * ATOM37_COUNT;
+        f->aatype[row * f->columns + walk.column] = letter_type(p->letters[walk.letter]);
         for (int64_t a = 0; a < ATOM37_COUNT; ++a) {
             f->mask[to + a] = p->chain->mask[from + a];
             if (!f->mask[to + a]) continue;
-            ++atoms;
             for (int k = 0; k < 3; ++k)
                 f->positions[(to + a) * 3 + k] = p->chain->positions[(from + a) * 3 + k] - centre[k];
         }
     }
-    return atoms;
 }
 
 /* A remark about a hit that is left out. */
@@ -248,7 +290,11 @@ static Status locate(const TemplateQuery *query, const TemplateHit *hit, const T
     *why_out = "its sequence is not in the structure";
     if (!found) return OK;
     *why_out = "the chain has no atoms, or neighbouring CA more than 150 Angstrom apart";
-    if (centre_of(found, centre) && !has_broken_chain(found)) placement_out->chain = found;
+    if (!centre_of(found, centre) || has_broken_chain(found)) return OK;
+    placement_out->chain = found;
+    *why_out = "fewer than 5 of its atoms are resolved";
+    if (count_atoms(hit, placement_out, (int64_t)strlen(query->sequence)) < TEMPLATE_MIN_ATOMS)
+        placement_out->chain = NULL;
     return OK;
 }
 
@@ -303,10 +349,7 @@ Status template_build(const TemplateQuery *query, const TemplateHits *hits, cons
         } else if (status == OK) {
             clear_row(&f, f.count);
             f.sum_probs[f.count] = (float)hit->sum_probs;
-            if (place(hit, &placement, f.count, &f) >= TEMPLATE_MIN_ATOMS)
-                ++f.count;
-            else
-                leave_out(log, query, hit, "fewer than 5 of its atoms are resolved");
+            place(hit, &placement, f.count++, &f);
         }
         arena_free(&scratch);
         if (status != OK) return status;
@@ -319,11 +362,20 @@ Status template_features(const TemplateQuery *query, const TemplateHits *hits, b
                          const Draws *draws, int64_t most, const TemplateSource *source, const DataLog *log,
                          Arena *arena, TemplateFeatures *features_out)
 {
-    int32_t *order = NULL, drawn[TEMPLATE_MAX_HITS], shuffled[TEMPLATE_MAX_HITS];
-    int64_t count = hits->count < TEMPLATE_MAX_HITS ? hits->count : TEMPLATE_MAX_HITS;
-    if (!selected) TRY(template_select(query, hits, source, arena, &order, &count));
-    for (int64_t k = 0; k < count; ++k) drawn[k] = (int32_t)k;
-    if (shuffle && count > 0) TRY(draws_permutation(draws, DRAW_TEMPLATE_HIT_SHUFFLE, 0, count, drawn));
-    for (int64_t k = 0; k < count; ++k) shuffled[k] = order ? order[drawn[k]] : drawn[k];
+    int32_t *order = NULL, drawn[TEMPLATE_SHUFFLED];
+    int64_t count = hits->count;
+    if (selected) {
+        order = arena_array(arena, (size_t)count, sizeof *order);
+        if (!order) return status_fail(ERR_MEMORY, "no memory for %lld hits", (long long)count);
+        for (int64_t k = 0; k < count; ++k) order[k] = (int32_t)k;
+    } else {
+        TRY(template_select(query, hits, source, arena, &order, &count));
+    }
+    int64_t best = count < TEMPLATE_SHUFFLED ? count : TEMPLATE_SHUFFLED;
+    for (int64_t k = 0; k < best; ++k) drawn[k] = (int32_t)k;
+    if (shuffle && count > 0) TRY(draws_permutation(draws, DRAW_TEMPLATE_HIT_SHUFFLE, 0, best, drawn));
+    int32_t *shuffled = arena_array(arena, (size_t)count, sizeof *shuffled);
+    if (!shuffled) return status_fail(ERR_MEMORY, "no memory for %lld hits", (long long)count);
+    for (int64_t k = 0; k < count; ++k) shuffled[k] = order[k < best ? drawn[k] : k];
     return template_build(query, hits, shuffled, count, most, source, log, arena, features_out);
 }

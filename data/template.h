@@ -12,7 +12,13 @@
 #include "data/log.h"
 #include "data/mmcif.h"
 
-enum { TEMPLATE_MAX_HITS = 20, TEMPLATE_MAX_DAYS_BEFORE = 60, TEMPLATE_MIN_RESIDUES = 10, TEMPLATE_MIN_ATOMS = 5 };
+enum {
+    TEMPLATE_MOST = 4,      /* built for a sample; the reference builds four, whatever the batch keeps */
+    TEMPLATE_SHUFFLED = 20, /* the best accepted hits, in training */
+    TEMPLATE_MAX_DAYS_BEFORE = 60,
+    TEMPLATE_MIN_RESIDUES = 10,
+    TEMPLATE_MIN_ATOMS = 5
+};
 
 typedef struct TemplateQuery {
     const char *name;         /* for remarks */
@@ -51,7 +57,7 @@ const char *template_verdict_text(TemplateVerdict verdict);
 Status template_judge(const TemplateQuery *query, const TemplateHit *hit, const TemplateSource *source,
                       TemplateVerdict *verdict_out);
 
-/* Indices (into hits->hit) of the accepted hits by sum_probs, largest first, in file order on ties; at most 20. */
+/* Indices (into hits->hit) of the accepted hits by sum_probs, largest first, in file order on ties. */
 Status template_select(const TemplateQuery *query, const TemplateHits *hits, const TemplateSource *source, Arena *arena,
                        int32_t **order_out, int64_t *count_out);
 
@@ -66,7 +72,8 @@ Status template_build(const TemplateQuery *query, const TemplateHits *hits, cons
                       TemplateFeatures *features_out);
 
 /* All of the above; `selected`: the hits are those of template_select already, in its order. `shuffle` (training) draws
- * DRAW_TEMPLATE_HIT_SHUFFLE: position k gets accepted hit number draw[k]. */
+ * DRAW_TEMPLATE_HIT_SHUFFLE: position k of the first 20 gets accepted hit number draw[k]; the rest follow in order, and
+ * are needed where fewer than four of the best 20 can be used. */
 Status template_features(const TemplateQuery *query, const TemplateHits *hits, bool selected, bool shuffle,
                          const Draws *draws, int64_t most, const TemplateSource *source, const DataLog *log,
                          Arena *arena, TemplateFeatures *features_out);

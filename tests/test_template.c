@@ -190,13 +190,13 @@ static void test_order(void **state)
     for (int i = 0; i < COUNT; ++i)
         hit[i] = make_hit(&arena, i == 11 ? "1old_C" : "1old_A", "AYIAKQRQISFV", 3, "AYIAKQRXISFV", 4, i % 7);
     assert_int_equal(template_select(&q, &hits, &source, &arena, &order, &count), OK);
-    assert_int_equal(count, TEMPLATE_MAX_HITS);
+    assert_int_equal(count, COUNT - 1);
     for (int64_t k = 0; k < count; ++k) assert_int_not_equal(order[k], 11);
     for (int64_t k = 1; k < count; ++k) {
         double before = hit[order[k - 1]].sum_probs, here = hit[order[k]].sum_probs;
         assert_true(before > here || (before == here && order[k - 1] < order[k])); /* stable */
     }
-    assert_true(hit[order[count - 1]].sum_probs == 1.0); /* 4 of 6, of 5, 3 of 4 (one unknown), 4 of 3, of 2: 19 */
+    assert_true(hit[order[count - 1]].sum_probs == 0.0);
     arena_free(&arena);
     free_world(&world);
 }
@@ -289,6 +289,32 @@ static void test_left_out(void **state)
     free_world(&world);
 }
 
+/* Where the best 20 cannot be used, those behind them are, in order and whatever the shuffle. */
+static void test_behind_the_best(void **state)
+{
+    (void)state;
+    enum { COUNT = 27, USABLE_FROM = 22 };
+    World *world = make_world();
+    Arena arena = {0};
+    TemplateHit hit[COUNT];
+    TemplateHits hits = {COUNT, hit};
+    TemplateSource source = source_of(world);
+    TemplateQuery q = query("2000-06-01");
+    Draws draws = {.seed = 3};
+    for (int i = 0; i < COUNT; ++i)
+        hit[i] = make_hit(&arena, "1old_A", "AYIAKQRQISFV", 3, i < USABLE_FROM ? "AYIAKQRWWWFV" : "AYIAKQRXISFV", 4,
+                          100.0 - i);
+    for (int selected = 0; selected < 2; ++selected) {
+        TemplateFeatures f;
+        assert_int_equal(template_features(&q, &hits, selected, true, &draws, TEMPLATE_MOST, &source, NULL, &arena, &f),
+                         OK);
+        assert_int_equal(f.count, TEMPLATE_MOST);
+        for (int k = 0; k < TEMPLATE_MOST; ++k) assert_true(f.sum_probs[k] == (float)(100 - USABLE_FROM - k));
+    }
+    arena_free(&arena);
+    free_world(&world);
+}
+
 static void test_dates(void **state)
 {
     (void)state;
@@ -307,6 +333,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefilter), cmocka_unit_test(test_order),
         cmocka_unit_test(test_placement), cmocka_unit_test(test_other_chain_and_wildcards),
-        cmocka_unit_test(test_left_out),  cmocka_unit_test(test_dates)};
+        cmocka_unit_test(test_left_out),  cmocka_unit_test(test_behind_the_best),
+        cmocka_unit_test(test_dates)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
