@@ -39,8 +39,13 @@ struct Backend {
     /* Host memory from which uploads overlap computation (pinned on a GPU). */
     Status (*host_alloc)(Backend *, size_t bytes, void **memory_out);
     void (*host_release)(Backend *, void *memory);
-    Status (*upload)(Backend *, void *target, const void *host, size_t bytes);   /* ordered before later runs */
+    /* Between earlier and later runs. Memory of host_alloc has to keep its values until upload_finish, which waits for
+     * the copies alone, not for runs; other memory may change at once. */
+    Status (*upload)(Backend *, void *target, const void *host, size_t bytes);
+    Status (*upload_finish)(Backend *);
     Status (*download)(Backend *, void *host, const void *source, size_t bytes); /* ordered after earlier runs, waits */
+    /* Does not wait: host (of host_alloc) has the values when a later mark is reached. */
+    Status (*read_later)(Backend *, void *host, const void *source, size_t bytes);
 
     /* ERR_UNSUPPORTED when there is no kernel for this op at these dtypes: asked once, when an executor is made. */
     Status (*supports)(const Backend *, const Program *, const Op *);
@@ -52,9 +57,11 @@ struct Backend {
     Status (*finish)(Backend *); /* wait for everything enqueued; reports deferred failures */
 
     /* Timing: an executor reserves a range of marks (freed with the backend), sets them in the order of execution and
-     * reads what elapsed between two of them after finish. */
+     * reads what elapsed between two of them once the later one is reached. */
     Status (*marks_reserve)(Backend *, int marks, int *first_out);
     Status (*mark)(Backend *, int index);
+    Status (*mark_wait)(Backend *, int index); /* until all that precedes it has run; reports deferred failures */
+    Status (*mark_reached)(Backend *, int index, bool *reached_out);
     Status (*elapsed)(Backend *, int from, int to, double *seconds_out);
 
     /* Capture and replay of a whole run; NULL where the backend cannot. */

@@ -6,13 +6,21 @@
 
 #include "engine/convert.h"
 
-enum { EXEC_ALIGN = 256 };
+enum { EXEC_ALIGN = 256, IN_FLIGHT = 2 };
 
 struct Workspace {
     Backend *backend;
     unsigned char *memory;
     size_t bytes;
 };
+
+/* One of the runs that may be in flight: its own marks, so that a run does not overwrite those that nobody has read
+ * yet, and hence its own graph. */
+typedef struct Flight {
+    int first_mark;
+    void *graph;
+    bool pending; /* enqueued, its times not read */
+} Flight;
 
 /* A stretch of ops between two marks: ops of one stage that are all collectives or all not. */
 typedef struct Interval {
@@ -31,13 +39,12 @@ struct Exec {
     OpCall *call;     /* ops that run a kernel, in order */
     size_t *call_end; /* highest byte of the arena that call i touches */
     int n_slots;
-    int n_intervals, first_mark;
+    int n_intervals;
     Interval *interval; /* one more than n_intervals: the end */
     double *op_seconds; /* per op of the program; with time_ops */
-    int64_t runs_timed;
-    bool times_pending;
-    int runs;
-    void *graph;
+    int64_t runs_timed, runs;
+    Flight flight[IN_FLIGHT];         /* of run i: i % IN_FLIGHT */
+    ExecTimes times[EXEC_TIMES_KEPT]; /* of run i: i % EXEC_TIMES_KEPT */
     size_t touched;
     Arena arena;
 };
@@ -223,7 +230,9 @@ static Status make_calls(Exec *exec, const ScratchPlan *plan)
     exec->interval[exec->n_intervals] = (Interval){exec->n_calls, 0, false};
     exec->n_slots = plan->n_slots;
     if (backend->comm_reserve) TRY(backend->comm_reserve(backend, plan->n_slots));
-    return backend->marks_reserve(backend, exec->n_intervals + 1, &exec->first_mark);
+    for (int k = 0; k < IN_FLIGHT; k++)
+        TRY(backend->marks_reserve(backend, exec->n_intervals + 1, &exec->flight[k].first_mark));
+    return OK;
 }
 
 Status exec_create(Backend *backend, const Program *program, Store *store, Workspace *workspace,
@@ -260,9 +269,11 @@ void exec_destroy(Exec **exec)
 {
     if (!*exec) return;
     Backend *backend = (*exec)->backend;
-    if ((*exec)->graph) {
+    for (int k = 0; k < IN_FLIGHT; k++) {
+        void *graph = (*exec)->flight[k].graph;
+        if (!graph) continue;
         backend->finish(backend); /* failures of the last run were reported by whoever read its results */
-        backend->graph_release(backend, (*exec)->graph);
+        backend->graph_release(backend, graph);
     }
     arena_free(&(*exec)->arena);
     free(*exec);
@@ -292,90 +303,122 @@ static Status check_finite(Exec *exec, const OpCall *call)
     return OK;
 }
 
-static Status run_calls(Exec *exec)
+static Status run_calls(Exec *exec, const Flight *flight)
 {
     Backend *backend = exec->backend;
     const Interval *next = exec->interval;
     for (int n = 0; n < exec->n_calls; n++) {
         if (next->first_op == n) {
-            TRY(backend->mark(backend, exec->first_mark + (int)(next - exec->interval)));
+            TRY(backend->mark(backend, flight->first_mark + (int)(next - exec->interval)));
             next++;
         }
         TRY(backend->run(backend, &exec->call[n]));
         if (exec->call_end[n] > exec->touched) exec->touched = exec->call_end[n];
         if (exec->options.check_finite) TRY(check_finite(exec, &exec->call[n]));
     }
-    return backend->mark(backend, exec->first_mark + exec->n_intervals);
+    return backend->mark(backend, flight->first_mark + exec->n_intervals);
 }
 
-/* Adds the last run to the seconds per op. */
-static Status collect(Exec *exec)
+/* Waits for a run and reads its marks. */
+static Status collect(Exec *exec, int64_t run)
 {
-    if (!exec->times_pending) return OK;
-    exec->times_pending = false;
-    TRY(exec->backend->finish(exec->backend));
+    Flight *flight = &exec->flight[run % IN_FLIGHT];
+    Backend *backend = exec->backend;
+    ExecTimes times = {0};
+    if (!flight->pending) return OK;
+    flight->pending = false;
+    TRY(backend->mark_wait(backend, flight->first_mark + exec->n_intervals));
     for (int i = 0; i < exec->n_intervals; i++) {
+        const Interval *interval = &exec->interval[i];
         double seconds;
-        TRY(exec->backend->elapsed(exec->backend, exec->first_mark + i, exec->first_mark + i + 1, &seconds));
-        exec->op_seconds[exec->call[exec->interval[i].first_op].op_index] += seconds;
+        TRY(backend->elapsed(backend, flight->first_mark + i, flight->first_mark + i + 1, &seconds));
+        times.stage_s[interval->stage] += seconds;
+        if (interval->comm) {
+            times.comm_stage_s[interval->stage] += seconds;
+            times.comm_exposed_s += seconds;
+        }
+        times.total_s += seconds;
+        if (exec->options.time_ops) exec->op_seconds[exec->call[interval->first_op].op_index] += seconds;
     }
+    exec->times[run % EXEC_TIMES_KEPT] = times;
     exec->runs_timed++;
+    return OK;
+}
+
+static Status capture(Exec *exec)
+{
+    Backend *backend = exec->backend;
+    for (int k = 0; k < IN_FLIGHT; k++) {
+        TRY(backend->capture_begin(backend));
+        Status status = run_calls(exec, &exec->flight[k]);
+        Status ended = backend->capture_end(backend, &exec->flight[k].graph);
+        TRY(status);
+        TRY(ended);
+    }
     return OK;
 }
 
 Status exec_run(Exec *exec)
 {
     Backend *backend = exec->backend;
-    TRY(collect(exec));
+    Flight *flight = &exec->flight[exec->runs % IN_FLIGHT];
+    if (exec->runs >= IN_FLIGHT) TRY(collect(exec, exec->runs - IN_FLIGHT));
     exec->touched = 0;
     bool graph = exec->options.graph && !exec->options.check_finite && backend->replay;
     /* the first run is eager: libraries choose their kernels in it, which a capture does not allow */
-    if (!graph || !exec->runs++) {
-        TRY(run_calls(exec));
-        exec->times_pending = exec->options.time_ops;
-        return OK;
+    if (!graph || exec->runs == 0) {
+        TRY(run_calls(exec, flight));
+    } else {
+        if (!flight->graph) TRY(capture(exec));
+        exec->touched = exec->program->arena_bytes;
+        TRY(backend->replay(backend, flight->graph));
     }
-    if (!exec->graph) {
-        TRY(backend->capture_begin(backend));
-        Status status = run_calls(exec);
-        Status ended = backend->capture_end(backend, &exec->graph);
-        TRY(status);
-        TRY(ended);
-    }
-    exec->touched = exec->program->arena_bytes;
-    exec->times_pending = exec->options.time_ops;
-    return backend->replay(backend, exec->graph);
+    flight->pending = true;
+    exec->runs++;
+    return OK;
+}
+
+int64_t exec_runs(const Exec *exec)
+{
+    return exec->runs;
 }
 
 int64_t exec_graph_kernels(const Exec *exec)
 {
     const Backend *backend = exec->backend;
-    return exec->graph && backend->graph_kernels ? backend->graph_kernels(backend, exec->graph) : 0;
+    void *graph = exec->flight[0].graph;
+    return graph && backend->graph_kernels ? backend->graph_kernels(backend, graph) : 0;
+}
+
+/* All runs so far, in their order. */
+static Status collect_all(Exec *exec)
+{
+    for (int64_t run = exec->runs > IN_FLIGHT ? exec->runs - IN_FLIGHT : 0; run < exec->runs; run++)
+        TRY(collect(exec, run));
+    return OK;
+}
+
+Status exec_run_times(Exec *exec, int64_t run, ExecTimes *times_out)
+{
+    if (run < 0 || run >= exec->runs || run < exec->runs - EXEC_TIMES_KEPT)
+        return status_fail(ERR_INTERNAL, "times of run %lld of %lld are not kept", (long long)run,
+                           (long long)exec->runs);
+    if (run >= exec->runs - IN_FLIGHT) TRY(collect(exec, run));
+    *times_out = exec->times[run % EXEC_TIMES_KEPT];
+    return OK;
 }
 
 Status exec_times(Exec *exec, ExecTimes *times_out)
 {
-    ExecTimes times = {0};
     TRY(exec->backend->finish(exec->backend));
-    for (int i = 0; i < exec->n_intervals; i++) {
-        double seconds;
-        TRY(exec->backend->elapsed(exec->backend, exec->first_mark + i, exec->first_mark + i + 1, &seconds));
-        times.stage_s[exec->interval[i].stage] += seconds;
-        if (exec->interval[i].comm) {
-            times.comm_stage_s[exec->interval[i].stage] += seconds;
-            times.comm_exposed_s += seconds;
-        }
-        times.total_s += seconds;
-    }
-    *times_out = times;
-    return OK;
+    return exec_run_times(exec, exec->runs - 1, times_out);
 }
 
 Status exec_op_times(Exec *exec, int op, double *seconds_out, int64_t *calls_out)
 {
     if (!exec->options.time_ops || op < 0 || op >= exec->program->n_ops)
         return status_fail(ERR_INTERNAL, "op %d of %d was not timed", op, exec->program->n_ops);
-    TRY(collect(exec));
+    TRY(collect_all(exec));
     *seconds_out = exec->op_seconds[op];
     *calls_out = exec->runs_timed;
     return OK;
@@ -398,6 +441,14 @@ Status exec_read_value(Exec *exec, Val value, DType host_type, void *values_out,
     if (status == OK) status = convert_array(t->dtype, copy, host_type, values_out, count);
     free(copy);
     return status;
+}
+
+Status exec_read_later(Exec *exec, Val value, void *pinned)
+{
+    void *address;
+    size_t end = 0;
+    TRY(resolve(exec, value, &address, &end));
+    return exec->backend->read_later(exec->backend, pinned, address, tensor_bytes(&exec->program->value[value].t));
 }
 
 Status exec_output(Exec *exec, const char *name, DType host_type, void *values_out, int64_t count)

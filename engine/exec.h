@@ -25,18 +25,22 @@ Status exec_create(Backend *backend, const Program *program, Store *store, Works
                    const ExecOptions *options, Exec **exec_out);
 void exec_destroy(Exec **exec);
 
-/* Runs the whole program once (asynchronous on a GPU; the next exec_* or store_* call is ordered after it). */
+/* Runs the whole program once (asynchronous on a GPU; the next exec_* or store_* call is ordered after it). Of one Exec
+ * two runs may be in flight: a third waits until the first has ended. */
 Status exec_run(Exec *exec);
+int64_t exec_runs(const Exec *exec); /* how many there were: the number of the next one */
 
-/* Wall seconds of the last run's phases, summed over ops by stage and stream; waits for the run. comm_exposed_s: time
- * the compute stream spent in or waiting for collectives. */
+/* Wall seconds of a run's phases, summed over ops by stage and stream; waits for the run. comm_exposed_s: time the
+ * compute stream spent in or waiting for collectives. */
 typedef struct ExecTimes {
     double stage_s[STAGE_COUNT];
     double comm_stage_s[STAGE_COUNT]; /* the part of stage_s spent in or waiting for collectives */
     double comm_exposed_s;            /* their sum */
     double total_s;
 } ExecTimes;
-Status exec_times(Exec *exec, ExecTimes *times_out);
+enum { EXEC_TIMES_KEPT = 64 }; /* the times of older runs are gone */
+Status exec_run_times(Exec *exec, int64_t run, ExecTimes *times_out);
+Status exec_times(Exec *exec, ExecTimes *times_out); /* of the last run; waits for all that was enqueued */
 /* Seconds of op i over all runs so far, and how often it ran; needs time_ops. */
 Status exec_op_times(Exec *exec, int op, double *seconds_out, int64_t *calls_out);
 
@@ -46,6 +50,10 @@ int64_t exec_graph_kernels(const Exec *exec);
 /* Copies a named output to the host, converted. count must match. */
 Status exec_output(Exec *exec, const char *name, DType host_type, void *values_out, int64_t count);
 Status exec_read_value(Exec *exec, Val value, DType host_type, void *values_out, int64_t count);
+
+/* A value as it is stored, into memory of Backend.host_alloc: does not wait, the values are there when a later mark of
+ * the backend is reached. */
+Status exec_read_later(Exec *exec, Val value, void *pinned);
 
 /* Bytes of the arena actually touched by the last run (highest end of any operand): equals the plan's peak. */
 size_t exec_touched_bytes(const Exec *exec);

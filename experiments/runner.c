@@ -37,6 +37,8 @@ typedef struct Runner {
     RunLog *log;
     Mllog *mllog;
     RunState state;
+    StepInput input[SESSION_STEPS_IN_FLIGHT]; /* of step i: i modulo the count */
+    int64_t started;                          /* the last step that was; state.step is the last that has ended */
     int64_t nograd_runs, steps_run, saved_step;
     double start_s; /* of this process, minus the time of earlier ones */
     double best, last_lddt, last_loss;
@@ -119,31 +121,40 @@ static Status check_result(Runner *r, const StepInput *input, const StepResult *
     return r->options->check_finite ? session_check_finite(r->session, input) : OK;
 }
 
-static Status one_step(Runner *r, StepRow *row, StepResult *result)
+/* Starts the next step. The wait for its batch counts only where it left the device without work. */
+static Status start_step(Runner *r, double *data_wait_s)
 {
-    const TrainSection *t = &r->config->train;
-    int64_t step = r->state.step + 1;
+    int64_t step = r->started + 1;
     SourceSample sample;
     TRY(source_next(r->source, &sample));
-    row->phase_s[PHASE_DATA_WAIT] = sample.wait_s;
-    int recycling = sample.recycling;
-    StepInput input = {.batch = sample.batch,
-                       .step = step,
-                       .sample = r->backend->layout.dp_rank,
-                       .recycling = recycling,
-                       .learning_rate = learning_rate(t, step)};
-    TRY(session_step(r->session, &input, result));
-    TRY(check_result(r, &input, result));
+    if (!session_busy(r->session)) *data_wait_s += sample.wait_s;
+    StepInput *input = &r->input[step % SESSION_STEPS_IN_FLIGHT];
+    *input = (StepInput){.batch = sample.batch,
+                         .step = step,
+                         .sample = r->backend->layout.dp_rank,
+                         .recycling = sample.recycling,
+                         .learning_rate = learning_rate(&r->config->train, step)};
+    TRY(session_step_start(r->session, input));
+    r->started = step;
+    return OK;
+}
+
+static Status finish_step(Runner *r, StepRow *row, StepResult *result)
+{
+    int64_t step = r->state.step + 1;
+    const StepInput *input = &r->input[step % SESSION_STEPS_IN_FLIGHT];
+    TRY(session_step_finish(r->session, result));
+    TRY(check_result(r, input, result));
     r->state.step = step;
     r->state.samples += r->backend->layout.dp;
-    r->nograd_runs += recycling;
+    r->nograd_runs += input->recycling;
     r->steps_run++;
     row->step = step;
     row->rank = r->backend->layout.rank;
-    row->recycling = recycling;
+    row->recycling = input->recycling;
     row->loss = r->last_loss = result->total_loss;
     row->gradient_norm = result->gradient_norm;
-    row->learning_rate = input.learning_rate;
+    row->learning_rate = input->learning_rate;
     row->phase_s[PHASE_FORWARD_NOGRAD] = result->forward_nograd_s;
     row->phase_s[PHASE_FORWARD] = result->forward_s;
     row->phase_s[PHASE_BACKWARD] = result->backward_s;
@@ -158,28 +169,53 @@ static bool wants_stop(const Runner *r)
     return stop_requested || r->target_reached || (t->max_seconds > 0 && clock_now_s() - r->start_s >= t->max_seconds);
 }
 
+static bool is_multiple(int64_t step, int64_t every)
+{
+    return every > 0 && step % every == 0;
+}
+
+/* Whether the step after `step` may start before that one is read: not where its parameters are evaluated or saved, nor
+ * where a failed step would have to be repeated. The same on all ranks. */
+static bool may_run_ahead(const Runner *r, int64_t step)
+{
+    const Config *c = r->config;
+    return step < c->train.steps && !r->options->check_finite && !is_multiple(step, c->eval.every) &&
+           !is_multiple(step, c->train.checkpoint_every);
+}
+
+/* One step from the start of the work for it, or from the end of the one before, to its end. */
+static Status next_step(Runner *r, bool stopping, StepRow *row, StepResult *result)
+{
+    double *data_wait_s = &row->phase_s[PHASE_DATA_WAIT];
+    if (r->started == r->state.step) TRY(start_step(r, data_wait_s));
+    if (!stopping && may_run_ahead(r, r->started)) TRY(start_step(r, data_wait_s));
+    return finish_step(r, row, result);
+}
+
 static Status train_loop(Runner *r)
 {
     const TrainSection *t = &r->config->train;
     Progress progress;
-    bool stop = r->state.step >= t->steps;
+    bool stop = r->state.step >= t->steps, stopping = false;
+    r->started = r->state.step;
     progress_begin(&progress, "step", r->state.step, t->steps, is_root(r));
     while (!stop) {
         StepRow row = {0};
         StepResult result;
         char note[96];
         double start = clock_now_s();
-        TRY(one_step(r, &row, &result));
+        TRY(next_step(r, stopping, &row, &result));
         double eval_start = clock_now_s();
         TRY(evaluate(r, r->state.step >= t->steps));
         row.phase_s[PHASE_EVAL] = clock_now_s() - eval_start;
-        if (t->checkpoint_every > 0 && r->state.step % t->checkpoint_every == 0) TRY(save(r));
+        if (is_multiple(r->state.step, t->checkpoint_every)) TRY(save(r));
         row.step_s = clock_now_s() - start;
         row.phase_s[PHASE_OTHER] = row.step_s;
         for (int i = 0; i < PHASE_OTHER; i++) row.phase_s[PHASE_OTHER] -= row.phase_s[i];
         if (row.phase_s[PHASE_OTHER] < 0) row.phase_s[PHASE_OTHER] = 0; /* two clocks, rounded differently */
-        TRY(run_log_step(r->log, &row, &result, wants_stop(r), &stop));
-        if (r->state.step >= t->steps) stop = true;
+        TRY(run_log_step(r->log, &row, &result, stopping || wants_stop(r), &stopping));
+        /* a step that is in flight when the run is told to stop still ends */
+        stop = r->state.step >= t->steps || (stopping && r->started == r->state.step);
         snprintf(note, sizeof note, "loss %.4g%s%.3f", r->last_loss, r->best > 0 ? "  lDDT-Ca " : "  ", r->last_lddt);
         progress_update(&progress, r->state.step, r->best > 0 ? note : note);
     }

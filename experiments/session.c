@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/convert.h"
 #include "experiments/constants.h"
 
 static Status allocate(Session *s, bool training)
@@ -48,6 +49,27 @@ static Status find_losses(Session *s)
     return OK;
 }
 
+/* Numbers that a step leaves: its losses, the total, the gradient norm. */
+static int result_count(const Session *s)
+{
+    return s->losses + 2;
+}
+
+static Val result_value(const Session *s, int i, SessionProgram *program_out)
+{
+    *program_out = i == s->losses + 1 ? SESSION_OPTIMIZER : SESSION_GRAD;
+    return i < s->losses ? s->loss[i].value : i == s->losses ? s->total_loss : s->gradient_norm;
+}
+
+static Status results_allocate(Session *s)
+{
+    for (int k = 0; k < SESSION_STEPS_IN_FLIGHT; k++) {
+        TRY(s->backend->host_alloc(s->backend, (size_t)result_count(s) * sizeof(double), &s->flight[k].results));
+        TRY(s->backend->marks_reserve(s->backend, 1, &s->flight[k].end_mark));
+    }
+    return OK;
+}
+
 Status session_create(Backend *backend, const Config *config, bool training, bool profile, Session **session_out)
 {
     SessionPlan plan;
@@ -68,6 +90,7 @@ Status session_create(Backend *backend, const Config *config, bool training, boo
     if (status == OK) status = find_losses(s);
     ExecOptions options = {.time_ops = profile, .graph = config->switches.cuda_graph && !profile};
     if (status == OK) status = prepare_execs(s, &options);
+    if (status == OK && training) status = results_allocate(s);
     if (status == OK)
         *session_out = s;
     else
@@ -80,6 +103,8 @@ void session_destroy(Session **session)
     Session *s = *session;
     if (!s) return;
     for (int i = 0; i < SESSION_PROGRAMS; i++) exec_destroy(&s->exec[i]);
+    for (int k = 0; k < SESSION_STEPS_IN_FLIGHT; k++)
+        if (s->flight[k].results) s->backend->host_release(s->backend, s->flight[k].results);
     workspace_destroy(&s->workspace);
     store_destroy(&s->store);
     for (int i = 0; i < SESSION_PROGRAMS; i++)
@@ -131,52 +156,96 @@ static Status write_hyper(Session *s, const StepInput *input)
     return store_write(s->store, s->hyper_buffer, DT_F64, hyper, 4);
 }
 
-static Status read_results(Session *s, const ExecTimes times[SESSION_PROGRAMS], StepResult *r)
-{
-    const ExecTimes *g = &times[SESSION_GRAD];
-    for (int i = 0; i < s->losses; i++)
-        TRY(exec_read_value(s->exec[SESSION_GRAD], s->loss[i].value, DT_F64, &r->loss[i], 1));
-    r->forward_s = g->stage_s[STAGE_FORWARD] - g->comm_stage_s[STAGE_FORWARD];
-    r->backward_s = g->stage_s[STAGE_BACKWARD] - g->comm_stage_s[STAGE_BACKWARD] + g->stage_s[STAGE_SYNC] -
-                    g->comm_stage_s[STAGE_SYNC];
-    r->comm_exposed_s += g->comm_exposed_s;
-    return OK;
-}
-
 /* Iterations 0..recycling, the last one with gradient. */
-static Status run_iterations(Session *s, const StepInput *input, ExecTimes *times, StepResult *result)
+static Status run_iterations(Session *s, const StepInput *input)
 {
     TRY(exec_run(s->exec[SESSION_RESET]));
     TRY(write_hyper(s, input));
     for (int k = 0; k <= input->recycling; k++) {
-        SessionProgram which = k < input->recycling ? SESSION_NOGRAD : SESSION_GRAD;
         TRY(upload_features(s, input->batch, k, k == 0));
         TRY(write_rng(s, s->config->train.seed, input->step, input->sample, k));
-        TRY(exec_run(s->exec[which]));
-        TRY(exec_times(s->exec[which], &times[which]));
-        if (which == SESSION_GRAD) break;
-        result->forward_nograd_s += times[which].total_s - times[which].comm_exposed_s;
-        result->comm_exposed_s += times[which].comm_exposed_s;
+        TRY(exec_run(s->exec[k < input->recycling ? SESSION_NOGRAD : SESSION_GRAD]));
     }
     return OK;
 }
 
-Status session_step(Session *session, const StepInput *input, StepResult *result_out)
+static Status results_enqueue(Session *s, const StepFlight *flight, int first, int end)
+{
+    for (int i = first; i < end; i++) {
+        SessionProgram program;
+        Val value = result_value(s, i, &program);
+        TRY(exec_read_later(s->exec[program], value, (double *)flight->results + i));
+    }
+    return OK;
+}
+
+static Status results_convert(const Session *s, const StepFlight *flight, StepResult *r)
+{
+    for (int i = 0; i < result_count(s); i++) {
+        SessionProgram program;
+        Val value = result_value(s, i, &program);
+        double *to = i < s->losses ? &r->loss[i] : i == s->losses ? &r->total_loss : &r->gradient_norm;
+        TRY(convert_array(prog_tensor(s->program[program], value)->dtype, (const double *)flight->results + i, DT_F64,
+                          to, 1));
+    }
+    return OK;
+}
+
+bool session_busy(const Session *s)
+{
+    bool reached = true;
+    if (s->started == s->finished) return false;
+    const StepFlight *last = &s->flight[(s->started - 1) % SESSION_STEPS_IN_FLIGHT];
+    return s->backend->mark_reached(s->backend, last->end_mark, &reached) == OK && !reached;
+}
+
+Status session_step_start(Session *session, const StepInput *input)
+{
+    Session *s = session;
+    if (s->started - s->finished == SESSION_STEPS_IN_FLIGHT)
+        return status_fail(ERR_INTERNAL, "a step was started while %d were in flight", SESSION_STEPS_IN_FLIGHT);
+    StepFlight *flight = &s->flight[s->started % SESSION_STEPS_IN_FLIGHT];
+    flight->recycling = input->recycling;
+    for (int i = 0; i < SESSION_PROGRAMS; i++) flight->run[i] = exec_runs(s->exec[i]);
+    TRY(run_iterations(s, input));
+    /* the losses are read before the optimizer reuses the workspace */
+    TRY(results_enqueue(s, flight, 0, s->losses + 1));
+    TRY(exec_run(s->exec[SESSION_OPTIMIZER]));
+    TRY(results_enqueue(s, flight, s->losses + 1, s->losses + 2));
+    TRY(s->backend->mark(s->backend, flight->end_mark));
+    s->started++;
+    return s->backend->upload_finish(s->backend);
+}
+
+static Status step_times(Session *s, const StepFlight *flight, StepResult *r)
+{
+    ExecTimes t;
+    for (int k = 0; k < flight->recycling; k++) {
+        TRY(exec_run_times(s->exec[SESSION_NOGRAD], flight->run[SESSION_NOGRAD] + k, &t));
+        r->forward_nograd_s += t.total_s - t.comm_exposed_s;
+        r->comm_exposed_s += t.comm_exposed_s;
+    }
+    TRY(exec_run_times(s->exec[SESSION_GRAD], flight->run[SESSION_GRAD], &t));
+    r->forward_s = t.stage_s[STAGE_FORWARD] - t.comm_stage_s[STAGE_FORWARD];
+    r->backward_s =
+        t.stage_s[STAGE_BACKWARD] - t.comm_stage_s[STAGE_BACKWARD] + t.stage_s[STAGE_SYNC] - t.comm_stage_s[STAGE_SYNC];
+    r->comm_exposed_s += t.comm_exposed_s;
+    TRY(exec_run_times(s->exec[SESSION_OPTIMIZER], flight->run[SESSION_OPTIMIZER], &t));
+    r->optimizer_s = t.total_s - t.comm_exposed_s;
+    r->comm_exposed_s += t.comm_exposed_s;
+    return OK;
+}
+
+Status session_step_finish(Session *session, StepResult *result_out)
 {
     Session *s = session;
     StepResult result = {0};
-    ExecTimes times[SESSION_PROGRAMS];
-    memset(times, 0, sizeof times);
-    TRY(run_iterations(s, input, times, &result));
-    /* the total is read before the optimizer reuses the workspace */
-    TRY(exec_read_value(s->exec[SESSION_GRAD], s->total_loss, DT_F64, &result.total_loss, 1));
-    TRY(read_results(s, times, &result));
-    TRY(exec_run(s->exec[SESSION_OPTIMIZER]));
-    TRY(exec_times(s->exec[SESSION_OPTIMIZER], &times[SESSION_OPTIMIZER]));
-    const ExecTimes *o = &times[SESSION_OPTIMIZER];
-    result.optimizer_s = o->total_s - o->comm_exposed_s;
-    result.comm_exposed_s += o->comm_exposed_s;
-    TRY(exec_read_value(s->exec[SESSION_OPTIMIZER], s->gradient_norm, DT_F64, &result.gradient_norm, 1));
+    if (s->started == s->finished) return status_fail(ERR_INTERNAL, "no step is in flight");
+    const StepFlight *flight = &s->flight[s->finished % SESSION_STEPS_IN_FLIGHT];
+    TRY(s->backend->mark_wait(s->backend, flight->end_mark));
+    TRY(step_times(s, flight, &result));
+    TRY(results_convert(s, flight, &result));
+    s->finished++;
     *result_out = result;
     return OK;
 }
@@ -184,13 +253,11 @@ Status session_step(Session *session, const StepInput *input, StepResult *result
 Status session_check_finite(Session *session, const StepInput *input)
 {
     Session *s = session;
-    StepResult result = {0};
-    ExecTimes times[SESSION_PROGRAMS];
     Exec *usual[SESSION_PROGRAMS];
     memcpy(usual, s->exec, sizeof usual);
     memset(s->exec, 0, sizeof s->exec);
     Status status = prepare_execs(s, &(ExecOptions){.check_finite = true});
-    if (status == OK) status = run_iterations(s, input, times, &result);
+    if (status == OK) status = run_iterations(s, input);
     for (int i = 0; i < SESSION_PROGRAMS; i++) exec_destroy(&s->exec[i]);
     memcpy(s->exec, usual, sizeof usual);
     return status;

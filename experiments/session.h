@@ -17,12 +17,19 @@ typedef enum SessionProgram {
     SESSION_PROGRAMS
 } SessionProgram;
 
-enum { SESSION_MAX_LOSSES = 64 };
+enum { SESSION_MAX_LOSSES = 64, SESSION_STEPS_IN_FLIGHT = 2 };
 
 typedef struct LossOutput {
     const char *name; /* "fape", "distogram", ... as the program names it after "loss." */
     Val value;
 } LossOutput;
+
+/* A step that was started and not finished. */
+typedef struct StepFlight {
+    int recycling, end_mark;
+    int64_t run[SESSION_PROGRAMS]; /* numbers of its first runs */
+    void *results;                 /* host memory of the backend: losses, total, gradient norm, 8 bytes each */
+} StepFlight;
 
 typedef struct Session {
     Backend *backend; /* borrowed */
@@ -37,7 +44,9 @@ typedef struct Session {
     LossOutput loss[SESSION_MAX_LOSSES];
     Val total_loss, gradient_norm; /* of GRAD and OPTIMIZER */
     size_t store_bytes, workspace_bytes;
-    double prepare_s; /* recording and passes */
+    double prepare_s;                           /* recording and passes */
+    StepFlight flight[SESSION_STEPS_IN_FLIGHT]; /* of step i: i modulo the count */
+    int64_t started, finished;                  /* steps */
 } Session;
 
 /* Bytes that a session would take on each rank, and the planned programs, without a backend's memory. */
@@ -73,11 +82,17 @@ typedef struct StepResult {
     double forward_nograd_s, forward_s, backward_s, comm_exposed_s, optimizer_s;
 } StepResult;
 
-Status session_step(Session *session, const StepInput *input, StepResult *result_out);
+/* A step is enqueued by _start, which returns as soon as the batch has been copied, and read by _finish, which waits
+ * for the oldest one. Two may be in flight: started before the last one is read, a step leaves the device no time to
+ * idle. */
+Status session_step_start(Session *session, const StepInput *input);
+Status session_step_finish(Session *session, StepResult *result_out);
+bool session_busy(const Session *session); /* whether the device still works on a step that was started */
 
 /* Runs the iterations of that step again, op by op, with every output checked: ERR_NUMERIC naming the first op that
  * produced a value that is not finite, OK when all are. A step whose gradient norm is not finite leaves no trace in the
- * parameters (its clip factor is 0), so that this repeats it exactly. On all ranks, as it communicates. */
+ * parameters (its clip factor is 0), so that this repeats it exactly as long as no other was started. On all ranks, as
+ * it communicates. */
 Status session_check_finite(Session *session, const StepInput *input);
 
 /* Forward passes alone: recycling + 1 iterations on copies 0..recycling of the batch. Read results with exec_output on

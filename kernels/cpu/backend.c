@@ -254,6 +254,19 @@ static Status cpu_elapsed(Backend *backend, int from, int to, double *seconds_ou
     return OK;
 }
 
+static Status cpu_mark_wait(Backend *backend, int index)
+{
+    (void)backend, (void)index; /* ops run when they are enqueued */
+    return OK;
+}
+
+static Status cpu_mark_reached(Backend *backend, int index, bool *reached_out)
+{
+    (void)backend, (void)index;
+    *reached_out = true;
+    return OK;
+}
+
 static Status cpu_barrier(Backend *backend)
 {
     return comm_barrier(self(backend)->comm);
@@ -324,7 +337,9 @@ static const Backend operations = {
     .host_alloc = cpu_alloc,
     .host_release = cpu_release,
     .upload = cpu_copy,
+    .upload_finish = cpu_finish,
     .download = cpu_copy,
+    .read_later = cpu_copy,
     .supports = cpu_supports,
     .scratch_bytes = cpu_scratch_bytes,
     .run = cpu_run,
@@ -332,6 +347,8 @@ static const Backend operations = {
     .finish = cpu_finish,
     .marks_reserve = cpu_marks_reserve,
     .mark = cpu_mark,
+    .mark_wait = cpu_mark_wait,
+    .mark_reached = cpu_mark_reached,
     .elapsed = cpu_elapsed,
     .barrier = cpu_barrier,
     .host_all_reduce_sum = cpu_host_sum,

@@ -7,11 +7,13 @@
 
 #include "kernels/cuda/comm.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/upload.h"
 
 typedef struct CudaBackend {
     Backend base;
     Comm *host;
     CudaComm *comm;
+    CudaUpload *upload;
     CudaContext context;
     const CudaEntry *entry[OP_COUNT];
     cudaEvent_t *mark;
@@ -83,8 +85,12 @@ static void backend_host_release(Backend *, void *memory)
 
 static Status backend_upload(Backend *backend, void *target, const void *host, size_t bytes)
 {
-    return cuda_check(cudaMemcpyAsync(target, host, bytes, cudaMemcpyHostToDevice, self(backend)->context.stream),
-                      "upload");
+    return cuda_upload(self(backend)->upload, target, host, bytes, self(backend)->context.stream);
+}
+
+static Status backend_upload_finish(Backend *backend)
+{
+    return cuda_upload_finish(self(backend)->upload);
 }
 
 static Status backend_finish(Backend *backend)
@@ -96,6 +102,12 @@ static Status backend_download(Backend *backend, void *host, const void *source,
 {
     CUDA_TRY(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, self(backend)->context.stream));
     return backend_finish(backend);
+}
+
+static Status backend_read_later(Backend *backend, void *host, const void *source, size_t bytes)
+{
+    return cuda_check(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, self(backend)->context.stream),
+                      "read");
 }
 
 /* --- ops
@@ -174,6 +186,19 @@ static Status backend_mark(Backend *backend, int index)
     CudaBackend *cuda = self(backend);
     unsigned flags = cuda->capturing ? cudaEventRecordExternal : cudaEventRecordDefault;
     return cuda_check(cudaEventRecordWithFlags(cuda->mark[index], cuda->context.stream, flags), "timing mark");
+}
+
+static Status backend_mark_wait(Backend *backend, int index)
+{
+    return cuda_comm_wait(self(backend)->comm, self(backend)->mark[index]);
+}
+
+static Status backend_mark_reached(Backend *backend, int index, bool *reached_out)
+{
+    cudaError_t state = cudaEventQuery(self(backend)->mark[index]);
+    if (state != cudaErrorNotReady) CUDA_TRY(state);
+    *reached_out = state == cudaSuccess;
+    return OK;
 }
 
 static Status backend_elapsed(Backend *backend, int from, int to, double *seconds_out)
@@ -284,6 +309,7 @@ static void backend_close(Backend *backend)
     if (cuda->context.stream) cudaStreamSynchronize(cuda->context.stream);
     for (int k = 0; k < cuda->marks; k++) cudaEventDestroy(cuda->mark[k]);
     free(cuda->mark);
+    cuda_upload_close(&cuda->upload);
     cuda_comm_close(&cuda->comm);
     gemm_destroy(&cuda->context.gemm);
     if (cuda->context.stream) cudaStreamDestroy(cuda->context.stream);
@@ -300,7 +326,9 @@ static void fill_operations(Backend *b)
     b->host_alloc = backend_host_alloc;
     b->host_release = backend_host_release;
     b->upload = backend_upload;
+    b->upload_finish = backend_upload_finish;
     b->download = backend_download;
+    b->read_later = backend_read_later;
     b->supports = backend_supports;
     b->scratch_bytes = backend_scratch_bytes;
     b->run = backend_run;
@@ -308,6 +336,8 @@ static void fill_operations(Backend *b)
     b->finish = backend_finish;
     b->marks_reserve = backend_marks_reserve;
     b->mark = backend_mark;
+    b->mark_wait = backend_mark_wait;
+    b->mark_reached = backend_mark_reached;
     b->elapsed = backend_elapsed;
     b->capture_begin = backend_capture_begin;
     b->capture_end = backend_capture_end;
@@ -363,6 +393,7 @@ static Status open_parts(CudaBackend *cuda, const KernelOptions *options)
     /* rank 0 measures and writes the file, the others read it at their next start */
     bool measure = options->tune_cache && cuda->base.layout.rank == 0;
     TRY(gemm_create(options->tune_cache, measure, &cuda->context.gemm));
+    TRY(cuda_upload_open(&cuda->upload));
     TRY(cuda_comm_open(cuda->host, options->no_comm, &cuda->comm));
     cuda->base.comm = cuda_comm_name(cuda->comm);
     return OK;

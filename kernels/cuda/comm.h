@@ -21,7 +21,8 @@ size_t cuda_comm_scratch(const CudaComm *comm, const OpCall *call);
 /* Enqueues a collective: on `compute` when call->comm_slot < 0; otherwise on a stream of its own, after all that was
  * enqueued on `compute`, and COMM_WAIT makes `compute` wait for that slot. */
 Status cuda_comm_run(CudaComm *comm, const OpCall *call, cudaStream_t compute);
-/* Waits for both streams; ERR_COMM when a rank is lost. */
+/* Wait for all streams, for an event; ERR_COMM when a rank is lost. */
 Status cuda_comm_finish(CudaComm *comm, cudaStream_t compute);
+Status cuda_comm_wait(CudaComm *comm, cudaEvent_t event);
 
 #endif

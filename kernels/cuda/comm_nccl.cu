@@ -348,18 +348,36 @@ static Status look_after_ranks(CudaComm *comm)
     return comm->peer ? peer_check(comm->peer) : OK;
 }
 
+template <typename Query> static Status wait_watching(CudaComm *comm, Query query)
+{
+    cudaError_t state;
+    while ((state = query()) == cudaErrorNotReady) {
+        TRY(look_after_ranks(comm));
+        struct timespec pause = {0, 20000};
+        nanosleep(&pause, NULL);
+    }
+    return cuda_check(state, "waiting for the device");
+}
+
+static bool is_alone(const CudaComm *comm)
+{
+    return comm->layout.world == 1 || comm->no_comm;
+}
+
 Status cuda_comm_finish(CudaComm *comm, cudaStream_t compute)
 {
     cudaStream_t streams[3] = {compute, comm->aside, comm->bulk};
-    bool alone = comm->layout.world == 1 || comm->no_comm;
     for (cudaStream_t s : streams) {
-        cudaError_t state = alone ? cudaStreamSynchronize(s) : cudaStreamQuery(s);
-        for (; state == cudaErrorNotReady; state = cudaStreamQuery(s)) {
-            TRY(look_after_ranks(comm));
-            struct timespec pause = {0, 20000};
-            nanosleep(&pause, NULL);
-        }
-        TRY(cuda_check(state, "waiting for the device"));
+        if (is_alone(comm))
+            CUDA_TRY(cudaStreamSynchronize(s));
+        else
+            TRY(wait_watching(comm, [s] { return cudaStreamQuery(s); }));
     }
-    return alone ? OK : look_after_ranks(comm);
+    return is_alone(comm) ? OK : look_after_ranks(comm);
+}
+
+Status cuda_comm_wait(CudaComm *comm, cudaEvent_t event)
+{
+    if (is_alone(comm)) return cuda_check(cudaEventSynchronize(event), "waiting for the device");
+    return wait_watching(comm, [event] { return cudaEventQuery(event); });
 }
