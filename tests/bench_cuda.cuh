@@ -56,6 +56,7 @@ struct Bench {
     CudaContext ctx;
     void *scratch;
     size_t scratch_bytes;
+    char *weights; /* of a group: one after the other, as in the parameter block */
     int failures;
     uint64_t random;
     double copy_bytes_per_s;
@@ -243,9 +244,25 @@ static void bench_reference(const Case &c, double *const *value, double **out)
     registry_destroy(&registry);
 }
 
+static bool in_group(const Case &c, int k)
+{
+    if (c.kind == OP_LINEAR_GROUP) return k > 0 && c.in[k].rank == 2;
+    return c.kind == OP_LINEAR_GROUP_DX && k >= c.attr.i[0];
+}
+
+static void bench_weights(Bench *b, const Case &c, const OpCall *call)
+{
+    size_t bytes = 0;
+    for (int k = 0; k < c.n_in; k++)
+        if (call->in_tensor[k] && in_group(c, k)) bytes += tensor_bytes(call->in_tensor[k]);
+    check(cuda_check(cudaMalloc(&b->weights, bytes + 256), "malloc"));
+}
+
 /* Device operands from host values (or noise when value is NULL); outputs poisoned. */
 static void bench_operands(Bench *b, const Case &c, OpCall *call, double *const *value)
 {
+    size_t weights = 0;
+    bench_weights(b, c, call);
     for (int k = 0; k < c.n_in; k++) {
         const Tensor *t = call->in_tensor[k];
         if (!t) continue;
@@ -256,7 +273,12 @@ static void bench_operands(Bench *b, const Case &c, OpCall *call, double *const 
             double x = value ? value[k][e] : (e < 4096 ? fill_value(b, c.in[k], e) : stored(host, t->dtype, e - 4096));
             put(host, t->dtype, e, x);
         }
-        check(cuda_check(cudaMalloc(&device, bytes + 256), "malloc"));
+        if (in_group(c, k)) {
+            device = b->weights + weights;
+            weights += bytes;
+        } else {
+            check(cuda_check(cudaMalloc(&device, bytes + 256), "malloc"));
+        }
         check(cuda_check(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "memcpy"));
         call->in[k] = device;
         free(host);
@@ -278,12 +300,13 @@ static void bench_operands(Bench *b, const Case &c, OpCall *call, double *const 
     check(cuda_check(cudaDeviceSynchronize(), "operands"));
 }
 
-static void bench_release(const Case &c, OpCall *call)
+static void bench_release(Bench *b, const Case &c, OpCall *call)
 {
+    cudaFree(b->weights);
     for (int k = 0; k < call->op->n_out; k++)
         if (call->out[k] && !c.in_place) cudaFree(call->out[k]);
     for (int k = 0; k < c.n_in; k++)
-        if (call->in[k]) cudaFree((void *)call->in[k]);
+        if (call->in[k] && !in_group(c, k)) cudaFree((void *)call->in[k]);
 }
 
 static const CudaEntry *bench_entry(Bench *b, const Case &c, const OpCall *call)
@@ -385,7 +408,7 @@ static void bench_check(Bench *b, const Case &c, DType type)
             bench_reference(c, value, want);
             compare(b, c, type, &call, want);
         }
-        bench_release(c, &call);
+        bench_release(b, c, &call);
     }
     for (double *v : value) free(v);
     for (double *v : want) free(v);
@@ -440,7 +463,7 @@ static double bench_time(Bench *b, const Case &c, DType type)
         cudaEventDestroy(to);
         cudaGraphExecDestroy(exec);
         cudaGraphDestroy(graph);
-        bench_release(c, &call);
+        bench_release(b, c, &call);
     }
     prog_destroy(&p);
     registry_destroy(&registry);

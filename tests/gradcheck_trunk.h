@@ -11,6 +11,11 @@ static const GradCase gradcheck_trunk[] = {
     {OP_LINEAR, "relu", {{1}, {0}}, 0, {G(6, 4), G(5, 4), G(5)}},
     {OP_LINEAR_GROUP, "three, one bias", {{3}, {0}}, 0, {G(2, 3, 4), G(5, 4), NONE, G(2, 4), G(2), G(3, 4), NONE}},
     {OP_LINEAR_GROUP, "one without gradient", {{2}, {0}}, 1, {G(3, 4), G(5, 4), G(5), G(2, 4), G(2)}},
+    {OP_LINEAR_RESIDUAL, "sum", {{0}, {0}}, 0, {G(2, 3, 5), G(2, 3, 4), G(5, 4), G(5), NONE, NONE}},
+    {OP_LINEAR_RESIDUAL, "dropout, no bias", {{7, 1, 0}, {0.25}}, 0,
+     {G(4, 5, 3), G(4, 5, 2), G(3, 2), NONE, NONE, INTS(0, 99, 4)}},
+    {OP_LINEAR_RESIDUAL, "gate and dropout", {{7, 0, 1}, {0.25}}, 1,
+     {G(4, 5, 3), G(4, 5, 2), G(3, 2), G(3), G(4, 5, 3), INTS(0, 99, 4)}},
 
     {OP_RELU, "", {{0}, {0}}, 0, {G(3, 4)}},
     {OP_ADD, "same shape", {{0}, {0}}, 0, {G(3, 4), G(3, 4)}},

@@ -28,20 +28,28 @@ static void without_switches_the_program_stays(void **state)
     (void)state;
     Recording r = recording_model("tiny", true);
     Program *p = fused(r.p, off);
-    static const OpKind made[] = {OP_LINEAR_GROUP, OP_ATTENTION, OP_LAYER_NORM_FUSED, OP_RESIDUAL_DROPOUT, OP_OPM};
+    static const OpKind made[] = {OP_LINEAR_GROUP,     OP_ATTENTION, OP_LAYER_NORM_FUSED,
+                                  OP_RESIDUAL_DROPOUT, OP_OPM,       OP_LINEAR_RESIDUAL};
     for (size_t k = 0; k < sizeof made / sizeof *made; k++) assert_int_equal(count_kind(p, made[k]), 0);
     assert_true(p->n_ops <= r.p->n_ops);
     prog_destroy(&p);
     recording_free(&r);
 }
 
+/* of the Evoformer: its blocks come last */
+static int last_block(const Program *p)
+{
+    int block = 0;
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (p->op[i].block > block) block = p->op[i].block;
+    return block;
+}
+
 /* Per Evoformer block: MSA row and column attention (4 each), both triangle attentions with their bias (5 each), both
  * triangle multiplications (5 each), the outer product mean (2) -> one product each. */
 static void count_products(const Program *p, int sizes[7], int *left)
 {
-    int32_t block = 0;
-    for (int32_t i = 0; i < p->n_ops; i++)
-        if (p->op[i].block > block) block = p->op[i].block;
+    int block = last_block(p);
     for (int32_t i = 0; i < p->n_ops; i++) {
         if (p->op[i].block != block) continue;
         if (p->op[i].kind == OP_LINEAR_GROUP) sizes[p->op[i].attr.i[0]]++;
@@ -136,18 +144,24 @@ static void pointwise_sequences_become_one_op(void **state)
     int relus = count_kind(r.p, OP_RELU);
     Program *p = fused(r.p, (Switches){.fused_pointwise = true});
     assert_true(dropouts > 0 && outers > 0 && relus > 0);
-    assert_int_equal(count_kind(p, OP_RESIDUAL_DROPOUT) + count_kind(p, OP_DROPOUT), dropouts);
-    assert_true(count_kind(p, OP_RESIDUAL_DROPOUT) > dropouts / 2);
     assert_int_equal(count_kind(p, OP_OPM), outers);
     assert_int_equal(count_kind(p, OP_OUTER_PRODUCT) + count_kind(p, OP_DIV_COUNT), 0);
     assert_true(count_kind(p, OP_RELU) < relus);
-    for (int n = 0; n < count_kind(p, OP_RESIDUAL_DROPOUT); n++) { /* the same masks are drawn */
-        const Op *op = nth_kind(p, OP_RESIDUAL_DROPOUT, n);
+    int left = count_kind(p, OP_DROPOUT) + count_kind(p, OP_RESIDUAL_DROPOUT), inside = 0;
+    for (int n = 0; n < count_kind(p, OP_LINEAR_RESIDUAL); n++) { /* the same masks are drawn */
+        const Op *op = nth_kind(p, OP_LINEAR_RESIDUAL, n);
+        if (op->in[5] == VAL_NONE) continue;
         bool found = false;
-        for (int32_t i = 0; i < r.p->n_ops; i++)
-            found |= r.p->op[i].kind == OP_DROPOUT && !memcmp(&r.p->op[i].attr, &op->attr, sizeof op->attr);
+        for (int32_t i = 0; i < r.p->n_ops; i++) {
+            const OpAttr *drawn = &r.p->op[i].attr;
+            found |= r.p->op[i].kind == OP_DROPOUT && drawn->i[0] == op->attr.i[0] && drawn->i[1] == op->attr.i[1] &&
+                     drawn->f[0] == op->attr.f[0];
+        }
         assert_true(found);
+        inside++;
     }
+    assert_int_equal(left + inside, dropouts);
+    assert_true(inside > dropouts / 2);
     prog_destroy(&p);
     recording_free(&r);
 }
@@ -159,9 +173,7 @@ static void transposes_sink_into_attention(void **state)
     (void)state;
     Recording r = recording_model("initial_training", false);
     Program *p = fused(r.p, (Switches){.fused_attention = true, .fused_pointwise = true, .gemm_batching = true});
-    int32_t block = 0;
-    for (int32_t i = 0; i < p->n_ops; i++)
-        if (p->op[i].block > block) block = p->op[i].block;
+    int block = last_block(p);
     int columns = 0, transposed_bias = 0;
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
@@ -173,6 +185,33 @@ static void transposes_sink_into_attention(void **state)
     assert_int_equal(transposed_bias, 1);
     prog_destroy(&p);
     recording_free(&r);
+}
+
+/* Per Evoformer block: outputs of four attentions and two triangle multiplications (with their gate, whose gradient
+ * reads the product), two transitions. What is left to add is the outer product mean. */
+static void branches_end_in_one_op(void **state)
+{
+    (void)state;
+    for (int gradient = 0; gradient < 2; gradient++) {
+        Recording r = recording_model("initial_training", gradient);
+        const Switches on = {.fused_attention = true, .fused_pointwise = true, .gemm_batching = true};
+        Program *p = fused(r.p, on);
+        int branches = 0, gated = 0, kept = 0, block = last_block(p);
+        for (int32_t i = 0; i < p->n_ops; i++) {
+            const Op *op = &p->op[i];
+            if (op->block != block) continue;
+            assert_int_not_equal(op->kind, OP_RESIDUAL_DROPOUT);
+            if (op->kind != OP_LINEAR_RESIDUAL) continue;
+            branches++;
+            gated += op->in[4] != VAL_NONE;
+            kept += op->attr.i[2] != 0;
+        }
+        assert_int_equal(branches, 8);
+        assert_int_equal(gated, 2);
+        assert_int_equal(kept, gradient ? 2 : 0);
+        prog_destroy(&p);
+        recording_free(&r);
+    }
 }
 
 static Val swapped(Program *p, Val x)
@@ -237,6 +276,7 @@ int main(void)
         cmocka_unit_test(a_value_that_is_fetched_is_not_fused_away),
         cmocka_unit_test(pointwise_sequences_become_one_op),
         cmocka_unit_test(transposes_sink_into_attention),
+        cmocka_unit_test(branches_end_in_one_op),
         cmocka_unit_test(swaps_pass_only_where_they_may),
         cmocka_unit_test(the_optimizer_becomes_one_sweep),
     };

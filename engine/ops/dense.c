@@ -104,6 +104,67 @@ const OpDef op_linear_dw = {.name = "linear_dw",
                             .exact_out = 3,
                             .int_name = {"bias"}};
 
+/* --- the product that ends a branch: gate, dropout and residual sum at its edge -------------------------------------
+ */
+
+static Status linear_residual_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    TRY(rule_require(p, op, 3));
+    const Tensor *r = rule_in(p, op, 0), *x = rule_in(p, op, 1), *w = rule_in(p, op, 2), *b = rule_in(p, op, 3);
+    const Tensor *g = rule_in(p, op, 4), *rng = rule_in(p, op, 5);
+    bool product = fits_matrix(x, w, false) && (!b || rule_is_vector(b, w->dim[0]));
+    Tensor y = product ? rule_with_last(x, w->dim[0]) : *x;
+    bool drops = !rng || (rng->dtype == DT_I32 && rule_is_vector(rng, 4) && op->attr.i[1] >= -1 &&
+                          op->attr.i[1] < x->rank && op->attr.f[0] >= 0.0 && op->attr.f[0] < 1.0);
+    if (!product || !drops || !rule_same(r, &y) || (g && !rule_same(g, &y)))
+        return rule_bad_shape(p, op, "r[*,O] x[*,I] W[O,I] b[O]? g[*,O]? rng i32[4]?, 0 <= rate < 1");
+    out[0] = out[1] = *r;
+    *n_out = op->attr.i[2] ? 2 : 1;
+    return OK;
+}
+
+static Status linear_residual_vjp(Program *p, const Op *op, const Val *dout, Val *din)
+{
+    Val w = op->in[2], dp = dout[0], optional[3];
+    for (int k = 0; k < 3; k++) optional[k] = 3 + k < op->n_in ? op->in[3 + k] : VAL_NONE;
+    Val b = optional[0], g = optional[1], rng = optional[2];
+    if (g != VAL_NONE && !op->attr.i[2])
+        return status_fail(ERR_INTERNAL, "linear_residual: the gate's gradient needs the product");
+    din[0] = dout[0];
+    if (rng != VAL_NONE)
+        dp = prog_add(p, OP_DROPOUT, 2, (Val[]){dp, rng},
+                      &(OpAttr){.i = {op->attr.i[0], op->attr.i[1]}, .f = {op->attr.f[0]}});
+    if (g != VAL_NONE) {
+        Val grad[OP_MAX_OUT];
+        prog_add_multi(p, OP_GATE_BWD, 3, (Val[]){dp, g, op->out[1]}, NULL, grad);
+        din[4] = grad[0];
+        dp = grad[1];
+    }
+    din[1] = prog_add(p, OP_LINEAR_DX, 2, (Val[]){dp, w}, NULL);
+    Val dw[OP_MAX_OUT];
+    prog_add_multi(p, OP_LINEAR_DW, 2, (Val[]){dp, op->in[1]}, &(OpAttr){.i = {b != VAL_NONE}}, dw);
+    din[2] = dw[0];
+    if (b != VAL_NONE) din[3] = dw[1];
+    return OK;
+}
+
+static void linear_residual_cost(const Program *p, const Op *op, Cost *cost)
+{
+    double count = (double)tensor_count(prog_tensor(p, op->out[0]));
+    cost->flops = gemm_flops(rule_in(p, op, 1), rule_in(p, op, 2)) + count;
+    for (int k = 3; k <= 5; k++)
+        if (rule_in(p, op, k)) cost->flops += (k == 4 ? 4.0 : 1.0) * count;
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_linear_residual = {.name = "linear_residual",
+                                  .infer = linear_residual_infer,
+                                  .vjp = linear_residual_vjp,
+                                  .cost = linear_residual_cost,
+                                  .exact_in = 1 << 3,
+                                  .int_name = {"key", "shared", "keep"},
+                                  .real_name = {"rate"}};
+
 /* --- several matrices on one input: the weights lie one after the other in the parameter block, so that a backend may
  * run them as one product -------------------------------------------------------------------------------------------
  */

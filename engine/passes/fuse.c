@@ -28,6 +28,10 @@ static Status run(Chain *chain, const Switches *s)
     if (has_stage(chain->now, STAGE_FORWARD)) {
         if (merges) TRY(advance(chain, fuse_merge(chain->now, s, &next), &next));
         if (s->fused_attention && s->fused_pointwise) TRY(advance(chain, fuse_transpose(chain->now, &next), &next));
+        if (s->fused_pointwise) { /* without what the first merges left behind: its readers would count */
+            TRY(advance(chain, pass_prune(chain->now, &next), &next));
+            TRY(advance(chain, fuse_branches(chain->now, &next), &next));
+        }
     }
     if ((s->fused_optimizer || s->overlap_clip) && has_stage(chain->now, STAGE_OPTIMIZER))
         TRY(advance(chain, fuse_optimizer(chain->now, s, &next), &next));

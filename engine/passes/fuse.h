@@ -9,6 +9,8 @@ Status fuse_merge(const Program *in, const Switches *switches, Program **out);
 /* fuse_transpose.c: moves swaps of rows and columns past ops that do not mind, until they cancel or an attention or a
  * triangle product takes them in. */
 Status fuse_transpose(const Program *in, Program **out);
+/* The product at the end of a branch with its gate, dropout and residual sum: once no swap is between them. */
+Status fuse_branches(const Program *in, Program **out);
 /* fuse_optimizer.c: one sweep over the parameter block instead of one per tensor; sums of squares from the gradient
  * program under overlap_clip. */
 Status fuse_optimizer(const Program *in, const Switches *switches, Program **out);

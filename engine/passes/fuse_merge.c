@@ -167,7 +167,43 @@ static bool merge_outer_product_mean(Merge *m, const Op *op)
     return emit(m, op, OP_OPM, 5, in, &op->attr);
 }
 
-typedef enum MergeSwitch { BY_ATTENTION, BY_LAYER_NORM, BY_POINTWISE } MergeSwitch;
+/* The product behind x, perhaps through a gate; NULL when x is something else. */
+static const Op *branch_product(const Merge *m, const Op *last, Val x, Val *gate_out)
+{
+    const Op *linear = only_for(m, x, OP_LINEAR), *gate = linear ? NULL : only_for(m, x, OP_GATE);
+    *gate_out = VAL_NONE;
+    if (gate && (gate->n_in < 3 || gate->in[2] == VAL_NONE) && gate->full_precision == last->full_precision) {
+        linear = only_for(m, gate->in[1], OP_LINEAR);
+        *gate_out = gate->in[0];
+    }
+    return linear && !linear->attr.i[0] && linear->full_precision == last->full_precision ? linear : NULL;
+}
+
+/* r + dropout(GATE(g, LINEAR(x))), gate and dropout or not -> LINEAR_RESIDUAL. The gradient of the gate reads the
+ * product, which is kept in a program that will be differentiated. */
+static bool merge_branch(Merge *m, const Op *op)
+{
+    const Program *p = m->replay.in;
+    bool drops = op->kind == OP_RESIDUAL_DROPOUT;
+    OpAttr attr = {.i = {drops ? op->attr.i[0] : 0, drops ? op->attr.i[1] : 0}, .f = {drops ? op->attr.f[0] : 0}};
+    if (p->value[op->in[0]].t.rank != p->value[op->in[1]].t.rank) return false;
+    for (int side = 1; side >= (drops ? 1 : 0); side--) {
+        Val gate;
+        const Op *linear = branch_product(m, op, op->in[side], &gate);
+        if (!linear) continue;
+        attr.i[2] = gate != VAL_NONE && p->loss != VAL_NONE;
+        Val in[] = {op->in[1 - side],
+                    linear->in[0],
+                    linear->in[1],
+                    linear->n_in > 2 ? linear->in[2] : VAL_NONE,
+                    gate,
+                    drops ? op->in[2] : VAL_NONE};
+        return emit(m, op, OP_LINEAR_RESIDUAL, 6, in, &attr);
+    }
+    return false;
+}
+
+typedef enum MergeSwitch { BY_ATTENTION, BY_LAYER_NORM, BY_POINTWISE, OF_BRANCHES } MergeSwitch;
 
 static const struct MergeRule {
     OpKind last;
@@ -180,11 +216,12 @@ static const struct MergeRule {
     {OP_MASK_MUL, BY_POINTWISE, merge_gate_mask},
     {OP_ADD, BY_POINTWISE, merge_residual},
     {OP_DIV_COUNT, BY_POINTWISE, merge_outer_product_mean},
+    {OP_RESIDUAL_DROPOUT, OF_BRANCHES, merge_branch},
+    {OP_ADD, OF_BRANCHES, merge_branch},
 };
 
-static bool apply_rules(Merge *m, const Switches *s, const Op *op)
+static bool apply_rules(Merge *m, const bool *on, const Op *op)
 {
-    const bool on[] = {s->fused_attention, s->fused_layernorm, s->fused_pointwise};
     for (size_t k = 0; k < sizeof rules / sizeof rules[0]; k++)
         if (rules[k].last == op->kind && on[rules[k].by] && rules[k].apply(m, op)) return true;
     return false;
@@ -213,12 +250,13 @@ static void find_heads(Merge *m)
     memset(inner, 0, (size_t)n * sizeof *inner);
 }
 
-static Status run(Merge *m, const Switches *s)
+/* on: by MergeSwitch. */
+static Status run(Merge *m, bool groups, const bool *on)
 {
     const Program *p = m->replay.in;
     count_uses(m);
     memset(m->next_linear, 0xff, (size_t)p->n_ops * sizeof *m->next_linear);
-    if (s->gemm_batching) TRY(find_groups(m));
+    if (groups) TRY(find_groups(m));
     find_heads(m);
     for (int32_t i = 0; i < p->n_ops && m->replay.out->status == OK; i++) {
         const Op *op = &p->op[i];
@@ -226,7 +264,7 @@ static Status run(Merge *m, const Switches *s)
             if (!m->grouped[i]) emit_group(m, m->head[i]);
             continue;
         }
-        if (op->stage == STAGE_FORWARD && apply_rules(m, s, op)) continue;
+        if (op->stage == STAGE_FORWARD && apply_rules(m, on, op)) continue;
         Val in[OP_MAX_IN];
         replay_inputs(&m->replay, op, in);
         replay_op(&m->replay, op, in);
@@ -234,7 +272,7 @@ static Status run(Merge *m, const Switches *s)
     return OK;
 }
 
-Status fuse_merge(const Program *in, const Switches *switches, Program **out)
+static Status merge(const Program *in, bool groups, const bool *on, Program **out)
 {
     Merge m = {0};
     TRY(replay_begin(in, &m.replay));
@@ -247,10 +285,22 @@ Status fuse_merge(const Program *in, const Switches *switches, Program **out)
     if (!m.head || !m.uses || !m.next_linear || !m.grouped)
         status = status_fail(ERR_MEMORY, "out of memory for the fusion of %d ops", in->n_ops);
     else
-        status = run(&m, switches);
+        status = run(&m, groups, on);
     free(m.head);
     free(m.uses);
     free(m.next_linear);
     free(m.grouped);
     return replay_end(&m.replay, status, out);
+}
+
+Status fuse_merge(const Program *in, const Switches *s, Program **out)
+{
+    const bool on[] = {s->fused_attention, s->fused_layernorm, s->fused_pointwise, false};
+    return merge(in, s->gemm_batching, on, out);
+}
+
+Status fuse_branches(const Program *in, Program **out)
+{
+    const bool on[] = {false, false, false, true};
+    return merge(in, false, on, out);
 }

@@ -6,6 +6,11 @@
 #include "engine/philox.h"
 #include "kernels/cuda/device.cuh"
 
+/* What the counters of one launch share. */
+struct DropoutDraw {
+    uint32_t step, seed[2];
+};
+
 struct Dropout {
     const int32_t *rng; /* seed, step, sample, iteration */
     uint32_t key;
@@ -28,11 +33,14 @@ struct Dropout {
         }
         return at;
     }
-    __device__ __forceinline__ void words(uint32_t block, uint32_t (&out)[4]) const
+    __device__ __forceinline__ DropoutDraw draw() const
     {
-        const uint32_t counter[4] = {block, 0, key, (uint32_t)rng[1] * 8u + (uint32_t)rng[3]};
-        const uint32_t seed[2] = {(uint32_t)rng[0], (uint32_t)rng[2]};
-        philox4x32(counter, seed, out);
+        return {(uint32_t)rng[1] * 8u + (uint32_t)rng[3], {(uint32_t)rng[0], (uint32_t)rng[2]}};
+    }
+    __device__ __forceinline__ void words(const DropoutDraw &d, uint32_t block, uint32_t (&out)[4]) const
+    {
+        const uint32_t counter[4] = {block, 0, key, d.step};
+        philox4x32(counter, d.seed, out);
     }
     __device__ __forceinline__ float factor(uint32_t word) const
     {
@@ -42,14 +50,15 @@ struct Dropout {
     {
         uint32_t at = mask_element(first);
         uint32_t w[4];
+        DropoutDraw d = draw();
         if constexpr (V == 1) {
-            words(at >> 2, w);
+            words(d, at >> 2, w);
             int lane = (int)(at & 3);
             out[0] = factor(lane == 0 ? w[0] : lane == 1 ? w[1] : lane == 2 ? w[2] : w[3]);
         } else {
 #pragma unroll
             for (int k = 0; k < V / 4; k++) {
-                words((at >> 2) + k, w);
+                words(d, (at >> 2) + k, w);
 #pragma unroll
                 for (int j = 0; j < 4; j++) out[k * 4 + j] = factor(w[j]);
             }

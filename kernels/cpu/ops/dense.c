@@ -1,5 +1,5 @@
 /* Products with weight matrices. */
-#include "kernels/cpu/math.h"
+#include "kernels/cpu/ops/dropout.h"
 
 static void add_bias(int64_t rows, int64_t columns, const real *bias, real *y)
 {
@@ -86,10 +86,33 @@ static Status linear_group_dw(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
+static const real *optional(const OpCall *call, int k)
+{
+    return k < call->op->n_in ? (const real *)call->in[k] : NULL;
+}
+
+/* r x W b? g? rng? -> y = r + dropout(sigmoid(g) p), p = x W^T + b */
+static Status linear_residual(const RankLayout *layout, const OpCall *call)
+{
+    const Tensor *t = call->out_tensor[0];
+    const real *r = IN(0), *g = optional(call, 4);
+    const int32_t *rng = call->op->n_in > 5 ? call->in[5] : NULL;
+    real *y = OUT(0), *product = call->op->attr.i[2] ? OUT(1) : y;
+    int64_t count = tensor_count(t);
+    forward(tensor_rows(t), call->in_tensor[2], IN(1), IN(2), optional(call, 3), product);
+    PARALLEL_IF(count)
+    for (int64_t e = 0; e < count; e++) y[e] = (g ? sigmoid(g[e]) * product[e] : product[e]) + (rng ? 0 : r[e]);
+    if (!rng) return OK;
+    Dropout d = dropout_make(layout, call->op, t, rng);
+    dropout_apply(&d, t, r, y, y);
+    return OK;
+}
+
 const CpuEntry FN(cpu_dense)[] = {{OP_LINEAR, linear, NULL},
                                   {OP_LINEAR_DX, linear_dx, NULL},
                                   {OP_LINEAR_DW, linear_dw, NULL},
                                   {OP_LINEAR_GROUP, linear_group, NULL},
                                   {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
                                   {OP_LINEAR_GROUP_DW, linear_group_dw, NULL},
+                                  {OP_LINEAR_RESIDUAL, linear_residual, NULL},
                                   {0}};

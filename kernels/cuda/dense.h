@@ -1,0 +1,24 @@
+/* Linear layers that share an input. */
+#ifndef FOLDSCALE_KERNELS_CUDA_DENSE_H
+#define FOLDSCALE_KERNELS_CUDA_DENSE_H
+
+#include "kernels/cuda/entry.h"
+
+enum { GROUP_MAX = 6 };
+
+/* Operands of y_k = x W_k^T + b_k. */
+typedef struct Group {
+    int members;
+    int64_t rows, inner;
+    int64_t out[GROUP_MAX];
+    const void *x, *w[GROUP_MAX];
+    const float *bias[GROUP_MAX];
+    void *y[GROUP_MAX];
+    DType type;
+    bool relu;
+} Group;
+
+/* call->scratch: room for the biases in bf16, the widest member. */
+Status dense_group_run(CudaContext *ctx, const OpCall *call, const Group *g);
+
+#endif

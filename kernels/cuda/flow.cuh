@@ -1,0 +1,342 @@
+/* Products y = x W^T + b of many rows with a short inner extent, their edges fused. What bounds them is moving x and y:
+ * the weights of a block of columns stay in shared memory, tiles of 64 rows stream past through a ring of slots filled
+ * by tensor copies. Two warpgroups take tiles in turn, so that the epilogue of one runs beside the product of the
+ * other; results leave from the slot by tensor copies that a warp of their own issues. Each block works on one block of
+ * columns, row tiles first, first + step, ...
+ *
+ * Edges: y = x W^T + b (relu) in up to six members of its own output each;
+ *        y = r + dropout(x W^T + b);   y = r + dropout(sigmoid(g) (x W^T + b)), the product kept where asked for. */
+#ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CUH
+#define FOLDSCALE_KERNELS_CUDA_FLOW_CUH
+
+#include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/hopper.cuh"
+
+enum { FLOW_ROWS = 64, FLOW_MEMBERS = 6, FLOW_BLOCKS = 8, FLOW_GROUPS = 2, FLOW_THREADS = FLOW_GROUPS * 128 + 128 };
+enum { FLOW_CHUNK = FLOW_ROWS * TENSOR_COLUMNS * 2 /* bytes of a box */ };
+enum FlowEdge { FLOW_PLAIN, FLOW_RESIDUAL, FLOW_GATED };
+
+struct FlowProblem {
+    CUtensorMap x, w, y[FLOW_MEMBERS], r, g, product;
+    int rows, columns, members;
+    int start[FLOW_MEMBERS + 1]; /* columns of members, multiples of 64 */
+    const float *bias[FLOW_MEMBERS];
+    float least;                        /* 0 for relu, else -infinity */
+    bool keep;                          /* the product before the gate */
+    int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
+    Dropout drop;                       /* no rng: rate 0 */
+};
+
+template <int K, int NB, FlowEdge EDGE> struct FlowShape {
+    static constexpr int W_BYTES = NB * K * 2, X_BYTES = FLOW_ROWS * K * 2, Y_BYTES = FLOW_ROWS * NB * 2;
+    /* a slot: x, over which y goes; or x, r (then y) and g (then the product) */
+    static constexpr int Y_AT = EDGE == FLOW_PLAIN ? 0 : X_BYTES;
+    static constexpr int LOADED = X_BYTES + (EDGE == FLOW_PLAIN ? 0 : EDGE == FLOW_RESIDUAL ? Y_BYTES : 2 * Y_BYTES);
+    static constexpr int SLOT = EDGE == FLOW_PLAIN && Y_BYTES > X_BYTES ? Y_BYTES : LOADED;
+    static constexpr int BIAS_BYTES = NB * 4, BARRIER_BYTES = 256, MOST = 227 * 1024;
+    static constexpr int FIT = (MOST - W_BYTES - BIAS_BYTES - BARRIER_BYTES) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
+    static constexpr int BYTES = W_BYTES + SLOTS * SLOT + BIAS_BYTES + BARRIER_BYTES;
+    static_assert(SLOTS >= 3, "two tiles in work and one on its way");
+};
+
+/* Shared memory and the share of the work of a thread block. */
+struct FlowPlace {
+    uint32_t w, slots, full, empty, done, ready;
+    const float *bias;
+    int column0, first, step, tiles;
+};
+
+__device__ __forceinline__ int flow_member(const FlowProblem &p, int column)
+{
+    int k = 0;
+    while (k + 1 < p.members && column >= p.start[k + 1]) k++;
+    return k;
+}
+
+/* One thread: the weights, then tiles as slots become free. */
+template <int K, int NB, FlowEdge EDGE> __device__ __forceinline__ void flow_load(const FlowProblem &p, FlowPlace at)
+{
+    typedef FlowShape<K, NB, EDGE> S;
+    barrier_expect(at.ready, S::W_BYTES);
+    for (int k = 0; k < K / 64; k++) tensor_load(at.w + k * NB * 128, &p.w, at.column0, k * 64, at.ready);
+    for (int i = 0, tile = at.first; tile < at.tiles; i++, tile += at.step) {
+        int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
+        uint32_t target = at.slots + slot * S::SLOT, full = at.full + slot * 8;
+        if (round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
+        barrier_expect(full, S::LOADED);
+        for (int k = 0; k < K / 64; k++) tensor_load(target + k * FLOW_CHUNK, &p.x, row, k * 64, full);
+        for (int c = 0; EDGE != FLOW_PLAIN && c < NB / 64; c++) {
+            uint32_t chunk = target + S::Y_AT + c * FLOW_CHUNK;
+            tensor_load(chunk, &p.r, row, at.column0 + c * 64, full);
+            if (EDGE == FLOW_GATED) tensor_load(chunk + S::Y_BYTES, &p.g, row, at.column0 + c * 64, full);
+        }
+    }
+}
+
+/* One thread per warpgroup: finished tiles go out, then their slots are free. */
+template <int K, int NB, FlowEdge EDGE>
+__device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, int group)
+{
+    typedef FlowShape<K, NB, EDGE> S;
+    for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
+         i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
+        int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
+        uint32_t from = at.slots + slot * S::SLOT + S::Y_AT;
+        barrier_wait(at.done + slot * 8, round & 1);
+        for (int c = 0; c < NB / 64; c++) {
+            int column = at.column0 + c * 64, k = flow_member(p, column);
+            if (column >= p.columns) break;
+            tensor_store(&p.y[k], from + c * FLOW_CHUNK, row, column - p.start[k]);
+            if (EDGE == FLOW_GATED && p.keep) tensor_store(&p.product, from + S::Y_BYTES + c * FLOW_CHUNK, row, column);
+        }
+        tensor_store_commit();
+        tensor_store_wait_read();
+        barrier_arrive(at.empty + slot * 8);
+    }
+    tensor_store_wait();
+}
+
+/* Dropout factors of columns (column, column + 1) at two rows, for the four lanes of a group of eight columns: even
+ * lanes draw the words of the first row, odd lanes those of the second, and neighbours exchange halves. */
+__device__ __forceinline__ void flow_factors(const Dropout &d, const DropoutDraw &draw,
+                                             const uint32_t (&row_element)[2], int column8, float (&f)[4])
+{
+    int lane = threadIdx.x % 4, odd = lane & 1;
+    uint32_t w[4], at = (odd ? row_element[1] : row_element[0]) + column8 + lane / 2 * 4;
+    d.words(draw, at >> 2, w);
+    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[2], 1);
+    uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[1] : w[3], 1);
+    f[0] = d.factor(odd ? a : w[0]), f[1] = d.factor(odd ? b : w[1]);
+    f[2] = d.factor(odd ? w[2] : a), f[3] = d.factor(odd ? w[3] : b);
+}
+
+__device__ __forceinline__ uint32_t shared_word(uint32_t at)
+{
+    uint32_t v;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+    return v;
+}
+__device__ __forceinline__ void shared_word_put(uint32_t at, uint32_t v)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
+}
+__device__ __forceinline__ float flow_sigmoid(float x)
+{
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+}
+
+/* This thread's share of a tile: rows row and row + 8, columns 8 j + 2 (lane % 4) and the next. acc in the layout of a
+ * warpgroup's accumulators, y in the layout of a tensor copy: neighbours in a row keep their 16-byte chunk, so the
+ * accesses have no bank conflicts. */
+template <int NB, FlowEdge EDGE>
+__device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bias, float (&acc)[NB / 2], uint32_t y,
+                                          int column0, int tile, const DropoutDraw &draw)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP, row = thread / WARP * 16 + lane / 4;
+    uint32_t base = y + row * 128 + lane % 4 * 4, element[2] = {0, 0};
+    bool drops = EDGE != FLOW_PLAIN && p.drop.rng;
+    if (drops)
+        for (int h = 0; h < 2; h++)
+            element[h] =
+                p.drop.mask_element((uint32_t)(tile * FLOW_ROWS + row + 8 * h) * (uint32_t)p.columns) + column0;
+#pragma unroll
+    for (int j = 0; j < NB / 8; j++) {
+        float2 b = *reinterpret_cast<const float2 *>(bias + j * 8 + lane % 4 * 2);
+        uint32_t at = base + j / 8 * FLOW_CHUNK + ((j % 8 ^ lane / 4) << 4);
+        float v[4] = {acc[j * 4] + b.x, acc[j * 4 + 1] + b.y, acc[j * 4 + 2] + b.x, acc[j * 4 + 3] + b.y};
+        float f[4] = {1, 1, 1, 1};
+        if (drops) flow_factors(p.drop, draw, element, j * 8, f);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            uint32_t here = at + h * 1024, gate = here + FLOW_ROWS * NB * 2;
+            float a = v[2 * h], c = v[2 * h + 1];
+            if constexpr (EDGE == FLOW_PLAIN) {
+                shared_word_put(here, pack_bf16(fmaxf(a, p.least), fmaxf(c, p.least)));
+            } else {
+                if constexpr (EDGE == FLOW_GATED) {
+                    float2 g = unpack_bf16(shared_word(gate));
+                    if (p.keep) shared_word_put(gate, pack_bf16(a, c));
+                    a *= flow_sigmoid(g.x), c *= flow_sigmoid(g.y);
+                }
+                float2 r = unpack_bf16(shared_word(here));
+                shared_word_put(here, pack_bf16(fmaf(f[2 * h], a, r.x), fmaf(f[2 * h + 1], c, r.y)));
+            }
+        }
+    }
+}
+
+template <int K, int NB, int N>
+__device__ __forceinline__ void flow_product(float (&acc)[N / 2], uint32_t x, uint32_t w)
+{
+    uint64_t a = wgmma_descriptor(x), b = wgmma_descriptor(w);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < K / 16; k++)
+        wgmma_step<N>(acc, a + k / 4 * (FLOW_CHUNK >> 4) + k % 4 * 2, b + k / 4 * (NB * 128 >> 4) + k % 4 * 2, k > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+}
+
+template <int K, int NB, FlowEdge EDGE>
+__device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, int group)
+{
+    typedef FlowShape<K, NB, EDGE> S;
+    DropoutDraw draw = {};
+    if (EDGE != FLOW_PLAIN && p.drop.rng) draw = p.drop.draw();
+    bool narrow = NB == 256 && p.columns - at.column0 <= 128;
+    barrier_wait(at.ready, 0);
+    for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
+         i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
+        int slot = i % S::SLOTS, round = i / S::SLOTS;
+        uint32_t x = at.slots + slot * S::SLOT;
+        barrier_wait(at.full + slot * 8, round & 1);
+        if (narrow) {
+            float acc[64];
+            flow_product<K, NB, 128>(acc, x, at.w);
+            asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); /* y goes over x */
+            flow_edge<128, EDGE>(p, at.bias, acc, x + S::Y_AT, at.column0, tile, draw);
+        } else {
+            float acc[NB / 2];
+            flow_product<K, NB, NB>(acc, x, at.w);
+            if (EDGE == FLOW_PLAIN) asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+            flow_edge<NB, EDGE>(p, at.bias, acc, x + S::Y_AT, at.column0, tile, draw);
+        }
+        async_fence();
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
+    }
+}
+
+template <int K, int NB, FlowEdge EDGE>
+__global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_constant__ FlowProblem p)
+{
+    typedef FlowShape<K, NB, EDGE> S;
+    extern __shared__ __align__(1024) char shared[];
+    float *bias = reinterpret_cast<float *>(shared + S::W_BYTES + S::SLOTS * S::SLOT);
+    int group = threadIdx.x / 128, block = 0;
+    while (block + 1 < p.blocks && (int)blockIdx.x >= p.first[block + 1]) block++;
+    FlowPlace at;
+    at.w = shared_address(shared), at.slots = at.w + S::W_BYTES, at.full = shared_address(bias) + S::BIAS_BYTES;
+    at.empty = at.full + S::SLOTS * 8, at.done = at.empty + S::SLOTS * 8, at.ready = at.done + S::SLOTS * 8;
+    at.bias = bias, at.column0 = block * NB, at.first = blockIdx.x - p.first[block];
+    at.step = p.first[block + 1] - p.first[block], at.tiles = (p.rows + FLOW_ROWS - 1) / FLOW_ROWS;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < S::SLOTS; s++) {
+            barrier_init(at.full + s * 8, 1);
+            barrier_init(at.empty + s * 8, 1);
+            barrier_init(at.done + s * 8, 4);
+        }
+        barrier_init(at.ready, 1);
+        barrier_publish();
+    }
+    for (int c = threadIdx.x; c < NB; c += FLOW_THREADS) {
+        int column = at.column0 + c, k = flow_member(p, column);
+        bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
+    }
+    __syncthreads();
+    /* registers of the copying warps go to the products */
+    if (group == FLOW_GROUPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        int warp = threadIdx.x / WARP % 4;
+        if (threadIdx.x % WARP == 0 && warp == 0) flow_load<K, NB, EDGE>(p, at);
+        if (threadIdx.x % WARP == 0 && warp > 0 && warp <= FLOW_GROUPS) flow_store<K, NB, EDGE>(p, at, warp - 1);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        flow_work<K, NB, EDGE>(p, at, group);
+    }
+}
+
+/* What a caller knows: members side by side in w; r, g, product and drop as the edge wants them. */
+struct FlowOperands {
+    const bf16 *x, *w, *r, *g;
+    bf16 *y[FLOW_MEMBERS], *product;
+    const float *bias[FLOW_MEMBERS];
+    int64_t rows, inner;
+    int members, start[FLOW_MEMBERS + 1];
+    bool relu;
+    Dropout drop;
+};
+
+static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
+{
+    int columns = o.start[o.members];
+    bool fits = (o.inner == 64 || o.inner == 128 || o.inner == 256) && aligned16(o.x) && aligned16(o.w);
+    fits = fits && o.rows * columns < INT64_C(0xffff0000) && columns <= 128 * FLOW_BLOCKS;
+    for (int k = 0; k < o.members; k++)
+        fits = fits && aligned16(o.y[k]) && (o.start[k + 1] - o.start[k]) % TENSOR_COLUMNS == 0;
+    if (edge == FLOW_PLAIN) return fits && columns >= 128;
+    fits = fits && o.members == 1 && (columns % 128 == 0 || columns == 64) && aligned16(o.r);
+    fits = fits && (!o.drop.rng || o.drop.inner == (uint32_t)columns);
+    return fits && (edge == FLOW_RESIDUAL || (aligned16(o.g) && aligned16(o.product) && o.inner <= 128));
+}
+
+static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
+{
+    int64_t columns = o.start[o.members];
+    TRY(tensor_map(o.x, o.rows, o.inner, FLOW_ROWS, &p->x));
+    TRY(tensor_map(o.w, columns, o.inner, width, &p->w));
+    for (int k = 0; k < o.members; k++)
+        TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
+    if (edge == FLOW_PLAIN) return OK;
+    TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));
+    if (edge == FLOW_RESIDUAL) return OK;
+    TRY(tensor_map(o.g, o.rows, columns, FLOW_ROWS, &p->g));
+    return o.product ? tensor_map(o.product, o.rows, columns, FLOW_ROWS, &p->product) : OK;
+}
+
+/* Multiprocessors shared out to blocks of columns by their width. */
+static inline void flow_share(int width, FlowProblem *p)
+{
+    enum { PROCESSORS = 132 };
+    int tiles = (p->rows + FLOW_ROWS - 1) / FLOW_ROWS, before = 0;
+    p->blocks = (p->columns + width - 1) / width;
+    for (int b = 0; b < p->blocks; b++) {
+        int until = (b + 1) * width < p->columns ? (b + 1) * width : p->columns;
+        int share = PROCESSORS * until / p->columns - before;
+        before += share;
+        p->first[b + 1] = p->first[b] + (share < tiles ? share : tiles);
+    }
+}
+
+template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const FlowOperands &o, cudaStream_t stream)
+{
+    constexpr int BYTES = FlowShape<K, NB, EDGE>::BYTES;
+    FlowProblem p = {};
+    p.rows = (int)o.rows, p.columns = o.start[o.members], p.members = o.members;
+    for (int k = 0; k < o.members; k++) p.bias[k] = o.bias[k], p.start[k + 1] = o.start[k + 1];
+    p.least = o.relu ? 0.0f : -INFINITY;
+    p.keep = o.product != NULL;
+    p.drop = o.drop;
+    flow_share(NB, &p);
+    TRY(flow_maps(o, EDGE, NB, &p));
+    CUDA_TRY(cudaFuncSetAttribute(flow_kernel<K, NB, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    flow_kernel<K, NB, EDGE><<<p.first[p.blocks], FLOW_THREADS, BYTES, stream>>>(p);
+    return cuda_launched("flow_kernel");
+}
+
+template <FlowEdge EDGE> static Status flow_launch_edge(const FlowOperands &o, cudaStream_t stream)
+{
+    bool wide = o.start[o.members] % 128 == 0;
+    if (o.inner == 64)
+        return wide ? flow_launch_shape<64, 128, EDGE>(o, stream) : flow_launch_shape<64, 64, EDGE>(o, stream);
+    return wide ? flow_launch_shape<128, 128, EDGE>(o, stream) : flow_launch_shape<128, 64, EDGE>(o, stream);
+}
+
+static inline Status flow_launch(const FlowOperands &o, FlowEdge edge, cudaStream_t stream)
+{
+    if (edge == FLOW_GATED) return flow_launch_edge<FLOW_GATED>(o, stream);
+    if (edge == FLOW_RESIDUAL)
+        return o.inner == 256 ? flow_launch_shape<256, 128, FLOW_RESIDUAL>(o, stream)
+                              : flow_launch_edge<FLOW_RESIDUAL>(o, stream);
+    bool wide = o.start[o.members] > 128;
+    if (o.inner == 64)
+        return wide ? flow_launch_shape<64, 256, FLOW_PLAIN>(o, stream)
+                    : flow_launch_shape<64, 128, FLOW_PLAIN>(o, stream);
+    if (o.inner == 128)
+        return wide ? flow_launch_shape<128, 256, FLOW_PLAIN>(o, stream)
+                    : flow_launch_shape<128, 128, FLOW_PLAIN>(o, stream);
+    return wide ? flow_launch_shape<256, 256, FLOW_PLAIN>(o, stream)
+                : flow_launch_shape<256, 128, FLOW_PLAIN>(o, stream);
+}
+
+#endif

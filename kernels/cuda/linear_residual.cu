@@ -1,0 +1,113 @@
+/* y = r + dropout(sigmoid(g) (x W^T + b)): the product that ends a branch. */
+#include <string.h>
+
+#include "kernels/cuda/dense.h"
+#include "kernels/cuda/flow.cuh"
+#include "kernels/cuda/map.cuh"
+
+/* The operands of a call; what is absent is NULL. */
+struct Branch {
+    const Tensor *y_tensor;
+    const void *r, *x, *w, *g;
+    const float *bias;
+    void *y, *product;
+    int64_t rows, inner, out;
+    DType type;
+    Dropout drop;
+};
+
+static const void *optional(const OpCall *call, int k)
+{
+    return call_in(call, k) ? call->in[k] : NULL;
+}
+
+static Branch branch_of(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *x = call->in_tensor[1], *w = call->in_tensor[2];
+    Branch b = {};
+    b.y_tensor = call->out_tensor[0];
+    b.r = call->in[0], b.x = call->in[1], b.w = call->in[2];
+    b.bias = (const float *)optional(call, 3), b.g = optional(call, 4);
+    b.y = call->out[0], b.product = call->op->attr.i[2] ? call->out[1] : NULL;
+    b.rows = tensor_rows(x), b.inner = tensor_last(x), b.out = w->dim[0];
+    b.type = x->dtype;
+    const int32_t *rng = (const int32_t *)optional(call, 5);
+    if (rng)
+        dropout_make(ctx->layout, b.y_tensor, call->op->attr.i[0], (int)call->op->attr.i[1], call->op->attr.f[0], rng,
+                     &b.drop);
+    return b;
+}
+
+static FlowOperands flow_operands(const Branch &b)
+{
+    FlowOperands o = {};
+    o.x = (const bf16 *)b.x, o.w = (const bf16 *)b.w, o.r = (const bf16 *)b.r, o.g = (const bf16 *)b.g;
+    o.y[0] = (bf16 *)b.y, o.product = (bf16 *)b.product;
+    o.bias[0] = b.bias;
+    o.rows = b.rows, o.inner = b.inner;
+    o.members = 1, o.start[1] = (int)b.out;
+    o.drop = b.drop;
+    return o;
+}
+
+/* y = r + f sigmoid(g) p, in a pass of its own */
+struct BranchEnd {
+    Dropout d;
+    bool gated;
+    template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
+    {
+        float f[V];
+#pragma unroll
+        for (int j = 0; j < V; j++) f[j] = 1.0f;
+        if (d.rng) d.factors<V>(first, f);
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = x[0][j] + x[1][j] * f[j] * (gated ? sigmoidf(x[2][j]) : 1.0f);
+    }
+};
+
+/* The product as a kernel of its own, then the edge. */
+static Status branch_in_two(CudaContext *ctx, const OpCall *call, const Branch &b)
+{
+    int64_t n = tensor_count(b.y_tensor);
+    OpCall product = *call;
+    Group group = {};
+    void *p = b.product ? b.product : call->scratch;
+    product.scratch = (char *)call->scratch + align_up((size_t)n * dtype_size(b.type));
+    group.members = 1;
+    group.rows = b.rows, group.inner = b.inner, group.out[0] = b.out;
+    group.x = b.x, group.w[0] = b.w, group.y[0] = p, group.bias[0] = b.bias;
+    group.type = b.type;
+    TRY(dense_group_run(ctx, &product, &group));
+    BranchEnd end = {b.drop, b.g != NULL};
+    int64_t inner = b.drop.rng ? b.drop.inner : n;
+    DISPATCH_REAL(call, b.type, {
+        const void *gate = b.g ? b.g : p;
+        MapArgs<T, 3, 1> a = {{(const T *)b.r, (const T *)p, (const T *)gate}, {(T *)b.y}, n};
+        return map_launch(a, inner, end, ctx->stream);
+    });
+    return OK;
+}
+
+static Status linear_residual(CudaContext *ctx, const OpCall *call)
+{
+    Branch b = branch_of(ctx, call);
+    if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
+    FlowOperands o = flow_operands(b);
+    FlowEdge edge = b.g ? FLOW_GATED : FLOW_RESIDUAL;
+    bool keeps = b.g || !b.product; /* without a gate nobody asks for the product */
+    if (b.type == DT_BF16 && b.rows >= 1024 && keeps && flow_fits(o, edge)) return flow_launch(o, edge, ctx->stream);
+    return branch_in_two(ctx, call, b);
+}
+
+/* The product, then the biases in bf16. */
+static size_t linear_residual_scratch(const OpCall *call)
+{
+    const Tensor *y = call->out_tensor[0];
+    size_t size = dtype_size(y->dtype);
+    return align_up((size_t)tensor_count(y) * size) + align_up((size_t)tensor_last(y) * size);
+}
+
+const CudaEntry cuda_linear_residual[] = {
+    {OP_LINEAR_RESIDUAL, linear_residual, linear_residual_scratch},
+    {OP_COUNT, NULL, NULL},
+};
