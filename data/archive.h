@@ -64,6 +64,12 @@ Status archive_chain_hits(const Archive *archive, const char *chain, Arena *aren
 /* Chains that have alignments (their own or of their group), sorted. */
 Status archive_list_chains(const Archive *archive, Arena *arena, char ***chains_out, int64_t *count_out);
 
+/* --- changes ---------------------------------------------------------------------------------------------------- */
+
+/* Stamp (data/stamp.h) of the files of a chain ENTRY_CHAIN, of the structure of an ENTRY, or (name NULL) of the lists
+ * and of which structures there are. */
+Status archive_stamp(const Archive *archive, const char *name, uint64_t *stamp_out);
+
 /* --- caches and clusters ---------------------------------------------------------------------------------------- */
 
 /* chain_data_cache.json and mmcif_cache.json, one record per chain, in file order. */

@@ -26,6 +26,9 @@ typedef struct DatasetSource {
     const char *(*name)(void *context, int64_t chain); /* ENTRY_CHAIN */
     /* Everything about a chain, into the arena; hits only if `with_hits`. */
     Status (*load)(void *context, int64_t chain, bool with_hits, Arena *arena, RawSample *raw_out);
+    /* A stamp (data/stamp.h) of what stands behind a chain ENTRY_CHAIN with its alignments, behind the structure of an
+     * ENTRY, or (NULL) of the lists and of which structures there are. */
+    Status (*stamp)(void *context, const char *name, uint64_t *stamp_out);
     TemplateSource templates;
 } DatasetSource;
 

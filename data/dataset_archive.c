@@ -67,6 +67,11 @@ static Status load(void *context, int64_t index, bool with_hits, Arena *arena, R
     return OK;
 }
 
+static Status stamp(void *context, const char *name, uint64_t *stamp_out)
+{
+    return archive_stamp(((ArchiveSource *)context)->archive, name, stamp_out);
+}
+
 static const char *current_entry(void *context, const char *entry_id)
 {
     return archive_current_entry(((ArchiveSource *)context)->archive, entry_id);
@@ -203,6 +208,7 @@ Status dataset_open_archive(const ArchivePaths *paths, const char *const *chains
         .count = count_chains,
         .name = name_of,
         .load = load,
+        .stamp = stamp,
         .templates = {source, current_entry, release_date, read_structure},
     };
     return dataset_open_source(&functions, log, dataset_out);

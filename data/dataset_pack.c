@@ -5,6 +5,7 @@
 #include "data/dataset.h"
 #include "data/pack_file.h"
 #include "data/pack_record.h"
+#include "data/stamp.h"
 
 enum { NAME_SIZE = 256 };
 
@@ -43,6 +44,13 @@ static Status load(void *context, int64_t chain, bool with_hits, Arena *arena, R
     TRY(pack_file_read(file, PACK_ALIGNMENT, chain, arena, &reader));
     TRY(pack_get_alignment(name, &reader, arena, &raw_out->msa, &raw_out->hits));
     if (!with_hits) raw_out->hits.count = 0;
+    return OK;
+}
+
+static Status stamp(void *context, const char *name, uint64_t *stamp_out)
+{
+    (void)name;
+    *stamp_out = stamp_file(STAMP_START, pack_file_path(context));
     return OK;
 }
 
@@ -93,6 +101,7 @@ Status dataset_open_pack(const char *path, const DataLog *log, Dataset **dataset
         .count = count_chains,
         .name = name_of,
         .load = load,
+        .stamp = stamp,
         .templates = {file, current_entry, release_date, read_structure},
     };
     return dataset_open_source(&functions, log, dataset_out);

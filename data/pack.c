@@ -9,6 +9,7 @@
 #include "data/hhr.h"
 #include "data/pack_file.h"
 #include "data/pack_record.h"
+#include "data/stamp.h"
 
 enum { NAME_SIZE = 256 };
 
@@ -16,18 +17,69 @@ typedef struct PackRun {
     const Dataset *dataset;
     const PackOptions *options;
     PackWriter *writer;
+    uint64_t base;        /* stamp of the lists and of the options that change alignments */
+    bool stale;           /* a structure of an interrupted run is no longer current */
     pthread_mutex_t lock; /* everything below */
     int64_t next, done, left_out;
     Status failure;
     char text[1024];
 } PackRun;
 
+/* Of a chain record (the structure's file) or of an alignment record (all files of the chain, lists, options). */
+static Status stamp_of(const PackRun *run, PackKind kind, const char *name, uint64_t *stamp_out)
+{
+    const DatasetSource *source = dataset_source(run->dataset);
+    char entry[NAME_SIZE];
+    if (kind == PACK_CHAIN) {
+        snprintf(entry, sizeof entry, "%.*s", (int)strcspn(name, "_"), name);
+        return source->stamp(source->context, entry, stamp_out);
+    }
+    TRY(source->stamp(source->context, name, stamp_out));
+    *stamp_out = stamp_bytes(*stamp_out, &run->base, sizeof run->base);
+    return OK;
+}
+
+static bool is_current(const PackRun *run, PackKind kind, const char *name, uint64_t stamp)
+{
+    uint64_t now;
+    return stamp_of(run, kind, name, &now) == OK && now == stamp;
+}
+
+static bool keep_structure(void *context, PackKind kind, const char *name, uint64_t stamp)
+{
+    PackRun *run = context;
+    if (kind != PACK_CHAIN || is_current(run, kind, name, stamp)) return true;
+    run->stale = true;
+    return false;
+}
+
+/* Alignments hold hits chosen with the structures of other chains: if one of those changed, any may have to. */
+static bool keep_alignment(void *context, PackKind kind, const char *name, uint64_t stamp)
+{
+    const PackRun *run = context;
+    return kind != PACK_ALIGNMENT ||
+           (!run->stale && dataset_find(run->dataset, name) >= 0 && is_current(run, kind, name, stamp));
+}
+
+static Status start_run(PackRun *run)
+{
+    const DatasetSource *source = dataset_source(run->dataset);
+    TRY(source->stamp(source->context, NULL, &run->base));
+    run->base = stamp_number(run->base, run->options->templates);
+    TRY(pack_writer_open(run->options->path, run->options->level, &run->writer));
+    pack_writer_revise(run->writer, keep_structure, run);
+    pack_writer_revise(run->writer, keep_alignment, run);
+    return OK;
+}
+
 static Status add_chain(PackRun *run, const char *name, const Chain *chain)
 {
     ByteWriter content = {0};
+    uint64_t stamp;
     if (pack_writer_has(run->writer, PACK_CHAIN, name)) return OK;
+    TRY(stamp_of(run, PACK_CHAIN, name, &stamp));
     pack_put_chain(&content, chain);
-    Status status = pack_writer_add(run->writer, PACK_CHAIN, name, chain->release_date, &content);
+    Status status = pack_writer_add(run->writer, PACK_CHAIN, name, chain->release_date, stamp, &content);
     bytes_free(&content);
     return status;
 }
@@ -69,7 +121,7 @@ static Status add_templates(PackRun *run, const TemplateQuery *query, TemplateHi
     return OK;
 }
 
-static Status add_alignment(PackRun *run, const char *name, RawSample *raw, Arena *arena)
+static Status add_alignment(PackRun *run, const char *name, uint64_t stamp, RawSample *raw, Arena *arena)
 {
     TemplateQuery query = {.name = name,
                            .entry_id = raw->chain.entry_id,
@@ -83,7 +135,7 @@ static Status add_alignment(PackRun *run, const char *name, RawSample *raw, Aren
     ByteWriter content = {0};
     pack_put_alignment(&content, &raw->msa, &raw->hits, order, count);
     /* last: its presence says that all the rest is there, too */
-    Status status = pack_writer_add(run->writer, PACK_ALIGNMENT, name, raw->chain.release_date, &content);
+    Status status = pack_writer_add(run->writer, PACK_ALIGNMENT, name, raw->chain.release_date, stamp, &content);
     bytes_free(&content);
     return status;
 }
@@ -94,9 +146,11 @@ static Status pack_chain(PackRun *run, int64_t chain)
     const char *name = dataset_name(run->dataset, chain);
     Arena arena = {0};
     RawSample raw = {0};
+    uint64_t stamp;
     if (pack_writer_has(run->writer, PACK_ALIGNMENT, name)) return OK;
+    TRY(stamp_of(run, PACK_ALIGNMENT, name, &stamp)); /* before reading: what changes meanwhile is noticed next time */
     Status status = source->load(source->context, chain, run->options->templates, &arena, &raw);
-    if (status == OK) status = add_alignment(run, name, &raw, &arena);
+    if (status == OK) status = add_alignment(run, name, stamp, &raw, &arena);
     arena_free(&arena);
     return status;
 }
@@ -167,7 +221,7 @@ Status pack_write(const Dataset *dataset, const PackOptions *options, PackReport
     Arena arena = {0};
     PackFile *file = NULL;
     int64_t raw, stored;
-    TRY(pack_writer_open(options->path, options->level, &run.writer));
+    TRY(start_run(&run));
     pthread_t *thread = arena_array(&arena, (size_t)options->threads, sizeof *thread);
     Status status = thread ? OK : status_fail(ERR_MEMORY, "pack: no memory for threads");
     if (status == OK) {

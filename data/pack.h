@@ -28,7 +28,8 @@ typedef struct PackReport {
     int64_t raw_bytes, stored_bytes, file_bytes;
 } PackReport;
 
-/* Writes PATH.part, then PATH. An interrupted run (also a killed one) is continued by the next call. */
+/* Writes PATH.part, then PATH. An interrupted run (also a killed one) is continued by the next call; what was made from
+ * files that have changed since (size, time of modification, which structures there are) is made anew. */
 Status pack_write(const Dataset *dataset, const PackOptions *options, PackReport *report_out);
 
 /* Reads and decodes every record; damaged ones are said through `log` and counted in *damaged_out. */

@@ -1,9 +1,10 @@
 /* The container of a pack: named, typed, compressed records in one file.
  *
- *     "FSPACK01"                                                       8 bytes
- *     records, each: head (48 bytes), name, zstd frame; padded to 8
+ *     "FSPACK02"                                                       8 bytes
+ *     records, each: head (56 bytes), name, zstd frame; padded to 8
  *       head: "FSRECORD", kind u32, name length u32, stored bytes u64, raw bytes u64,
- *             release date 8 bytes YYYYMMDD (0: unknown), crc32 of the frame u32, crc32 of head and name u32
+ *             release date 8 bytes YYYYMMDD (0: unknown), stamp of the inputs u64 (data/stamp.h), crc32 of the frame
+ *             u32, crc32 of head and name u32
  *     index: for each record, by kind and name: offset u64; then its crc32 u64
  *     "FSPACKIX", offset of the index u64, number of records u64       24 bytes
  *
@@ -26,11 +27,16 @@ typedef enum PackKind { PACK_CHAIN, PACK_ALIGNMENT, PACK_KINDS } PackKind;
 
 typedef struct PackWriter PackWriter;
 
-/* Creates PATH.part or continues one. ERR_IO; ERR_INPUT when PATH.part is something else. */
+/* Creates PATH.part or continues one. ERR_IO; ERR_INPUT when PATH.part is something else or another process writes it.
+ */
 Status pack_writer_open(const char *path, int level, PackWriter **writer_out);
+/* Drops those records of an interrupted run for which `keep` says no: they are not in the index, and may be made anew
+ * (their bytes stay, unless none is kept). Before the first add. */
+void pack_writer_revise(PackWriter *writer,
+                        bool (*keep)(void *context, PackKind kind, const char *name, uint64_t stamp), void *context);
 bool pack_writer_has(PackWriter *writer, PackKind kind, const char *name);
 /* Compresses and appends; a record that is there already is left as it is. */
-Status pack_writer_add(PackWriter *writer, PackKind kind, const char *name, const char *release_date,
+Status pack_writer_add(PackWriter *writer, PackKind kind, const char *name, const char *release_date, uint64_t stamp,
                        const ByteWriter *content);
 /* Records of an interrupted run that were kept; bytes so far before and after compression (of this run). */
 void pack_writer_sizes(PackWriter *writer, int64_t *kept_out, int64_t *raw_out, int64_t *stored_out);

@@ -4,7 +4,16 @@
 #include <zlib.h>
 
 /* Places of the fields of a record's head. */
-enum { AT_KIND = 8, AT_NAME = 12, AT_STORED = 16, AT_RAW = 24, AT_DATE = 32, AT_CONTENT_CRC = 40, AT_HEAD_CRC = 44 };
+enum {
+    AT_KIND = 8,
+    AT_NAME = 12,
+    AT_STORED = 16,
+    AT_RAW = 24,
+    AT_DATE = 32,
+    AT_STAMP = 40,
+    AT_CONTENT_CRC = 48,
+    AT_HEAD_CRC = 52
+};
 
 static void store_u32(unsigned char *out, uint32_t value)
 {
@@ -46,6 +55,7 @@ void pack_head_encode(const PackHead *head, const char *name, unsigned char out[
     pack_store_u64(out + AT_STORED, head->stored);
     pack_store_u64(out + AT_RAW, head->raw);
     memcpy(out + AT_DATE, head->date, strlen(head->date));
+    pack_store_u64(out + AT_STAMP, head->stamp);
     store_u32(out + AT_CONTENT_CRC, head->content_crc);
     store_u32(out + AT_HEAD_CRC, head_crc(out, name, head->name_length));
 }
@@ -60,6 +70,7 @@ bool pack_head_decode(const unsigned char *file, uint64_t size, uint64_t at, Pac
     PackHead decoded = {.name_length = load_u32(head + AT_NAME),
                         .stored = pack_load_u64(head + AT_STORED),
                         .raw = pack_load_u64(head + AT_RAW),
+                        .stamp = pack_load_u64(head + AT_STAMP),
                         .content_crc = load_u32(head + AT_CONTENT_CRC)};
     uint32_t kind = load_u32(head + AT_KIND);
     if (kind >= PACK_KINDS || decoded.name_length > PACK_MOST_NAME || decoded.name_length > left ||

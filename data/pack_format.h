@@ -4,9 +4,9 @@
 
 #include "data/pack_file.h"
 
-enum { PACK_MAGIC_SIZE = 8, PACK_HEAD_SIZE = 48, PACK_TAIL_SIZE = 24, PACK_PAD = 8, PACK_MOST_NAME = 255 };
+enum { PACK_MAGIC_SIZE = 8, PACK_HEAD_SIZE = 56, PACK_TAIL_SIZE = 24, PACK_PAD = 8, PACK_MOST_NAME = 255 };
 
-#define PACK_MAGIC  "FSPACK01"
+#define PACK_MAGIC  "FSPACK02"
 #define PACK_RECORD "FSRECORD"
 #define PACK_INDEX  "FSPACKIX"
 
@@ -14,7 +14,8 @@ typedef struct PackHead {
     PackKind kind;
     uint32_t name_length;
     uint64_t stored, raw;
-    char date[9]; /* YYYYMMDD or "" */
+    char date[9];   /* YYYYMMDD or "" */
+    uint64_t stamp; /* of the inputs it was made from */
     uint32_t content_crc;
 } PackHead;
 

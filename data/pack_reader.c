@@ -163,6 +163,10 @@ Status pack_file_read(const PackFile *file, PackKind kind, int64_t index, Arena 
         return status_fail_at(ERR_INPUT, file->path, 0, "record %s has a wrong checksum", record->name);
     if (ZSTD_getFrameContentSize(record->content, head->stored) != head->raw)
         return status_fail_at(ERR_INPUT, file->path, 0, "record %s has an unexpected size", record->name);
+    enum { MOST_RATIO = 1 << 16 }; /* zstd cannot do more: 128 KiB in a block of 4 bytes */
+    if (head->raw / MOST_RATIO > head->stored)
+        return status_fail_at(ERR_INPUT, file->path, 0, "record %s claims %llu bytes in %llu", record->name,
+                              (unsigned long long)head->raw, (unsigned long long)head->stored);
     unsigned char *raw = arena_alloc(arena, head->raw);
     if (!raw)
         return status_fail_at(ERR_MEMORY, file->path, 0, "no memory for the %llu bytes of %s",

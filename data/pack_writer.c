@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,7 +15,7 @@
 typedef struct Entry {
     PackKind kind;
     char *name;
-    uint64_t offset;
+    uint64_t offset, stamp;
 } Entry;
 
 enum { BUCKETS = 1 << 16 };
@@ -31,7 +32,8 @@ struct PackWriter {
     pthread_mutex_t lock; /* everything below */
     Arena arena;
     Node **bucket;
-    uint64_t end; /* offset behind the last record */
+    uint64_t end;    /* offset behind the last record */
+    uint64_t length; /* of the finished file */
     int64_t records, kept, raw, stored;
 };
 
@@ -43,14 +45,18 @@ static Node **find(PackWriter *writer, PackKind kind, const char *name)
     return node;
 }
 
-static Status remember(PackWriter *writer, PackKind kind, const char *name, size_t length, uint64_t offset)
+static Status remember(PackWriter *writer, const PackHead *head, const char *name, uint64_t offset)
 {
     Node *node = arena_alloc(&writer->arena, sizeof *node);
-    char *copy = arena_strndup(&writer->arena, name, length);
+    char *copy = arena_strndup(&writer->arena, name, head->name_length);
     if (!node || !copy) return status_fail_at(ERR_MEMORY, writer->part, 0, "no memory for the index");
-    Node **place = find(writer, kind, copy);
-    if (*place) return OK;
-    *node = (Node){.entry = {kind, copy, offset}};
+    Node **place = find(writer, head->kind, copy);
+    if (*place) { /* made anew by a later run: the later one counts */
+        (*place)->entry.offset = offset;
+        (*place)->entry.stamp = head->stamp;
+        return OK;
+    }
+    *node = (Node){.entry = {head->kind, copy, offset, head->stamp}};
     *place = node;
     ++writer->records;
     return OK;
@@ -86,7 +92,7 @@ static Status scan(PackWriter *writer, uint64_t size)
     writer->end = PACK_MAGIC_SIZE;
     while (status == OK && pack_head_decode(file, size, writer->end, &head, &name, &content, &next) &&
            pack_crc(content, head.stored) == head.content_crc) {
-        status = remember(writer, head.kind, name, head.name_length, writer->end);
+        status = remember(writer, &head, name, writer->end);
         writer->end = next;
     }
     munmap(file, size);
@@ -102,6 +108,8 @@ static Status open_part(PackWriter *writer)
     writer->handle = open(writer->part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (writer->handle < 0 || fstat(writer->handle, &info) != 0)
         return status_fail_at(ERR_IO, writer->part, 0, "cannot open: %s", strerror(errno));
+    if (flock(writer->handle, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) /* some file systems have no locks */
+        return status_fail_at(ERR_INPUT, writer->part, 0, "is being written by another process");
     if (info.st_size >= PACK_MAGIC_SIZE) return scan(writer, (uint64_t)info.st_size);
     if (info.st_size > 0)
         return status_fail_at(ERR_INPUT, writer->part, 0, "exists and is not an unfinished pack: remove it first");
@@ -141,6 +149,23 @@ void pack_writer_close(PackWriter **writer)
     *writer = NULL;
 }
 
+void pack_writer_revise(PackWriter *writer,
+                        bool (*keep)(void *context, PackKind kind, const char *name, uint64_t stamp), void *context)
+{
+    for (int b = 0; b < BUCKETS; ++b)
+        for (Node **node = &writer->bucket[b]; *node;) {
+            const Entry *entry = &(*node)->entry;
+            if (keep(context, entry->kind, entry->name, entry->stamp)) {
+                node = &(*node)->next;
+            } else {
+                *node = (*node)->next;
+                --writer->records;
+            }
+        }
+    writer->kept = writer->records;
+    if (writer->records == 0) writer->end = PACK_MAGIC_SIZE;
+}
+
 bool pack_writer_has(PackWriter *writer, PackKind kind, const char *name)
 {
     pthread_mutex_lock(&writer->lock);
@@ -155,19 +180,19 @@ static Status append(PackWriter *writer, const PackHead *head, const char *name,
 {
     if (*find(writer, head->kind, name)) return OK;
     TRY(write_all(writer, record, size, writer->end));
-    TRY(remember(writer, head->kind, name, head->name_length, writer->end));
+    TRY(remember(writer, head, name, writer->end));
     writer->end += size;
     writer->raw += (int64_t)head->raw;
     writer->stored += (int64_t)head->stored;
     return OK;
 }
 
-Status pack_writer_add(PackWriter *writer, PackKind kind, const char *name, const char *release_date,
+Status pack_writer_add(PackWriter *writer, PackKind kind, const char *name, const char *release_date, uint64_t stamp,
                        const ByteWriter *content)
 {
     if (content->failed) return status_fail(ERR_MEMORY, "pack: no memory for %s", name);
     if (strlen(name) > PACK_MOST_NAME) return status_fail(ERR_INPUT, "pack: name of %zu bytes", strlen(name));
-    PackHead head = {.kind = kind, .name_length = (uint32_t)strlen(name), .raw = content->size};
+    PackHead head = {.kind = kind, .name_length = (uint32_t)strlen(name), .raw = content->size, .stamp = stamp};
     if (strlen(release_date) == 10)
         for (int i = 0, at = 0; i < 10; ++i)
             if (release_date[i] != '-' && at < 8) head.date[at++] = release_date[i];
@@ -222,6 +247,7 @@ static Status write_index(PackWriter *writer)
     memcpy(index + bytes + 8, PACK_INDEX, PACK_MAGIC_SIZE);
     pack_store_u64(index + bytes + 16, writer->end);
     pack_store_u64(index + bytes + 24, count);
+    writer->length = writer->end + bytes + 8 + PACK_TAIL_SIZE;
     return write_all(writer, index, bytes + 8 + PACK_TAIL_SIZE, writer->end);
 }
 
@@ -229,6 +255,8 @@ Status pack_writer_finish(PackWriter *writer)
 {
     pthread_mutex_lock(&writer->lock);
     Status status = write_index(writer);
+    if (status == OK && ftruncate(writer->handle, (off_t)writer->length) != 0) /* dropped records may lie behind */
+        status = status_fail_at(ERR_IO, writer->part, 0, "cannot cut: %s", strerror(errno));
     if (status == OK && fsync(writer->handle) != 0)
         status = status_fail_at(ERR_IO, writer->part, 0, "cannot sync: %s", strerror(errno));
     if (status == OK && rename(writer->part, writer->path) != 0)

@@ -54,4 +54,15 @@ mv "$out/m.json" "$out/mmcif_cache.json"
 expect "the caches can be read" 0 $? "$out/log" "0 errors"
 "$foldscale" data index >"$out/log" 2>&1
 expect "index without a folder" 2 $? "$out/log" "--mmcif DIR is missing"
+
+"$foldscale" data synth "$out/synthetic" --chains 40 --length-median 80 --depth-median 300 >/dev/null 2>&1
+pack=("$foldscale" data pack "$out/x.pack" --mmcif "$out/synthetic/mmcif" --alignments "$out/synthetic/alignments")
+for seconds in 0.03 0.05 0.07 0.04 0.06; do timeout -s KILL $seconds "${pack[@]}" >/dev/null 2>&1; done 2>/dev/null
+"${pack[@]}" >"$out/log" 2>&1
+expect "a pack killed five times is finished" 0 $? "$out/log" "40 chains, 40 structures, 0 left out"
+"$foldscale" data check "$out/x.pack" >"$out/log" 2>&1
+expect "and is whole" 0 $? "$out/log" "0 errors"
+printf 'x' | dd of="$out/x.pack" bs=1 seek=5000 conv=notrunc 2>/dev/null
+"$foldscale" data check "$out/x.pack" >"$out/log" 2>&1
+expect "a changed byte is found" 1 $? "$out/log" "x.pack: .*checksum"
 exit $failed

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,20 +96,18 @@ static Batch *sample(DatasetReader *reader, int64_t chain)
     return batch;
 }
 
-static void test_same_samples(void **state)
+/* Every sample of the pack is that of the files; returns the number of templates in them. */
+static int64_t compare_with_files(int64_t chains)
 {
-    (void)state;
-    PackReport report = write_pack();
-    assert_int_equal(report.chains, CHAINS);
-    assert_int_equal(report.left_out, 0);
     Dataset *files = open_files(), *packed = NULL;
     DatasetReader *file_reader = NULL, *pack_reader = NULL;
     int64_t templates = 0;
     assert_int_equal(dataset_open_pack(pack_path, NULL, &packed), OK);
     assert_int_equal(dataset_reader_create(files, &file_reader), OK);
     assert_int_equal(dataset_reader_create(packed, &pack_reader), OK);
-    assert_int_equal(dataset_count(packed), dataset_count(files));
-    for (int64_t chain = 0; chain < CHAINS; ++chain) {
+    assert_int_equal(dataset_count(files), chains);
+    assert_int_equal(dataset_count(packed), chains);
+    for (int64_t chain = 0; chain < chains; ++chain) {
         int64_t same = dataset_find(packed, dataset_name(files, chain));
         assert_true(same >= 0);
         Batch *a = sample(file_reader, chain), *b = sample(pack_reader, same);
@@ -117,11 +116,20 @@ static void test_same_samples(void **state)
         batch_destroy(&a);
         batch_destroy(&b);
     }
-    assert_true(templates > CHAINS); /* the comparison did include templates */
     dataset_reader_destroy(&file_reader);
     dataset_reader_destroy(&pack_reader);
     dataset_close(&files);
     dataset_close(&packed);
+    return templates;
+}
+
+static void test_same_samples(void **state)
+{
+    (void)state;
+    PackReport report = write_pack();
+    assert_int_equal(report.chains, CHAINS);
+    assert_int_equal(report.left_out, 0);
+    assert_true(compare_with_files(CHAINS) > CHAINS); /* the comparison did include templates */
 }
 
 static long file_size(const char *path)
@@ -162,6 +170,70 @@ static void test_resume(void **state)
     assert_int_equal(file_size(part), 17);
     dataset_close(&dataset);
     unlink(part);
+}
+
+/* An interrupted run: everything but the index, and the last records. */
+static void interrupt(void)
+{
+    char part[160];
+    write_pack();
+    snprintf(part, sizeof part, "%s.part", pack_path);
+    assert_int_equal(rename(pack_path, part), 0);
+    assert_int_equal(truncate(part, file_size(part) * 9 / 10), 0);
+}
+
+static void path_of(int64_t chain, const char *file, char path_out[256])
+{
+    char name[8];
+    synth_name(chain, name);
+    if (file)
+        snprintf(path_out, 256, "%s/%s/%s", alignments, name, file);
+    else
+        snprintf(path_out, 256, "%s/%.4s.cif", mmcif, name);
+}
+
+/* What is made from files that have changed since the interruption is made anew, the rest is kept. */
+static void test_changed_inputs(void **state)
+{
+    (void)state;
+    char path[256], text[512] = {0}, word[200] = {0};
+    interrupt();
+    PackReport report = write_pack();
+    int64_t unchanged = report.kept;
+    assert_true(unchanged > CHAINS);
+
+    interrupt(); /* another row for the first chain */
+    path_of(0, "uniref90_hits.a3m", path);
+    FILE *file = fopen(path, "r+");
+    assert_non_null(file);
+    assert_true(fscanf(file, "%511[^\n]\n%199s", text, word) == 2);
+    fseek(file, 0, SEEK_END);
+    for (char *c = word; *c; ++c) *c = *c == 'A' ? 'G' : 'A';
+    fprintf(file, ">another\n%s\n", word);
+    fclose(file);
+    report = write_pack();
+    assert_int_equal(report.kept, unchanged - 1);
+    compare_with_files(CHAINS);
+
+    interrupt(); /* another structure for a chain that is a template of others */
+    path_of(0, NULL, path);
+    assert_int_equal(truncate(path, file_size(path)), 0);
+    struct timespec times[2] = {{.tv_sec = 1}, {.tv_sec = 1}};
+    assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+    report = write_pack();
+    assert_true(report.kept < unchanged - CHAINS / 2);
+    compare_with_files(CHAINS);
+
+    interrupt(); /* a chain taken away */
+    path_of(1, NULL, path);
+    assert_int_equal(unlink(path), 0);
+    report = write_pack();
+    assert_int_equal(report.chains, CHAINS - 1);
+    compare_with_files(CHAINS - 1);
+
+    unlink(pack_path);
+    SynthOptions synth = synth_options(); /* the same files again */
+    assert_int_equal(synth_write(&synth), OK);
 }
 
 static void flip(const char *path, long at)
@@ -291,8 +363,8 @@ static void test_synth(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_synth), cmocka_unit_test(test_same_samples),
-                                       cmocka_unit_test(test_resume), cmocka_unit_test(test_left_out),
-                                       cmocka_unit_test(test_damage)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_synth),    cmocka_unit_test(test_same_samples),
+                                       cmocka_unit_test(test_resume),   cmocka_unit_test(test_changed_inputs),
+                                       cmocka_unit_test(test_left_out), cmocka_unit_test(test_damage)};
     return cmocka_run_group_tests(tests, make_data, remove_data);
 }
