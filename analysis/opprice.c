@@ -55,6 +55,30 @@ Status opprice_assume(const Machine *machine, double efficiency, double kernels_
     return OK;
 }
 
+Status opprice_assume_kind(OpPrices *p, const char *kind, double kernels)
+{
+    int at = p->count;
+    OpCurve *curve = arena_array(&p->arena, (size_t)p->count + 1, sizeof *curve);
+    char *name = arena_strdup(&p->arena, kind);
+    if (!curve || !name) return status_fail(ERR_MEMORY, "op prices: out of memory");
+    if (p->count) memcpy(curve, p->curve, (size_t)p->count * sizeof *curve);
+    for (; at > 0 && strcmp(curve[at - 1].kind, kind) > 0; at--) curve[at] = curve[at - 1]; /* in order of kinds */
+    curve[at] = p->pooled;
+    curve[at].kind = name;
+    curve[at].overhead_s = p->launch_s * kernels;
+    p->curve = curve;
+    p->count++;
+    return OK;
+}
+
+void opprice_set_launch(OpPrices *p, double launch_s)
+{
+    double scale = launch_s / p->launch_s;
+    p->pooled.overhead_s *= scale;
+    for (int k = 0; k < p->count; k++) p->curve[k].overhead_s *= scale;
+    p->launch_s = launch_s;
+}
+
 static int collect(const OpRow *rows, int64_t count, CostRate rate, OpTiming *timing)
 {
     int used = 0;
@@ -123,7 +147,7 @@ static double time_of(const OpPrices *p, const Machine *m, const CostClass *c, b
     *measured_out = false;
     if (curve)
         misfit = opcurve_misfit(p, curve, c->rate, c->flops, c->bytes, &sd, measured_out);
-    else if (p->count > 0)
+    else if (p->sample)
         sd *= 1.5; /* a kind that nobody measured */
     if (!curve) curve = &p->pooled;
     if (other_machine(p, m)) sd = sqrt(sd * sd + OPPRICE_OTHER_MACHINE_SD * OPPRICE_OTHER_MACHINE_SD);

@@ -73,6 +73,10 @@ Status opprice_fit_timings(const OpTiming *timing, int count, const Machine *mac
 /* Prices without a profile: every kind at `efficiency` with `kernels_per_op` launches, spread `sd`. */
 Status opprice_assume(const Machine *machine, double efficiency, double kernels_per_op, double sd,
                       OpPrices **prices_out);
+/* One kind of another number of launches: codes fuse some ops and compose others. Prices without a profile only. */
+Status opprice_assume_kind(OpPrices *prices, const char *kind, double kernels);
+/* Sets the time of a launch of prices without a profile. */
+void opprice_set_launch(OpPrices *prices, double launch_s);
 void opprice_destroy(OpPrices **prices);
 
 double opprice_roofline(const Machine *machine, CostRate rate, double flops, double bytes);

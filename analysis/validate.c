@@ -180,15 +180,15 @@ static Status predict_transfer(const FitModel *fit, const OpPrices *prices, cons
     TRY(predict_shape(prices, machine, cases[i].cost, cases[i].dp, reference_s, &shape, &price));
     /* one factor for all kernels: what shifts between kinds and between kernels and overheads is left, about the spread
      * of a single curve */
-    double spread = prices->pooled.sd;
+    double spread = hypot(prices->pooled.sd, cases[i].spread), gain = cases[i].gain > 0 ? cases[i].gain : 1;
     TRY(fit_predict(fit, &shape, i == 0 ? 0 : spread, &interval));
     double wait = isnan(cases[i].loader_s) ? (isnan(cases[0].loader_s) ? 0 : cases[0].loader_s) : cases[i].loader_s;
     *out = (ValidationRow){.set = "published",
                            .what = cases[i].what,
                            .fitted = i == 0,
-                           .predicted = interval.parts.step_s + wait,
-                           .low = interval.lo90_s + wait,
-                           .high = interval.hi90_s + wait,
+                           .predicted = (interval.parts.step_s + wait) / gain,
+                           .low = (interval.lo90_s + wait) / gain,
+                           .high = (interval.hi90_s + wait) / gain,
                            .truth = cases[i].step_s,
                            .naive = NAN,
                            .naive2 = NAN};

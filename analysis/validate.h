@@ -47,6 +47,8 @@ typedef struct TransferCase {
     int64_t dp;
     double step_s;   /* published */
     double loader_s; /* published wait for data, NAN if unknown */
+    double gain;     /* published factor of what neither program has, on the whole step (0: none) */
+    double spread;   /* log standard deviation of what is known of this case alone (gain, launches) */
 } TransferCase;
 Status validate_transfer(OpPrices *prices, const Machine *machine, const TransferCase *cases, int count,
                          const FitOptions *options, Arena *arena, ValidationRow *rows_out);

@@ -68,3 +68,29 @@ Status published_read(const char *path, Arena *arena, PublishedPoint **points_ou
     *count_out = count;
     return status;
 }
+
+static Status find_cell(const Table *t, const PublishedCell *cell, double *value_out)
+{
+    int column[4], value;
+    TRY(table_column(t, cell->value, &value));
+    for (int k = 0; k < 4 && cell->where[k].column; k++) TRY(table_column(t, cell->where[k].column, &column[k]));
+    for (int64_t row = 0; row < t->rows; row++) {
+        bool match = true;
+        for (int k = 0; k < 4 && cell->where[k].column && match; k++)
+            match = strncmp(table_cell(t, row, column[k]), cell->where[k].starts, strlen(cell->where[k].starts)) == 0;
+        if (match) return table_double(t, row, value, value_out);
+    }
+    return status_fail_at(ERR_INPUT, t->file, 0, "no row whose %s begins with \"%s\"", cell->where[0].column,
+                          cell->where[0].starts);
+}
+
+Status published_cell(const PublishedCell *cell, double *value_out)
+{
+    Table *t = NULL;
+    char path[4096];
+    snprintf(path, sizeof path, FOLDSCALE_SOURCE_DIR "/data/published/%s", cell->file);
+    TRY(table_read(path, &t));
+    Status status = find_cell(t, cell, value_out);
+    table_destroy(&t);
+    return status;
+}

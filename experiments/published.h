@@ -11,4 +11,14 @@ Status published_read(const char *path, Arena *arena, PublishedPoint **points_ou
 const char *published_default(void);    /* path of that file */
 const char *published_experiment(void); /* path of the experiment those runs trained */
 
+/* One figure of a file in data/published: column `value` of the first row whose cells begin with these texts. */
+typedef struct PublishedCell {
+    const char *file, *value;
+    struct {
+        const char *column, *starts;
+    } where[4];
+} PublishedCell;
+
+Status published_cell(const PublishedCell *cell, double *value_out);
+
 #endif

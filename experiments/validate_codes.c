@@ -3,35 +3,29 @@
 #include <math.h>
 #include <string.h>
 
-#include "experiments/pricing.h"
+#include "experiments/openfold.h"
+#include "experiments/published.h"
 
 #ifndef FOLDSCALE_SOURCE_DIR
 #define FOLDSCALE_SOURCE_DIR "."
 #endif
 
-#define PUBLISHED(name)  FOLDSCALE_SOURCE_DIR "/data/published/" name
 #define EXPERIMENT(name) FOLDSCALE_SOURCE_DIR "/experiments/" name
-
-/* Where a step time stands: the row whose cells begin with these texts. */
-typedef struct Published {
-    const char *file, *value;
-    struct {
-        const char *column, *starts;
-    } where[4];
-} Published;
 
 typedef struct CodeCase {
     const char *what;
-    Published from;
+    PublishedCell from;
     const char *experiment;
     SwitchSection switches;
     int dp, dap;
-    bool first; /* calibrates the rows that follow */
+    bool first;    /* calibrates the rows that follow */
+    bool openfold; /* its modules: launches cost what OpenFold's do; else what the device takes */
+    bool autocast; /* "bf16-mixed": products alone are sure to be in bf16 */
 } CodeCase;
 
 #define STEPS(method_, phase_)                                                                                         \
     {                                                                                                                  \
-        PUBLISHED("scalefold_step_times.csv"), "step_time_s",                                                          \
+        "scalefold_step_times.csv", "step_time_s",                                                                     \
         {                                                                                                              \
             {"method", method_},                                                                                       \
             {                                                                                                          \
@@ -39,19 +33,9 @@ typedef struct CodeCase {
             }                                                                                                          \
         }                                                                                                              \
     }
-#define OTHERS(phase_)                                                                                                 \
-    {                                                                                                                  \
-        PUBLISHED("other_alphafold2_training.csv"), "value",                                                           \
-        {                                                                                                              \
-            {"system", "OpenFold"}, {"hardware", "A100 40GB"}, {"phase", phase_},                                      \
-            {                                                                                                          \
-                "precision", "bf16"                                                                                    \
-            }                                                                                                          \
-        }                                                                                                              \
-    }
 #define FASTFOLD(metric_)                                                                                              \
     {                                                                                                                  \
-        PUBLISHED("fastfold.csv"), "value",                                                                            \
+        "fastfold.csv", "value",                                                                                       \
         {                                                                                                              \
             {                                                                                                          \
                 "metric", metric_                                                                                      \
@@ -62,10 +46,6 @@ typedef struct CodeCase {
     {                                                                                                                  \
         .checkpoint = CHECKPOINT_BLOCK                                                                                 \
     }
-#define PLAIN_16                                                                                                       \
-    {                                                                                                                  \
-        .bf16 = true, .checkpoint = CHECKPOINT_BLOCK                                                                   \
-    }
 #define FUSED_16                                                                                                       \
     {                                                                                                                  \
         .fused_attention = true, .fused_layernorm = true, .bf16 = true, .checkpoint = CHECKPOINT_BLOCK                 \
@@ -74,72 +54,77 @@ typedef struct CodeCase {
 /* DAP degrees of FastFold's two steps are not stated beside the numbers; 2 and 4 are those of its paper's setting. */
 static const CodeCase CASES[] = {
     {"BioNeMo, 128 A100, fp32, initial training: step (s)", STEPS("BioNeMo OpenFold, no optimisations", "initial"),
-     EXPERIMENT("initial_training.yaml"), PLAIN, 128, 1, true},
+     EXPERIMENT("initial_training.yaml"), PLAIN, 128, 1, true, true, false},
     {"BioNeMo, 128 A100, bf16 and fused kernels: step (s)",
      STEPS("BioNeMo OpenFold, layernorm_inductor+layernorm_triton+mha_triton", "initial"),
-     EXPERIMENT("initial_training.yaml"), FUSED_16, 128, 1, false},
+     EXPERIMENT("initial_training.yaml"), FUSED_16, 128, 1, false, true, true},
     {"BioNeMo, 128 A100, fp32, fine-tuning: step (s)", STEPS("BioNeMo OpenFold, before", "fine-tuning"),
-     EXPERIMENT("fine_tuning.yaml"), PLAIN, 128, 1, false},
-    {"OpenFold, 1 A100, bf16, initial training: step (s)", OTHERS("initial training"),
-     EXPERIMENT("initial_training.yaml"), PLAIN_16, 1, 1, true},
-    {"OpenFold, 1 A100, bf16, fine-tuning: step (s)", OTHERS("fine-tuning"), EXPERIMENT("fine_tuning.yaml"), PLAIN_16,
-     1, 1, false},
+     EXPERIMENT("fine_tuning.yaml"), PLAIN, 128, 1, false, true, false},
     {"FastFold, 256 A100, initial training, DAP 2: step (s)", FASTFOLD("initial training step"),
-     EXPERIMENT("initial_training.yaml"), FUSED_16, 128, 2, true},
+     EXPERIMENT("initial_training.yaml"), FUSED_16, 128, 2, true, false, false},
     {"FastFold, 512 A100, fine-tuning, DAP 4: step (s)", FASTFOLD("fine-tuning step"), EXPERIMENT("fine_tuning.yaml"),
-     FUSED_16, 128, 4, false},
+     FUSED_16, 128, 4, false, false, false},
 };
 
-enum { CASE_COUNT = sizeof CASES / sizeof CASES[0] };
-_Static_assert((int)CASE_COUNT <= (int)VALIDATE_CODES_ROWS, "raise VALIDATE_CODES_ROWS");
+enum { CASE_COUNT = sizeof CASES / sizeof CASES[0], OPENFOLD_STEPS = 2 };
+_Static_assert((int)CASE_COUNT + OPENFOLD_STEPS <= (int)VALIDATE_CODES_ROWS, "raise VALIDATE_CODES_ROWS");
 
-static Status read_value(const Published *p, double *value_out)
+typedef struct Codes {
+    Config *config[2]; /* initial training, fine-tuning */
+    Pricing *pricing;
+    OpenFold openfold;
+    Arena *arena;
+} Codes;
+
+/* Autocast keeps what lies between products in float32 where an operand asks for it, and nobody says how often: priced
+ * as if everywhere, with the distance to a program wholly in bf16 as the spread. */
+static Status set_autocast(Codes *k, const CodeCase *c, const Config *config, TransferCase *out)
 {
-    Table *t = NULL;
-    int value, column;
-    TRY(table_read(p->file, &t));
-    Status status = table_column(t, p->value, &value);
-    int64_t found = -1;
-    for (int64_t row = 0; row < t->rows && status == OK && found < 0; row++) {
-        bool match = true;
-        for (int k = 0; k < 4 && p->where[k].column && match && status == OK; k++) {
-            status = table_column(t, p->where[k].column, &column);
-            if (status != OK) break;
-            match = strncmp(table_cell(t, row, column), p->where[k].starts, strlen(p->where[k].starts)) == 0;
+    SwitchSection full = c->switches;
+    const StepCost *cost = NULL;
+    StepCost *mixed = arena_array(k->arena, 1, sizeof *mixed);
+    const Machine *machine = pricing_machine(k->pricing);
+    double roofline[2] = {0};
+    full.bf16 = false;
+    TRY(pricing_cost(k->pricing, config, &full, c->dap, &cost));
+    if (!mixed) return status_fail(ERR_MEMORY, "validate: out of memory");
+    TRY(openfold_autocast(cost, k->arena, mixed));
+    const StepCost *both[2] = {mixed, out->cost};
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < both[i]->count; j++) {
+            const CostClass *item = &both[i]->item[j];
+            if (!item->comm)
+                roofline[i] += item->calls * opprice_roofline(machine, item->rate, item->flops, item->bytes);
         }
-        if (match) found = row;
-    }
-    if (status == OK && found < 0)
-        status = status_fail_at(ERR_INPUT, p->file, 0, "no row whose %s begins with \"%s\"", p->where[0].column,
-                                p->where[0].starts);
-    if (status == OK) status = table_double(t, found, value, value_out);
-    table_destroy(&t);
-    return status;
+    out->cost = mixed;
+    out->spread = fabs(log(roofline[0] / roofline[1])) / sqrt(12); /* all between is as likely */
+    return OK;
 }
 
-static Status cost_of(Pricing *pricing, const CodeCase *c, Config *config, TransferCase *out)
+static Status cost_of(Codes *k, const CodeCase *c, TransferCase *out)
 {
-    *out = (TransferCase){.what = c->what, .dp = c->dp, .loader_s = 0};
-    TRY(read_value(&c->from, &out->step_s));
-    return pricing_cost(pricing, config, &c->switches, c->dap, &out->cost);
+    const Config *config = k->config[strstr(c->experiment, "fine_tuning") != NULL];
+    *out = (TransferCase){.what = c->what, .dp = c->dp, .loader_s = c->openfold ? k->openfold.loader_s : 0};
+    TRY(published_cell(&c->from, &out->step_s));
+    TRY(pricing_cost(k->pricing, config, &c->switches, c->dap, &out->cost));
+    return c->autocast ? set_autocast(k, c, config, out) : OK;
 }
 
-/* The cases from `first` up to the next one that calibrates; launches per op as for the other published code (table 1
- * of ScaleFold counts OpenFold's, which all of these descend from or compare with). */
-static Status one_code(Pricing *pricing, Config **config, int first, double kernels_per_op, Arena *arena,
-                       ValidationRow *rows, int *count)
+/* The cases from `first` up to the next one that calibrates. */
+static Status one_code(Codes *k, int first, ValidationRow *rows, int *count)
 {
     TransferCase cases[CASE_COUNT];
     const FitOptions options = {.seed = 1};
+    const Machine *machine = pricing_machine(k->pricing);
     OpPrices *prices = NULL;
     int n = 0;
     do {
-        bool fine = strstr(CASES[first + n].experiment, "fine_tuning") != NULL;
-        TRY(cost_of(pricing, &CASES[first + n], config[fine], &cases[n]));
+        TRY(cost_of(k, &CASES[first + n], &cases[n]));
         n++;
     } while (first + n < CASE_COUNT && !CASES[first + n].first);
-    TRY(opprice_assume(pricing_machine(pricing), 1, kernels_per_op, 0.12, &prices));
-    Status status = validate_transfer(prices, pricing_machine(pricing), cases, n, &options, arena, rows + *count);
+    double launch_s = CASES[first].openfold ? k->openfold.launch_s : k->openfold.launch_low_s;
+    TRY(openfold_prices(&k->openfold, machine, launch_s, &prices));
+    Status status = validate_transfer(prices, machine, cases, n, &options, k->arena, rows + *count);
     for (int i = 0; i < n && status == OK; i++) {
         rows[*count + i].set = "other codes";
         rows[*count + i].naive = rows[*count + i].naive2 = NAN; /* Amdahl knows nothing of another crop or kernels */
@@ -149,25 +134,36 @@ static Status one_code(Pricing *pricing, Config **config, int first, double kern
     return status;
 }
 
+/* OpenFold's own two steps gave the cost of its launches. */
+static void openfold_rows(const OpenFold *o, ValidationRow *rows, int *count)
+{
+    static const char *const what[OPENFOLD_STEPS] = {"OpenFold, 1 A100, bf16, initial training: step (s)",
+                                                     "OpenFold, 1 A100, bf16, fine-tuning: step (s)"};
+    for (int i = 0; i < OPENFOLD_STEPS; i++)
+        rows[(*count)++] = (ValidationRow){.set = "other codes",
+                                           .what = what[i],
+                                           .fitted = true,
+                                           .truth = o->step_s[i],
+                                           .naive = NAN,
+                                           .naive2 = NAN,
+                                           .basis = "both steps: its kernels and its launches"};
+}
+
 Status validate_codes(Arena *arena, ValidationRow *rows_out, int *count_out)
 {
-    static const double OPENFOLD_LAUNCHES = 150887;
-    const SwitchSection plain = PLAIN;
     const TextList none = {0};
-    Config *config[2] = {NULL, NULL};
-    Pricing *pricing = NULL;
-    const StepCost *openfold = NULL;
+    Codes k = {.arena = arena};
     int count = 0;
-    Status status = config_load(EXPERIMENT("initial_training.yaml"), &none, &config[0]);
-    if (status == OK) status = config_load(EXPERIMENT("fine_tuning.yaml"), &none, &config[1]);
-    if (status == OK) status = pricing_open(config[0], "a100_sxm", NULL, &pricing);
-    if (status == OK) status = pricing_cost(pricing, config[0], &plain, 1, &openfold);
+    Status status = config_load(EXPERIMENT("initial_training.yaml"), &none, &k.config[0]);
+    if (status == OK) status = config_load(EXPERIMENT("fine_tuning.yaml"), &none, &k.config[1]);
+    if (status == OK) status = pricing_open(k.config[0], "a100_sxm", NULL, &k.pricing);
+    if (status == OK) status = openfold_read(k.config[0], k.config[1], &k.openfold);
+    if (status == OK) openfold_rows(&k.openfold, rows_out, &count);
     for (int i = 0; i < CASE_COUNT && status == OK; i++)
-        if (CASES[i].first)
-            status = one_code(pricing, config, i, OPENFOLD_LAUNCHES / openfold->kernels, arena, rows_out, &count);
-    pricing_close(&pricing);
-    config_destroy(&config[0]);
-    config_destroy(&config[1]);
+        if (CASES[i].first) status = one_code(&k, i, rows_out, &count);
+    pricing_close(&k.pricing);
+    config_destroy(&k.config[0]);
+    config_destroy(&k.config[1]);
     if (status == OK) *count_out = count;
     return status;
 }

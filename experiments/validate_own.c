@@ -110,11 +110,13 @@ static Status make_prices(Own *own)
 /* --- which rows
  * ----------------------------------------------------------------------------------------------------- */
 
+/* One rank has no communication to overlap. */
 static bool same_step(const OwnStep *a, const OwnStep *b)
 {
     for (int i = 0; config_switch_names[i]; i++)
-        if (config_switch_get(&a->switches, config_switch_names[i]) !=
-            config_switch_get(&b->switches, config_switch_names[i]))
+        if ((a->dap * a->dp > 1 || strcmp(config_switch_names[i], "comm_overlap")) &&
+            config_switch_get(&a->switches, config_switch_names[i]) !=
+                config_switch_get(&b->switches, config_switch_names[i]))
             return false;
     return a->switches.checkpoint == b->switches.checkpoint && a->ranks == b->ranks && a->dap == b->dap &&
            a->dp == b->dp && a->no_comm == b->no_comm;

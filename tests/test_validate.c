@@ -60,8 +60,8 @@ static void test_dap_transfer(void **state)
     Machine *h100 = open_machine("h100_sxm");
     OpPrices *prices;
     assert_int_equal(opprice_assume(h100, 1, 150887 / openfold->kernels, 0.12, &prices), OK);
-    const TransferCase cases[] = {{"ScaleFold, no DAP, 128 H100: step (s)", no_dap, 128, 1.8073, 0.0313},
-                                  {"ScaleFold, DAP 8, 2048 H100: step (s)", dap8, 256, 0.6811, 0.0273}};
+    const TransferCase cases[] = {{"ScaleFold, no DAP, 128 H100: step (s)", no_dap, 128, 1.8073, 0.0313, 0, 0},
+                                  {"ScaleFold, DAP 8, 2048 H100: step (s)", dap8, 256, 0.6811, 0.0273, 0, 0}};
     ValidationRow rows[2];
     Arena arena = {0};
     if (validate_transfer(prices, h100, cases, 2, NULL, &arena, rows) != OK) fail_msg("%s", status_text());
