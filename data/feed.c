@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MOST_SLOTS = 4096 }; /* of workers, and of samples ahead */
+
 struct Feed {
     const Dataset *dataset;
     FeedOptions options;
@@ -14,6 +16,7 @@ struct Feed {
     int slots;
     bool exact_copies; /* the step of a sample is known while it is prepared */
     int64_t step;      /* steps handed out */
+    int64_t window;
     Arena arena;
     DatasetReader **reader; /* [workers] */
     Batch **batch;          /* [slots] */
@@ -74,11 +77,26 @@ static Status allocate(Feed *feed)
 
 static Status check_options(const FeedOptions *options)
 {
-    enum { MOST = 4096 };
-    if (options->workers < 1 || options->workers > MOST)
-        return status_fail(ERR_USAGE, "feed: %d workers, expected 1 to %d", options->workers, MOST);
-    if (options->ahead < 0 || options->ahead > MOST)
-        return status_fail(ERR_USAGE, "feed: %d samples ahead, expected 0 to %d", options->ahead, MOST);
+    if (options->workers < 1 || options->workers > MOST_SLOTS)
+        return status_fail(ERR_USAGE, "feed: %d workers, expected 1 to %d", options->workers, MOST_SLOTS);
+    if (options->ahead < 0 || options->ahead > MOST_SLOTS)
+        return status_fail(ERR_USAGE, "feed: %d samples ahead, expected 0 to %d", options->ahead, MOST_SLOTS);
+    return OK;
+}
+
+/* A state may come from a run with more slots, which was further ahead; what it can have left behind is bounded. */
+static Status choose_window(Feed *feed, const FeedProgress *progress)
+{
+    const int64_t most = 32 * 2 * (int64_t)MOST_SLOTS;
+    feed->window = feed->options.window > 0 ? feed->options.window : 32 * (int64_t)feed->slots;
+    if (progress->done_count == 0) return OK;
+    int64_t last = progress->done[progress->done_count - 1], needed = last - progress->next + 1;
+    if (needed > most)
+        return status_fail(ERR_INPUT,
+                           "saved data state: sample %lld is %lld ahead of the first one missing, expected "
+                           "at most %lld",
+                           (long long)last, (long long)needed, (long long)most);
+    if (needed > feed->window) feed->window = needed;
     return OK;
 }
 
@@ -93,15 +111,17 @@ static Status open_parts(Feed *feed, const char *state)
     if (state)
         TRY(feed_progress_parse(state, &o->sampler, sampler_local_count(feed->sampler), &feed->arena, &progress));
     feed->step = progress.step;
+    TRY(choose_window(feed, &progress));
     TRY(allocate(feed));
     LoaderOptions loader = {
         .workers = o->workers,
         .queue = {.slots = feed->slots,
                   .ready_first = o->ready_first,
-                  .window = o->window > 0 ? o->window : 32 * (int64_t)feed->slots,
+                  .window = feed->window,
                   .epoch_length = sampler_local_count(feed->sampler),
                   .end = -1},
         .on_error = o->on_error,
+        .shared = o->shared,
         .log = o->log ? o->log : dataset_log(feed->dataset),
     };
     return loader_create(&loader, prepare, feed, progress.next, progress.done, progress.done_count, &feed->loader);
@@ -184,11 +204,10 @@ void feed_report(Feed *feed, LoaderReport *report_out)
 
 Status feed_state(Feed *feed, Arena *arena, char **state_out)
 {
-    int64_t room = feed->options.window > 0 ? feed->options.window : 32 * (int64_t)feed->slots;
     FeedProgress progress = {.step = feed->step};
-    progress.done = arena_array(arena, (size_t)room, sizeof *progress.done);
+    progress.done = arena_array(arena, (size_t)feed->window, sizeof *progress.done);
     if (!progress.done) return status_fail(ERR_MEMORY, "feed: no memory for its state");
-    progress.next = loader_progress(feed->loader, progress.done, room, &progress.done_count);
+    progress.next = loader_progress(feed->loader, progress.done, feed->window, &progress.done_count);
     return feed_progress_format(&progress, &feed->options.sampler, sampler_local_count(feed->sampler), arena,
                                 state_out);
 }

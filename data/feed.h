@@ -37,6 +37,7 @@ typedef struct FeedOptions {
     bool ready_first;
     int64_t window; /* ready-first: see loader_queue.h; 0: 32 x slots */
     LoaderOnError on_error;
+    bool shared;        /* other ranks (of a DAP group) prepare the same samples: see loader.h */
     const DataLog *log; /* remarks about skipped samples; NULL: the dataset's */
     FeedMemory memory;
 } FeedOptions;
@@ -46,8 +47,8 @@ FeedOptions feed_options_default(void);
 
 typedef struct Feed Feed;
 
-/* `state`: text of feed_state of the same rank, to continue after it; NULL: from the beginning. ERR_INPUT when the
- * state belongs to another seed, number of replicas or length of epoch. */
+/* `state`: text of feed_state of the same rank, to continue after it, also with other workers; NULL: from the
+ * beginning. ERR_INPUT when the state belongs to another seed, number of replicas or length of epoch. */
 Status feed_open(const Dataset *dataset, const FeedOptions *options, const char *state, Feed **feed_out);
 void feed_close(Feed **feed);
 

@@ -26,19 +26,42 @@ struct Loader {
     LoaderQueue *queue;
     double *prepare_s; /* [slots] */
     bool stop;
-    Status failure; /* LOADER_STOP: what stopped us */
+    int64_t in_a_row; /* failures since the last good sample */
+    Status failure;   /* what stopped us */
     char failure_text[1024];
     LoaderReport report;
 };
 
+static bool may_skip(const Loader *loader, Status status)
+{
+    if (loader->options.on_error != LOADER_SKIP || status == ERR_MEMORY || status == ERR_INTERNAL) return false;
+    return status != ERR_IO || !loader->options.shared;
+}
+
+/* Failures in a row after which no good sample is to be expected: a few epochs of a small set. */
+static int64_t most_skipped(const Loader *loader)
+{
+    enum { LEAST = 64, EPOCHS = 4 };
+    int64_t epoch = loader->options.queue.epoch_length;
+    if (epoch <= 0 || epoch > LOADER_MOST_SKIPPED / EPOCHS) return LOADER_MOST_SKIPPED;
+    return EPOCHS * epoch > LEAST ? EPOCHS * epoch : LEAST;
+}
+
 /* Under the lock: a sample could not be prepared. */
 static void fail_sample(Loader *loader, int64_t number, Status status, const char *text)
 {
-    bool skip = loader->options.on_error == LOADER_SKIP && status != ERR_MEMORY && status != ERR_INTERNAL;
-    if (skip) {
+    if (may_skip(loader, status)) {
         ++loader->report.skipped;
+        ++loader->in_a_row;
         data_warn(loader->options.log, "data", 0, "sample %lld skipped (%lld so far): %s", (long long)number,
                   (long long)loader->report.skipped, text);
+        if (loader->in_a_row >= most_skipped(loader) && loader->failure == OK) {
+            loader->failure = status;
+            snprintf(loader->failure_text, sizeof loader->failure_text,
+                     "%lld samples in a row could not be prepared, the last: %.800s", (long long)loader->in_a_row,
+                     text);
+            loader->stop = true;
+        }
     } else if (loader->failure == OK) {
         loader->failure = status;
         snprintf(loader->failure_text, sizeof loader->failure_text, "%s", text);
@@ -64,7 +87,10 @@ static void *work(void *argument)
         double took = clock_now_s() - begin;
         pthread_mutex_lock(&loader->lock);
         loader->prepare_s[slot] = took;
-        if (status != OK) fail_sample(loader, number, status, status_text());
+        if (status != OK)
+            fail_sample(loader, number, status, status_text());
+        else
+            loader->in_a_row = 0;
         loader_queue_finish(loader->queue, slot, status != OK);
         pthread_cond_broadcast(&loader->ready);
         if (status != OK) pthread_cond_broadcast(&loader->work);

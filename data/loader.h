@@ -11,10 +11,13 @@
 
 typedef enum LoaderOnError { LOADER_STOP, LOADER_SKIP } LoaderOnError;
 
+enum { LOADER_MOST_SKIPPED = 1000 }; /* in a row; then the data as a whole is broken and the loader stops */
+
 typedef struct LoaderOptions {
     int workers;            /* threads, at least 1 */
     QueueOptions queue;     /* slots: workers + samples that may wait ready */
-    LoaderOnError on_error; /* ERR_MEMORY and ERR_INTERNAL always stop */
+    LoaderOnError on_error; /* ERR_MEMORY and ERR_INTERNAL always stop, as does a row of failures */
+    bool shared;            /* other ranks prepare the same samples: what may fail on one alone (ERR_IO) stops, too */
     const DataLog *log;     /* remarks about skipped samples; may be NULL */
 } LoaderOptions;
 

@@ -9,8 +9,8 @@ typedef struct RunState {
     int64_t step;    /* optimizer steps done */
     int64_t samples; /* samples seen by all replicas */
     int64_t seed;
-    double elapsed_s;   /* of training so far */
-    char loader[65536]; /* state of the loader as text, "" when the step says it all */
+    double elapsed_s;     /* of training so far */
+    char loader[1 << 18]; /* state of the loader as text, a line per replica, "" when the step says it all */
 } RunState;
 
 /* Writes ckpt_STEP.safetensors (whole or not at all), then removes all but the newest `keep`. */

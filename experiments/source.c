@@ -8,8 +8,6 @@
 #include "engine/clock.h"
 #include "experiments/source_internal.h"
 
-enum { STATE_LINE = 1024 };
-
 struct Source {
     const Config *config;
     Backend *backend;
@@ -54,13 +52,14 @@ static FeedOptions feed_options(const Source *s, const double *weights)
     o.ahead = c->data.queue;
     o.ready_first = c->switches.nonblocking_loader;
     o.on_error = c->data.on_error == ON_ERROR_SKIP ? LOADER_SKIP : LOADER_STOP;
+    o.shared = s->backend->layout.dap > 1;
     o.log = &s->log; /* of every rank: a skipped sample is never silent */
     o.memory = (FeedMemory){s->backend, pinned_alloc, pinned_release};
     return o;
 }
 
 /* The line of this rank's replica in the state of all (one line each). */
-static Status own_state(const Source *s, const char *state, char *line)
+static Status own_state(Source *s, const char *state, char **line_out)
 {
     const char *at = state;
     for (int i = 0; at && i < s->backend->layout.dp_rank; i++) {
@@ -70,20 +69,18 @@ static Status own_state(const Source *s, const char *state, char *line)
     if (!at || *at == '\0')
         return status_fail(ERR_INPUT, "the checkpoint was written by fewer replicas (expected %d)",
                            s->backend->layout.dp);
-    size_t length = strcspn(at, "\n");
-    if (length >= STATE_LINE) return status_fail(ERR_INPUT, "the checkpoint's loader state is damaged");
-    snprintf(line, STATE_LINE, "%.*s", (int)length, at);
-    return OK;
+    *line_out = arena_strndup(&s->arena, at, strcspn(at, "\n"));
+    return *line_out ? OK : status_fail(ERR_MEMORY, "out of memory for the loader's state");
 }
 
 static Status open_feed(Source *s, const char *state)
 {
     double *weights = NULL;
-    char line[STATE_LINE];
+    char *line = NULL;
     TRY(source_weights(&s->config->data, s->dataset, &s->arena, &weights));
     FeedOptions options = feed_options(s, weights);
-    if (*state) TRY(own_state(s, state, line));
-    return feed_open(s->dataset, &options, *state ? line : NULL, &s->feed);
+    if (*state) TRY(own_state(s, state, &line));
+    return feed_open(s->dataset, &options, line, &s->feed);
 }
 
 Status source_open(const Config *config, Backend *backend, const char *state, Source **source_out)
@@ -119,11 +116,13 @@ void source_close(Source **source)
     *source = NULL;
 }
 
-/* In a model-parallel group the first rank picks and the others take the same number (data/loader.h). */
+/* In a model-parallel group the first rank picks and the others take the same number (data/loader.h), unless the
+ * numbers are sure to come one after the other. */
 static Status take(Source *s)
 {
     const RankLayout *layout = &s->backend->layout;
-    if (layout->dap == 1 || !s->config->switches.nonblocking_loader) return feed_next(s->feed, &s->sample);
+    bool one_by_one = !s->config->switches.nonblocking_loader && s->config->data.on_error == ON_ERROR_STOP;
+    if (layout->dap == 1 || one_by_one) return feed_next(s->feed, &s->sample);
     double number = -1;
     if (layout->dap_rank == 0) {
         TRY(feed_next(s->feed, &s->sample));
@@ -146,19 +145,31 @@ Status source_next(Source *source, SourceSample *sample_out)
     return OK;
 }
 
+/* The state of one replica's first rank, on all ranks. */
+static Status share_state(const Source *source, const char *own, int rank, Arena *arena, char **line_out)
+{
+    Backend *backend = source->backend;
+    uint64_t length = rank == backend->layout.rank ? strlen(own) : 0;
+    if (backend->layout.world > 1) TRY(backend->host_broadcast(backend, &length, sizeof length, rank));
+    char *line = arena_alloc(arena, length + 1);
+    if (!line) return status_fail(ERR_MEMORY, "out of memory for the loader's state");
+    if (rank == backend->layout.rank) memcpy(line, own, length);
+    if (backend->layout.world > 1) TRY(backend->host_broadcast(backend, line, length + 1, rank));
+    *line_out = line;
+    return OK;
+}
+
 Status source_state(const Source *source, char *text, size_t size)
 {
     const RankLayout *layout = &source->backend->layout;
     Arena arena = {0};
-    char *own = NULL;
+    char *own = NULL, *line = NULL;
     size_t used = 0;
     Status status = feed_state(source->feed, &arena, &own);
     text[0] = '\0';
     for (int rank = 0; status == OK && rank < layout->world; rank += layout->dap) {
-        char line[STATE_LINE] = "";
-        if (rank == layout->rank) snprintf(line, sizeof line, "%s", own);
-        if (layout->world > 1) status = source->backend->host_broadcast(source->backend, line, sizeof line, rank);
-        if (used < size) used += (size_t)snprintf(text + used, size - used, "%s\n", line);
+        status = share_state(source, own, rank, &arena, &line);
+        if (status == OK && used < size) used += (size_t)snprintf(text + used, size - used, "%s\n", line);
     }
     arena_free(&arena);
     if (status == OK && used >= size)

@@ -95,6 +95,7 @@ typedef struct Work {
     int64_t in_slot[SLOTS]; /* what prepare has put there */
     int64_t fail_every;     /* 0: never */
     int64_t slow_every;
+    Status failure; /* OK: ERR_INPUT */
 } Work;
 
 static Status prepare(void *context, int worker, int slot, int64_t number)
@@ -104,8 +105,8 @@ static Status prepare(void *context, int worker, int slot, int64_t number)
     struct timespec span = {.tv_nsec = (long)(number * 7919 % 300) * 1000};
     if (work->slow_every && number % work->slow_every == 0) span.tv_nsec = 8000000;
     nanosleep(&span, NULL);
-    if (work->fail_every && number % work->fail_every == 3)
-        return status_fail(ERR_INPUT, "sample %lld is broken", (long long)number);
+    if (work->fail_every && number % work->fail_every == 3 % work->fail_every)
+        return status_fail(work->failure == OK ? ERR_INPUT : work->failure, "sample %lld is broken", (long long)number);
     work->in_slot[slot] = number;
     return OK;
 }
@@ -201,6 +202,34 @@ static void test_stop(void **state)
     loader_destroy(&loader);
 }
 
+/* Where nothing can be read, skipping comes to an end; and what may fail on one rank alone is not skipped where other
+ * ranks of the group have the same sample. */
+static void test_no_more_skipping(void **state)
+{
+    (void)state;
+    Work work = {.fail_every = 1};
+    LoaderSample sample;
+    Loader *loader = NULL;
+    LoaderOptions options = {
+        .workers = 4, .queue = {.slots = SLOTS, .window = 32, .epoch_length = 5, .end = -1}, .on_error = LOADER_SKIP};
+    assert_int_equal(loader_create(&options, prepare, &work, 0, NULL, 0, &loader), OK);
+    assert_int_equal(loader_next(loader, &sample), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "64 samples in a row"));
+    loader_destroy(&loader);
+    for (int shared = 0; shared < 2; ++shared) {
+        work = (Work){.fail_every = 50, .failure = ERR_IO};
+        options.shared = shared;
+        assert_int_equal(loader_create(&options, prepare, &work, 0, NULL, 0, &loader), OK);
+        Status status = OK;
+        for (int i = 0; i < 60 && status == OK; ++i) {
+            status = loader_next(loader, &sample);
+            if (status == OK) loader_release(loader, sample.slot);
+        }
+        assert_int_equal(status, shared ? ERR_IO : OK);
+        loader_destroy(&loader);
+    }
+}
+
 /* Interrupted anywhere, continued from the saved progress: every sample exactly once over both runs. */
 static void test_resume(void **state)
 {
@@ -289,6 +318,7 @@ int main(void)
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_skip),
         cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_no_more_skipping),
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_follower),
         cmocka_unit_test(test_epochs),
