@@ -26,6 +26,12 @@ static void request_stop(int signal_number)
     stop_requested = 1;
 }
 
+/* A step that was started and has not been read. */
+typedef struct PendingStep {
+    StepInput input;
+    double data_wait_s;
+} PendingStep;
+
 typedef struct Runner {
     const Config *config;
     const RunOptions *options;
@@ -37,8 +43,9 @@ typedef struct Runner {
     RunLog *log;
     Mllog *mllog;
     RunState state;
-    StepInput input[SESSION_STEPS_IN_FLIGHT]; /* of step i: i modulo the count */
-    int64_t started;                          /* the last step that was; state.step is the last that has ended */
+    PendingStep pending[SESSION_STEPS_IN_FLIGHT]; /* step i: i modulo the count */
+    int64_t started;                              /* the last step that was; state.step is the last that has ended */
+    double after_step_s;                          /* evaluation and checkpoint after the last step */
     int64_t nograd_runs, steps_run, saved_step;
     double start_s; /* of this process, minus the time of earlier ones */
     double best, last_lddt, last_loss;
@@ -121,20 +128,20 @@ static Status check_result(Runner *r, const StepInput *input, const StepResult *
     return r->options->check_finite ? session_check_finite(r->session, input) : OK;
 }
 
-/* Starts the next step. The wait for its batch counts only where it left the device without work. */
-static Status start_step(Runner *r, double *data_wait_s)
+/* The wait for a batch counts only where it left the device without work. */
+static Status start_step(Runner *r)
 {
     int64_t step = r->started + 1;
     SourceSample sample;
     TRY(source_next(r->source, &sample));
-    if (!session_busy(r->session)) *data_wait_s += sample.wait_s;
-    StepInput *input = &r->input[step % SESSION_STEPS_IN_FLIGHT];
-    *input = (StepInput){.batch = sample.batch,
-                         .step = step,
-                         .sample = r->backend->layout.dp_rank,
-                         .recycling = sample.recycling,
-                         .learning_rate = learning_rate(&r->config->train, step)};
-    TRY(session_step_start(r->session, input));
+    PendingStep *pending = &r->pending[step % SESSION_STEPS_IN_FLIGHT];
+    pending->data_wait_s = session_busy(r->session) ? 0 : sample.wait_s;
+    pending->input = (StepInput){.batch = sample.batch,
+                                 .step = step,
+                                 .sample = r->backend->layout.dp_rank,
+                                 .recycling = sample.recycling,
+                                 .learning_rate = learning_rate(&r->config->train, step)};
+    TRY(session_step_start(r->session, &pending->input));
     r->started = step;
     return OK;
 }
@@ -142,7 +149,8 @@ static Status start_step(Runner *r, double *data_wait_s)
 static Status finish_step(Runner *r, StepRow *row, StepResult *result)
 {
     int64_t step = r->state.step + 1;
-    const StepInput *input = &r->input[step % SESSION_STEPS_IN_FLIGHT];
+    const PendingStep *pending = &r->pending[step % SESSION_STEPS_IN_FLIGHT];
+    const StepInput *input = &pending->input;
     TRY(session_step_finish(r->session, result));
     TRY(check_result(r, input, result));
     r->state.step = step;
@@ -155,6 +163,7 @@ static Status finish_step(Runner *r, StepRow *row, StepResult *result)
     row->loss = r->last_loss = result->total_loss;
     row->gradient_norm = result->gradient_norm;
     row->learning_rate = input->learning_rate;
+    row->phase_s[PHASE_DATA_WAIT] = pending->data_wait_s;
     row->phase_s[PHASE_FORWARD_NOGRAD] = result->forward_nograd_s;
     row->phase_s[PHASE_FORWARD] = result->forward_s;
     row->phase_s[PHASE_BACKWARD] = result->backward_s;
@@ -183,13 +192,27 @@ static bool may_run_ahead(const Runner *r, int64_t step)
            !is_multiple(step, c->train.checkpoint_every);
 }
 
-/* One step from the start of the work for it, or from the end of the one before, to its end. */
 static Status next_step(Runner *r, bool stopping, StepRow *row, StepResult *result)
 {
-    double *data_wait_s = &row->phase_s[PHASE_DATA_WAIT];
-    if (r->started == r->state.step) TRY(start_step(r, data_wait_s));
-    if (!stopping && may_run_ahead(r, r->started)) TRY(start_step(r, data_wait_s));
+    if (r->started == r->state.step) TRY(start_step(r));
+    if (!stopping && may_run_ahead(r, r->started)) TRY(start_step(r));
     return finish_step(r, row, result);
+}
+
+/* Evaluation and checkpoint of the step that has just ended. Their time is its own, not the next one's. */
+static Status after_step(Runner *r, StepRow *row, const StepResult *result)
+{
+    const TrainSection *t = &r->config->train;
+    double before_s = r->after_step_s, start = clock_now_s();
+    TRY(evaluate(r, r->state.step >= t->steps));
+    row->phase_s[PHASE_EVAL] = clock_now_s() - start;
+    if (is_multiple(r->state.step, t->checkpoint_every)) TRY(save(r));
+    r->after_step_s = session_busy(r->session) ? 0 : clock_now_s() - start;
+    row->step_s = result->span_s - before_s + r->after_step_s;
+    row->phase_s[PHASE_OTHER] = row->step_s;
+    for (int i = 0; i < PHASE_OTHER; i++) row->phase_s[PHASE_OTHER] -= row->phase_s[i];
+    if (row->phase_s[PHASE_OTHER] < 0) row->phase_s[PHASE_OTHER] = 0; /* two clocks, rounded differently */
+    return OK;
 }
 
 static Status train_loop(Runner *r)
@@ -203,16 +226,8 @@ static Status train_loop(Runner *r)
         StepRow row = {0};
         StepResult result;
         char note[96];
-        double start = clock_now_s();
         TRY(next_step(r, stopping, &row, &result));
-        double eval_start = clock_now_s();
-        TRY(evaluate(r, r->state.step >= t->steps));
-        row.phase_s[PHASE_EVAL] = clock_now_s() - eval_start;
-        if (is_multiple(r->state.step, t->checkpoint_every)) TRY(save(r));
-        row.step_s = clock_now_s() - start;
-        row.phase_s[PHASE_OTHER] = row.step_s;
-        for (int i = 0; i < PHASE_OTHER; i++) row.phase_s[PHASE_OTHER] -= row.phase_s[i];
-        if (row.phase_s[PHASE_OTHER] < 0) row.phase_s[PHASE_OTHER] = 0; /* two clocks, rounded differently */
+        TRY(after_step(r, &row, &result));
         TRY(run_log_step(r->log, &row, &result, stopping || wants_stop(r), &stopping));
         /* a step that is in flight when the run is told to stop still ends */
         stop = r->state.step >= t->steps || (stopping && r->started == r->state.step);

@@ -63,9 +63,9 @@ static Val result_value(const Session *s, int i, SessionProgram *program_out)
 
 static Status results_allocate(Session *s)
 {
+    for (int k = 0; k < SESSION_ENDS; k++) TRY(s->backend->marks_reserve(s->backend, 1, &s->end_mark[k]));
     for (int k = 0; k < SESSION_STEPS_IN_FLIGHT; k++) {
         TRY(s->backend->host_alloc(s->backend, (size_t)result_count(s) * sizeof(double), &s->flight[k].results));
-        TRY(s->backend->marks_reserve(s->backend, 1, &s->flight[k].end_mark));
     }
     return OK;
 }
@@ -195,8 +195,7 @@ bool session_busy(const Session *s)
 {
     bool reached = true;
     if (s->started == s->finished) return false;
-    const StepFlight *last = &s->flight[(s->started - 1) % SESSION_STEPS_IN_FLIGHT];
-    return s->backend->mark_reached(s->backend, last->end_mark, &reached) == OK && !reached;
+    return s->backend->mark_reached(s->backend, s->end_mark[s->started % SESSION_ENDS], &reached) == OK && !reached;
 }
 
 Status session_step_start(Session *session, const StepInput *input)
@@ -207,13 +206,14 @@ Status session_step_start(Session *session, const StepInput *input)
     StepFlight *flight = &s->flight[s->started % SESSION_STEPS_IN_FLIGHT];
     flight->recycling = input->recycling;
     for (int i = 0; i < SESSION_PROGRAMS; i++) flight->run[i] = exec_runs(s->exec[i]);
+    if (s->started == 0) TRY(s->backend->mark(s->backend, s->end_mark[0]));
     TRY(run_iterations(s, input));
     /* the losses are read before the optimizer reuses the workspace */
     TRY(results_enqueue(s, flight, 0, s->losses + 1));
     TRY(exec_run(s->exec[SESSION_OPTIMIZER]));
     TRY(results_enqueue(s, flight, s->losses + 1, s->losses + 2));
-    TRY(s->backend->mark(s->backend, flight->end_mark));
     s->started++;
+    TRY(s->backend->mark(s->backend, s->end_mark[s->started % SESSION_ENDS]));
     return s->backend->upload_finish(s->backend);
 }
 
@@ -242,7 +242,9 @@ Status session_step_finish(Session *session, StepResult *result_out)
     StepResult result = {0};
     if (s->started == s->finished) return status_fail(ERR_INTERNAL, "no step is in flight");
     const StepFlight *flight = &s->flight[s->finished % SESSION_STEPS_IN_FLIGHT];
-    TRY(s->backend->mark_wait(s->backend, flight->end_mark));
+    int before = s->end_mark[s->finished % SESSION_ENDS], end = s->end_mark[(s->finished + 1) % SESSION_ENDS];
+    TRY(s->backend->mark_wait(s->backend, end));
+    TRY(s->backend->elapsed(s->backend, before, end, &result.span_s));
     TRY(step_times(s, flight, &result));
     TRY(results_convert(s, flight, &result));
     s->finished++;

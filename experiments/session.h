@@ -17,7 +17,7 @@ typedef enum SessionProgram {
     SESSION_PROGRAMS
 } SessionProgram;
 
-enum { SESSION_MAX_LOSSES = 64, SESSION_STEPS_IN_FLIGHT = 2 };
+enum { SESSION_MAX_LOSSES = 64, SESSION_STEPS_IN_FLIGHT = 2, SESSION_ENDS = SESSION_STEPS_IN_FLIGHT + 1 };
 
 typedef struct LossOutput {
     const char *name; /* "fape", "distogram", ... as the program names it after "loss." */
@@ -26,7 +26,7 @@ typedef struct LossOutput {
 
 /* A step that was started and not finished. */
 typedef struct StepFlight {
-    int recycling, end_mark;
+    int recycling;
     int64_t run[SESSION_PROGRAMS]; /* numbers of its first runs */
     void *results;                 /* host memory of the backend: losses, total, gradient norm, 8 bytes each */
 } StepFlight;
@@ -47,6 +47,7 @@ typedef struct Session {
     double prepare_s;                           /* recording and passes */
     StepFlight flight[SESSION_STEPS_IN_FLIGHT]; /* of step i: i modulo the count */
     int64_t started, finished;                  /* steps */
+    int end_mark[SESSION_ENDS];                 /* the end of step i: i + 1 modulo the count; 0 first marks the start */
 } Session;
 
 /* Bytes that a session would take on each rank, and the planned programs, without a backend's memory. */
@@ -80,6 +81,7 @@ typedef struct StepResult {
     double loss[SESSION_MAX_LOSSES]; /* Session.loss order */
     double total_loss, gradient_norm;
     double forward_nograd_s, forward_s, backward_s, comm_exposed_s, optimizer_s;
+    double span_s; /* from the end of the step before (of the first: from its start) to the end of this one */
 } StepResult;
 
 /* A step is enqueued by _start, which returns as soon as the batch has been copied, and read by _finish, which waits
