@@ -67,9 +67,12 @@ static Dataset *open_files(void)
     return dataset;
 }
 
+static int pack_threads = 2;
+
 static PackOptions pack_options(void)
 {
-    return (PackOptions){.path = pack_path, .threads = 2, .level = 3, .templates = true, .stop_on_error = true};
+    return (PackOptions){
+        .path = pack_path, .threads = pack_threads, .level = 3, .templates = true, .stop_on_error = true};
 }
 
 static PackReport write_pack(void)
@@ -197,6 +200,7 @@ static void test_changed_inputs(void **state)
 {
     (void)state;
     char path[256], text[512] = {0}, word[200] = {0};
+    pack_threads = 1; /* the same records lie in front each time */
     interrupt();
     PackReport report = write_pack();
     int64_t unchanged = report.kept;
@@ -231,6 +235,7 @@ static void test_changed_inputs(void **state)
     assert_int_equal(report.chains, CHAINS - 1);
     compare_with_files(CHAINS - 1);
 
+    pack_threads = 2;
     unlink(pack_path);
     SynthOptions synth = synth_options(); /* the same files again */
     assert_int_equal(synth_write(&synth), OK);
