@@ -17,6 +17,10 @@ Status points_check(const RunRow *rows, int64_t count, const char *file)
             return status_fail_at(ERR_INPUT, file, b->line,
                                   "device \"%.60s\", but line %ld has \"%.60s\": fit one machine at a time", b->device,
                                   a->line, a->device);
+        if (a->experiment && b->experiment && strcmp(a->experiment, b->experiment))
+            return status_fail_at(ERR_INPUT, file, b->line,
+                                  "experiment \"%.60s\", but line %ld has \"%.60s\": fit one model at a time",
+                                  b->experiment, a->line, a->experiment);
         for (int64_t j = 0; j < i; j++)
             if (*b->provenance && !strcmp(rows[j].provenance, b->provenance))
                 return status_fail_at(

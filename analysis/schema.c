@@ -264,17 +264,46 @@ Status schema_read_eval(const char *path, EvalTable *out)
     return read_eval(path, out);
 }
 
+/* "on" or "off", checkpointing by name, or nothing: a word that no reader knows would pass for "off". */
+static Status check_switches(const Table *t, int64_t r, const RunRow *row)
+{
+    static const char *const flags[] = {"", "on", "off", NULL}, *const modes[] = {"", "none", "block", "selective",
+                                                                                  NULL};
+    for (int s = 0; s < SCHEMA_SWITCH_COUNT; s++) {
+        const char *text = row->switches[s] ? row->switches[s] : "";
+        const char *const *known = s == SWITCH_CHECKPOINT ? modes : flags;
+        while (*known && strcmp(*known, text)) known++;
+        if (!*known)
+            return table_fail(t, r, "column \"%s\" is \"%.40s\" (expected %s)", SCHEMA_SWITCH_NAMES[s], text,
+                              s == SWITCH_CHECKPOINT ? "none, block or selective" : "on or off");
+    }
+    return OK;
+}
+
+/* Phases that were timed add up to the step; clocks of their own leave a few percent. */
+static Status check_phases(const Table *t, int64_t r, const RunRow *row)
+{
+    double sum = 0;
+    for (int p = 0; p < SCHEMA_PHASE_COUNT; p++) sum += row->phase_s[p];
+    if (isnan(sum) || (sum > 0.8 * row->step_s_mean && sum < 1.25 * row->step_s_mean)) return OK;
+    return table_fail(t, r, "phases add up to %g s, the step is %g s: one of them is wrong", sum, row->step_s_mean);
+}
+
 static Status check_run(const Table *t, int64_t r, const RunRow *row)
 {
+    if (row->ranks > 1 << 22)
+        return table_fail(t, r, "ranks is %lld (expected at most %d)", (long long)row->ranks, 1 << 22);
     if (row->dp > INT64_MAX / row->dap || row->dp * row->dap != row->ranks)
         return table_fail(t, r, "ranks is %lld but dp x dap is %lld x %lld", (long long)row->ranks, (long long)row->dp,
                           (long long)row->dap);
     if (!(row->step_s_mean > 0) || !isfinite(row->step_s_mean))
         return table_fail(t, r, "step_s_mean is empty (expected a time in seconds)");
+    if (row->step_s_mean > 1e6) return table_fail(t, r, "step_s_mean is %g s: 12 days a step", row->step_s_mean);
     if (row->step_s_p05 > row->step_s_median || row->step_s_median > row->step_s_p95)
         return table_fail(t, r, "percentiles out of order: p05 %g, median %g, p95 %g", row->step_s_p05,
                           row->step_s_median, row->step_s_p95);
-    return OK;
+    TRY(check_switches(t, r, row));
+    return check_phases(t, r, row);
 }
 
 Status schema_read_runs(const char *path, RunTable *out)

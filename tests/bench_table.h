@@ -58,7 +58,7 @@ static inline Status op_table_program(BenchSession *s, int which, const OpTableR
     OpTimes times = {.item = malloc(ops * sizeof *times.item), .seconds = malloc(ops * sizeof *times.seconds)};
     Status status =
         seconds && times.item && times.seconds ? OK : status_fail(ERR_MEMORY, "no memory for a table of ops");
-    if (status == OK) status = bench_time_ops(s, which, true, 5, seconds);
+    if (status == OK) status = bench_time_ops(s, which, true, 3, seconds);
     for (int32_t i = 0; status == OK && i < p->n_ops; i++) {
         if (!bench_runs_kernel(&p->op[i])) continue;
         CostClass c = cost_classify(p, &p->op[i], 1, which == BENCH_NOGRAD);

@@ -255,6 +255,10 @@ static void test_points(void **state)
     FitPoint p;
     points_fill(&rows[0], &p);
     assert_true(fabs(p.step_s - 0.9) < 1e-12 && fabs(p.compute_s - 0.6) < 1e-12 && fabs(p.host_s - 0.3) < 1e-12);
+    rows[0].experiment = rows[1].experiment = "one", rows[2].experiment = "other";
+    assert_int_equal(points_check(rows, 3, "runs.csv"), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "runs.csv:4: experiment \"other\", but line 2 has \"one\""));
+    rows[2].experiment = "one";
     rows[2].provenance = "a";
     assert_int_equal(points_check(rows, 3, "runs.csv"), ERR_INPUT);
     assert_non_null(strstr(status_text(), "runs.csv:4: provenance a is also on line 2"));

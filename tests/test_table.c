@@ -139,7 +139,7 @@ static RunRow example_run(void)
                   .data_wait_fraction = 0.01,
                   .provenance = "abc"};
     for (int s = 0; s < SCHEMA_SWITCH_COUNT; s++) row.switches[s] = s == SWITCH_CHECKPOINT ? "block" : "on";
-    for (int p = 0; p < SCHEMA_PHASE_COUNT; p++) row.phase_s[p] = 0.1 * p;
+    for (int p = 0; p < SCHEMA_PHASE_COUNT; p++) row.phase_s[p] = row.step_s_mean * p / 28; /* 0 + ... + 7 */
     return row;
 }
 
@@ -171,6 +171,24 @@ static void test_runs(void **state)
     write_runs(&row, false);
     assert_int_equal(schema_read_runs(path, &table), ERR_INPUT);
     assert_non_null(strstr(status_text(), ":2: ranks is 8 but dp x dap is 3 x 2"));
+    row.dp = 4;
+    row.switches[SWITCH_BF16] = "maybe";
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &table), ERR_INPUT);
+    assert_non_null(strstr(status_text(), ":2: column \"bf16\" is \"maybe\" (expected on or off)"));
+    row.switches[SWITCH_BF16] = "on";
+    row.phase_s[PHASE_BACKWARD] += 1;
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &table), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "phases add up to 2.25 s, the step is 1.25 s"));
+    row.phase_s[PHASE_BACKWARD] = NAN; /* not timed apart: nothing to add up */
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &table), OK);
+    schema_free_runs(&table);
+    row.ranks = row.dp = (int64_t)1 << 40, row.dap = 1;
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &table), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "ranks is 1099511627776"));
     TableWriter *w;
     assert_int_equal(schema_steps_writer(path, true, &w), ERR_INPUT); /* another schema's log */
 }

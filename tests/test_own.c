@@ -1,0 +1,175 @@
+/* Measured steps and op tables of the benchmark: read back, bad ones refused with file and line, none both fitted and
+ * predicted. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "experiments/own.h"
+#include "experiments/validate_own.h"
+
+static char folder[] = "/tmp/foldscale_own_XXXXXX";
+
+static const char op_header[] =
+    "commit,device,preset,setting,dap,no_comm,program,stage,kind,aside,rate,calls,time_s,flops,bytes,tensor_bytes\n";
+static const char op_row[] = "c1,GPU,initial_training,all,1,0,nograd,forward_nograd,linear,0,bf16,4,1e-4,1e9,1e6,0\n";
+static const char step_header[] =
+    "commit,unix_time,device,preset,ranks,dp,dap,no_comm,setting,gemm_batching,fused_attention,fused_layernorm,"
+    "fused_pointwise,fused_optimizer,overlap_clip,comm_overlap,cuda_graph,bf16,checkpoint,repeats,step_s,step_sd_s,"
+    "nograd_s,grad_s,optimizer_s,nograd_ops,grad_ops,optimizer_ops\n";
+static const char step_row[] =
+    "c1,1,GPU,initial_training,1,1,1,0,all,on,on,on,on,on,on,off,on,on,none,5,0.4,1e-3,0.08,0.28,0.001,3429,9245,2\n";
+
+static void put(const char *name, const char *first, const char *second)
+{
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(first, f);
+    fputs(second, f);
+    fclose(f);
+}
+
+static void drop(const char *name)
+{
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    unlink(path);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    drop("op_table.csv");
+    drop("step.csv");
+    return rmdir(folder);
+}
+
+static void reads_back(void **state)
+{
+    (void)state;
+    OwnData d;
+    put("op_table.csv", op_header, op_row);
+    put("step.csv", step_header, step_row);
+    if (own_read(folder, &d) != OK) fail_msg("%s", status_text());
+    assert_int_equal(d.steps, 1);
+    assert_int_equal(d.tables, 1);
+    assert_int_equal(d.table[0].step, 0);
+    assert_int_equal(d.timing[0].rate, RATE_BF16);
+    assert_true(d.timing[0].calls == 4 && d.timing[0].time_s == 1e-4);
+    assert_true(d.step[0].switches.bf16 && !d.step[0].switches.comm_overlap && d.step[0].sd_s == 1e-3);
+    own_free(&d);
+}
+
+/* One cell changed at a time; the message says where and what. */
+static void bad_files_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *file, *first, *second, *says;
+    } cases[] = {
+        {"step.csv", step_header,
+         "c1,1,GPU,initial_training,1,1,1,0,all,maybe,on,on,on,on,on,off,on,on,none,5,0.4,1e-3,"
+         "0.08,0.28,0.001,3429,9245,2\n",
+         "gemm_batching is \"maybe\""},
+        {"step.csv", step_header,
+         "c1,1,GPU,initial_training,1,1,1,0,all,on,on,on,on,on,on,off,on,on,none,5,nan,1e-3,"
+         "0.08,0.28,0.001,3429,9245,2\n",
+         "step_s"},
+        {"step.csv", step_header,
+         "c1,1,GPU,initial_training,1,1,1,0,all,on,on,on,on,on,on,off,on,on,none,5,-0.4,1e-3,"
+         "0.08,0.28,0.001,3429,9245,2\n",
+         "step_s is -0.4"},
+        {"step.csv", step_header,
+         "c1,1,GPU,initial_training,4,1,2,0,all,on,on,on,on,on,on,off,on,on,none,5,0.4,1e-3,"
+         "0.08,0.28,0.001,3429,9245,2\n",
+         "4 ranks are not dp 1 x dap 2"},
+        {"step.csv", step_header,
+         "c1,1,GPU,initial_training,1,1,1,0,all,on,on,on,on,on,on,off,on,on,some,5,0.4,1e-3,"
+         "0.08,0.28,0.001,3429,9245,2\n",
+         "checkpoint is \"some\""},
+        {"step.csv", "commit,setting\n", "c1,all\n", "device"},
+        {"op_table.csv", op_header, "c1,GPU,initial_training,all,1,0,nograd,forward,linear,0,fp8,4,1e-4,1e9,1e6,0\n",
+         "rate is \"fp8\""},
+        {"op_table.csv", op_header, "c1,GPU,initial_training,all,1,0,warm,forward,linear,0,bf16,4,1e-4,1e9,1e6,0\n",
+         "program is \"warm\""},
+        {"op_table.csv", op_header, "c1,GPU,initial_training,all,1,0,grad,forward,linear,0,bf16,0,1e-4,1e9,1e6,0\n",
+         "calls is 0"},
+        {"op_table.csv", op_header, "c1,GPU,initial_training,all,1,0,grad,forward,linear,0,bf16,1,inf,1e9,1e6,0\n",
+         "time_s"},
+        {"op_table.csv", op_header, "", "0 ops"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        OwnData d;
+        put("op_table.csv", op_header, op_row);
+        put("step.csv", step_header, step_row);
+        put(cases[i].file, cases[i].first, cases[i].second);
+        assert_int_equal(own_read(folder, &d), ERR_INPUT);
+        if (!strstr(status_text(), cases[i].says)) fail_msg("\"%s\" lacks \"%s\"", status_text(), cases[i].says);
+        assert_non_null(strstr(status_text(), cases[i].file));
+    }
+}
+
+static void tables_need_their_step(void **state)
+{
+    (void)state;
+    Arena arena = {0};
+    ValidationRow *rows;
+    char *note;
+    int count;
+    put("op_table.csv", op_header, op_row);
+    drop("step.csv");
+    assert_int_equal(validate_own(folder, &arena, &rows, &count, &note), ERR_INPUT);
+    put("step.csv", step_header,
+        "c1,1,GPU,initial_training,1,1,1,0,other,on,on,on,on,on,on,off,on,on,none,5,0.4,1e-3,"
+        "0.08,0.28,0.001,3429,9245,2\n");
+    assert_int_equal(validate_own(folder, &arena, &rows, &count, &note), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "no whole step"));
+    arena_free(&arena);
+}
+
+/* The shipped measurements: every step is fitted or predicted, never both, and none of the fitted is scored. */
+static void shipped_measurements(void **state)
+{
+    (void)state;
+    const char *shipped = validate_own_default();
+    Arena arena = {0};
+    ValidationRow *rows;
+    char *note;
+    int count, fitted = 0;
+    if (!shipped) {
+        printf("no op table in experiments/results/h200\n");
+        skip();
+    }
+    if (validate_own(shipped, &arena, &rows, &count, &note) != OK) fail_msg("%s", status_text());
+    for (int i = 0; i < count; i++) fitted += rows[i].fitted;
+    ValidationScore score = validate_score(rows, count, "own");
+    printf("%d rows, %d fitted; mean error %.2f %%, maximum %.2f %%, coverage %.0f %%\n%s\n", count, fitted,
+           100 * score.mean_error, 100 * score.max_error, 100 * score.coverage, note);
+    if (count == 0) skip(); /* measured before the program changed: the note says so */
+    assert_true(fitted > 0);
+    assert_int_equal(score.rows, count - fitted);
+    assert_true(isnan(score.mean_error) || score.rows == 0 || (score.mean_error <= 0.06 && score.max_error <= 0.12));
+    arena_free(&arena);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(reads_back), cmocka_unit_test(bad_files_are_refused),
+                                       cmocka_unit_test(tables_need_their_step),
+                                       cmocka_unit_test(shipped_measurements)};
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
