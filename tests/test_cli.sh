@@ -93,6 +93,11 @@ printf 'run_id,ranks\na,1\n' >runs.csv
 expect "CSV with a missing column" 1 "runs.csv.*(column|missing)" "$foldscale" fit runs.csv --experiment good.yaml
 expect "missing CSV" 1 "none.csv" "$foldscale" fit none.csv --experiment good.yaml
 
+# --- validation: found from any folder, sets and scores printed -------------------------------------------------------------
+expect "validate" 0 "published +[0-9]+ held-out rows: mean error" "$foldscale" validate --out validation.csv
+grep -q '^other codes,.*,fitted,' validation.csv || fail "validation.csv does not say which rows were fitted"
+expect "validate without measurements" 1 "op_table.csv" "$foldscale" validate --own .
+
 # --- checkpoints: resume, damage, full disk, signals, a killed rank -----------------------------------------------------------
 expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
 expect "two steps" 0 "2 steps" "$foldscale" train good.yaml --out parts --set train.steps=2
