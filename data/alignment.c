@@ -77,11 +77,12 @@ Status alignment_check_query(const Msa *msa, const char *name, const char *chain
     if (msa->rows == 0) return OK;
     int64_t length = (int64_t)strlen(sequence);
     if (msa->columns != length)
-        return status_fail_at(ERR_INPUT, name, 0, "the first row has %lld residues, expected the %lld of chain %.60s",
+        return status_fail_at(ERR_INPUT, name, msa->query_line,
+                              "the first row has %lld residues, expected the %lld of chain %.60s",
                               (long long)msa->columns, (long long)length, chain_id);
     for (int64_t i = 0; i < length; i++)
         if (msa->hhblits_id[i] != alignment_letter_id(sequence[i]))
-            return status_fail_at(ERR_INPUT, name, 0,
+            return status_fail_at(ERR_INPUT, name, msa->query_line,
                                   "residue %lld of the first row is not the %c of chain %.60s: another protein?",
                                   (long long)i + 1, sequence[i], chain_id);
     return OK;

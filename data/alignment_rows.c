@@ -73,6 +73,7 @@ Status rows_end(RowBuilder *builder, int64_t width, uint64_t odd, const char *at
             return status_fail_at(ERR_INPUT, builder->text->name, text_line(builder->text, at),
                                   "the first row has no columns");
         builder->columns = width;
+        builder->query_line = text_line(builder->text, at);
     }
     if (width != builder->columns)
         return status_fail_at(ERR_INPUT, builder->text->name, text_line(builder->text, at),
@@ -101,7 +102,10 @@ void rows_free(RowBuilder *builder)
 Status rows_finish(const RowBuilder *builder, Arena *arena, Msa *msa_out)
 {
     size_t rows = (size_t)builder->rows, columns = rows ? (size_t)builder->columns : 0;
-    Msa msa = {.rows = builder->rows, .columns = (int64_t)columns, .hhblits_id = builder->id};
+    Msa msa = {.rows = builder->rows,
+               .columns = (int64_t)columns,
+               .hhblits_id = builder->id,
+               .query_line = builder->query_line};
     /* zeroed by the arena; pages of rows without insertions are never touched */
     msa.deletions = arena_array(arena, rows * columns, sizeof *msa.deletions);
     msa.odd_letters = arena_array(arena, rows, sizeof *msa.odd_letters);

@@ -36,6 +36,7 @@ typedef struct RowBuilder {
     int64_t used;    /* ids so far, of all rows */
     int64_t columns; /* of the first row; -1 before it */
     int64_t rows;
+    long query_line; /* of the first row */
     Insertion *insertion;
     size_t insertions, insertion_capacity;
     uint64_t *odd;

@@ -12,14 +12,14 @@
 
 /* Any member may be NULL. */
 typedef struct ArchivePaths {
-    const char *mmcif;            /* folder: <id>.cif[.gz], flat or in folders of the two middle letters */
-    const char *alignments;       /* folder of chains: <chain>/NAME.{a3m,sto,hhr} (hmm_output.sto is passed over) or
-                                     <chain>/a3m + <chain>/hhr */
-    const char *alignment_index;  /* super.index, or the .index of one database; .db files lie beside it */
-    const char *alignment_db;     /* folder of the .db files when they are not beside the index */
-    const char *duplicates;       /* duplicate_pdb_chains.txt */
-    const char *obsolete;         /* obsolete.dat */
-    const char *mmcif_cache;      /* mmcif_cache.json */
+    const char *mmcif;           /* folder: <id>.cif[.gz], flat or in folders of the two middle letters */
+    const char *alignments;      /* folder of chains: <chain>/NAME.{a3m,sto,hhr} (hmm_output and uniprot_hits are passed
+                                    over) or      <chain>/a3m + <chain>/hhr */
+    const char *alignment_index; /* super.index, or the .index of one database; .db files lie beside it */
+    const char *alignment_db;    /* folder of the .db files when they are not beside the index */
+    const char *duplicates;      /* duplicate_pdb_chains.txt */
+    const char *obsolete;        /* obsolete.dat */
+    const char *mmcif_cache;     /* mmcif_cache.json */
     const char *chain_data_cache; /* chain_data_cache.json */
     const char *clusters;         /* one cluster a line, PDBID_entity or pdbid_chain */
 } ArchivePaths;

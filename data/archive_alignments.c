@@ -14,10 +14,13 @@ static bool ends_with(const char *name, const char *ending)
     return length >= part && strcmp(name + length - part, ending) == 0;
 }
 
-/* hmm_output.sto holds template hits of hmmsearch, whose first row is not the query. */
+/* hmm_output.sto holds template hits of hmmsearch, whose first row is not the query; uniprot_hits.sto is there to pair
+ * the chains of complexes. OpenFold passes over both. */
 static bool is_alignment(const char *name)
 {
-    if (strncmp(name, "hmm_output", strlen("hmm_output")) == 0) return false;
+    static const char *const others[] = {"hmm_output", "uniprot_hits"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (strncmp(name, others[i], strlen(others[i])) == 0) return false;
     return ends_with(name, ".a3m") || ends_with(name, ".sto") || ends_with(name, ".a3m.gz") ||
            ends_with(name, ".sto.gz");
 }
@@ -131,7 +134,8 @@ static Status read_part(const Archive *archive, const ArchiveFile *file, const c
     TRY(archive_file_read(file, chain, &text));
     Status status = rows_parse(&text, file->name, archive->log, arena, part);
     if (status == OK) {
-        const Msa first = {.rows = part->rows, .columns = part->columns, .hhblits_id = part->id};
+        const Msa first = {
+            .rows = part->rows, .columns = part->columns, .hhblits_id = part->id, .query_line = part->query_line};
         status = alignment_check_query(&first, text.name, chain, sequence);
         if (status != OK) rows_free(part);
     }

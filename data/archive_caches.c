@@ -6,16 +6,25 @@
 
 /* One object of a cache while it is read: of a chain or of an entry. */
 typedef struct CacheItem {
-    const char *path;
+    const Text *text;
     const cJSON *item;
     Arena *arena;
 } CacheItem;
 
 static Status item_fail(const CacheItem *cache, const char *key, const char *expected)
 {
+    char shown[64];
     const cJSON *found = cJSON_GetObjectItemCaseSensitive(cache->item, key);
-    return status_fail_at(ERR_INPUT, cache->path, 0, "\"%.60s\": %s is %s, expected %s", cache->item->string, key,
-                          found ? "of the wrong kind or out of range" : "missing", expected);
+    return status_fail_at(ERR_INPUT, cache->text->name, json_line(cache->text, cache->item->string),
+                          "\"%.60s\": %s is %s, expected %s", cache->item->string, key, json_found(found, shown),
+                          expected);
+}
+
+static Status item_odd(const CacheItem *cache, const char *expected)
+{
+    char shown[64];
+    return status_fail_at(ERR_INPUT, cache->text->name, json_line(cache->text, cache->item->string),
+                          "\"%.60s\" is %s, %s", cache->item->string, json_found(cache->item, shown), expected);
 }
 
 static bool is_date(const char *text)
@@ -56,7 +65,7 @@ static Status take_sequence(const CacheItem *cache, const cJSON *item, const cha
     for (const char *c = good ? sequence : ""; *c && good; c++) good = isalpha((unsigned char)*c);
     if (!good) return item_fail(cache, key, "letters");
     *sequence_out = arena_strdup(cache->arena, sequence);
-    return *sequence_out ? OK : status_fail(ERR_MEMORY, "%.400s: out of memory", cache->path);
+    return *sequence_out ? OK : status_fail(ERR_MEMORY, "%.400s: out of memory", cache->text->name);
 }
 
 static Status take_cluster_size(const CacheItem *cache, const cJSON *item, const char *key, int64_t *size_out)
@@ -73,7 +82,7 @@ static Status take_names(const CacheItem *cache, const char *entry, const char *
     record->chain_id = arena_strdup(cache->arena, chain);
     record->chain = arena_printf(cache->arena, "%s_%s", entry, chain);
     if (record->entry_id && record->chain_id && record->chain) return OK;
-    return status_fail(ERR_MEMORY, "%.400s: out of memory", cache->path);
+    return status_fail(ERR_MEMORY, "%.400s: out of memory", cache->text->name);
 }
 
 /* --- chain_data_cache.json ------------------------------------------------------------------------------------- */
@@ -82,11 +91,10 @@ static Status take_chain(const CacheItem *cache, ChainRecord *record)
 {
     const char *name = cache->item->string, *bar = strchr(name, '_');
     if (!archive_is_name(name) || !bar || bar == name || !bar[1])
-        return status_fail_at(ERR_INPUT, cache->path, 0, "\"%.60s\", expected a chain named PDBID_chain", name);
-    if (!cJSON_IsObject(cache->item))
-        return status_fail_at(ERR_INPUT, cache->path, 0, "\"%.60s\" is not an object", name);
+        return item_odd(cache, "expected a chain named PDBID_chain");
+    if (!cJSON_IsObject(cache->item)) return item_odd(cache, "expected an object");
     char *entry = arena_strndup(cache->arena, name, (size_t)(bar - name));
-    if (!entry) return status_fail(ERR_MEMORY, "%.400s: out of memory", cache->path);
+    if (!entry) return status_fail(ERR_MEMORY, "%.400s: out of memory", cache->text->name);
     TRY(take_names(cache, entry, bar + 1, record));
     TRY(take_date(cache, record->release_date));
     TRY(take_resolution(cache, &record->resolution));
@@ -95,12 +103,12 @@ static Status take_chain(const CacheItem *cache, ChainRecord *record)
     return take_cluster_size(cache, size, "cluster_size", &record->cluster_size);
 }
 
-static Status chain_records(const char *path, const cJSON *root, Arena *arena, ChainTable *table)
+static Status chain_records(const Text *text, const cJSON *root, Arena *arena, ChainTable *table)
 {
     const cJSON *item;
     cJSON_ArrayForEach(item, root)
     {
-        const CacheItem cache = {path, item, arena};
+        const CacheItem cache = {text, item, arena};
         TRY(take_chain(&cache, &table->record[table->count]));
         table->count++;
     }
@@ -114,7 +122,7 @@ static Status take_entry(const CacheItem *cache, ChainTable *table)
     ChainRecord common = {0};
     const char *entry = cache->item->string;
     if (!archive_is_name(entry) || !cJSON_IsObject(cache->item))
-        return status_fail_at(ERR_INPUT, cache->path, 0, "\"%.60s\", expected a PDB id and an object", entry);
+        return item_odd(cache, "expected a PDB id and an object");
     TRY(take_date(cache, common.release_date));
     TRY(take_resolution(cache, &common.resolution));
     const cJSON *ids = cJSON_GetObjectItemCaseSensitive(cache->item, "chain_ids");
@@ -141,12 +149,12 @@ static Status take_entry(const CacheItem *cache, ChainTable *table)
     return OK;
 }
 
-static Status entry_records(const char *path, const cJSON *root, Arena *arena, ChainTable *table)
+static Status entry_records(const Text *text, const cJSON *root, Arena *arena, ChainTable *table)
 {
     const cJSON *item;
     cJSON_ArrayForEach(item, root)
     {
-        const CacheItem cache = {path, item, arena};
+        const CacheItem cache = {text, item, arena};
         TRY(take_entry(&cache, table));
     }
     return OK;
@@ -154,15 +162,16 @@ static Status entry_records(const char *path, const cJSON *root, Arena *arena, C
 
 /* --------------------------------------------------------------------------------------------------------------- */
 
-static Status check_table(const char *path, Arena *arena, const ChainTable *table)
+static Status check_table(const Text *text, Arena *arena, const ChainTable *table)
 {
     NameMap seen = {.arena = arena};
-    if (table->count == 0) return status_fail_at(ERR_INPUT, path, 0, "no chains: nothing to train on");
+    if (table->count == 0) return status_fail_at(ERR_INPUT, text->name, 1, "no chains: nothing to train on");
     for (int64_t i = 0; i < table->count; i++) {
         int64_t first;
         TRY(names_add(&seen, table->record[i].chain, i, &first));
         if (first != i)
-            return status_fail_at(ERR_INPUT, path, 0, "chain %.60s is listed twice", table->record[i].chain);
+            return status_fail_at(ERR_INPUT, text->name, json_line(text, table->record[i].chain),
+                                  "chain %.60s is listed twice", table->record[i].chain);
     }
     return OK;
 }
@@ -181,10 +190,10 @@ Status archive_cache_parse(const Text *text, bool by_entry, Arena *arena, ChainT
     if (!table.record)
         status = status_fail(ERR_MEMORY, "%.400s: no memory for %zu chains", text->name, chains);
     else
-        status = (by_entry ? entry_records : chain_records)(text->name, root, arena, &table);
+        status = (by_entry ? entry_records : chain_records)(text, root, arena, &table);
     cJSON_Delete(root);
     TRY(status);
-    TRY(check_table(text->name, arena, &table));
+    TRY(check_table(text, arena, &table));
     *table_out = table;
     return OK;
 }

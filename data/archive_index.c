@@ -5,6 +5,7 @@
 #include "data/json.h"
 
 typedef struct IndexReader {
+    const Text *text;
     const char *path, *folder;
     const DataLog *log;
     Arena *arena;
@@ -25,7 +26,7 @@ static Status no_memory(const IndexReader *reader)
 
 static Status chain_fail(const IndexReader *reader, const char *chain, const char *what)
 {
-    return status_fail_at(ERR_INPUT, reader->path, 0, "chain \"%.60s\": %s", chain, what);
+    return status_fail_at(ERR_INPUT, reader->path, json_line(reader->text, chain), "chain \"%.60s\": %s", chain, what);
 }
 
 /* The number of a text that may be new. */
@@ -58,12 +59,13 @@ static Status find_db(IndexReader *reader, const char *chain, const char *db, st
     struct Name *found = &reader->name[number];
     if (!found->path) {
         if (!*db || *db == '/' || strstr(db, ".."))
-            return status_fail_at(ERR_INPUT, reader->path, 0, "chain \"%.60s\": db \"%.100s\" leaves the folder", chain,
-                                  db);
+            return status_fail_at(ERR_INPUT, reader->path, json_line(reader->text, chain),
+                                  "chain \"%.60s\": db \"%.100s\" leaves the folder", chain, db);
         const char *path = arena_printf(reader->arena, "%s/%s", reader->folder, db);
         if (!path) return no_memory(reader);
         if (stat(path, &info) != 0 || !S_ISREG(info.st_mode))
-            return status_fail_at(ERR_INPUT, reader->path, 0, "chain \"%.60s\": no database %.300s", chain, path);
+            return status_fail_at(ERR_INPUT, reader->path, json_line(reader->text, chain),
+                                  "chain \"%.60s\": no database %.300s", chain, path);
         found->path = path;
         found->size = info.st_size;
     }
@@ -78,13 +80,14 @@ static Status take_file(IndexReader *reader, const char *chain, const cJSON *ite
     int64_t number = 0;
     if (!cJSON_IsString(name)) return chain_fail(reader, chain, "expected files as [name, offset, size]");
     if (!json_whole_number(name->next, 0, &file->offset) || !json_whole_number(name->next->next, 0, &file->size))
-        return status_fail_at(ERR_INPUT, reader->path, 0,
+        return status_fail_at(ERR_INPUT, reader->path, json_line(reader->text, chain),
                               "chain \"%.60s\", file \"%.60s\": offset %g and size %g, expected whole numbers", chain,
                               name->valuestring, name->next->valuedouble, name->next->next->valuedouble);
     if (file->offset > db->size || file->size > db->size - file->offset)
-        return status_fail_at(
-            ERR_INPUT, reader->path, 0, "chain \"%.60s\", file \"%.60s\": bytes %lld + %lld of %.200s, which has %lld",
-            chain, name->valuestring, (long long)file->offset, (long long)file->size, db->path, (long long)db->size);
+        return status_fail_at(ERR_INPUT, reader->path, json_line(reader->text, chain),
+                              "chain \"%.60s\", file \"%.60s\": bytes %lld + %lld of %.200s, which has %lld", chain,
+                              name->valuestring, (long long)file->offset, (long long)file->size, db->path,
+                              (long long)db->size);
     TRY(intern(reader, name->valuestring, &number));
     file->name = reader->name[number].text;
     file->path = db->path;
@@ -161,7 +164,8 @@ Status archive_index_parse(const Text *text, const char *db_folder, const DataLo
 {
     const char *slash = strrchr(text->name, '/');
     cJSON *root = NULL;
-    IndexReader reader = {.path = text->name,
+    IndexReader reader = {.text = text,
+                          .path = text->name,
                           .folder = db_folder,
                           .log = log,
                           .arena = arena,

@@ -219,13 +219,33 @@ static Status parse_hit(Reader *reader, TemplateHit *hit)
     return parse_alignment(reader, first, section_end, hit);
 }
 
+/* Lines of the table above the hits: "  1 2Q2K_A Hypothetical...". HHsearch lists as many as it shows, unless asked
+ * otherwise. */
+static int64_t count_table(const Text *text, const char *first_hit)
+{
+    Reader reader = {.text = text, .next = text->data};
+    Line line;
+    int64_t rows = 0, number;
+    bool inside = false;
+    while (reader.next < first_hit && next_line(&reader, &line)) {
+        if (inside && take_number(&line, &number)) rows++;
+        inside = inside || starts(line, " No Hit");
+    }
+    return rows;
+}
+
 Status hhr_parse(const Text *text, const DataLog *log, Arena *arena, TemplateHits *hits_out)
 {
     const char *stop = text->data + text->size, *first = find_section(text, text->data);
     TemplateHits hits = {0};
     TRY(text_check_no_nul(text));
     for (const char *at = first; at < stop; at = find_section(text, at + 3)) hits.count++;
-    if (hits.count == 0) data_warn(log, text->name, 0, "no hits");
+    int64_t listed = count_table(text, first);
+    if (hits.count == 0)
+        data_warn(log, text->name, 0, "no hits (%lld in the table)", (long long)listed);
+    else if (hits.count < listed)
+        data_warn(log, text->name, 0, "%lld hits, the table lists %lld: truncated?", (long long)hits.count,
+                  (long long)listed);
     hits.hit = arena_array(arena, (size_t)hits.count, sizeof *hits.hit);
     if (!hits.hit) return status_fail(ERR_MEMORY, "%.400s: no memory for %lld hits", text->name, (long long)hits.count);
     Reader reader = {text, arena, first};

@@ -1,6 +1,7 @@
 #include "data/json.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 Status json_parse_object(const Text *text, cJSON **object_out)
@@ -25,6 +26,36 @@ Status json_parse_object(const Text *text, cJSON **object_out)
     }
     *object_out = root;
     return OK;
+}
+
+long json_line(const Text *text, const char *key)
+{
+    const char *at = text->data, *stop = text->data + text->size;
+    size_t length = strlen(key);
+    while ((at = memmem(at, (size_t)(stop - at), key, length))) {
+        const char *after = at + length;
+        bool quoted = at > text->data && at[-1] == '"' && after < stop && *after == '"';
+        for (after++; quoted && after < stop && strchr(" \t\r\n", *after);) after++;
+        if (quoted && after < stop && *after == ':') return text_line(text, at);
+        at++;
+    }
+    return 0;
+}
+
+const char *json_found(const cJSON *item, char shown[64])
+{
+    if (cJSON_IsNumber(item))
+        snprintf(shown, 64, "%.10g", item->valuedouble);
+    else if (cJSON_IsString(item))
+        snprintf(shown, 64, "\"%.56s\"", item->valuestring);
+    else
+        snprintf(shown, 64, "%s",
+                 !item                  ? "missing"
+                 : cJSON_IsArray(item)  ? "a list"
+                 : cJSON_IsObject(item) ? "an object"
+                 : cJSON_IsNull(item)   ? "null"
+                                        : "true or false");
+    return shown;
 }
 
 bool json_whole_number(const cJSON *item, int64_t lowest, int64_t *number_out)

@@ -242,6 +242,20 @@ static Status require(const MmcifTables *tables, bool there, const char *categor
     return status_fail_at(ERR_INPUT, tables->text->name, 0, "category %s is missing (truncated?)", category);
 }
 
+/* The archive puts a line with # behind every category: a file that has such lines but none at its end may have been
+ * cut between two rows, where nothing else shows it. */
+static void check_end(const MmcifTables *tables)
+{
+    const Text *text = tables->text;
+    const char *end = text->data + text->size;
+    while (end > text->data && strchr(" \t\r\n", end[-1])) end--;
+    const char *line = memrchr(text->data, '\n', (size_t)(end - text->data));
+    if (!line || line[1] == '#' || !memmem(text->data, text->size, "\n#", 2)) return;
+    data_warn(tables->log, text->name, text_line(text, line + 1),
+              "the last category is not closed by # as the others: "
+              "truncated?");
+}
+
 Status mmcif_tables_read(const Text *text, const DataLog *log, bool header_only, Arena *arena, MmcifTables *tables)
 {
     const int count = sizeof categories / sizeof *categories;
@@ -253,6 +267,7 @@ Status mmcif_tables_read(const Text *text, const DataLog *log, bool header_only,
     TRY(cif_parse(text, wanted, count, tables, &block));
     if (cif_missing(tables->entry_id)) tables->entry_id = block;
     if (!header_only) TRY(require(tables, tables->has_atoms, "_atom_site"));
+    if (!header_only) check_end(tables);
     bool polymers = tables->monomers.count || tables->atoms.count;
     TRY(require(tables, tables->monomers.count || !polymers, "_entity_poly_seq"));
     TRY(require(tables, tables->components.count || !polymers, "_chem_comp"));

@@ -41,6 +41,7 @@ typedef struct Msa {
     int32_t *deletions;    /* [N, L] letters inserted before this column */
     uint64_t *odd_letters; /* [N] hash of the letters that share their id with another (B Z U J O), 0 without any:
                               rows count as equal only if their letters are. NULL: none has any */
+    long query_line;       /* of the first row in its file, for messages; 0: not known */
 } Msa;
 
 /* One hit of an hhr file. */

@@ -25,6 +25,15 @@ sed -i 's/^ATOM   10 /ATOM /' "$out/broken.cif"
 "$foldscale" data check "$out/broken.cif" >"$out/log" 2>&1
 expect "check of a broken file" 1 $? "$out/log" "broken.cif:[0-9]*:"
 
+whole=$(grep -c . "$examples/mmcif/1ubq.cif")
+head -n $((whole - 40)) "$examples/mmcif/1ubq.cif" >"$out/cut.cif"
+"$foldscale" data check "$out/cut.cif" >"$out/log" 2>&1
+expect "a structure cut between two rows" 0 $? "$out/log" "cut.cif:$((whole - 40)): the last category is not closed"
+printf '{"1abc_A": {"release_date": "2000-01-01", "seq": "ACD",\n "resolution": 1},\n"2abc_A": {"release_date": 3}}' \
+    >"$out/chain.json"
+"$foldscale" data check "$out/chain.json" >"$out/log" 2>&1
+expect "a cache with a wrong value" 1 $? "$out/log" 'chain.json:3: "2abc_A": release_date is 3, expected a day'
+
 cp "$examples/alignments/1ubq_A/homologs.a3m" "$out/other.a3m"
 "$foldscale" data check "$out/other.a3m" --mmcif "$examples/mmcif" --chain 2q2k_A >"$out/log" 2>&1
 expect "check of an alignment of another chain" 1 $? "$out/log" "expected the 70 of chain 2q2k_A"

@@ -66,6 +66,33 @@ static void test_no_hits(void **state)
     }
 }
 
+static void take_remark(void *context, const char *file, long line, const char *text)
+{
+    (void)file;
+    (void)line;
+    snprintf(context, 128, "%s", text);
+}
+
+/* Cut between two hits nothing is wrong but the number. */
+static void test_fewer_than_listed(void **state)
+{
+    (void)state;
+    Arena arena = {0};
+    TemplateHits hits;
+    char content[1024], remark[128] = "";
+    const DataLog log = {take_remark, remark};
+    snprintf(content, sizeof content,
+             " No Hit Prob\n  1 1ABC_A x  99.0\n  2 2ABC_A x  98.0\n\nNo 1\n>1ABC_A\n" SUMMARY
+             "\nQ query             1 ACDE    4 (9)\nT 1ABC_A            2 ACDE    5 (9)\n",
+             4);
+    Text text = text_of("x.hhr", content);
+    assert_int_equal(hhr_parse(&text, &log, &arena, &hits), OK);
+    text_close(&text);
+    assert_int_equal(hits.count, 1);
+    assert_says(remark, "1 hits, the table lists 2: truncated?");
+    arena_free(&arena);
+}
+
 static void test_damage_is_named(void **state)
 {
     (void)state;
@@ -111,6 +138,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_corpus_file),
         cmocka_unit_test(test_no_hits),
+        cmocka_unit_test(test_fewer_than_listed),
         cmocka_unit_test(test_damage_is_named),
         cmocka_unit_test(test_names),
     };
