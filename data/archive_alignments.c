@@ -14,13 +14,10 @@ static bool ends_with(const char *name, const char *ending)
     return length >= part && strcmp(name + length - part, ending) == 0;
 }
 
-/* hmm_output.sto holds template hits of hmmsearch, whose first row is not the query; uniprot_hits.sto is there to pair
- * the chains of complexes. OpenFold passes over both. */
+/* hmm_output.sto holds template hits of hmmsearch, whose first row is not the query. */
 static bool is_alignment(const char *name)
 {
-    static const char *const others[] = {"hmm_output", "uniprot_hits"};
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        if (strncmp(name, others[i], strlen(others[i])) == 0) return false;
+    if (strncmp(name, "hmm_output", strlen("hmm_output")) == 0) return false;
     return ends_with(name, ".a3m") || ends_with(name, ".sto") || ends_with(name, ".a3m.gz") ||
            ends_with(name, ".sto.gz");
 }

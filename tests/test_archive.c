@@ -60,7 +60,6 @@ static int make_data_set(void **state)
     put("flat/1abc_A/uniref90_hits.sto", "# STOCKHOLM 1.0\nq ACG\nu A-G\n//\n");
     put("flat/1abc_A/pdb70_hits.hhr", HHR);
     put("flat/1abc_A/hmm_output.sto", "# STOCKHOLM 1.0\n2def_A/2-3 CG\n//\n"); /* no alignment of the chain */
-    put("flat/1abc_A/uniprot_hits.sto", "# STOCKHOLM 1.0\n1abc_A/1-3 ACG\nlast/1-3 WWW\n//\n");
     put("set/2def_A/a3m/bfd_uniclust_hits.a3m", ">q\nACG\n>b\n-CG\n");
     put("set/2def_A/hhr/pdb70_hits.hhr", HHR);
     put("db/0.db", ">q\nACG\n>d\nA--\n");
