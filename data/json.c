@@ -32,7 +32,7 @@ long json_line(const Text *text, const char *key)
 {
     const char *at = text->data, *stop = text->data + text->size;
     size_t length = strlen(key);
-    while ((at = memmem(at, (size_t)(stop - at), key, length))) {
+    while (length && at < stop && (at = memmem(at, (size_t)(stop - at), key, length))) {
         const char *after = at + length;
         bool quoted = at > text->data && at[-1] == '"' && after < stop && *after == '"';
         for (after++; quoted && after < stop && strchr(" \t\r\n", *after);) after++;

@@ -1,3 +1,4 @@
+#include <ctype.h>
 #include <math.h>
 #include <string.h>
 
@@ -76,12 +77,13 @@ static Status show_file(const ArchiveFile *file, const char *chain, FILE *stream
 }
 
 static Status show_alignments(const Archive *archive, const char *chain, const char *sequence, Arena *arena,
-                              FILE *stream)
+                              FILE *stream, int64_t *count_out)
 {
     ArchiveFile *files;
     int64_t count = 0;
     Msa msa;
     TRY(archive_chain_files(archive, chain, arena, &files, &count));
+    *count_out = count;
     if (count == 0) fprintf(stream, "alignments    none: the chain alone\n");
     for (int64_t i = 0; i < count; i++) TRY(show_file(&files[i], chain, stream));
     if (!sequence || count == 0) return OK;
@@ -113,16 +115,20 @@ static void show_lists(const Archive *archive, const char *chain, const Chain *f
                     (long long)cache->record[i].cluster_size);
 }
 
-static Status show(const Archive *archive, const char *chain, Arena *arena, FILE *stream)
+static Status show(const Archive *archive, const char *asked, Arena *arena, FILE *stream)
 {
     char entry[64];
-    const char *bar = strchr(chain, '_');
+    const char *bar = strchr(asked, '_');
     const Chain *found = NULL;
+    int64_t files = 0;
     Structure *structure = NULL;
     char *path = NULL;
-    if (!bar || (size_t)(bar - chain) >= sizeof entry || !bar[1])
-        return status_fail(ERR_USAGE, "\"%.60s\": expected a chain named ENTRY_CHAIN such as 2q2k_A", chain);
-    snprintf(entry, sizeof entry, "%.*s", (int)(bar - chain), chain);
+    if (!bar || (size_t)(bar - asked) >= sizeof entry || !bar[1])
+        return status_fail(ERR_USAGE, "\"%.60s\": expected a chain named ENTRY_CHAIN such as 2q2k_A", asked);
+    snprintf(entry, sizeof entry, "%.*s", (int)(bar - asked), asked);
+    for (char *c = entry; *c; ++c) *c = (char)tolower((unsigned char)*c);
+    const char *chain = arena_printf(arena, "%s%s", entry, bar);
+    if (!chain) return status_fail(ERR_MEMORY, "out of memory");
     TRY(archive_structure_path(archive, entry, arena, &path));
     if (path) {
         TRY(archive_structure_read(archive, entry, arena, &structure));
@@ -133,9 +139,13 @@ static Status show(const Archive *archive, const char *chain, Arena *arena, FILE
     } else {
         fprintf(stream, "structure     none of entry %s\n", entry);
     }
-    TRY(show_alignments(archive, chain, found ? found->sequence : NULL, arena, stream));
+    TRY(show_alignments(archive, chain, found ? found->sequence : NULL, arena, stream, &files));
     show_lists(archive, chain, found, stream);
-    return OK;
+    if (path || files) return OK;
+    return status_fail(ERR_INPUT,
+                       "%s: neither a structure nor an alignment, expected them in the folders of --mmcif, "
+                       "--alignments or --alignment-index",
+                       chain);
 }
 
 Status data_show(const Archive *archive, const char *chain, FILE *stream)

@@ -53,6 +53,11 @@ expect "what can be read is read" 1 1 "$out/log" "^1 files read"
 "$foldscale" data show 1ubq_A --mmcif "$examples/mmcif" --alignments "$examples/alignments" >"$out/log" 2>&1
 expect "show of a chain" 0 $? "$out/log" "21 rows of 76 columns"
 
+"$foldscale" data show 1UBQ_A --mmcif "$examples/mmcif" >"$out/log" 2>&1
+expect "show of an entry in capitals" 0 $? "$out/log" "entry  *1ubq, chain A"
+"$foldscale" data show 9zzz_A --mmcif "$examples/mmcif" >"$out/log" 2>&1
+expect "show of a chain that is nowhere" 1 $? "$out/log" "9zzz_A: neither a structure nor an alignment"
+
 mkdir "$out/mmcif"
 cp "$examples"/mmcif/*.cif "$out/broken.cif" "$out/mmcif"
 "$foldscale" data index --mmcif "$out/mmcif" --mmcif-cache "$out/m.json" --chain-cache "$out/c_chain.json" \
