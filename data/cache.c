@@ -12,6 +12,7 @@
 /* What one entry gives; strings are in the arena of the worker that read it. */
 typedef struct EntryRecords {
     ChainRecord *record;
+    int64_t *by_entity; /* cluster of each record that was found by its entity, else -1 */
     int64_t count;
     bool unreadable;
 } EntryRecords;
@@ -47,18 +48,21 @@ static void locked_warn(void *context, const char *file, long line, const char *
     pthread_mutex_unlock(&build->lock);
 }
 
-static int64_t cluster_size(const Archive *archive, const ChainRecord *record, const Chain *chain)
+/* Clusters name chains, whose members are then all there are, or entities, whose chains are counted in the end. */
+static void find_cluster(const Archive *archive, const Chain *chain, ChainRecord *record, int64_t *by_entity_out)
 {
     const ClusterTable *clusters = archive_clusters(archive);
     char name[64];
-    if (!clusters) return -1;
+    record->cluster_size = *by_entity_out = -1;
+    if (!clusters) return;
     int64_t cluster = archive_cluster_find(clusters, record->chain);
-    if (cluster < 0 && snprintf(name, sizeof name, "%s_%s", record->entry_id, chain->entity_id) < (int)sizeof name)
-        cluster = archive_cluster_find(clusters, name);
-    return cluster < 0 ? -1 : archive_cluster_size(clusters, cluster);
+    if (cluster >= 0)
+        record->cluster_size = archive_cluster_size(clusters, cluster);
+    else if (snprintf(name, sizeof name, "%s_%s", record->entry_id, chain->entity_id) < (int)sizeof name)
+        *by_entity_out = archive_cluster_find(clusters, name);
 }
 
-static Status take_chain(const Build *build, const char *entry, const Chain *chain, Arena *arena, ChainRecord *record)
+static Status take_chain(const char *entry, const Chain *chain, Arena *arena, ChainRecord *record)
 {
     record->entry_id = arena_strdup(arena, entry);
     record->chain_id = arena_strdup(arena, chain->chain_id);
@@ -68,7 +72,6 @@ static Status take_chain(const Build *build, const char *entry, const Chain *cha
         return status_fail(ERR_MEMORY, "no memory for the cache");
     memcpy(record->release_date, chain->release_date, sizeof record->release_date);
     record->resolution = isnan(chain->resolution) ? 0 : chain->resolution;
-    record->cluster_size = cluster_size(build->archive, record, chain);
     return OK;
 }
 
@@ -87,15 +90,17 @@ static Status read_entry(Worker *worker, int64_t index, Arena *scratch)
         return OK;
     }
     records->record = arena_array(&worker->arena, (size_t)structure->chain_count, sizeof *records->record);
-    if (!records->record) return status_fail(ERR_MEMORY, "no memory for the cache");
+    records->by_entity = arena_array(&worker->arena, (size_t)structure->chain_count, sizeof *records->by_entity);
+    if (!records->record || !records->by_entity) return status_fail(ERR_MEMORY, "no memory for the cache");
     for (int64_t i = 0; i < structure->chain_count; i++) {
         const Chain *chain = &structure->chain[i];
         if (!archive_is_name(chain->chain_id)) {
             data_warn(&build->log, path, 0, "chain \"%.40s\" left out: not a name", chain->chain_id);
             continue;
         }
-        TRY(take_chain(build, entry, chain, &worker->arena, &records->record[records->count]));
-        records->count++;
+        ChainRecord *record = &records->record[records->count];
+        TRY(take_chain(entry, chain, &worker->arena, record));
+        find_cluster(build->archive, chain, record, &records->by_entity[records->count++]);
     }
     return OK;
 }
@@ -165,6 +170,27 @@ static Status gather(const Build *build, Arena *arena, ChainTable *table_out, Ca
     return OK;
 }
 
+/* Sizes of clusters of entities: the chains here that belong to them. */
+static Status count_by_entity(const Build *build, ChainTable *table)
+{
+    Arena arena = {0};
+    const ClusterTable *clusters = archive_clusters(build->archive);
+    if (!clusters) return OK;
+    int64_t *size = arena_array(&arena, (size_t)archive_cluster_count(clusters), sizeof *size);
+    if (!size) return status_fail(ERR_MEMORY, "no memory for the clusters");
+    for (int counted = 0; counted < 2; counted++) {
+        ChainRecord *record = table->record;
+        for (int64_t i = 0; i < build->entries; i++)
+            for (int64_t k = 0; k < build->records[i].count; k++, record++) {
+                int64_t cluster = build->records[i].by_entity[k];
+                if (cluster >= 0 && !counted) size[cluster]++;
+                if (cluster >= 0 && counted) record->cluster_size = size[cluster];
+            }
+    }
+    arena_free(&arena);
+    return OK;
+}
+
 Status cache_build(const Archive *archive, int threads, const DataLog *log,
                    void (*progress)(void *context, int64_t done, int64_t total), void *context, Arena *arena,
                    ChainTable *table_out, CacheCounts *counts_out)
@@ -182,6 +208,7 @@ Status cache_build(const Archive *archive, int threads, const DataLog *log,
         status = build.records ? run_workers(&build, worker, threads) : status_fail(ERR_MEMORY, "out of memory");
     }
     if (status == OK) status = gather(&build, arena, table_out, counts_out);
+    if (status == OK) status = count_by_entity(&build, table_out);
     for (int t = 0; t < threads; t++) arena_free(&worker[t].arena);
     pthread_mutex_destroy(&build.lock);
     free(worker);

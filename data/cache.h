@@ -11,8 +11,9 @@ typedef struct CacheCounts {
 } CacheCounts;
 
 /* Reads every structure of the archive in `threads` threads. Records are in order of entry, then of the file's chains;
- * resolution is 0 when unknown, cluster_size -1 without a cluster (looked up as ENTRY_CHAIN, then as ENTRY_ENTITY).
- * `progress` (may be NULL) is called now and then, from one thread at a time. */
+ * resolution is 0 when unknown, cluster_size -1 without a cluster (looked up as ENTRY_CHAIN, then as ENTRY_ENTITY;
+ * clusters of entities have the size of their chains in this table). `progress` (may be NULL) is called now and then,
+ * from one thread at a time. */
 Status cache_build(const Archive *archive, int threads, const DataLog *log,
                    void (*progress)(void *context, int64_t done, int64_t total), void *context, Arena *arena,
                    ChainTable *table_out, CacheCounts *counts_out);

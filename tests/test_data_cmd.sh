@@ -66,6 +66,11 @@ expect "index leaves out what is broken" 0 $? "$out/log" "of 7 structures (1 lef
 mv "$out/m.json" "$out/mmcif_cache.json"
 "$foldscale" data check "$out/mmcif_cache.json" "$out/c_chain.json" >"$out/log" 2>&1
 expect "the caches can be read" 0 $? "$out/log" "0 errors"
+printf '2Q2K_2\n1UBQ_1 1A7G_1\n' >"$out/clusters.txt"
+"$foldscale" data index --mmcif "$out/mmcif" --mmcif-cache "$out/m.json" --chain-cache "$out/c_chain.json" \
+    --clusters "$out/clusters.txt" >"$out/log" 2>&1
+grep -A4 '"2q2k_B"' "$out/c_chain.json" >"$out/log"
+expect "a cluster of one entity has the size of its chains" 0 0 "$out/log" '"cluster_size": *2'
 "$foldscale" data index >"$out/log" 2>&1
 expect "index without a folder" 2 $? "$out/log" "--mmcif DIR is missing"
 
