@@ -61,11 +61,12 @@ Status predict_row(const FitModel *fit, const PredictRequest *request, Arena *ar
     }
     FitInterval interval;
     TRY(fit_predict(fit, &request->shape, extra, &interval));
-    char *note = "";
-    if (interval.flagged || request->other_machine)
-        note = arena_printf(arena, "%s%s%s", interval.flagged ? "beyond 8 x the largest measured rank count" : "",
-                            interval.flagged && request->other_machine ? "; " : "",
-                            request->other_machine ? "another machine than the measured one" : "");
+    const char *reasons[] = {interval.flagged ? "beyond 8 x the largest measured rank count" : "",
+                             request->other_machine ? "another machine than the measured one" : "",
+                             request->outside ? request->outside : ""};
+    char *note = arena_strdup(arena, "");
+    for (int i = 0; i < 3 && note; i++)
+        if (*reasons[i]) note = arena_printf(arena, "%s%s%s", note, *note ? "; " : "", reasons[i]);
     if (!note) return status_fail(ERR_MEMORY, "predict: out of memory");
     PredictionRow row = {.machine = m->name,
                          .gpus = request->dp * request->dap,

@@ -29,7 +29,8 @@ typedef struct PredictRequest {
     int64_t dp, dap;
     const char *switches[SCHEMA_SWITCH_COUNT];
     StepShape shape;
-    double extra_sd; /* of unmeasured kernels (StepPrice.sd); 0 for configurations that were measured */
+    double extra_sd;     /* of unmeasured kernels (StepPrice.sd); 0 for configurations that were measured */
+    const char *outside; /* further reasons why it lies outside of what was fitted; NULL or "": none */
 } PredictRequest;
 
 /* One row of predictions.csv; `note` is allocated in arena. Every extrapolation is flagged with its reason. */

@@ -6,8 +6,17 @@
 #include "analysis/transfer.h"
 #include "experiments/study_files.h"
 
+/* What the study's runs.csv measured; nothing known without one. */
+typedef struct Measured {
+    bool known;
+    int64_t most_dap;
+    SwitchSection *switches; /* [rows] of the runs, in the order of rows */
+    int64_t rows;
+} Measured;
+
 struct Predictor {
-    Config *fitted, *target;  /* target NULL: the fitted one's own step */
+    Config *fitted, *target; /* target NULL: the fitted one's own step */
+    Measured measured;
     FitModel *fit, *anchored; /* of the measured machine; for all others (NULL: the same) */
     Pricing *pricing;
 };
@@ -28,9 +37,32 @@ static Status open_pricing(Predictor *p, const PredictorOptions *o, Arena *arena
     char *machine = (char *)o->machine, *ops = (char *)o->ops;
     if (!machine) TRY(study_file(o->folder, "machine/machine.yaml", arena, &machine));
     if (!ops) TRY(study_file(o->folder, "machine/profile/ops.csv", arena, &ops));
-    TRY(study_experiment(o->experiment, o->folder, o->target ? NULL : o->overrides, &p->fitted));
-    if (o->target) TRY(config_load(o->target, o->overrides, &p->target));
+    TRY(study_experiment(o->experiment, o->folder, NULL, &p->fitted));
+    if (o->target)
+        TRY(config_load(o->target, o->overrides, &p->target));
+    else if (o->overrides && o->overrides->count) /* a what-if: the fit stays that of the experiment that ran */
+        TRY(study_experiment(o->experiment, o->folder, o->overrides, &p->target));
     return pricing_open(p->fitted, machine ? machine : "cpu", ops, &p->pricing);
+}
+
+static Status read_measured(Predictor *p, const PredictorOptions *o, Arena *arena)
+{
+    char *path = NULL;
+    RunTable runs;
+    TRY(study_file(o->folder, "runs.csv", arena, &path));
+    if (!path) return OK;
+    TRY(schema_read_runs(path, &runs));
+    Measured *m = &p->measured;
+    m->switches = calloc((size_t)runs.count + 1, sizeof *m->switches);
+    Status status = m->switches ? OK : status_fail(ERR_MEMORY, "out of memory for %lld runs", (long long)runs.count);
+    for (int64_t i = 0; i < runs.count && status == OK; i++) {
+        status = pricing_switches(&runs.rows[i], &m->switches[i]);
+        if (runs.rows[i].dap > m->most_dap) m->most_dap = runs.rows[i].dap;
+        m->rows++;
+    }
+    m->known = status == OK && m->rows > 0;
+    schema_free_runs(&runs);
+    return status;
 }
 
 Status predictor_open(const PredictorOptions *options, Predictor **predictor_out)
@@ -40,6 +72,7 @@ Status predictor_open(const PredictorOptions *options, Predictor **predictor_out
     if (!p) return status_fail(ERR_MEMORY, "out of memory for a prediction");
     Status status = open_fits(p, options, &arena);
     if (status == OK) status = open_pricing(p, options, &arena);
+    if (status == OK) status = read_measured(p, options, &arena);
     arena_free(&arena);
     if (status == OK)
         *predictor_out = p;
@@ -57,6 +90,7 @@ void predictor_close(Predictor **predictor)
     if (p->anchored) fit_destroy(&p->anchored);
     config_destroy(&p->fitted);
     config_destroy(&p->target);
+    free(p->measured.switches);
     free(p);
     *predictor = NULL;
 }
@@ -71,6 +105,30 @@ static bool is_other(const Predictor *p, const Machine *machine)
     return strcmp(machine->name, pricing_machine(p->pricing)->name) != 0;
 }
 
+/* Whatever changes the recorded step but the switches. */
+static bool is_fitted_model(const Predictor *p)
+{
+    const Config *a = p->fitted, *b = predictor_config(p);
+    return !memcmp(&a->model, &b->model, sizeof a->model) && a->train.recycling == b->train.recycling &&
+           a->train.real == b->train.real;
+}
+
+/* On CPU ranks as on GPUs, asynchronous evaluation and its cache do nothing to a step. */
+static bool were_measured(const Predictor *p, const SwitchSection *switches)
+{
+    const Measured *m = &p->measured;
+    for (int64_t i = 0; i < m->rows; i++) {
+        bool same = m->switches[i].checkpoint == switches->checkpoint;
+        for (int k = 0; config_switch_names[k] && same; k++) {
+            const char *name = config_switch_names[k];
+            same = !strcmp(name, "async_eval") || !strcmp(name, "eval_cache") ||
+                   config_switch_get(&m->switches[i], name) == config_switch_get(switches, name);
+        }
+        if (same) return true;
+    }
+    return !m->known;
+}
+
 Status predictor_shape(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,
                        int64_t dap, const FitModel **fit_out, StepShape *shape_out, double *extra_sd_out)
 {
@@ -82,8 +140,22 @@ Status predictor_shape(Predictor *predictor, const Machine *machine, const Switc
     /* replaces what it replaced for the machine before */
     if (other && p->anchored) TRY(transfer_fit(p->anchored, machine, TRANSFER_COMM_SD));
     *fit_out = other && p->anchored ? p->anchored : p->fit;
-    *extra_sd_out = other ? price.sd : 0;
+    /* kernels that no fitted run ran are priced, not measured */
+    *extra_sd_out = other || !is_fitted_model(p) || !were_measured(p, switches) ? price.sd : 0;
     return OK;
+}
+
+/* Why a row lies outside of what was fitted, beside its machine and its number of ranks; "" when it does not. */
+static char *outside(const Predictor *p, const SwitchSection *switches, int64_t dap, Arena *arena)
+{
+    const Measured *m = &p->measured;
+    char *text = arena_strdup(arena, is_fitted_model(p) ? "" : "another model than the fitted one");
+    if (text && !were_measured(p, switches))
+        text = arena_printf(arena, "%s%sswitches that no run had", text, *text ? "; " : "");
+    if (text && m->known && dap > m->most_dap)
+        text = arena_printf(arena, "%s%sDAP %lld where at most %lld was measured", text, *text ? "; " : "",
+                            (long long)dap, (long long)m->most_dap);
+    return text;
 }
 
 Status predictor_row(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,
@@ -94,6 +166,8 @@ Status predictor_row(Predictor *predictor, const Machine *machine, const SwitchS
     PredictRequest request = {.machine = machine, .other_machine = is_other(p, machine), .dp = gpus / dap, .dap = dap};
     pricing_switch_texts(switches, request.switches);
     TRY(predictor_shape(p, machine, switches, gpus, dap, &fit, &request.shape, &request.extra_sd));
+    request.outside = outside(p, switches, dap, arena);
+    if (!request.outside) return status_fail(ERR_MEMORY, "out of memory for a prediction");
     TRY(predict_row(fit, &request, arena, row_out));
     /* the machine's column says whose step it is when that is not the fitted one's */
     const char *text = p->target ? arena_printf(arena, "%s: %s", machine->name, predictor_config(p)->name)
