@@ -68,9 +68,10 @@ static Status advise(const AdviseArguments *a, const Config *config, const Choic
 {
     AdviseOption *options = calloc((size_t)choices->count, sizeof *options);
     if (!options) return status_fail(ERR_MEMORY, "advise: out of memory");
-    /* 128 replicas is the batch that samples_to_target belongs to (MLPerf HPC v3.0) */
+    /* 128 replicas is the batch that samples_to_target belongs to; 0.12: its spread between seeds (26 runs of MLPerf
+     * HPC v3.0) */
     TrainPlan plan = {.samples_to_target = config->predict.samples_to_target,
-                      .samples_sd = 0.05,
+                      .samples_sd = 0.12,
                       .global_batch = 128,
                       .startup_s = a->startup_s};
     Status status = advise_times(choices->row, choices->count, &plan, 1, a->exponent, 1, options);
@@ -130,6 +131,8 @@ Status cmd_advise(int argc, char **argv)
     const Option options[] = {
         {"machine", OPTION_TEXT, &a.machine, "NAME|FILE", "default h100_sxm", 0, 0},
         {"target", OPTION_TEXT, &a.from.target, "EXP.yaml", "experiment to train (default: the study's own)", 0, 0},
+        {"experiment", OPTION_TEXT, &a.from.experiment, "EXP.yaml",
+         "what was fitted (default: run.json of the first point)", 0, 0},
         {"deadline", OPTION_REAL, &a.deadline_h, "HOURS", "cheapest that is done by then", 0, 1e6},
         {"budget", OPTION_REAL, &a.budget, "GPU-HOURS", "fastest that costs no more", 0, 1e9},
         {"batch-exponent", OPTION_REAL, &a.exponent, "E",

@@ -12,7 +12,7 @@ typedef struct PredictArguments {
     PredictorOptions from;
     const char *gpus, *dap, *out;
     bool append;
-    TextList machines, overrides;
+    TextList machines, overrides, what_ifs;
 } PredictArguments;
 
 typedef struct PredictJob {
@@ -20,6 +20,7 @@ typedef struct PredictJob {
     TableWriter *writer;
     int64_t gpus[CONFIG_LIST], dap[CONFIG_LIST];
     int gpu_count, dap_count, rows, skipped;
+    const char *what_if; /* overrides of these rows, NULL for none */
 } PredictJob;
 
 static const Usage usage = {
@@ -30,7 +31,8 @@ static const Usage usage = {
         "of\n"
         "the study in DIR (fit.json). Rows that go beyond what was measured are flagged. --target predicts another\n"
         "experiment's step (e.g. the full-size model) from the same fit; machines, counts and degrees default to its\n"
-        "`predict` section.",
+        "`predict` section. Each --what-if adds the same rows with keys overridden (switches, crop, ...), all in one "
+        "table.",
     .example = "foldscale predict runs/study --target experiments/initial_training.yaml --machine h100_sxm",
     .min_operands = 1,
     .max_operands = 1};
@@ -41,6 +43,10 @@ static Status predict_one(PredictJob *job, const Machine *machine, int64_t gpus,
     PredictionRow row;
     const SwitchSection *switches = &predictor_config(job->predictor)->switches;
     Status status = predictor_row(job->predictor, machine, switches, gpus, dap, &arena, &row);
+    if (status == OK && job->what_if) {
+        row.note = arena_printf(&arena, "what if %s%s%s", job->what_if, *row.note ? "; " : "", row.note);
+        if (!row.note) status = status_fail(ERR_MEMORY, "predict: out of memory");
+    }
     if (status == OK) status = schema_write_prediction(job->writer, &row);
     if (status == OK) job->rows++;
     arena_free(&arena);
@@ -84,18 +90,52 @@ static Status copy_old(PredictJob *job, const PredictionTable *old)
     return OK;
 }
 
-static Status run(PredictJob *job, const PredictArguments *a, const char *out)
+/* All machines, counts and degrees with the present predictor. */
+static Status predict_lists(PredictJob *job, const PredictArguments *a)
 {
     const PredictSection *p = &predictor_config(job->predictor)->predict;
-    PredictionTable old = {0};
     TRY(fill_lists(job, a));
+    for (int i = 0; i < a->machines.count; i++) TRY(predict_machine(job, a->machines.item[i]));
+    for (unsigned i = 0; a->machines.count == 0 && i < p->machines_count; i++)
+        TRY(predict_machine(job, p->machines[i]));
+    return OK;
+}
+
+/* One what-if: "A.B=C", or several with commas between. Its overrides come after those of --set. */
+static Status predict_what_if(PredictJob *job, const PredictArguments *a, const char *what_if)
+{
+    Arena arena = {0};
+    TextList overrides = a->overrides;
+    PredictorOptions from = a->from;
+    char *rest = what_if ? arena_strdup(&arena, what_if) : NULL;
+    Status status = !what_if || rest ? OK : status_fail(ERR_MEMORY, "predict: out of memory");
+    for (char *item = rest; item && status == OK;) {
+        char *comma = strchr(item, ',');
+        if (comma) *comma = '\0';
+        if (overrides.count == CLI_MAX_ITEMS)
+            status = status_fail(ERR_USAGE, "predict: more than %d overrides", (int)CLI_MAX_ITEMS);
+        else
+            overrides.item[overrides.count++] = item;
+        item = comma ? comma + 1 : NULL;
+    }
+    from.overrides = &overrides;
+    job->what_if = what_if;
+    if (status == OK) status = predictor_open(&from, &job->predictor);
+    if (status == OK) status = predict_lists(job, a);
+    predictor_close(&job->predictor);
+    arena_free(&arena);
+    return status;
+}
+
+static Status run(PredictJob *job, const PredictArguments *a, const char *out)
+{
+    PredictionTable old = {0};
     if (a->append && file_exists(out)) TRY(schema_read_predictions(out, &old));
     Status status = schema_predictions_writer(out, &job->writer);
     if (status == OK) status = copy_old(job, &old);
     schema_free_predictions(&old);
-    for (int i = 0; i < a->machines.count && status == OK; i++) status = predict_machine(job, a->machines.item[i]);
-    for (unsigned i = 0; a->machines.count == 0 && i < p->machines_count && status == OK; i++)
-        status = predict_machine(job, p->machines[i]);
+    if (status == OK) status = predict_what_if(job, a, NULL);
+    for (int i = 0; i < a->what_ifs.count && status == OK; i++) status = predict_what_if(job, a, a->what_ifs.item[i]);
     if (status == OK && job->rows == 0)
         status = status_fail(ERR_USAGE, "predict: nothing to predict (machines with enough GPUs and counts that a DAP "
                                         "degree divides are needed)");
@@ -127,6 +167,8 @@ Status cmd_predict(int argc, char **argv)
          "where it ran (default: DIR/machine/machine.yaml)", 0, 0},
         {"ops", OPTION_TEXT, &a.from.ops, "FILE", "measured ops (default: DIR/machine/profile/ops.csv)", 0, 0},
         {"out", OPTION_TEXT, &a.out, "FILE", "default: DIR/predictions.csv", 0, 0},
+        {"what-if", OPTION_LIST, &a.what_ifs, "A.B=C,...", "the same rows with these keys overridden; may be repeated",
+         0, 0},
         {"append", OPTION_FLAG, &a.append, NULL, "add to the file instead of replacing it", 0, 0},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the predicted experiment", 0, 0},
         {0}};
@@ -135,11 +177,8 @@ Status cmd_predict(int argc, char **argv)
     Arena arena = {0};
     PredictJob job = {0};
     a.from.folder = operands.item[0];
-    a.from.overrides = &a.overrides;
     char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/predictions.csv", a.from.folder);
-    Status status = out ? predictor_open(&a.from, &job.predictor) : status_fail(ERR_MEMORY, "predict: out of memory");
-    if (status == OK) status = run(&job, &a, out);
-    predictor_close(&job.predictor);
+    Status status = out ? run(&job, &a, out) : status_fail(ERR_MEMORY, "predict: out of memory");
     arena_free(&arena);
     return status;
 }

@@ -98,6 +98,27 @@ expect "validate" 0 "published +[0-9]+ held-out rows: mean error" "$foldscale" v
 grep -q '^other codes,.*,fitted,' validation.csv || fail "validation.csv does not say which rows were fitted"
 expect "validate without measurements" 1 "op_table.csv" "$foldscale" validate --own .
 
+# --- a study made by hand: fit, what-ifs in one table, time to train ---------------------------------------------------------
+mkdir -p study
+{
+    echo "run_id,experiment,backend,device,ranks,dp,dap,nonblocking_loader,gemm_batching,fused_attention,fused_layernorm,fused_pointwise,fused_optimizer,bf16,checkpoint,comm_overlap,overlap_clip,cuda_graph,async_eval,eval_cache,samples,step_s_mean,step_s_median,step_s_p05,step_s_p95,data_wait_s,forward_nograd_s,forward_s,backward_s,comm_exposed_s,optimizer_s,eval_s,other_s,samples_per_s,peak_bytes,model_flops,mfu,wire_bytes,data_wait_fraction,provenance"
+    for run in "1 1.00" "1 1.01" "2 1.10" "2 1.12"; do
+        set -- $run
+        echo "r$1_$2,good,cpu,d,$1,$1,1,on,off,off,off,off,off,off,none,off,off,off,off,off,4,$2,$2,$2,$2,,,,,,,,,1,1e9,1e9,,0,0,p$1$2"
+    done
+} >study/runs.csv
+expect "fit of four runs" 0 "4 runs" "$foldscale" fit study/runs.csv --experiment good.yaml
+expect "what-ifs" 0 "3 predictions" "$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 \
+    --what-if switches.bf16=on --what-if model.n_res=32,switches.bf16=on --out what.csv
+[ "$(grep -c 'what if' what.csv)" = 2 ] || fail "what.csv does not say which rows are what-ifs"
+grep -q 'what if switches.bf16=on; another machine.*switches that no run had' what.csv || fail "what-ifs are not flagged"
+expect "unknown key in a what-if" 2 'unknown key "warp"' "$foldscale" predict study --experiment good.yaml --gpus 2 --what-if warp=9
+expect "time to train" 0 "verdict,twice the GPUs train [0-9.]+ times as fast: more GPUs" "$foldscale" simulate study \
+    --experiment good.yaml --machine h100_sxm --gpus 8 --steps 20 --to-target --startup-s 5
+expect "advice" 0 "next measurement" "$foldscale" advise study --experiment good.yaml --machine h100_sxm --deadline 24 --budget 1e6
+sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
+expect "runs of two models" 1 'mixed.csv:4: experiment "other", but line 2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
+
 # --- checkpoints: resume, damage, full disk, signals, a killed rank -----------------------------------------------------------
 expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
 expect "two steps" 0 "2 steps" "$foldscale" train good.yaml --out parts --set train.steps=2
