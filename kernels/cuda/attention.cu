@@ -402,8 +402,11 @@ static Status attention_bwd(CudaContext *ctx, const OpCall *call)
         return att_mma_backward_launch(a, backward_operands<bf16>(call), call->scratch, ctx->stream);
     if (takes_f32(a, type))
         return att_f32_backward_launch(a, backward_operands<float>(call), call->scratch, ctx->stream);
-    DISPATCH_REAL(call, type,
-                  { return att_any_backward(a, backward_operands<T>(call), (float *)call->scratch, ctx->stream); });
+    DISPATCH_REAL(call, type, {
+        AttOperands<T> x = backward_operands<T>(call);
+        if (att_few_fits(a, x.bias != NULL)) return att_few_backward_launch(a, x, ctx->stream);
+        return att_any_backward(a, x, (float *)call->scratch, ctx->stream);
+    });
 }
 
 static size_t attention_bwd_scratch(const OpCall *call)

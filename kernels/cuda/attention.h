@@ -49,6 +49,9 @@ template <typename T> struct AttOperands {
 bool att_mma_fits(const Att &a);
 size_t att_mma_forward_scratch(const Att &a, bool bias);
 Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
+bool att_wgmma_fits(const Att &a, bool bias); /* of those that att_mma_fits */
+size_t att_wgmma_backward_scratch(const Att &a, bool bias);
+Status att_wgmma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
 size_t att_mma_backward_scratch(const Att &a, bool bias);
 Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
 
@@ -58,5 +61,9 @@ size_t att_f32_forward_scratch(const Att &a, bool bias);
 Status att_f32_forward_launch(const Att &a, const AttOperands<float> &x, void *scratch, cudaStream_t stream);
 size_t att_f32_backward_scratch(const Att &a, bool bias);
 Status att_f32_backward_launch(const Att &a, const AttOperands<float> &x, void *scratch, cudaStream_t stream);
+
+/* One query over few keys (attention_few.cu), any type. */
+bool att_few_fits(const Att &a, bool bias);
+template <typename T> Status att_few_backward_launch(const Att &a, const AttOperands<T> &x, cudaStream_t stream);
 
 #endif

@@ -362,7 +362,7 @@ static BackwardPlan backward_plan(const Att &a, bool bias)
 
 size_t att_mma_backward_scratch(const Att &a, bool bias)
 {
-    return backward_plan(a, bias).bytes;
+    return att_wgmma_fits(a, bias) ? att_wgmma_backward_scratch(a, bias) : backward_plan(a, bias).bytes;
 }
 
 template <int D, bool BIAS, int STEPS>
@@ -424,6 +424,7 @@ static Status backward_by_width(const Att &a, const AttOperands<bf16> &x, char *
 
 Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream)
 {
+    if (att_wgmma_fits(a, x.bias != NULL)) return att_wgmma_backward_launch(a, x, scratch, stream);
     return x.bias ? backward_by_width<true>(a, x, (char *)scratch, stream)
                   : backward_by_width<false>(a, x, (char *)scratch, stream);
 }

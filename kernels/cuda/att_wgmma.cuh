@@ -1,0 +1,164 @@
+/* Asynchronous tensor core products (wgmma, sm_90a) on tiles [rows][D] in shared memory, D = 32 or 16 bf16: a row is
+ * half or a quarter of the 128 bytes of a full swizzle, and att_place() is the 64- or 32-byte swizzle, so that one tile
+ * serves as the operand whose rows are columns of the result (k-major) and as the one whose rows are summed over. */
+#ifndef FOLDSCALE_KERNELS_CUDA_ATT_WGMMA_CUH
+#define FOLDSCALE_KERNELS_CUDA_ATT_WGMMA_CUH
+
+#include <cuda.h>
+
+#include "kernels/cuda/att_mma.cuh"
+
+/* Descriptor of a swizzled operand (PTX ISA, "wgmma matrix descriptor"): `swizzle` bytes a row, groups of eight rows
+ * one after the other. The operands here are one swizzle wide, so that the other stride is not used. */
+template <int SWIZZLE> __device__ __forceinline__ uint64_t att_descriptor(uint32_t shared)
+{
+    constexpr uint64_t KIND = SWIZZLE == 128 ? 1 : SWIZZLE == 64 ? 2 : 3, GROUP = SWIZZLE * 8 >> 4;
+    return (uint64_t)((shared & 0x3ffff) >> 4) | GROUP << 16 | GROUP << 32 | KIND << 62;
+}
+
+__device__ __forceinline__ void wgmma_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int pending> __device__ __forceinline__ void wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+/* Keeps uses of accumulators behind the wait for them. */
+template <int N> __device__ __forceinline__ void wgmma_arrived(float (&d)[N])
+{
+#pragma unroll
+    for (int k = 0; k < N; k++) asm volatile("" : "+f"(d[k])::"memory");
+}
+
+/* d[64 x 32] (+)= A[64 x 16] in registers times B; ROWS_SUMMED: rows of B's tile are the 16 summed over, else columns
+ * of d. add = 0: d starts from zero. */
+template <bool ROWS_SUMMED>
+__device__ __forceinline__ void wgmma_from_registers(float (&d)[16], const uint32_t (&a)[4], uint64_t b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20, p, 1, 1, %22;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ROWS_SUMMED ? 1 : 0));
+}
+/* the same, 16 columns */
+template <bool ROWS_SUMMED>
+__device__ __forceinline__ void wgmma_from_registers(float (&d)[8], const uint32_t (&a)[4], uint64_t b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, %14;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ROWS_SUMMED ? 1 : 0));
+}
+/* d (+)= A B, the 16 rows of both tiles summed over */
+__device__ __forceinline__ void wgmma_rows(float (&d)[16], uint64_t a, uint64_t b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, p, 1, 1, 1, 1;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+                 : "l"(a), "l"(b), "r"(add));
+}
+__device__ __forceinline__ void wgmma_rows(float (&d)[8], uint64_t a, uint64_t b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, p, 1, 1, 1, 1;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+                 : "l"(a), "l"(b), "r"(add));
+}
+
+/* Ordinary writes to shared memory before this are seen by products issued after the next barrier. */
+__device__ __forceinline__ void fence_async_proxy()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void stmatrix4(uint32_t address, const uint32_t (&r)[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
+/* Barriers 1.. of the block: `arrive` does not wait. */
+template <int THREADS> __device__ __forceinline__ void barrier_arrive(int id)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
+}
+template <int THREADS> __device__ __forceinline__ void barrier_sync(int id)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
+}
+
+/* --- between the blocks of a cluster: stores that count their bytes on a barrier of the block that gets them */
+
+__device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank)
+{
+    uint32_t r;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(shared), "r"(rank));
+    return r;
+}
+__device__ __forceinline__ void cluster_store(uint32_t address, uint32_t barrier, float x, float y, float z, float w)
+{
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(address),
+        "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
+        : "memory");
+}
+__device__ __forceinline__ void transfer_init(uint32_t barrier)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+/* all blocks of the cluster (which may be one); after transfer_init */
+__device__ __forceinline__ void cluster_sync()
+{
+    asm volatile(
+        "fence.mbarrier_init.release.cluster;\nbarrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::
+            : "memory");
+}
+__device__ __forceinline__ void transfer_expect(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void transfer_wait(uint32_t barrier, uint32_t parity)
+{
+    uint32_t done;
+    do {
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+                     "selp.u32 %0, 1, 0, p;}"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (!done);
+}
+
+/* --- the copy engine: by one thread; `barrier` counts the bytes */
+
+/* a multiple of 16 bytes */
+__device__ __forceinline__ void transfer_bytes(uint32_t target, const void *source, uint32_t bytes, uint32_t barrier)
+{
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+        "l"(source), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+/* a box of a tensor of four axes, zeros beyond its extents */
+__device__ __forceinline__ void transfer_box(uint32_t target, const CUtensorMap *map, int column, int row, int block,
+                                             int group, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(target),
+                 "l"(map), "r"(column), "r"(row), "r"(block), "r"(group), "r"(barrier)
+                 : "memory");
+}
+
+#endif
