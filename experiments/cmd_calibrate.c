@@ -160,7 +160,8 @@ static Status probe_all(const Config *config, const CalibrateArguments *a)
     if (status == OK) status = measure_collectives(backend, &m, path);
     if (status == OK) status = probe_product(backend, PRECISION_F32, 256, &noise);
     if (status == OK && !a->collectives) {
-        m.rank_noise = (Figure){fmax(noise.relative, 1e-3), 0.5, strdup("measured: spread of ten equal products")};
+        m.rank_noise =
+            (Figure){fmin(fmax(noise.relative, 1e-3), 1), 0.5, strdup("measured: spread of ten equal products")};
         snprintf(path, sizeof path, "%s/machine.yaml", a->folder);
         if (backend->layout.rank == 0) status = machine_write(&m, path);
     }

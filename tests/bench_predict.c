@@ -28,6 +28,18 @@ static Status make_cost(StepCost **out)
     return OK;
 }
 
+/* Curves from as many measured shapes, none of them the shapes to be priced: every class looks at its neighbours. */
+static Status make_prices(const Machine *machine, OpPrices **out)
+{
+    OpTiming timing[CLASSES];
+    char kind[CLASSES][20];
+    for (int i = 0; i < CLASSES; i++) {
+        snprintf(kind[i], sizeof kind[i], "kind%d", i % 60);
+        timing[i] = (OpTiming){kind[i], RATE_BF16, 1.3e8 * (1 + i), 1.1e6 * (1 + i % 37), 4, 4e-5 * (1 + i % 37)};
+    }
+    return opprice_fit_timings(timing, CLASSES, machine, out);
+}
+
 static Status make_fit(FitModel **out)
 {
     FitPoint point[POINTS];
@@ -55,7 +67,7 @@ static Status run(const char *machine_path)
     Arena arena = {0};
     PredictionRow row;
     TRY(machine_read(machine_path, &machine));
-    TRY(opprice_assume(machine, 0.5, 1, 0.1, &prices));
+    TRY(make_prices(machine, &prices));
     TRY(make_cost(&cost));
     double start = clock_now_s();
     TRY(make_fit(&fit));

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Everything that `foldscale validate --own OUT` needs, on one or two GPUs in about 100 s: op times of three settings on
+# one GPU (all switches, none, one rank's share of DAP 8), from which the rest is predicted; whole steps under other
+# switches; the local compute of DAP 2 and 4; with a second GPU also collectives, DAP 2 and DP 2.
+#
+#   experiments/gpu_validation.sh [OUT]     (default experiments/results/DEVICE-validation)
+#
+# Writes OUT/op_table.csv, step.csv, ablation.csv, dap_local.csv, two_gpus.csv, machine.yaml, collectives.csv, log_*.txt.
+# Environment: BENCH (build/tests/bench_step), FOLDSCALE (build/foldscale), BACKEND and PRESET (cuda, initial_training;
+# "cpu" and "tiny" rehearse it anywhere, as two ranks), EXPERIMENT (experiments/initial_training.yaml), REPEATS (5).
+set -uo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+bench=${BENCH:-$root/build/tests/bench_step}
+foldscale=${FOLDSCALE:-$root/build/foldscale}
+backend=${BACKEND:-cuda}
+preset=${PRESET:-initial_training}
+experiment=${EXPERIMENT:-$root/experiments/initial_training.yaml}
+repeats=${REPEATS:-5}
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+
+fail() { echo "gpu_validation: $1" >&2; exit 1; }
+[ -x "$bench" ] || fail "no $bench (build it: ninja -C build tests/bench_step)"
+[ -x "$foldscale" ] || fail "no $foldscale (build it: ninja -C build foldscale)"
+gpus=2 device=cpu
+if [ "$backend" = cuda ]; then
+    gpus=$(nvidia-smi -L 2>/dev/null | wc -l)
+    [ "$gpus" -gt 0 ] || fail "no GPU here (nvidia-smi lists none)"
+    device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)
+fi
+out=${1:-$root/experiments/results/$(tr ' ' '_' <<<"$device")-validation}
+mkdir -p "$out/work"
+rm -f "$out"/{op_table,step,ablation,dap_local,two_gpus,collectives}.csv "$out"/log_*.txt
+failures=0
+
+# GPU, name of the table, limit in seconds, further arguments of the benchmark
+step() {
+    local gpu=$1 table=$2 limit=$3 begin=$SECONDS status
+    shift 3
+    CUDA_VISIBLE_DEVICES=$gpu timeout "$limit" "$bench" --backend "$backend" --preset "$preset" --repeats "$repeats" \
+        --tune-cache "$out/work/tune$gpu.txt" --csv "$out/work/$table.$gpu.csv" "$@" >>"$out/log_gpu$gpu.txt" 2>&1
+    status=$?
+    echo "GPU $gpu, status $status, $((SECONDS - begin)) s: $*"
+    return $status
+}
+
+fitted() {
+    step 0 step 40 --op-table "$out/op_table.csv" || return 1
+    step 0 step 60 --switches none --precision bf16 --op-table "$out/op_table.csv" || return 1
+    step 0 dap_local 40 --dap 8 --no-comm --op-table "$out/op_table.csv"
+}
+
+beside() {
+    step 1 dap_local 30 --dap 2 --no-comm
+    step 1 dap_local 30 --dap 4 --no-comm
+    step 1 ablation 40 --leave-out fused_attention
+}
+
+pair() {
+    local limit=$1 begin=$SECONDS status
+    shift
+    timeout "$limit" mpirun -np 2 "$@" >>"$out/log_pair.txt" 2>&1
+    status=$?
+    echo "two ranks, status $status, $((SECONDS - begin)) s: $*"
+    [ $status = 0 ] || failures=$((failures + 1))
+}
+
+pairs() {
+    local steps=("$bench" --backend "$backend" --preset "$preset" --repeats "$repeats" --csv "$out/two_gpus.csv")
+    pair 40 "${steps[@]}" --tune-cache "$out/work/tune1.txt" --dap 2
+    pair 40 "$foldscale" calibrate "$experiment" --ranks 2 --set "backend=$backend" --out "$out"
+    pair 40 "${steps[@]}" --tune-cache "$out/work/tune1.txt" --dap 2 --leave-out comm_overlap
+    pair 40 "${steps[@]}" --tune-cache "$out/work/tune0.txt" --dap 1
+}
+
+left_out() {
+    for switch in gemm_batching fused_layernorm fused_pointwise overlap_clip; do step 0 ablation 20 --leave-out $switch; done
+}
+
+others() {
+    local gpu=$1
+    cp "$out/work/tune0.txt" "$out/work/tune$gpu.txt" 2>/dev/null
+    for switch in fused_optimizer cuda_graph; do step "$gpu" ablation 20 --leave-out $switch; done
+    step "$gpu" ablation 20 # the first setting again: how far runs of one setting differ
+    step "$gpu" ablation 30 --precision bf16 --only gemm_batching --only fused_attention --only fused_layernorm \
+        --only fused_pointwise
+    step "$gpu" ablation 30 --precision bf16 --only gemm_batching --only fused_attention --only fused_layernorm \
+        --only fused_pointwise --only fused_optimizer
+}
+
+second=$((gpus > 1 ? 1 : 0))
+if [ "$second" = 1 ]; then
+    { fitted || touch "$out/work/failed"; } & beside & wait
+    command -v mpirun >/dev/null || fail "no mpirun for two ranks"
+    pairs
+    left_out & others 1 & wait
+else
+    fitted || touch "$out/work/failed"
+    left_out
+    others 0
+fi
+[ ! -e "$out/work/failed" ] || fail "a setting that is fitted did not run: see $out/log_gpu0.txt"
+for table in step ablation dap_local; do
+    for part in "$out/work/$table".*.csv; do
+        [ -s "$part" ] || continue
+        if [ -s "$out/$table.csv" ]; then tail -n +2 "$part" >>"$out/$table.csv"; else cp "$part" "$out/$table.csv"; fi
+    done
+done
+rm -r "$out/work"
+echo "$SECONDS s; foldscale validate --own $out"
+[ $failures = 0 ] || fail "$failures runs of two ranks failed: see $out/log_pair.txt"
