@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
 {
     extern __shared__ float sums[]; /* dgamma[c], dbeta[c] */
     __shared__ float warp_sums[NORM_THREADS / WARP];
-    for (int k = threadIdx.x; k < c; k += NORM_THREADS) sums[k] = sums[c + k] = 0; /* by the thread that adds to them */
+    for (int k = threadIdx.x; k < c; k += NORM_THREADS) sums[k] = sums[c + k] = 0; /* each belongs to one thread */
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const T *xr = x + row * c, *dr = dy + row * c;
         float sum = 0, square = 0, a = 0, b = 0;
@@ -196,7 +196,10 @@ __global__ void __launch_bounds__(NORM_THREADS)
             dx[row * c + k] = from_float<T>(rstd * (to_float(dr[k]) * gamma[k] - a - hat * b));
         }
     }
-    for (int k = threadIdx.x; k < 2 * c; k += NORM_THREADS) partial[(int64_t)blockIdx.x * 2 * c + k] = sums[k];
+    for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
+        partial[(int64_t)blockIdx.x * 2 * c + k] = sums[k];
+        partial[(int64_t)blockIdx.x * 2 * c + c + k] = sums[c + k];
+    }
 }
 
 /* Runs RUN(LANES, N) for the channel sizes with a vector kernel; V = elements of a pack. */
