@@ -86,6 +86,47 @@ bool rule_is_vector(const Tensor *x, int64_t n)
     return x->rank == 1 && x->dim[0] == n && x->shard == SHARD_NONE;
 }
 
+/* Axis `from` of x moved to `to`, those between by one. */
+static Tensor with_axis_moved(const Tensor *x, int from, int to)
+{
+    Tensor t = *x;
+    int step = from < to ? 1 : -1;
+    for (int axis = from; axis != to; axis += step) {
+        t.dim[axis] = x->dim[axis + step];
+        if (x->shard == axis + step) t.shard = (int8_t)axis;
+    }
+    t.dim[to] = x->dim[from];
+    if (x->shard == from) t.shard = (int8_t)to;
+    return t;
+}
+
+Tensor rule_channel_first(const Tensor *x)
+{
+    return with_axis_moved(x, x->rank - 1, x->rank - 3);
+}
+
+Tensor rule_channel_last(const Tensor *x)
+{
+    return with_axis_moved(x, x->rank - 3, x->rank - 1);
+}
+
+Tensor rule_row_statistic(const Tensor *x)
+{
+    Tensor t = *x;
+    t.rank = (int8_t)(x->rank - 1);
+    t.dim[t.rank] = 0;
+    t.dtype = rule_grad_dtype(x->dtype);
+    return t;
+}
+
+bool rule_is_mask(const Tensor *m, const Tensor *x)
+{
+    if (m->rank > x->rank || m->shard != (x->shard < m->rank ? x->shard : SHARD_NONE)) return false;
+    for (int axis = 0; axis < m->rank; axis++)
+        if (m->dim[axis] != x->dim[axis]) return false;
+    return true;
+}
+
 double rule_bytes(const Program *p, const Op *op)
 {
     double bytes = 0;

@@ -34,6 +34,14 @@ bool rule_same_rows(const Tensor *a, const Tensor *b);
 /* x is a vector of n elements, replicated. */
 bool rule_is_vector(const Tensor *x, int64_t n);
 
+/* x[G?,.,.,C] with its channels moved before the two axes, and back. */
+Tensor rule_channel_first(const Tensor *x);
+Tensor rule_channel_last(const Tensor *x);
+/* One value in the real type per row of x. */
+Tensor rule_row_statistic(const Tensor *x);
+/* The axes of m are the first axes of x. */
+bool rule_is_mask(const Tensor *m, const Tensor *x);
+
 /* cost: bytes of all inputs + outputs at their dtypes; flops per element of output 0. */
 void rule_cost_elementwise(const Program *p, const Op *op, Cost *cost);
 double rule_bytes(const Program *p, const Op *op);

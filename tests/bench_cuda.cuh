@@ -247,6 +247,7 @@ static void bench_reference(const Case &c, double *const *value, double **out)
 static bool in_group(const Case &c, int k)
 {
     if (c.kind == OP_LINEAR_GROUP) return k > 0 && c.in[k].rank == 2;
+    if (c.kind == OP_LINEAR_GATES) return k > 1 && c.in[k].rank == 2;
     return c.kind == OP_LINEAR_GROUP_DX && k >= c.attr.i[0];
 }
 

@@ -166,6 +166,31 @@ static void pointwise_sequences_become_one_op(void **state)
     recording_free(&r);
 }
 
+/* The gates of a triangle multiplication move into the group of its projections; with fused layer norms the channels
+ * come first from there to the norm behind the product. Only a program with a loss keeps what gradients need. */
+static void triangle_multiplications_put_channels_first(void **state)
+{
+    (void)state;
+    for (int loss = 0; loss < 2; loss++) {
+        Recording r = recording_model("tiny", loss);
+        int products = count_kind(r.p, OP_TRI_PRODUCT);
+        assert_true(products >= 4);
+        Program *p = fused(r.p, (Switches){.gemm_batching = true, .fused_pointwise = true});
+        assert_int_equal(count_kind(p, OP_LINEAR_GATES), products);
+        assert_int_equal(nth_kind(p, OP_LINEAR_GATES, 0)->attr.i[2], loss);
+        assert_int_equal(nth_kind(p, OP_LINEAR_GATES, 0)->attr.i[3], 0);
+        prog_destroy(&p);
+        p = fused(r.p, (Switches){.gemm_batching = true, .fused_pointwise = true, .fused_layernorm = true});
+        assert_int_equal(count_kind(p, OP_LAYER_NORM_CHANNELS), products);
+        for (int n = 0; n < products; n++) {
+            assert_int_equal(nth_kind(p, OP_LINEAR_GATES, n)->attr.i[3], 1);
+            assert_int_equal(nth_kind(p, OP_TRI_PRODUCT, n)->attr.i[2], 1);
+        }
+        prog_destroy(&p);
+        recording_free(&r);
+    }
+}
+
 /* Fused attention reads rows as columns: of a block's transposes of the MSA and pair representation none is left, only
  * those of masks. */
 static void transposes_sink_into_attention(void **state)
@@ -275,6 +300,7 @@ int main(void)
         cmocka_unit_test(attention_takes_scores_softmax_and_context),
         cmocka_unit_test(a_value_that_is_fetched_is_not_fused_away),
         cmocka_unit_test(pointwise_sequences_become_one_op),
+        cmocka_unit_test(triangle_multiplications_put_channels_first),
         cmocka_unit_test(transposes_sink_into_attention),
         cmocka_unit_test(branches_end_in_one_op),
         cmocka_unit_test(swaps_pass_only_where_they_may),

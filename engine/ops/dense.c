@@ -191,25 +191,34 @@ static Status linear_group_infer(const Program *p, const Op *op, Tensor *out, in
     return OK;
 }
 
+/* From the gradients dy of the n products: dx to *dx_out, those of the weights, the first of which is input `first` and
+ * each followed by its bias, to din. */
+static void group_gradients(Program *p, const Op *op, int n, int first, const Val *dy, Val *dx_out, Val *din)
+{
+    Val dx_in[2 * GROUP_MAX] = {0}, dw_in[GROUP_MAX + 1] = {0}, dw[OP_MAX_OUT];
+    OpAttr attr = {.i = {n, 0}};
+    for (int g = 0; g < n; g++) {
+        int w = first + 2 * g;
+        dx_in[g] = dw_in[g] = dy[g];
+        dx_in[n + g] = op->in[w];
+        if (w + 1 < op->n_in && op->in[w + 1] != VAL_NONE) attr.i[1] |= (int64_t)1 << g;
+    }
+    dw_in[n] = op->in[0];
+    *dx_out = prog_add(p, OP_LINEAR_GROUP_DX, 2 * n, dx_in, &(OpAttr){.i = {n}});
+    prog_add_multi(p, OP_LINEAR_GROUP_DW, n + 1, dw_in, &attr, dw);
+    for (int g = 0; g < n; g++) {
+        din[first + 2 * g] = dw[g];
+        if (attr.i[1] >> g & 1) din[first + 2 * g + 1] = dw[n + g];
+    }
+}
+
 static Status linear_group_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
     int n = 0;
     TRY(group_size(p, op, &n));
-    Val dx_in[2 * GROUP_MAX], dw_in[GROUP_MAX + 1], dw[OP_MAX_OUT];
-    OpAttr attr = {.i = {n, 0}};
-    for (int g = 0; g < n; g++) {
-        dx_in[g] = dw_in[g] = rule_grad_or_zero(p, dout[g], op->out[g]);
-        dx_in[n + g] = op->in[1 + 2 * g];
-        bool bias = 2 + 2 * g < op->n_in && op->in[2 + 2 * g] != VAL_NONE;
-        if (bias) attr.i[1] |= (int64_t)1 << g;
-    }
-    dw_in[n] = op->in[0];
-    din[0] = prog_add(p, OP_LINEAR_GROUP_DX, 2 * n, dx_in, &(OpAttr){.i = {n}});
-    prog_add_multi(p, OP_LINEAR_GROUP_DW, n + 1, dw_in, &attr, dw);
-    for (int g = 0; g < n; g++) {
-        din[1 + 2 * g] = dw[g];
-        if (attr.i[1] >> g & 1) din[2 + 2 * g] = dw[n + g];
-    }
+    Val dy[GROUP_MAX];
+    for (int g = 0; g < n; g++) dy[g] = rule_grad_or_zero(p, dout[g], op->out[g]);
+    group_gradients(p, op, n, 1, dy, &din[0], din);
     return OK;
 }
 
@@ -299,3 +308,89 @@ const OpDef op_linear_group_dw = {.name = "linear_group_dw",
                                   .flags = OPF_NODIFF,
                                   .exact_out = ~0u,
                                   .int_name = {"n", "biases"}};
+
+/* --- a group, pairs of which are gated: a_k = m sigmoid(y_2k+1) y_2k. The outputs are the a_k, the products outside of
+ * pairs, then with `keep` the products in pairs, which gradients need ----------------------------------------------
+ */
+
+typedef struct Gates {
+    int n, pairs, loose; /* products; gated pairs of them; products outside of pairs */
+    bool keep, channels; /* products in pairs are outputs; the a_k are channel-first */
+} Gates;
+
+static Status gates_of(const Program *p, const Op *op, Gates *gates_out)
+{
+    int n = 0;
+    TRY(group_size(p, op, &n));
+    if (op->attr.i[1] < 1 || 2 * op->attr.i[1] > n) return rule_bad_shape(p, op, "pairs of the products");
+    *gates_out = (Gates){n, (int)op->attr.i[1], n - 2 * (int)op->attr.i[1], op->attr.i[2] != 0, op->attr.i[3] != 0};
+    return OK;
+}
+
+/* The output of product k. */
+static int gates_product(const Gates *g, int k)
+{
+    return k < 2 * g->pairs ? g->pairs + g->loose + k : k - g->pairs;
+}
+
+static Status linear_gates_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    Gates g = {0};
+    TRY(rule_require(p, op, 3));
+    TRY(gates_of(p, op, &g));
+    const Tensor *x = rule_in(p, op, 0), *m = rule_in(p, op, 1);
+    bool fits = m->rank == x->rank - 1 && rule_is_mask(m, x) && (!g.channels || x->rank >= 3);
+    for (int k = 0; k < g.n && fits; k++) {
+        const Tensor *w = rule_in(p, op, 2 + 2 * k), *b = rule_in(p, op, 3 + 2 * k);
+        fits = w && fits_matrix(x, w, false) && (!b || rule_is_vector(b, w->dim[0]));
+        if (!fits) break;
+        Tensor y = rule_with_last(x, w->dim[0]);
+        Tensor a = g.channels ? rule_channel_first(&y) : y;
+        if (k < 2 * g.pairs && k % 2 == 0) out[k / 2] = a;
+        if (k < 2 * g.pairs && k % 2 == 1) fits = rule_same(&a, &out[k / 2]);
+        if (k >= 2 * g.pairs || g.keep) out[gates_product(&g, k)] = y;
+    }
+    if (!fits) return rule_bad_shape(p, op, "x[*,I] m[*] and n pairs W[O,I] b[O]?, O the same in gated pairs");
+    *n_out = g.pairs + g.loose + (g.keep ? 2 * g.pairs : 0);
+    return OK;
+}
+
+static Status linear_gates_vjp(Program *p, const Op *op, const Val *dout, Val *din)
+{
+    Gates g = {0};
+    TRY(gates_of(p, op, &g));
+    if (!g.keep) return status_fail(ERR_INTERNAL, "linear_gates: the gates' gradients need their products");
+    Val dy[GROUP_MAX] = {0};
+    for (int k = 0; k < g.n; k++) {
+        int at = gates_product(&g, k);
+        dy[k] = k < 2 * g.pairs ? VAL_NONE : rule_grad_or_zero(p, dout[at], op->out[at]);
+    }
+    for (int k = 0; k < g.pairs; k++) {
+        Val grad[OP_MAX_OUT], value = op->out[gates_product(&g, 2 * k)], gate = op->out[gates_product(&g, 2 * k + 1)];
+        Val da = rule_grad_or_zero(p, dout[k], op->out[k]);
+        OpKind kind = g.channels ? OP_GATE_CHANNELS_BWD : OP_GATE_BWD;
+        prog_add_multi(p, kind, 4, (Val[]){da, gate, value, op->in[1]}, NULL, grad);
+        dy[2 * k] = grad[1], dy[2 * k + 1] = grad[0];
+    }
+    group_gradients(p, op, g.n, 2, dy, &din[0], din);
+    return OK;
+}
+
+static void linear_gates_cost(const Program *p, const Op *op, Cost *cost)
+{
+    const Tensor *x = rule_in(p, op, 0);
+    for (int k = 0; k < op->attr.i[0]; k++) {
+        const Tensor *w = rule_in(p, op, 2 + 2 * k);
+        double count = (double)tensor_rows(x) * (double)w->dim[0];
+        cost->flops += gemm_flops(x, w) + (rule_in(p, op, 3 + 2 * k) ? count : 0.0);
+        if (k < op->attr.i[1]) cost->flops += 5.0 * (double)tensor_count(prog_tensor(p, op->out[k]));
+    }
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_linear_gates = {.name = "linear_gates",
+                               .infer = linear_gates_infer,
+                               .vjp = linear_gates_vjp,
+                               .cost = linear_gates_cost,
+                               .exact_in = 1 << 1 | GROUP_BIASES << 1,
+                               .int_name = {"n", "gates", "keep", "channels"}};

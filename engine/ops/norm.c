@@ -69,20 +69,10 @@ const OpDef op_layer_norm_bwd = {.name = "layer_norm_bwd",
                                  .exact_out = 1 << 1 | 1 << 2,
                                  .real_name = {"eps"}};
 
-/* One statistic per row of x. */
-static Tensor row_statistic(const Tensor *x)
-{
-    Tensor t = *x;
-    t.rank = (int8_t)(x->rank - 1);
-    t.dim[t.rank] = 0;
-    t.dtype = rule_grad_dtype(x->dtype);
-    return t;
-}
-
 static Status layer_norm_fused_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(layer_norm_infer(p, op, out, n_out));
-    out[1] = out[2] = row_statistic(rule_in(p, op, 0));
+    out[1] = out[2] = rule_row_statistic(rule_in(p, op, 0));
     *n_out = 3;
     return OK;
 }
@@ -107,7 +97,7 @@ static Status layer_norm_fused_bwd_infer(const Program *p, const Op *op, Tensor 
 {
     TRY(rule_require(p, op, 5));
     if (!norm_fits(p, op, 1)) return rule_bad_shape(p, op, "dy[*,C] x[*,C] gamma[C]");
-    Tensor statistic = row_statistic(rule_in(p, op, 1));
+    Tensor statistic = rule_row_statistic(rule_in(p, op, 1));
     if (!rule_same(rule_in(p, op, 3), &statistic) || !rule_same(rule_in(p, op, 4), &statistic))
         return rule_bad_shape(p, op, "dy x gamma, then mean[*] and rstd[*]");
     return norm_gradients(p, op, out, n_out);

@@ -144,19 +144,10 @@ const OpDef op_scale = {.name = "scale",
 /* --- masks and gates
  * -------------------------------------------------------------------------------------------------- */
 
-/* The axes of m are the first axes of x. */
-static bool is_mask_of(const Tensor *m, const Tensor *x)
-{
-    if (m->rank > x->rank || m->shard != (x->shard < m->rank ? x->shard : SHARD_NONE)) return false;
-    for (int axis = 0; axis < m->rank; axis++)
-        if (m->dim[axis] != x->dim[axis]) return false;
-    return true;
-}
-
 static Status mask_mul_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(rule_require(p, op, 2));
-    if (!is_mask_of(rule_in(p, op, 1), rule_in(p, op, 0)))
+    if (!rule_is_mask(rule_in(p, op, 1), rule_in(p, op, 0)))
         return rule_bad_shape(p, op, "a mask of the first axes of x");
     return rule_infer_like_first(p, op, out, n_out);
 }
@@ -178,7 +169,7 @@ const OpDef op_mask_mul = {.name = "mask_mul",
 static bool gate_fits(const Program *p, const Op *op, int first)
 {
     const Tensor *g = rule_in(p, op, first), *x = rule_in(p, op, first + 1), *m = rule_in(p, op, first + 2);
-    return rule_same(g, x) && (!m || (m->rank == x->rank - 1 && is_mask_of(m, x)));
+    return rule_same(g, x) && (!m || (m->rank == x->rank - 1 && rule_is_mask(m, x)));
 }
 
 static Status gate_infer(const Program *p, const Op *op, Tensor *out, int *n_out)

@@ -4,31 +4,41 @@
 /* --- triangle product
  * -------------------------------------------------------------------------------------------------- */
 
+/* Axes of the operands, channel-last or channel-first. */
+typedef struct TriAxes {
+    int group, first, channel; /* group: axis 0 when there is one, else -1; first: of the two of the matrix */
+} TriAxes;
+
+static TriAxes tri_axes(const Tensor *a, const Op *op)
+{
+    int off = a->rank - 3;
+    return (TriAxes){off ? 0 : -1, off + (op->attr.i[2] ? 1 : 0), op->attr.i[2] ? off : off + 2};
+}
+
 static Status tri_product_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     static const char *const expected = "a[G?,.,.,C] b[G?,.,.,C] with one common summed axis";
     TRY(rule_require(p, op, 2));
     const Tensor *a = rule_in(p, op, 0), *b = rule_in(p, op, 1);
-    if (a->rank < 3 || a->rank > 4 || b->rank != a->rank || tensor_last(a) != tensor_last(b))
-        return rule_bad_shape(p, op, expected);
-    int off = a->rank - 3;
+    if (a->rank < 3 || a->rank > 4 || b->rank != a->rank) return rule_bad_shape(p, op, expected);
+    TriAxes at = tri_axes(a, op);
     bool ta = op->attr.i[0] != 0, tb = op->attr.i[1] != 0;
-    int a_free = off + (ta ? 1 : 0), a_sum = off + (ta ? 0 : 1);
-    int b_free = off + (tb ? 0 : 1), b_sum = off + (tb ? 1 : 0);
-    bool fits = a->dim[a_sum] == b->dim[b_sum] && (!off || a->dim[0] == b->dim[0]);
+    int a_free = at.first + (ta ? 1 : 0), a_sum = at.first + (ta ? 0 : 1);
+    int b_free = at.first + (tb ? 0 : 1), b_sum = at.first + (tb ? 1 : 0);
+    bool fits = a->dim[a_sum] == b->dim[b_sum] && a->dim[at.channel] == b->dim[at.channel];
     bool by_sum = a->shard == a_sum || b->shard == b_sum;
-    bool by_group = off && (a->shard == 0 || b->shard == 0);
-    if (!fits || a->shard == a->rank - 1 || b->shard == b->rank - 1 ||
+    bool by_group = at.group == 0 && (a->shard == 0 || b->shard == 0);
+    if (!fits || (at.group == 0 && a->dim[0] != b->dim[0]) || a->shard == at.channel || b->shard == at.channel ||
         (by_sum && (a->shard != a_sum || b->shard != b_sum)) || (by_group && a->shard != b->shard) ||
         (a->shard == a_free && b->shard == b_free))
         return rule_bad_shape(p, op, expected);
     out[0] = *a;
-    out[0].dim[off] = a->dim[a_free];
-    out[0].dim[off + 1] = b->dim[b_free];
+    out[0].dim[at.first] = a->dim[a_free];
+    out[0].dim[at.first + 1] = b->dim[b_free];
     out[0].shard = SHARD_NONE; /* summed over a sharded axis: partial sums, for a backward op's reduction */
     if (by_group) out[0].shard = 0;
-    if (a->shard == a_free) out[0].shard = (int8_t)off;
-    if (b->shard == b_free) out[0].shard = (int8_t)(off + 1);
+    if (a->shard == a_free) out[0].shard = (int8_t)at.first;
+    if (b->shard == b_free) out[0].shard = (int8_t)(at.first + 1);
     *n_out = 1;
     return OK;
 }
@@ -38,23 +48,22 @@ static Status tri_product_infer(const Program *p, const Op *op, Tensor *out, int
 static Status tri_product_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
     Val a = op->in[0], b = op->in[1], dx = dout[0];
-    bool ta = op->attr.i[0] != 0, tb = op->attr.i[1] != 0;
+    bool ta = op->attr.i[0] != 0, tb = op->attr.i[1] != 0, channels = op->attr.i[2] != 0;
     if (ta)
-        din[0] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){b, dx}, &(OpAttr){.i = {tb, 1}});
+        din[0] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){b, dx}, &(OpAttr){.i = {tb, 1, channels}});
     else
-        din[0] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){dx, b}, &(OpAttr){.i = {0, !tb}});
+        din[0] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){dx, b}, &(OpAttr){.i = {0, !tb, channels}});
     if (tb)
-        din[1] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){dx, a}, &(OpAttr){.i = {1, ta}});
+        din[1] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){dx, a}, &(OpAttr){.i = {1, ta, channels}});
     else
-        din[1] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){a, dx}, &(OpAttr){.i = {!ta, 0}});
+        din[1] = prog_add(p, OP_TRI_PRODUCT, 2, (Val[]){a, dx}, &(OpAttr){.i = {!ta, 0, channels}});
     return OK;
 }
 
 static void tri_product_cost(const Program *p, const Op *op, Cost *cost)
 {
     const Tensor *a = rule_in(p, op, 0);
-    int off = a->rank - 3;
-    double summed = (double)a->dim[off + (op->attr.i[0] ? 0 : 1)];
+    double summed = (double)a->dim[tri_axes(a, op).first + (op->attr.i[0] ? 0 : 1)];
     cost->flops = 2.0 * summed * (double)tensor_count(prog_tensor(p, op->out[0]));
     cost->bytes = rule_bytes(p, op);
 }
@@ -63,7 +72,7 @@ const OpDef op_tri_product = {.name = "tri_product",
                               .infer = tri_product_infer,
                               .vjp = tri_product_vjp,
                               .cost = tri_product_cost,
-                              .int_name = {"trans_a", "trans_b"}};
+                              .int_name = {"trans_a", "trans_b", "channels"}};
 
 /* --- outer product
  * ------------------------------------------------------------------------------------------------------ */

@@ -32,6 +32,8 @@ static Status run(Chain *chain, const Switches *s)
             TRY(advance(chain, pass_prune(chain->now, &next), &next));
             TRY(advance(chain, fuse_branches(chain->now, &next), &next));
         }
+        if (s->gemm_batching && s->fused_layernorm && s->fused_pointwise)
+            TRY(advance(chain, fuse_triangle(chain->now, &next), &next));
     }
     if ((s->fused_optimizer || s->overlap_clip) && has_stage(chain->now, STAGE_OPTIMIZER))
         TRY(advance(chain, fuse_optimizer(chain->now, s, &next), &next));

@@ -12,7 +12,8 @@ typedef struct Merge {
     int32_t *uses;        /* per old value: readers, outputs count as one */
     int32_t *next_linear; /* per op: next LINEAR of the same group, -1 = last or none */
     int32_t *head;        /* per op: LINEAR of the first matrix of its group, -1 = in no group */
-    bool *grouped;        /* per op: a LINEAR whose group has been computed */
+    bool *grouped;        /* per op: computed together with a group: a LINEAR of it, or what gates two of them */
+    int32_t *gated;       /* per op: for a LINEAR that the next one of its group gates, the masked product; else -1 */
 } Merge;
 
 enum { GROUP_MAX = 6 };
@@ -83,28 +84,69 @@ static Status find_groups(Merge *m)
     return OK;
 }
 
+/* MASK_MUL(GATE(y', y), m) of two neighbours y, y' of a group that nothing else reads. */
+static void find_gates(Merge *m)
+{
+    const Program *p = m->replay.in;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i], *gate = op->kind == OP_MASK_MUL ? only_for(m, op->in[0], OP_GATE) : NULL;
+        if (!gate || op->stage != STAGE_FORWARD || (gate->n_in > 2 && gate->in[2] != VAL_NONE)) continue;
+        int32_t g = p->value[gate->in[0]].def_op, x = p->value[gate->in[1]].def_op;
+        bool pair = g >= 0 && x >= 0 && m->head[x] >= 0 && m->next_linear[x] == g;
+        if (pair && m->uses[gate->in[0]] == 1 && m->uses[gate->in[1]] == 1 && p->value[op->in[1]].def_op < m->head[x] &&
+            p->value[op->in[1]].t.rank == p->value[op->in[0]].t.rank - 1)
+            m->gated[x] = i;
+    }
+}
+
+/* Pairs at the start of a group that one mask gates. */
+static int count_gates(const Merge *m, int32_t head)
+{
+    const Program *p = m->replay.in;
+    int pairs = 0;
+    Val mask = VAL_NONE;
+    for (int32_t i = head; i >= 0 && m->gated[i] >= 0; i = m->next_linear[m->next_linear[i]], pairs++) {
+        if (pairs > 0 && p->op[m->gated[i]].in[1] != mask) break;
+        mask = p->op[m->gated[i]].in[1];
+    }
+    return pairs;
+}
+
+/* Values that op and its outputs stand for. */
+static void bind_group(Merge *m, int32_t head, int pairs, const Val *out)
+{
+    const Program *p = m->replay.in;
+    int k = 0, at = 0;
+    for (int32_t i = head; i >= 0; i = m->next_linear[i], k++) {
+        m->grouped[i] = true;
+        if (k < 2 * pairs && k % 2) continue;
+        int32_t last = k < 2 * pairs ? m->gated[i] : i;
+        m->grouped[last] = true;
+        if (last != i) m->grouped[p->value[p->op[last].in[0]].def_op] = true;
+        replay_bind(&m->replay, p->op[last].out[0], out[at++]);
+    }
+}
+
 /* Computes a whole group, `head` being the LINEAR of its first matrix. */
 static void emit_group(Merge *m, int32_t head)
 {
     const Program *p = m->replay.in;
     Val in[OP_MAX_IN], out[OP_MAX_OUT];
-    int n = 0;
+    int n = 0, pairs = count_gates(m, head), first = pairs ? 2 : 1;
     in[0] = replay_value(&m->replay, p->op[head].in[0]);
+    if (pairs) in[1] = replay_value(&m->replay, p->op[m->gated[head]].in[1]);
     for (int32_t i = head; i >= 0; i = m->next_linear[i], n++) {
         const Op *linear = &p->op[i];
-        in[1 + 2 * n] = replay_value(&m->replay, linear->in[1]);
-        in[2 + 2 * n] = linear->n_in > 2 ? replay_value(&m->replay, linear->in[2]) : VAL_NONE;
+        in[first + 2 * n] = replay_value(&m->replay, linear->in[1]);
+        in[first + 1 + 2 * n] = linear->n_in > 2 ? replay_value(&m->replay, linear->in[2]) : VAL_NONE;
     }
     Op op = p->op[head];
-    op.kind = OP_LINEAR_GROUP;
-    op.n_in = (int16_t)(1 + 2 * n);
-    op.attr = (OpAttr){.i = {n}};
+    op.kind = pairs ? OP_LINEAR_GATES : OP_LINEAR_GROUP;
+    op.n_in = (int16_t)(first + 2 * n);
+    /* a program with a loss will be differentiated */
+    op.attr = pairs ? (OpAttr){.i = {n, pairs, p->loss != VAL_NONE}} : (OpAttr){.i = {n}};
     prog_replay(m->replay.out, &op, in, out);
-    n = 0;
-    for (int32_t i = head; i >= 0; i = m->next_linear[i], n++) {
-        replay_bind(&m->replay, p->op[i].out[0], out[n]);
-        m->grouped[i] = true;
-    }
+    bind_group(m, head, pairs, out);
 }
 
 /* --- the rules --- */
@@ -258,12 +300,12 @@ static Status run(Merge *m, bool groups, const bool *on)
     memset(m->next_linear, 0xff, (size_t)p->n_ops * sizeof *m->next_linear);
     if (groups) TRY(find_groups(m));
     find_heads(m);
+    memset(m->gated, 0xff, (size_t)p->n_ops * sizeof *m->gated);
+    if (on[BY_POINTWISE]) find_gates(m);
     for (int32_t i = 0; i < p->n_ops && m->replay.out->status == OK; i++) {
         const Op *op = &p->op[i];
-        if (m->head[i] >= 0) {
-            if (!m->grouped[i]) emit_group(m, m->head[i]);
-            continue;
-        }
+        if (m->head[i] >= 0 && !m->grouped[i]) emit_group(m, m->head[i]);
+        if (m->grouped[i]) continue;
         if (op->stage == STAGE_FORWARD && apply_rules(m, on, op)) continue;
         Val in[OP_MAX_IN];
         replay_inputs(&m->replay, op, in);
@@ -281,8 +323,9 @@ static Status merge(const Program *in, bool groups, const bool *on, Program **ou
     m.uses = malloc(((size_t)in->n_values + 1) * sizeof *m.uses);
     m.next_linear = malloc(ops * sizeof *m.next_linear);
     m.grouped = calloc(ops, sizeof *m.grouped);
+    m.gated = malloc(ops * sizeof *m.gated);
     Status status = OK;
-    if (!m.head || !m.uses || !m.next_linear || !m.grouped)
+    if (!m.head || !m.uses || !m.next_linear || !m.grouped || !m.gated)
         status = status_fail(ERR_MEMORY, "out of memory for the fusion of %d ops", in->n_ops);
     else
         status = run(&m, groups, on);
@@ -290,6 +333,7 @@ static Status merge(const Program *in, bool groups, const bool *on, Program **ou
     free(m.uses);
     free(m.next_linear);
     free(m.grouped);
+    free(m.gated);
     return replay_end(&m.replay, status, out);
 }
 

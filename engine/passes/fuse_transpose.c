@@ -170,6 +170,7 @@ static bool sink(Sink *s, const Op *op)
         return sink_triangle(s, op);
     case OP_ADD:
     case OP_GATE:
+    case OP_LINEAR_GATES:
     case OP_MASK_MUL:
     case OP_SCALE:
         return !wanted_in_order(s, op) && sink_elementwise(s, op);

@@ -53,14 +53,48 @@ template <typename U> __global__ void __launch_bounds__(256) transpose_tiles_ker
     }
 }
 
-/* 2-byte elements, 16 bytes per access on both sides; tiles of R x C with R C = 8192, long along the contiguous axis of
- * the result. Rows, columns and strides are multiples of 8. */
+/* R rows of C 2-byte elements in shared memory, reached in runs of 8 along rows and along columns: a word more per row,
+ * and one per eight rows, so that neighbouring threads find theirs in different banks. */
+template <int R, int C> struct HalvesTile {
+    static constexpr int PITCH = C / 2 + 1, WORDS = R * PITCH + R / 8;
+    uint32_t word[WORDS];
+
+    __device__ __forceinline__ uint32_t *at(int r, int c) { return word + r * PITCH + r / 8 + c / 2; }
+    __device__ __forceinline__ void put_row(int r, int c, uint4 v)
+    {
+        uint32_t *p = at(r, c);
+        p[0] = v.x, p[1] = v.y, p[2] = v.z, p[3] = v.w;
+    }
+    __device__ __forceinline__ uint4 get_row(int r, int c)
+    {
+        const uint32_t *p = at(r, c);
+        return make_uint4(p[0], p[1], p[2], p[3]);
+    }
+    /* rows r .. r + 7, r a multiple of 8 */
+    __device__ __forceinline__ uint4 get_column(int r, int c)
+    {
+        const uint32_t *p = at(r, c);
+        uint32_t out[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            out[j] = __byte_perm(p[2 * j * PITCH], p[(2 * j + 1) * PITCH], c % 2 ? 0x7632 : 0x5410);
+        return make_uint4(out[0], out[1], out[2], out[3]);
+    }
+    __device__ __forceinline__ void put_column(int r, int c, uint4 v)
+    {
+        uint16_t *p = reinterpret_cast<uint16_t *>(at(r, c)) + c % 2;
+        const uint32_t from[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int j = 0; j < 8; j++) p[j * 2 * PITCH] = (uint16_t)(from[j / 2] >> j % 2 * 16);
+    }
+};
+
+/* 16 bytes per access on both sides; tiles of R x C with R C = 8192, long along the contiguous axis of the result.
+ * Rows, columns and strides are multiples of 8. */
 template <int R, int C>
 static __global__ void __launch_bounds__(256) transpose_halves_kernel(const uint16_t *x, uint16_t *y, TransposeShape s)
 {
-    /* a word more per row, and one per eight rows: neighbouring threads write 16 bytes of a row or read rows 8 apart */
-    constexpr int PITCH = C / 2 + 1;
-    __shared__ uint32_t tile[R * PITCH + R / 8];
+    __shared__ HalvesTile<R, C> tile;
     x += s.x_batch * blockIdx.z;
     y += s.y_batch * blockIdx.z;
     int64_t row0 = (int64_t)blockIdx.y * R, column0 = (int64_t)blockIdx.x * C;
@@ -74,22 +108,14 @@ static __global__ void __launch_bounds__(256) transpose_halves_kernel(const uint
 #pragma unroll
     for (int it = 0; it < R * C / 8 / 256; it++) {
         int k = it * 256 + threadIdx.x, r = k / (C / 8), c = k % (C / 8) * 8;
-        uint32_t *at = tile + r * PITCH + r / 8 + c / 2;
-        at[0] = v[it].x, at[1] = v[it].y, at[2] = v[it].z, at[3] = v[it].w;
+        tile.put_row(r, c, v[it]);
     }
     __syncthreads();
 #pragma unroll
     for (int it = 0; it < R * C / 8 / 256; it++) {
         int k = it * 256 + threadIdx.x, c = k / (R / 8), r = k % (R / 8) * 8;
         if (row0 + r >= s.rows || column0 + c >= s.columns) continue;
-        const uint32_t *at = tile + r * PITCH + r / 8 + c / 2;
-        uint32_t out[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            uint32_t low = at[2 * j * PITCH], high = at[(2 * j + 1) * PITCH];
-            out[j] = __byte_perm(low, high, c % 2 ? 0x7632 : 0x5410);
-        }
-        *reinterpret_cast<uint4 *>(y + (column0 + c) * s.y_row + row0 + r) = make_uint4(out[0], out[1], out[2], out[3]);
+        *reinterpret_cast<uint4 *>(y + (column0 + c) * s.y_row + row0 + r) = tile.get_column(r, c);
     }
 }
 

@@ -14,6 +14,7 @@ struct Tri {
     int64_t g, c, n, m, k;
     int64_t rows_a, columns_a, rows_b, columns_b; /* as stored */
     bool ta, tb;
+    bool channels; /* first, as the product wants them */
 };
 
 static Tri tri_make(const OpCall *call)
@@ -21,12 +22,13 @@ static Tri tri_make(const OpCall *call)
     const Tensor *a = call->in_tensor[0], *b = call->in_tensor[1], *x = call->out_tensor[0];
     int off = a->rank - 3;
     Tri t = {};
-    t.ta = call->op->attr.i[0] != 0, t.tb = call->op->attr.i[1] != 0;
+    t.ta = call->op->attr.i[0] != 0, t.tb = call->op->attr.i[1] != 0, t.channels = call->op->attr.i[2] != 0;
+    int first = off + (t.channels ? 1 : 0);
     t.g = off ? a->dim[0] : 1;
-    t.c = tensor_last(a);
-    t.n = x->dim[off], t.m = x->dim[off + 1], t.k = a->dim[off + (t.ta ? 0 : 1)];
-    t.rows_a = a->dim[off], t.columns_a = a->dim[off + 1];
-    t.rows_b = b->dim[off], t.columns_b = b->dim[off + 1];
+    t.c = a->dim[t.channels ? off : off + 2];
+    t.n = x->dim[first], t.m = x->dim[first + 1], t.k = a->dim[first + (t.ta ? 0 : 1)];
+    t.rows_a = a->dim[first], t.columns_a = a->dim[first + 1];
+    t.rows_b = b->dim[first], t.columns_b = b->dim[first + 1];
     return t;
 }
 
@@ -46,6 +48,7 @@ static size_t tri_scratch(const OpCall *call)
 {
     Tri t = tri_make(call);
     DType type = call->in_tensor[0]->dtype;
+    if (t.channels) return 0;
     return tri_bytes(t, t.rows_a * t.columns_a, type) + tri_bytes(t, t.rows_b * t.columns_b, type) +
            tri_bytes(t, t.n * t.m, type);
 }
@@ -68,10 +71,21 @@ template <typename U> static Status tri_run(CudaContext *ctx, const OpCall *call
     return transpose_tiles_launch(x, (U *)call->out[0], from_x, ctx->stream);
 }
 
+/* Operands and result as they lie. */
+static Status tri_channels(CudaContext *ctx, const OpCall *call, const Tri &t)
+{
+    DType type = call->in_tensor[0]->dtype;
+    GemmShape s = gemm_shape(t.n, t.m, t.k, t.ta, t.tb, type, type);
+    s.batch = t.g * t.c;
+    s.stride_a = t.rows_a * t.columns_a, s.stride_b = t.rows_b * t.columns_b, s.stride_d = t.n * t.m;
+    return gemm_run(ctx, &s, call->in[0], call->in[1], NULL, call->out[0]);
+}
+
 static Status tri_product(CudaContext *ctx, const OpCall *call)
 {
     Tri t = tri_make(call);
     if (t.g * t.c * t.n * t.m == 0) return OK;
+    if (t.channels) return tri_channels(ctx, call, t);
     switch (call->in_tensor[0]->dtype) {
     case DT_BF16:
         return tri_run<uint16_t>(ctx, call, t);

@@ -63,6 +63,59 @@ static Status linear_group(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
+/* a = s(g) y m */
+static void gate_product(int64_t rows, int64_t c, const real *g, const real *m, const real *y, real *a)
+{
+    PARALLEL_IF(rows * c)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t e = r * c; e < (r + 1) * c; e++) a[e] = sigmoid(g[e]) * y[e] * m[r];
+}
+
+/* The same, a[G?,C,.,.] by way of `copy`. */
+static void gate_product_channels(const Tensor *a_tensor, const real *g, const real *m, const real *y, real *copy,
+                                  real *a)
+{
+    int off = a_tensor->rank - 3;
+    int64_t c = a_tensor->dim[off], groups = 1;
+    for (int axis = 0; axis < off; axis++) groups *= a_tensor->dim[axis];
+    int64_t size = tensor_count(a_tensor) / groups;
+    gate_product(groups * size / c, c, g, m, y, copy);
+    for (int64_t k = 0; k < groups; k++) transpose_matrix(size / c, c, copy + k * size, a + k * size);
+}
+
+/* Room for a gate and its product where they are not outputs, and for a gated product before it is transposed. */
+static size_t linear_gates_scratch(const Program *p, const Op *op, size_t real_size)
+{
+    size_t most = 0;
+    for (int k = 0; k < op->attr.i[1]; k++) {
+        size_t count = (size_t)tensor_count(prog_tensor(p, op->out[k]));
+        if (count > most) most = count;
+    }
+    return 3 * most * real_size;
+}
+
+static Status linear_gates(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int n = (int)call->op->attr.i[0], pairs = (int)call->op->attr.i[1];
+    bool keep = call->op->attr.i[2] != 0;
+    int64_t rows = tensor_rows(call->in_tensor[0]);
+    for (int k = 0; k < n; k++) {
+        int w = 2 + 2 * k, b = 3 + 2 * k, gate = k % 2;
+        bool loose = k >= 2 * pairs;
+        int64_t size = loose ? 0 : tensor_count(call->out_tensor[k / 2]);
+        real *room = call->scratch, *y = loose ? OUT(k - pairs) : keep ? OUT(n - pairs + k) : room + gate * size;
+        forward(rows, call->in_tensor[w], IN(0), IN(w), b < call->op->n_in ? IN(b) : NULL, y);
+        if (loose || !gate) continue;
+        const real *value = keep ? OUT(n - pairs + k - 1) : room;
+        if (call->op->attr.i[3])
+            gate_product_channels(call->out_tensor[k / 2], y, IN(1), value, room + 2 * size, OUT(k / 2));
+        else
+            gate_product(rows, tensor_last(call->out_tensor[k / 2]), y, IN(1), value, OUT(k / 2));
+    }
+    return OK;
+}
+
 static Status linear_group_dx(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
@@ -112,6 +165,7 @@ const CpuEntry FN(cpu_dense)[] = {{OP_LINEAR, linear, NULL},
                                   {OP_LINEAR_DX, linear_dx, NULL},
                                   {OP_LINEAR_DW, linear_dw, NULL},
                                   {OP_LINEAR_GROUP, linear_group, NULL},
+                                  {OP_LINEAR_GATES, linear_gates, linear_gates_scratch},
                                   {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
                                   {OP_LINEAR_GROUP_DW, linear_group_dw, NULL},
                                   {OP_LINEAR_RESIDUAL, linear_residual, NULL},

@@ -6,29 +6,51 @@
 
 static size_t tri_product_scratch(const Program *program, const Op *op, size_t real_size)
 {
+    if (op->attr.i[2]) return 0;
     const Tensor *a = prog_tensor(program, op->in[0]), *x = prog_tensor(program, op->out[0]);
     int64_t groups = a->rank == 4 ? a->dim[0] : 1;
     int64_t elements = tensor_count(a) + tensor_count(prog_tensor(program, op->in[1])) + tensor_count(x);
     return (size_t)(elements / groups) * real_size;
 }
 
+/* x = A B, matrices [n, sum] and [sum, m] as stored or transposed */
+typedef struct Tri {
+    int64_t c, n, m, sum;
+    bool ta, tb;
+} Tri;
+
+static void tri_channels(const Tri *t, const real *a, const real *b, real *x)
+{
+    int64_t lda = t->ta ? t->n : t->sum, ldb = t->tb ? t->sum : t->m;
+    PARALLEL_IF(t->n * t->m * t->sum)
+    for (int64_t k = 0; k < t->c; k++)
+        gemm(t->ta, t->tb, t->n, t->m, t->sum, 1, a + k * t->n * t->sum, lda, b + k * t->sum * t->m, ldb, 0,
+             x + k * t->n * t->m, t->m);
+}
+
 static Status tri_product(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
-    const Tensor *a = call->in_tensor[0], *b = call->in_tensor[1], *x = call->out_tensor[0];
-    int off = a->rank - 3;
-    bool ta = call->op->attr.i[0], tb = call->op->attr.i[1];
-    int64_t groups = off ? a->dim[0] : 1, c = tensor_last(a);
-    int64_t n = x->dim[off], m = x->dim[off + 1], sum = a->dim[off + (ta ? 0 : 1)];
-    int64_t lda = a->dim[off + 1], ldb = b->dim[off + 1];
-    real *ca = call->scratch, *cb = ca + n * sum * c, *cx = cb + sum * m * c;
+    const Tensor *a = call->in_tensor[0], *x = call->out_tensor[0];
+    bool channels = call->op->attr.i[2];
+    int off = a->rank - 3, first = off + (channels ? 1 : 0);
+    Tri t = {.ta = call->op->attr.i[0], .tb = call->op->attr.i[1]};
+    int64_t groups = off ? a->dim[0] : 1;
+    t.c = a->dim[channels ? off : off + 2], t.n = x->dim[first], t.m = x->dim[first + 1];
+    t.sum = a->dim[first + (t.ta ? 0 : 1)];
+    int64_t size_a = t.n * t.sum * t.c, size_b = t.sum * t.m * t.c, size_x = t.n * t.m * t.c;
+    real *ca = call->scratch, *cb = ca + size_a, *cx = cb + size_b;
     for (int64_t g = 0; g < groups; g++) {
-        transpose_matrix(n * sum, c, IN(0) + g * n * sum * c, ca);
-        transpose_matrix(sum * m, c, IN(1) + g * sum * m * c, cb);
-        PARALLEL_IF(n * m * sum)
-        for (int64_t k = 0; k < c; k++)
-            gemm(ta, tb, n, m, sum, 1, ca + k * n * sum, lda, cb + k * sum * m, ldb, 0, cx + k * n * m, m);
-        transpose_matrix(c, n * m, cx, OUT(0) + g * n * m * c);
+        const real *ag = IN(0) + g * size_a, *bg = IN(1) + g * size_b;
+        real *xg = OUT(0) + g * size_x;
+        if (channels) {
+            tri_channels(&t, ag, bg, xg);
+            continue;
+        }
+        transpose_matrix(t.n * t.sum, t.c, ag, ca);
+        transpose_matrix(t.sum * t.m, t.c, bg, cb);
+        tri_channels(&t, ca, cb, cx);
+        transpose_matrix(t.c, t.n * t.m, cx, xg);
     }
     return OK;
 }

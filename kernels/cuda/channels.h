@@ -1,0 +1,20 @@
+/* Gates that write channel-first. */
+#ifndef FOLDSCALE_KERNELS_CUDA_CHANNELS_H
+#define FOLDSCALE_KERNELS_CUDA_CHANNELS_H
+
+#include "kernels/cuda/device.cuh"
+
+enum { GATE_CHANNELS_MAX = 3 };
+
+/* a_k[G?,C,.,.] = m sigmoid(gate_k[G?,.,.,C]) value_k[G?,.,.,C] */
+struct GateChannels {
+    int count;
+    const void *value[GATE_CHANNELS_MAX], *gate[GATE_CHANNELS_MAX];
+    void *a[GATE_CHANNELS_MAX];
+};
+
+/* a: the shape of all a_k */
+Status gate_channels_launch(const OpCall *call, const GateChannels &p, const Tensor *a, AnyReal mask,
+                            cudaStream_t stream);
+
+#endif

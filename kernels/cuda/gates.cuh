@@ -1,0 +1,320 @@
+/* Products y_k = x W_k^T + b_k, pairs of which are gated at the edge, a = m sigmoid(y_2q+1) y_2q with its channels
+ * first. As products with resident weights: those of a block of columns stay in shared memory, tiles of 64 rows stream
+ * past through a ring of slots, two warpgroups take tiles in turn, a warp each sends what they leave in the slot. A
+ * block of columns is 256 columns of pairs, W channels of a value and W of its gate side by side, so that a thread
+ * holds both; or 128 columns outside of pairs. */
+#ifndef FOLDSCALE_KERNELS_CUDA_GATES_CUH
+#define FOLDSCALE_KERNELS_CUDA_GATES_CUH
+
+#include "kernels/cuda/hopper.cuh"
+
+enum { GATES_ROWS = 64, GATES_COLUMNS = 256, GATES_LOOSE = 128, GATES_MEMBERS = 6, GATES_PAIRS = 3, GATES_BLOCKS = 8 };
+enum { GATES_GROUPS = 2, GATES_THREADS = GATES_GROUPS * 128 + 128, GATES_CHUNK = GATES_ROWS * 128 /* bytes */ };
+
+struct GatesProblem {
+    CUtensorMap x, w, y[GATES_MEMBERS], a[GATES_PAIRS];
+    int rows, columns, pair_blocks, blocks, first[GATES_BLOCKS + 1]; /* of the grid, by block of columns */
+    int places, channels;                                            /* a[groups][channels][places] */
+    const float *bias[GATES_MEMBERS], *mask;
+};
+
+/* A slot: x, over which go the products, then what is gated (over x too where the products are not kept). */
+template <int K, bool KEEP> struct GatesShape {
+    static constexpr int W_BYTES = GATES_COLUMNS * K * 2, X_BYTES = GATES_ROWS * K * 2;
+    static constexpr int A_BYTES = GATES_ROWS * GATES_COLUMNS, A_AT = KEEP ? GATES_ROWS * GATES_COLUMNS * 2 : 0;
+    static constexpr int SLOT = A_AT + A_BYTES, BIAS_BYTES = GATES_COLUMNS * 4, BARRIER_BYTES = 256;
+    static constexpr int FIT = (227 * 1024 - W_BYTES - BIAS_BYTES - BARRIER_BYTES) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
+    static constexpr int BYTES = W_BYTES + SLOTS * SLOT + BIAS_BYTES + BARRIER_BYTES;
+    static_assert(X_BYTES <= SLOT && SLOTS >= 3, "two tiles in work and one on its way");
+};
+
+/* Shared memory and the share of the work of a thread block. */
+struct GatesPlace {
+    uint32_t w, slots, full, empty, done, ready;
+    const float *bias;
+    int column0, first, step, tiles;
+    bool paired;
+};
+
+__device__ __forceinline__ GatesPlace gates_place(const GatesProblem &p)
+{
+    int block = 0;
+    while (block + 1 < p.blocks && (int)blockIdx.x >= p.first[block + 1]) block++;
+    GatesPlace at;
+    at.paired = block < p.pair_blocks;
+    at.column0 =
+        at.paired ? block * GATES_COLUMNS : p.pair_blocks * GATES_COLUMNS + (block - p.pair_blocks) * GATES_LOOSE;
+    at.first = blockIdx.x - p.first[block], at.step = p.first[block + 1] - p.first[block];
+    at.tiles = p.rows / GATES_ROWS;
+    return at;
+}
+
+/* One thread: the weights, then tiles as slots become free. */
+template <int K, bool KEEP> __device__ __forceinline__ void gates_load(const GatesProblem &p, const GatesPlace &at)
+{
+    typedef GatesShape<K, KEEP> S;
+    barrier_expect(at.ready, S::W_BYTES);
+    for (int k = 0; k < K / 64; k++) tensor_load(at.w + k * GATES_COLUMNS * 128, &p.w, at.column0, k * 64, at.ready);
+    for (int i = 0, tile = at.first; tile < at.tiles; i++, tile += at.step) {
+        int slot = i % S::SLOTS, round = i / S::SLOTS;
+        uint32_t full = at.full + slot * 8;
+        if (round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
+        barrier_expect(full, S::X_BYTES);
+        for (int k = 0; k < K / 64; k++)
+            tensor_load(at.slots + slot * S::SLOT + k * GATES_CHUNK, &p.x, tile * GATES_ROWS, k * 64, full);
+    }
+}
+
+/* What of a tile's products is wanted, 64 columns at a time. */
+template <int W>
+__device__ __forceinline__ void gates_send_products(const GatesProblem &p, const GatesPlace &at, uint32_t from, int row)
+{
+    int width = at.paired ? GATES_COLUMNS : GATES_LOOSE;
+    for (int c = 0; c < width / 64 && at.column0 + c * 64 < p.columns; c++) {
+        int column = at.column0 + c * 64;
+        tensor_store(&p.y[column / W], from + c * GATES_CHUNK, row, column % W);
+    }
+}
+
+/* One thread per warpgroup: finished tiles go out, then their slots are free. */
+template <int K, int W, bool KEEP>
+__device__ __forceinline__ void gates_store(const GatesProblem &p, const GatesPlace &at, int group)
+{
+    typedef GatesShape<K, KEEP> S;
+    for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
+         i += GATES_GROUPS, tile += GATES_GROUPS * at.step) {
+        int slot = i % S::SLOTS, row = tile * GATES_ROWS;
+        uint32_t from = at.slots + slot * S::SLOT;
+        barrier_wait(at.done + slot * 8, i / S::SLOTS & 1);
+        if (KEEP || !at.paired) gates_send_products<W>(p, at, from, row);
+        for (int q = 0; at.paired && q < GATES_COLUMNS / (2 * W); q++)
+            tensor_store(&p.a[at.column0 / (2 * W) + q], from + S::A_AT + q * W * 128, row / p.places * p.channels,
+                         row % p.places);
+        tensor_store_commit();
+        tensor_store_wait_read();
+        barrier_arrive(at.empty + slot * 8);
+    }
+    tensor_store_wait();
+}
+
+template <int K, int N> __device__ __forceinline__ void gates_product(float (&acc)[N / 2], uint32_t x, uint32_t w)
+{
+    uint64_t a = wgmma_descriptor(x), b = wgmma_descriptor(w);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < K / 16; k++)
+        wgmma_step<N>(acc, a + k / 4 * (GATES_CHUNK >> 4) + k % 4 * 2,
+                      b + k / 4 * (GATES_COLUMNS * 128 >> 4) + k % 4 * 2, k > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+}
+
+__device__ __forceinline__ void gates_word_put(uint32_t at, uint32_t v)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
+}
+/* Four 8 x 8 matrices transposed: rows of the results at the addresses of lanes 0-7, 8-15, 16-23, 24-31. */
+__device__ __forceinline__ void gates_put_transposed(uint32_t at, const uint32_t (&v)[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v[0]),
+                 "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+}
+
+/* acc += bias */
+template <int N> __device__ __forceinline__ void gates_bias(float (&acc)[N / 2], const float *bias)
+{
+    int t = threadIdx.x % 4;
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+        float2 b = *reinterpret_cast<const float2 *>(bias + j * 8 + t * 2);
+        acc[4 * j] += b.x, acc[4 * j + 1] += b.y, acc[4 * j + 2] += b.x, acc[4 * j + 3] += b.y;
+    }
+}
+
+/* Rows of 64 columns in the layout of a tensor copy. */
+template <int N> __device__ __forceinline__ void gates_put_products(const float (&acc)[N / 2], uint32_t y)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP, row = thread / WARP * 16 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+        uint32_t at = y + j / 8 * GATES_CHUNK + row * 128 + ((j % 8 ^ lane / 4) << 4) + lane % 4 * 4;
+        gates_word_put(at, pack_bf16(acc[4 * j], acc[4 * j + 1]));
+        gates_word_put(at + 8 * 128, pack_bf16(acc[4 * j + 2], acc[4 * j + 3]));
+    }
+}
+
+__device__ __forceinline__ float gates_edge(float value, float gate, float m)
+{
+    return __fdividef(m * value, 1.0f + __expf(-gate));
+}
+
+/* Rows of 64 places, one per channel; pair q: values from column 2 q W on, gates W further. */
+template <int W>
+__device__ __forceinline__ void gates_put_gated(const float (&acc)[128], const float (&m)[2], uint32_t a)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP, matrix = lane / 8, r = lane % 8;
+    uint32_t chunk = (uint32_t)(thread / WARP * 2 + matrix % 2) ^ r;
+#pragma unroll
+    for (int q = 0; q < GATES_COLUMNS / (2 * W); q++)
+#pragma unroll
+        for (int j = 0; j < W / 8; j += 2) {
+            uint32_t v[4];
+#pragma unroll
+            for (int side = 0; side < 2; side++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    int value = (q * (W / 4) + j + side) * 4 + half * 2, gate = value + W / 2;
+                    v[side * 2 + half] = pack_bf16(gates_edge(acc[value], acc[gate], m[half]),
+                                                   gates_edge(acc[value + 1], acc[gate + 1], m[half]));
+                }
+            gates_put_transposed(a + (q * W + (j + matrix / 2) * 8 + r) * 128 + chunk * 16, v);
+        }
+}
+
+template <int K, int W, bool KEEP>
+__device__ __forceinline__ void gates_work(const GatesProblem &p, const GatesPlace &at, int group)
+{
+    typedef GatesShape<K, KEEP> S;
+    int thread = threadIdx.x % 128, row = thread / WARP * 16 + thread % WARP / 4;
+    barrier_wait(at.ready, 0);
+    for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
+         i += GATES_GROUPS, tile += GATES_GROUPS * at.step) {
+        int slot = i % S::SLOTS;
+        uint32_t x = at.slots + slot * S::SLOT;
+        barrier_wait(at.full + slot * 8, i / S::SLOTS & 1);
+        if (at.paired) {
+            float acc[GATES_COLUMNS / 2];
+            const float m[2] = {p.mask[tile * GATES_ROWS + row], p.mask[tile * GATES_ROWS + row + 8]};
+            gates_product<K, GATES_COLUMNS>(acc, x, at.w);
+            gates_bias<GATES_COLUMNS>(acc, at.bias);
+            asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); /* results go over x */
+            if (KEEP) gates_put_products<GATES_COLUMNS>(acc, x);
+            gates_put_gated<W>(acc, m, x + S::A_AT);
+        } else {
+            float acc[GATES_LOOSE / 2];
+            gates_product<K, GATES_LOOSE>(acc, x, at.w);
+            gates_bias<GATES_LOOSE>(acc, at.bias);
+            asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
+            gates_put_products<GATES_LOOSE>(acc, x);
+        }
+        async_fence();
+        __syncwarp();
+        if (thread % WARP == 0) barrier_arrive(at.done + slot * 8);
+    }
+}
+
+template <int K, int W, bool KEEP>
+__global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_constant__ GatesProblem p)
+{
+    typedef GatesShape<K, KEEP> S;
+    extern __shared__ __align__(1024) char shared[];
+    float *bias = reinterpret_cast<float *>(shared + S::W_BYTES + S::SLOTS * S::SLOT);
+    int group = threadIdx.x / 128;
+    GatesPlace at = gates_place(p);
+    at.w = shared_address(shared), at.slots = at.w + S::W_BYTES, at.full = shared_address(bias) + S::BIAS_BYTES;
+    at.empty = at.full + S::SLOTS * 8, at.done = at.empty + S::SLOTS * 8, at.ready = at.done + S::SLOTS * 8;
+    at.bias = bias;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < S::SLOTS; s++) {
+            barrier_init(at.full + s * 8, 1);
+            barrier_init(at.empty + s * 8, 1);
+            barrier_init(at.done + s * 8, 4);
+        }
+        barrier_init(at.ready, 1);
+        barrier_publish();
+    }
+    for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_THREADS) {
+        int column = at.column0 + c;
+        bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;
+    }
+    __syncthreads();
+    /* registers of the copying warps go to the products */
+    if (group == GATES_GROUPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        int warp = threadIdx.x / WARP % 4;
+        if (threadIdx.x % WARP == 0 && warp == 0) gates_load<K, KEEP>(p, at);
+        if (threadIdx.x % WARP == 0 && warp > 0 && warp <= GATES_GROUPS) gates_store<K, W, KEEP>(p, at, warp - 1);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        gates_work<K, W, KEEP>(p, at, group);
+    }
+}
+
+/* What a caller knows: `members` matrices [W, inner] side by side, pairs first; y of pairs where they are kept. */
+struct GatesOperands {
+    const bf16 *x, *w;
+    bf16 *y[GATES_MEMBERS], *a[GATES_PAIRS];
+    const float *bias[GATES_MEMBERS], *mask;
+    int64_t groups, places, inner, width;
+    int members, pairs;
+    bool keep;
+};
+
+static inline bool gates_fit(const GatesOperands &o)
+{
+    bool fits = (o.inner == 64 || o.inner == 128) && (o.width == 64 || o.width == 128) && o.pairs <= GATES_PAIRS;
+    fits =
+        fits && 2 * o.pairs * o.width % GATES_COLUMNS == 0 && o.places % GATES_ROWS == 0 && o.members <= GATES_MEMBERS;
+    fits = fits && o.groups * o.places >= 1024 && o.groups * o.places * o.width < INT64_C(0x7fffffff);
+    fits = fits && aligned16(o.x) && aligned16(o.w);
+    for (int k = 0; k < o.members; k++) fits = fits && ((k < 2 * o.pairs && !o.keep) || aligned16(o.y[k]));
+    for (int q = 0; q < o.pairs; q++) fits = fits && aligned16(o.a[q]);
+    return fits;
+}
+
+static inline Status gates_maps(const GatesOperands &o, GatesProblem *p)
+{
+    int64_t rows = o.groups * o.places;
+    TRY(tensor_map(o.x, rows, o.inner, GATES_ROWS, &p->x));
+    TRY(tensor_map(o.w, o.members * o.width, o.inner, GATES_COLUMNS, &p->w));
+    for (int k = o.keep ? 0 : 2 * o.pairs; k < o.members; k++)
+        TRY(tensor_map(o.y[k], rows, o.width, GATES_ROWS, &p->y[k]));
+    for (int q = 0; q < o.pairs; q++) TRY(tensor_map(o.a[q], o.groups * o.width, o.places, (int)o.width, &p->a[q]));
+    return OK;
+}
+
+/* Multiprocessors shared out to blocks of columns by their width. */
+static inline void gates_share(GatesProblem *p)
+{
+    enum { PROCESSORS = 132 };
+    int pair_columns = p->pair_blocks * GATES_COLUMNS, tiles = p->rows / GATES_ROWS, before = 0;
+    p->blocks = p->pair_blocks + (p->columns - pair_columns + GATES_LOOSE - 1) / GATES_LOOSE;
+    int total = pair_columns + (p->blocks - p->pair_blocks) * GATES_LOOSE, until = 0;
+    for (int b = 0; b < p->blocks; b++) {
+        until += b < p->pair_blocks ? GATES_COLUMNS : GATES_LOOSE;
+        int share = PROCESSORS * until / total - before;
+        before += share;
+        p->first[b + 1] = p->first[b] + (share < tiles ? share : tiles);
+    }
+}
+
+template <int K, int W, bool KEEP> static Status gates_launch_shape(const GatesOperands &o, cudaStream_t stream)
+{
+    constexpr int BYTES = GatesShape<K, KEEP>::BYTES;
+    GatesProblem p = {};
+    p.rows = (int)(o.groups * o.places), p.columns = (int)(o.members * o.width);
+    p.pair_blocks = (int)(2 * o.pairs * o.width / GATES_COLUMNS);
+    p.places = (int)o.places, p.channels = (int)o.width;
+    for (int k = 0; k < o.members; k++) p.bias[k] = o.bias[k];
+    p.mask = o.mask;
+    gates_share(&p);
+    TRY(gates_maps(o, &p));
+    CUDA_TRY(cudaFuncSetAttribute(gates_kernel<K, W, KEEP>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    gates_kernel<K, W, KEEP><<<p.first[p.blocks], GATES_THREADS, BYTES, stream>>>(p);
+    return cuda_launched("gates_kernel");
+}
+
+template <int K, int W> static Status gates_launch_width(const GatesOperands &o, cudaStream_t stream)
+{
+    return o.keep ? gates_launch_shape<K, W, true>(o, stream) : gates_launch_shape<K, W, false>(o, stream);
+}
+
+static inline Status gates_launch(const GatesOperands &o, cudaStream_t stream)
+{
+    if (o.inner == 64)
+        return o.width == 64 ? gates_launch_width<64, 64>(o, stream) : gates_launch_width<64, 128>(o, stream);
+    return o.width == 64 ? gates_launch_width<128, 64>(o, stream) : gates_launch_width<128, 128>(o, stream);
+}
+
+#endif
