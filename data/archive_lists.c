@@ -125,8 +125,8 @@ Status archive_obsolete_parse(const Text *text, Arena *arena, ObsoleteEntries *o
 
 const char *archive_current_entry(const Archive *archive, const char *entry_id)
 {
-    /* a successor may be superseded in turn; the bound ends a circle */
-    for (int64_t step = 0; step < archive->obsolete.count; step++) {
+    enum { LONGEST = 32 }; /* a successor may be superseded in turn; the bound ends a circle */
+    for (int step = 0; step < LONGEST; step++) {
         int64_t place = names_find(&archive->obsolete.by_name, entry_id);
         if (place < 0) break;
         entry_id = archive->obsolete.successor[place];

@@ -2,6 +2,7 @@
 
 #include "experiments/source_internal.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +14,7 @@ struct ChainReader {
     DatasetReader *reader;
 };
 
-/* Remarks of the readers go to standard error, once each; the number of lines is limited so that a large archive does
- * not bury what matters. */
+/* Remarks of the readers go to standard error. */
 void source_print_remark(void *context, const char *file, long line, const char *text)
 {
     (void)context;
@@ -22,6 +22,19 @@ void source_print_remark(void *context, const char *file, long line, const char 
         fprintf(stderr, "foldscale: note: %s:%ld: %s\n", file, line, text);
     else
         fprintf(stderr, "foldscale: note: %s: %s\n", file, text);
+}
+
+void source_print_few_remarks(void *context, const char *file, long line, const char *text)
+{
+    enum { MOST = 200 };
+    atomic_int *printed = context;
+    if (atomic_load(printed) > MOST) return;
+    int number = atomic_fetch_add(printed, 1);
+    if (number < MOST)
+        source_print_remark(NULL, file, line, text);
+    else if (number == MOST)
+        fprintf(stderr, "foldscale: note: %d notes on the data; no more are shown (foldscale data check says all)\n",
+                MOST);
 }
 
 const char *source_given(const char *path)

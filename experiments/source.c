@@ -1,5 +1,6 @@
 #include "experiments/source.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,9 @@
 struct Source {
     const Config *config;
     Backend *backend;
-    DataLog log;
+    DataLog skipped; /* said every time */
+    DataLog remarks;
+    atomic_int remarks_printed;
     Arena arena;
     Dataset *dataset;
     Feed *feed;
@@ -53,7 +56,7 @@ static FeedOptions feed_options(const Source *s, const double *weights)
     o.ready_first = c->switches.nonblocking_loader;
     o.on_error = c->data.on_error == ON_ERROR_SKIP ? LOADER_SKIP : LOADER_STOP;
     o.shared = s->backend->layout.dap > 1;
-    o.log = &s->log; /* of every rank: a skipped sample is never silent */
+    o.log = &s->skipped; /* of every rank: a skipped sample is never silent */
     o.memory = (FeedMemory){s->backend, pinned_alloc, pinned_release};
     return o;
 }
@@ -90,11 +93,12 @@ Status source_open(const Config *config, Backend *backend, const char *state, So
     s->config = config;
     s->backend = backend;
     s->all = arena_array(&s->arena, (size_t)backend->layout.world, sizeof *s->all);
-    s->log.warn = source_print_remark;
+    s->skipped.warn = source_print_remark;
+    s->remarks = (DataLog){source_print_few_remarks, &s->remarks_printed};
     Status status = s->all ? OK : status_fail(ERR_MEMORY, "out of memory for the data set");
     if (status == OK)
         status = source_open_dataset(&config->data, config->data.chains, config->data.chains_count,
-                                     backend->layout.rank == 0 ? &s->log : NULL, &s->dataset);
+                                     backend->layout.rank == 0 ? &s->remarks : NULL, &s->dataset);
     if (status == OK && dataset_count(s->dataset) == 0) status = status_fail(ERR_INPUT, "the data set has no chain");
     if (status == OK) status = open_feed(s, state);
     if (status == OK)

@@ -7,6 +7,9 @@
 
 const char *source_given(const char *path); /* NULL for "" */
 void source_print_remark(void *context, const char *file, long line, const char *text);
+/* Only the first 200, then a line that says so: during training they come again in every epoch. `context`: an
+ * atomic_int that starts at 0. */
+void source_print_few_remarks(void *context, const char *file, long line, const char *text);
 /* `count` 0: all chains. */
 Status source_open_dataset(const DataSection *d, const char (*chains)[CONFIG_NAME], unsigned count, const DataLog *log,
                            Dataset **dataset_out);

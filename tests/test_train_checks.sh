@@ -32,6 +32,19 @@ expect "a share of DAP 8 on one process" 0 '2 steps, loss [0-9]' \
     "$foldscale" train tiny.yaml --out null --set parallel.ranks=8 --set parallel.dap=8 --set parallel.comm=null
 expect "an unknown mode of communication" 2 'expected one of all, null' "$foldscale" train tiny.yaml --set parallel.comm=some
 
+# a broken chain among good ones: skipped and counted on all ranks of a group, or the end; nothing but broken ones: the end
+cp -r "$examples/alignments" alignments
+chmod -R u+w alignments
+printf '>short\nACD\n' >>alignments/1ubq_A/homologs.a3m
+broken=("$foldscale" train tiny.yaml --out broken --set data.alignments="$out/alignments" --set train.steps=6)
+expect "a broken chain is skipped" 0 'sample [0-9]+ skipped \(1 so far\): .*homologs.a3m:44: row 22 has 3 columns' \
+    "${broken[@]}" --set data.on_error=skip
+expect "a broken chain is skipped by a group" 0 '6 steps, loss [0-9]' \
+    "${broken[@]}" --set data.on_error=skip --ranks 2 --dap 2 --set switches.nonblocking_loader=off
+expect "a broken chain stops" 1 'homologs.a3m:44: row 22 has 3 columns, expected 76' "${broken[@]}" --set data.on_error=stop
+printf '>short\nACD\n' >>alignments/1a7g_E/homologs.a3m
+expect "nothing but broken chains" 1 '64 samples in a row could not be prepared' "${broken[@]}" --set data.on_error=skip
+
 # one weight of the checkpoint becomes NaN, in its place in the file
 expect "a run with a checkpoint" 0 '2 steps' "$foldscale" train tiny.yaml --out run
 name=evoformer_stack.blocks.1.core.tri_mul_out.linear_a_p.weight
