@@ -157,6 +157,16 @@ static Status get_int(const cJSON *object, const char *name, const char *path, i
     return OK;
 }
 
+/* Logarithms of seconds and multipliers: what no fit writes would come out as infinite times. */
+static const double PARAM_LIMIT = 60;
+
+static Status get_spread(const cJSON *object, const char *name, const char *path, double *out)
+{
+    TRY(get_number(object, name, path, out));
+    if (*out >= 0 && *out <= 10) return OK;
+    return status_fail_at(ERR_INPUT, path, 0, "\"%s\" is %g (expected 0 to 10)", name, *out);
+}
+
 static Status get_form(const cJSON *object, const char *path, FitForm *out)
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, "form");
@@ -172,7 +182,12 @@ static Status get_params(const cJSON *object, const char *name, const char *path
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, name);
     if (!cJSON_IsObject(item)) return status_fail_at(ERR_INPUT, path, 0, "\"%s\" is missing", name);
-    for (int i = 0; i < FIT_PARAM_COUNT; i++) TRY(get_number(item, FIT_PARAM_NAMES[i], path, &out[i]));
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) {
+        TRY(get_number(item, FIT_PARAM_NAMES[i], path, &out[i]));
+        if (fabs(out[i]) > PARAM_LIMIT)
+            return status_fail_at(ERR_INPUT, path, 0, "\"%s\" of \"%s\" is %g (expected at most %g in size)",
+                                  FIT_PARAM_NAMES[i], name, out[i], PARAM_LIMIT);
+    }
     return OK;
 }
 
@@ -204,8 +219,13 @@ static Status read_draws(const cJSON *root, const char *path, FitModel *m)
                                   (int)FIT_PARAM_COUNT);
         m->draw_form[b] = (int)value->valuedouble;
         value = value->next;
-        for (int i = 0; i < FIT_PARAM_COUNT; i++, value = value->next)
-            m->draw[(size_t)b * FIT_PARAM_COUNT + (size_t)i] = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+        for (int i = 0; i < FIT_PARAM_COUNT; i++, value = value->next) {
+            double number = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+            if (fabs(number) > PARAM_LIMIT)
+                return status_fail_at(ERR_INPUT, path, 0, "draw %d has %g (expected at most %g in size)", b + 1, number,
+                                      PARAM_LIMIT);
+            m->draw[(size_t)b * FIT_PARAM_COUNT + (size_t)i] = number;
+        }
         b++;
     }
     return fit_finish_draws(m);
@@ -271,8 +291,8 @@ static Status from_json(const cJSON *root, const char *path, FitModel *m)
     if (!(m->n_max >= 1)) return status_fail_at(ERR_INPUT, path, 0, "\"n_max\" is %g (expected 1 or more)", m->n_max);
     TRY(get_int(root, "counts", path, 1, 1 << 20, &m->counts));
     TRY(get_int(root, "points", path, 1, 1 << 20, &m->points));
-    TRY(get_number(root, "tau", path, &m->tau));
-    TRY(get_number(root, "noise_sd", path, &m->noise_sd));
+    TRY(get_spread(root, "tau", path, &m->tau));
+    TRY(get_spread(root, "noise_sd", path, &m->noise_sd));
     TRY(get_number(root, "seed", path, &seed));
     m->seed = seed >= 0 && seed < 9e15 ? (uint64_t)seed : 0;
     m->has_loader = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(root, "has_loader"));

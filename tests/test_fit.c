@@ -164,6 +164,22 @@ static void test_json(void **state)
         assert_int_equal(fit_read(path, &back), ERR_INPUT);
         assert_null(back);
     }
+    /* numbers that no fit writes are refused before they come out as infinite times */
+    const struct {
+        double *number, bad;
+        const char *says;
+    } wrong[] = {{&m->noise_sd, -3, "noise_sd"},
+                 {&m->tau, 1e300, "tau"},
+                 {&m->param[FIT_WORK], 1e9, "work"},
+                 {&m->draw[FIT_WORK], -1e9, "draw 1"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        double good = *wrong[i].number;
+        *wrong[i].number = wrong[i].bad;
+        assert_int_equal(fit_write(m, path), OK);
+        assert_int_equal(fit_read(path, &back), ERR_INPUT);
+        assert_non_null(strstr(status_text(), wrong[i].says));
+        *wrong[i].number = good;
+    }
     fit_destroy(&m);
     gsl_rng_free(rng);
     unlink(path);
