@@ -63,12 +63,25 @@ static Status read_block(int handle, const char *name, off_t offset, size_t size
     return OK;
 }
 
+/* Text shrinks about fourfold, alignments of near copies more; a file that grows further is made to fill the memory. */
+static size_t most_text(size_t packed_size)
+{
+    const size_t always = (size_t)64 << 20, times = 100;
+    return packed_size < (SIZE_MAX - always) / times ? always + times * packed_size : SIZE_MAX;
+}
+
 /* The caller ends the stream. Several gzip members in a row are one text. */
 static Status inflate_all(z_stream *stream, const char *name, char **bytes_inout, size_t *capacity_inout,
                           size_t *size_out)
 {
+    const size_t most = most_text(stream->avail_in);
     size_t size = 0;
     for (;;) {
+        if (size > most)
+            return status_fail_at(ERR_INPUT, name, 0,
+                                  "gzip stream of more than %zu bytes of text, expected at most 100 "
+                                  "times the file and 64 MB",
+                                  most);
         if (*capacity_inout - size < 2) {
             size_t capacity = *capacity_inout * 2;
             char *grown = realloc(*bytes_inout, capacity);

@@ -4,6 +4,7 @@
 
 #include <sys/resource.h>
 #include <unistd.h>
+#include <zlib.h>
 
 #include "tests/reader_trials.h"
 
@@ -87,8 +88,35 @@ static void test_repeated_bytes(void **state)
 #endif
 }
 
+/* A hundred gzip members of two megabytes of blanks each: 200 MB of text in 200 kB. */
+static void test_gzip(void **state)
+{
+    (void)state;
+    enum { BLANKS = 2000000, MEMBERS = 100, ROOM = 10000, WINDOW = 31 };
+    char *blanks = malloc(BLANKS), *bytes = malloc((size_t)ROOM * MEMBERS);
+    Text text = {0};
+    assert_non_null(blanks);
+    assert_non_null(bytes);
+    memset(blanks, ' ', BLANKS);
+    z_stream stream = {.next_in = (Bytef *)blanks, .avail_in = BLANKS, .next_out = (Bytef *)bytes, .avail_out = ROOM};
+    assert_int_equal(deflateInit2(&stream, 9, Z_DEFLATED, WINDOW, 9, Z_DEFAULT_STRATEGY), Z_OK);
+    assert_int_equal(deflate(&stream, Z_FINISH), Z_STREAM_END);
+    size_t member = ROOM - stream.avail_out;
+    deflateEnd(&stream);
+    for (size_t i = 1; i < MEMBERS; i++) memcpy(bytes + i * member, bytes, member);
+    assert_int_equal(text_from_bytes("made", bytes, 10 * member, &text), OK);
+    assert_true(trial_gzip(&text)); /* 20 MB */
+    text_close(&text);
+    assert_int_equal(text_from_bytes("made", bytes, MEMBERS * member, &text), OK);
+    assert_false(trial_gzip(&text));
+    assert_says(status_text(), "gzip stream of more than");
+    text_close(&text);
+    free(blanks);
+    free(bytes);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_repeated_bytes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_repeated_bytes), cmocka_unit_test(test_gzip)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
