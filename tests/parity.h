@@ -11,6 +11,7 @@
 
 typedef struct ParityOptions {
     const char *dir, *backend, *only; /* only: substring that a case's name must contain, or NULL */
+    const char *save, *beside;        /* files of --save and --beside, or NULL */
     Switches switches;
     bool verbose; /* also print values that pass with exact zero error */
 } ParityOptions;
@@ -29,10 +30,13 @@ typedef enum ParityKind {
     PARITY_KINDS
 } ParityKind;
 
+typedef struct ParityBeside ParityBeside;
+
 typedef struct Parity {
     ParityOptions options;
     Backend *backend;
     bool full; /* the 48-block golden: other measured tolerances */
+    ParityBeside *beside;
     int checks, failures, skipped;
 } Parity;
 
@@ -60,6 +64,14 @@ double parity_error(const double *a, const double *b, int rank, const int64_t *d
 /* |a - b| / |b| in l2 over all elements; `floor` is added to |b| so that gradients which are analytically zero compare
  * by their absolute size. */
 double parity_l2_error(const double *a, const double *b, int64_t count, double floor);
+
+/* parity_beside.c: values of a run that was saved. theirs_out: those of this quantity, NULL where there is nothing to
+ * compare with; then parity_beside_limit(their error) is the tolerance. */
+Status parity_beside_open(const char *save, const char *beside, ParityBeside **out);
+Status parity_beside(Parity *parity, const char *name, const double *ours, const double *truth, int64_t count,
+                     Arena *arena, const double **theirs_out);
+double parity_beside_limit(double their_error);
+Status parity_beside_close(ParityBeside **beside);
 
 /* A golden tensor as doubles, batch axis (leading 1) removed. Memory from the arena. */
 typedef struct GoldenTensor {

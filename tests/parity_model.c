@@ -271,8 +271,11 @@ static Status compare_value(ModelCase *c, const StFile *file, const char *name, 
             if (axes[t.shard] == letters[k] && *shifted[k] && !(letters[k] == 'S' && mask.msa_row != c->mask.msa_row))
                 *shifted[k] += first;
     }
-    parity_report(c->parity, line, parity_error(ours, slice.value, slice.rank, slice.dim, axes, &mask),
-                  parity_tolerance_stored(c->parity, outputs[row].kind, golden.rounded));
+    double limit = parity_tolerance_stored(c->parity, outputs[row].kind, golden.rounded);
+    const double *theirs;
+    TRY(parity_beside(c->parity, line, ours, slice.value, slice.count, arena, &theirs));
+    if (theirs) limit = parity_beside_limit(parity_error(theirs, slice.value, slice.rank, slice.dim, axes, &mask));
+    parity_report(c->parity, line, parity_error(ours, slice.value, slice.rank, slice.dim, axes, &mask), limit);
     return OK;
 }
 

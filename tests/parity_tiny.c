@@ -150,9 +150,13 @@ static Status compare_params(ModelCase *c, const char *file_name, const char *pr
         /* a gradient that vanishes analytically (golden README) is the rounding noise of terms as large as the others:
          * measured against the norm of all */
         bool vanishes = sqrt(own) < 1e-9 * sqrt(norm);
-        double error = parity_l2_error(ours[k], golden[k].value, golden[k].count, vanishes ? sqrt(norm) : 0);
-        parity_report(c->parity, line, error,
-                      parity_tolerance(c->parity, vanishes && !moment ? PARITY_GRADIENT_ALL : kind));
+        double floor = vanishes ? sqrt(norm) : 0;
+        double limit = parity_tolerance(c->parity, vanishes && !moment ? PARITY_GRADIENT_ALL : kind);
+        const double *theirs;
+        status = parity_beside(c->parity, line, ours[k], golden[k].value, golden[k].count, &arena, &theirs);
+        if (status != OK) break;
+        if (theirs) limit = parity_beside_limit(parity_l2_error(theirs, golden[k].value, golden[k].count, floor));
+        parity_report(c->parity, line, parity_l2_error(ours[k], golden[k].value, golden[k].count, floor), limit);
     }
     if (status == OK && stepped) {
         snprintf(line, sizeof line, "%s (largest absolute error)", label);

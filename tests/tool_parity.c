@@ -1,10 +1,11 @@
 /* parity DIR [--dtype f64|f32|bf16] [--backend cpu|cuda] [--dap N] [--switches none|all] [--checkpoint
  * none|block|selective]
- *            [--only TEXT]
+ *            [--only TEXT] [--save FILE | --beside FILE]
  *
  * DIR is a golden folder (tiny: config.json; modules: index.json; full: generator.csv) or a folder that holds such
- * folders. One line per quantity; exit 1 on any FAIL. With --dap N it starts its N ranks itself unless it already runs
- * under mpirun. */
+ * folders. --save keeps what was computed; --beside compares with what another run kept, whose own error then is the
+ * measure of the tolerance (parity_beside.c): bf16 on a GPU beside bf16 on the CPU. One line per quantity; exit 1 on
+ * any FAIL. With --dap N it starts its N ranks itself unless it already runs under mpirun. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,10 @@ static Status parse(int argc, char **argv, ParityOptions *o)
             o->backend = value;
         } else if (!strcmp(key, "--only")) {
             o->only = value;
+        } else if (!strcmp(key, "--save")) {
+            o->save = value;
+        } else if (!strcmp(key, "--beside")) {
+            o->beside = value;
         } else if (!strcmp(key, "--dap")) {
             o->switches.dap = atoi(value);
             if (o->switches.dap < 1 || o->switches.dap > 8)
@@ -60,6 +65,8 @@ static Status parse(int argc, char **argv, ParityOptions *o)
             return status_fail(ERR_USAGE, "unknown option %s", key);
         }
     }
+    if ((o->save || o->beside) && o->switches.dap > 1)
+        return status_fail(ERR_USAGE, "--save and --beside need --dap 1: a rank holds its share alone");
     return o->dir ? OK : status_fail(ERR_USAGE, "no golden folder given");
 }
 
@@ -126,7 +133,10 @@ int main(int argc, char **argv)
     if (status == OK)
         status =
             kernels_open(parity.options.backend, &(KernelOptions){.dap = parity.options.switches.dap}, &parity.backend);
+    if (status == OK) status = parity_beside_open(parity.options.save, parity.options.beside, &parity.beside);
     if (status == OK) status = run_all(&parity);
+    Status closed = parity_beside_close(&parity.beside);
+    if (status == OK) status = closed;
     if (status != OK) fprintf(stderr, "parity: %s\n", status_text());
     bool speaker = !parity.backend || parity.backend->layout.rank == 0;
     if (status == OK && speaker)
