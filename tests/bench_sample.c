@@ -8,9 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "data/folder.h"
 #include "data/pack.h"
 #include "data/synth.h"
 
@@ -96,6 +98,21 @@ static Status measure(const Dataset *dataset, const char *source, const BenchOpt
     return status;
 }
 
+static int64_t bytes_below(const char *folder)
+{
+    Arena arena = {0};
+    FolderList list;
+    int64_t bytes = 0;
+    if (folder_list(folder, &arena, &list) != OK) return 0;
+    for (int64_t i = 0; i < list.count; ++i) {
+        struct stat info;
+        const char *path = arena_printf(&arena, "%s/%s", folder, list.name[i]);
+        if (path && stat(path, &info) == 0) bytes += S_ISDIR(info.st_mode) ? bytes_below(path) : info.st_size;
+    }
+    arena_free(&arena);
+    return bytes;
+}
+
 static Status run(const BenchOptions *options)
 {
     const char *folder = options->folder;
@@ -115,12 +132,14 @@ static Status run(const BenchOptions *options)
     char *path = arena_printf(&arena, "%s/chains.pack", folder);
     PackOptions pack = {.path = path, .threads = 2, .level = 3, .templates = true};
     PackReport report;
+    unlink(path);
+    int64_t files = bytes_below(folder);
     if (status == OK) status = pack_write(dataset, &pack, &report);
     dataset_close(&dataset);
     if (status == OK) status = dataset_open_pack(path, NULL, &dataset);
     if (status == OK) {
-        printf("pack: %lld bytes; %lld before compression\n", (long long)report.file_bytes,
-               (long long)report.raw_bytes);
+        printf("pack: %.1f MB of %.1f MB in files; %.1f MB before compression\n", (double)report.file_bytes / 1e6,
+               (double)files / 1e6, (double)report.raw_bytes / 1e6);
         status = measure(dataset, "pack", options);
     }
     dataset_close(&dataset);
