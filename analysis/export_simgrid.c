@@ -95,31 +95,20 @@ static void ring(Writer *w, const Members *g, double bytes, int64_t rounds)
     }
 }
 
+/* In a group of this size every member writes to all others at once, as the engine's collectives do. */
+enum { ONE_ROUND = 16 };
+
 static void lower(Writer *w, const TraceOp *op, const Members *g)
 {
-    bool power = (g->members & (g->members - 1)) == 0;
-    switch (op->collective) {
-    case COLLECTIVE_ALL_TO_ALL:
+    bool power = (g->members & (g->members - 1)) == 0, all_reduce = op->collective == COLLECTIVE_ALL_REDUCE;
+    if (op->collective == COLLECTIVE_ALL_TO_ALL || (g->members <= ONE_ROUND && !all_reduce)) {
         send_slices(w, g, op->tensor_bytes, 0);
         wait_all(w);
-        break;
-    case COLLECTIVE_ALL_REDUCE:
-        if (power)
-            halving(w, g, op->tensor_bytes), doubling(w, g, op->tensor_bytes);
-        else
-            ring(w, g, op->tensor_bytes, 2);
-        break;
-    case COLLECTIVE_REDUCE_SCATTER:
-        if (power)
-            halving(w, g, op->tensor_bytes);
-        else
-            ring(w, g, op->tensor_bytes, 1);
-        break;
-    default: /* all-gather; a broadcast is a scatter and an all-gather */
-        if (power)
-            doubling(w, g, op->tensor_bytes);
-        else
-            ring(w, g, op->tensor_bytes, 1);
+    } else if (!power) {
+        ring(w, g, op->tensor_bytes, all_reduce ? 2 : 1);
+    } else { /* an all-gather doubles; a broadcast is a scatter and an all-gather */
+        if (all_reduce || op->collective == COLLECTIVE_REDUCE_SCATTER) halving(w, g, op->tensor_bytes);
+        if (op->collective != COLLECTIVE_REDUCE_SCATTER) doubling(w, g, op->tensor_bytes);
     }
 }
 
@@ -131,11 +120,11 @@ static Members members_of(const Trace *t, const TraceOp *op, int64_t rank)
     return g;
 }
 
-/* All-reduces take several rounds whose sums depend on one another: they are waited for at once. */
-static bool runs_aside(const TraceOp *op)
+/* In a small group an all-reduce beside computation is one round of twice the bytes; in a large one its rounds depend
+ * on one another and are waited for at once. */
+static bool runs_aside(const TraceOp *op, const Members *g)
 {
-    return op->comm && op->stream == 1 && op->collective != COLLECTIVE_ALL_REDUCE &&
-           op->collective != COLLECTIVE_BROADCAST;
+    return op->stream == 1 && (g->members <= ONE_ROUND || op->collective == COLLECTIVE_ALL_TO_ALL);
 }
 
 /* Waits for the exchanges whose results op i reads; in_flight[] by op. Tags are op numbers, from 1. */
@@ -159,8 +148,8 @@ static void write_op(Writer *w, const Trace *t, int i, bool *in_flight)
     Members g = op->comm ? members_of(t, op, w->rank) : (Members){.members = 1};
     if (g.members <= 1) return;
     flush_compute(w);
-    if (runs_aside(op)) {
-        send_slices(w, &g, op->tensor_bytes, i + 1);
+    if (runs_aside(op, &g)) {
+        send_slices(w, &g, op->tensor_bytes * (op->collective == COLLECTIVE_ALL_REDUCE ? 2 : 1), i + 1);
         in_flight[i] = true;
         return;
     }

@@ -52,9 +52,10 @@ int64_t trace_group(const Trace *trace, CostGroup group, int64_t rank, int64_t *
 Status export_chakra(const Trace *trace, const char *folder, const char *name, int64_t ranks);
 
 /* SimGrid: FOLDER/trace.idx with one time-independent trace per rank, platform.xml, hostfile and replay.sh. Collectives
- * of groups are lowered to point-to-point messages, because replay knows no sub-communicators: all-to-all pairwise, the
- * others by recursive halving and doubling where the group is a power of two, else by a ring. Computation is written in
- * flops of a host of 1 Gflop/s, so that 1e9 of them are a second of priced time. */
+ * of groups are lowered to point-to-point messages, because replay knows no sub-communicators: one round between all
+ * members of a small group (all-to-all in any), else recursive halving and doubling where the group is a power of two,
+ * else a ring. Computation is written in flops of a host of 1 Gflop/s, so that 1e9 of them are a second of priced
+ * time. */
 Status export_simgrid(const Trace *trace, const Machine *machine, const char *folder);
 
 /* Replays such a folder and reads the simulated time of the step. ERR_UNSUPPORTED where SimGrid is not installed. */
