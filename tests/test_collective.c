@@ -112,9 +112,41 @@ static void test_groups(void **state)
     machine_destroy(&m);
 }
 
+/* Samples of a captured graph price collectives in graphs, those of the host the others; a measured size takes its
+ * time, one between lies between. */
+static void test_samples_of_graphs(void **state)
+{
+    (void)state;
+    Machine *h200 = open_machine("h200x2");
+    MachineSample sample[60];
+    unsigned hosts = h200->samples, all = 2 * hosts;
+    assert_true(all <= 60);
+    for (unsigned i = 0; i < hosts; i++) {
+        sample[i] = sample[hosts + i] = h200->sample[i];
+        sample[hosts + i].graph = true;
+        sample[hosts + i].time_s = h200->sample[i].time_s - 15e-6;
+    }
+    Machine m = *h200;
+    m.sample = sample;
+    m.samples = all;
+    assert_int_equal(collective_calibrate(&m), OK);
+    for (unsigned i = 0; i < all; i++) {
+        const MachineSample *s = &sample[i];
+        CollectiveTime t;
+        collective_time(&m, s->collective, s->bytes, (Group){2, 2, 1, s->graph}, &t);
+        assert_true(fabs(t.total_s / s->time_s - 1) < 1e-6);
+        if (i + 4 >= hosts || s[4].collective != s->collective) continue; /* the next size of the same kind */
+        collective_time(&m, s->collective, sqrt(s->bytes * s[4].bytes), (Group){2, 2, 1, false}, &t);
+        double low = fmin(s->time_s, s[4].time_s), high = fmax(s->time_s, s[4].time_s);
+        assert_true(t.total_s > 0.8 * low && t.total_s < 1.2 * high);
+    }
+    machine_destroy(&h200);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_leave_one_out), cmocka_unit_test(test_growth),
-                                       cmocka_unit_test(test_known_rates), cmocka_unit_test(test_groups)};
+                                       cmocka_unit_test(test_known_rates), cmocka_unit_test(test_groups),
+                                       cmocka_unit_test(test_samples_of_graphs)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
