@@ -260,17 +260,17 @@ template <int C> static __global__ void __launch_bounds__(CHANNELS_THREADS) laye
     }
 }
 
-/* A thread per pair. */
+/* A thread per pair. One sum after another needs more than f32: elsewhere lanes share it. */
 template <typename T> static __global__ void layer_norm_channels_any_kernel(NormChannels p)
 {
     int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pairs = p.s.pairs;
     if (row >= p.s.groups * pairs) return;
     const T *x = (const T *)p.x + row / pairs * p.s.c * pairs + row % pairs;
-    float sum = 0, square = 0;
+    double sum = 0, square = 0;
     for (int64_t k = 0; k < p.s.c; k++) sum += to_float(x[k * pairs]);
-    float mean = sum / p.s.c;
+    float mean = (float)(sum / p.s.c);
     for (int64_t k = 0; k < p.s.c; k++) square += (to_float(x[k * pairs]) - mean) * (to_float(x[k * pairs]) - mean);
-    float rstd = 1.0f / sqrtf(square / p.s.c + p.eps);
+    float rstd = 1.0f / sqrtf((float)(square / p.s.c) + p.eps);
     for (int64_t k = 0; k < p.s.c; k++)
         ((T *)p.y)[row * p.s.c + k] = from_float<T>((to_float(x[k * pairs]) - mean) * rstd * p.gamma[k] + p.beta[k]);
     p.mean[row] = mean, p.rstd[row] = rstd;
@@ -396,15 +396,17 @@ template <typename T> static __global__ void layer_norm_channels_dx_any_kernel(N
     if (row >= p.s.groups * pairs) return;
     int64_t at = row / pairs * c * pairs + row % pairs;
     const T *x = (const T *)p.x + at, *dy = (const T *)p.dy + row * c;
-    float mean = p.mean_in[row], rstd = p.rstd_in[row], a = 0, b = 0;
+    float mean = p.mean_in[row], rstd = p.rstd_in[row];
+    double a = 0, b = 0;
     for (int64_t k = 0; k < c; k++) {
         float d = to_float(dy[k]) * p.gamma[k];
         a += d;
         b += d * (to_float(x[k * pairs]) - mean) * rstd;
     }
+    float mean_a = (float)(a / c), mean_b = (float)(b / c);
     for (int64_t k = 0; k < c; k++) {
         float hat = (to_float(x[k * pairs]) - mean) * rstd;
-        ((T *)p.y)[at + k * pairs] = from_float<T>(rstd * (to_float(dy[k]) * p.gamma[k] - a / c - hat * b / c));
+        ((T *)p.y)[at + k * pairs] = from_float<T>(rstd * (to_float(dy[k]) * p.gamma[k] - mean_a - hat * mean_b));
     }
 }
 

@@ -82,6 +82,8 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
         uint32_t from = at.slots + slot * S::SLOT + S::Y_AT;
+        /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
+        if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait(at.done + slot * 8, round & 1);
         for (int c = 0; c < NB / 64; c++) {
             int column = at.column0 + c * 64, k = flow_member(p, column);
@@ -189,6 +191,7 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
         uint32_t x = at.slots + slot * S::SLOT;
+        if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait(at.full + slot * 8, round & 1);
         if (narrow) {
             float acc[64];

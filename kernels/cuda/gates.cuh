@@ -76,6 +76,13 @@ __device__ __forceinline__ void gates_send_products(const GatesProblem &p, const
     }
 }
 
+/* Where the number of slots is odd, the tile before in a slot is the other warpgroup's: its turn has to be over before
+ * a barrier's parity tells something about ours. */
+template <int SLOTS> __device__ __forceinline__ void gates_turn(const GatesPlace &at, int slot, int round)
+{
+    if (SLOTS % GATES_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
+}
+
 /* One thread per warpgroup: finished tiles go out, then their slots are free. */
 template <int K, int W, bool KEEP>
 __device__ __forceinline__ void gates_store(const GatesProblem &p, const GatesPlace &at, int group)
@@ -85,6 +92,7 @@ __device__ __forceinline__ void gates_store(const GatesProblem &p, const GatesPl
          i += GATES_GROUPS, tile += GATES_GROUPS * at.step) {
         int slot = i % S::SLOTS, row = tile * GATES_ROWS;
         uint32_t from = at.slots + slot * S::SLOT;
+        gates_turn<S::SLOTS>(at, slot, i / S::SLOTS);
         barrier_wait(at.done + slot * 8, i / S::SLOTS & 1);
         if (KEEP || !at.paired) gates_send_products<W>(p, at, from, row);
         for (int q = 0; at.paired && q < GATES_COLUMNS / (2 * W); q++)
@@ -182,6 +190,7 @@ __device__ __forceinline__ void gates_work(const GatesProblem &p, const GatesPla
          i += GATES_GROUPS, tile += GATES_GROUPS * at.step) {
         int slot = i % S::SLOTS;
         uint32_t x = at.slots + slot * S::SLOT;
+        gates_turn<S::SLOTS>(at, slot, i / S::SLOTS);
         barrier_wait(at.full + slot * 8, i / S::SLOTS & 1);
         if (at.paired) {
             float acc[GATES_COLUMNS / 2];
