@@ -205,7 +205,7 @@ const OpDef op_div_count = {.name = "div_count",
 
 static Status opm_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
-    static const char *const expected = "a[S,N,C] b[S,M,D] W[Z,C*D] bias[Z] n[N,M]";
+    static const char *const expected = "a[S,N,C] b[S,M,D] W[Z,C*D] bias[Z] n[N,M] r[N,M,Z]?";
     TRY(rule_require(p, op, 5));
     Tensor o;
     TRY(outer_tensor(p, op, 0, &o));
@@ -214,6 +214,8 @@ static Status opm_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
         !is_count_of(count, &o))
         return rule_bad_shape(p, op, expected);
     out[0] = rule_with_last(&o, w->dim[0]);
+    const Tensor *r = rule_in(p, op, 5);
+    if (r && !rule_same(r, &out[0])) return rule_bad_shape(p, op, expected);
     *n_out = 1;
     return OK;
 }
@@ -222,6 +224,7 @@ static Status opm_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
     Val in[] = {dout[0], op->in[0], op->in[1], op->in[2], op->in[4]};
     prog_add_multi(p, OP_OPM_BWD, 5, in, &op->attr, din);
+    if (op->n_in > 5) din[5] = dout[0];
     return OK;
 }
 

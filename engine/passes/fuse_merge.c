@@ -6,6 +6,7 @@
 
 #include "engine/passes/fuse.h"
 #include "engine/passes/replay.h"
+#include "engine/rules.h"
 
 typedef struct Merge {
     Replay replay;
@@ -209,6 +210,21 @@ static bool merge_outer_product_mean(Merge *m, const Op *op)
     return emit(m, op, OP_OPM, 5, in, &op->attr);
 }
 
+/* r + OPM -> OPM with a residual */
+static bool merge_mean_residual(Merge *m, const Op *op)
+{
+    const Program *p = m->replay.in;
+    for (int side = 1; side >= 0; side--) {
+        const Op *mean = only_for(m, op->in[side], OP_OPM);
+        if (!mean || mean->n_in > 5 || mean->full_precision != op->full_precision ||
+            !rule_same(&p->value[op->in[0]].t, &p->value[op->in[1]].t))
+            continue;
+        Val in[] = {mean->in[0], mean->in[1], mean->in[2], mean->in[3], mean->in[4], op->in[1 - side]};
+        return emit(m, op, OP_OPM, 6, in, &mean->attr);
+    }
+    return false;
+}
+
 /* The product behind x, perhaps through a gate; NULL when x is something else. */
 static const Op *branch_product(const Merge *m, const Op *last, Val x, Val *gate_out)
 {
@@ -260,6 +276,7 @@ static const struct MergeRule {
     {OP_DIV_COUNT, BY_POINTWISE, merge_outer_product_mean},
     {OP_RESIDUAL_DROPOUT, OF_BRANCHES, merge_branch},
     {OP_ADD, OF_BRANCHES, merge_branch},
+    {OP_ADD, OF_BRANCHES, merge_mean_residual},
 };
 
 static bool apply_rules(Merge *m, const bool *on, const Op *op)

@@ -37,10 +37,20 @@ struct ChainPack {
     bool minor_first; /* neighbouring threads: minor indices (else rows) */
 };
 
+enum { CHAIN_PACKS = 3 };
+/* Several in one launch; first: the block at which each begins. */
+struct ChainPacks {
+    ChainPack pack[CHAIN_PACKS];
+    unsigned first[CHAIN_PACKS + 1];
+};
+
 /* A thread per chunk of 8 elements. */
-static __global__ void __launch_bounds__(256) chain_pack_kernel(ChainPack p)
+static __global__ void __launch_bounds__(256) chain_pack_kernel(ChainPacks packs)
 {
-    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int which = 0;
+    while (which + 1 < CHAIN_PACKS && blockIdx.x >= packs.first[which + 1]) which++;
+    const ChainPack &p = packs.pack[which];
+    int64_t e = (int64_t)(blockIdx.x - packs.first[which]) * blockDim.x + threadIdx.x;
     int64_t chunks = (int64_t)p.tiles * p.halves * p.rows * 8;
     if (e >= chunks) return;
     int row, chunk, minor, half;
@@ -66,10 +76,13 @@ static __global__ void __launch_bounds__(256) chain_pack_kernel(ChainPack p)
     store_pack(p.to + (tile * p.rows + row) * 64 + (chunk ^ (row & 7)) * 8, v);
 }
 
-static Status chain_pack_launch(const ChainPack &p, cudaStream_t stream)
+static Status chain_pack_launch(ChainPacks &packs, cudaStream_t stream)
 {
-    int64_t chunks = (int64_t)p.tiles * p.halves * p.rows * 8;
-    chain_pack_kernel<<<blocks_for(chunks, 256), 256, 0, stream>>>(p);
+    for (int k = 0; k < CHAIN_PACKS; k++) {
+        const ChainPack &p = packs.pack[k];
+        packs.first[k + 1] = packs.first[k] + blocks_for((int64_t)p.tiles * p.halves * p.rows * 8, 256);
+    }
+    chain_pack_kernel<<<packs.first[CHAIN_PACKS], 256, 0, stream>>>(packs);
     return cuda_launched("chain_pack_kernel");
 }
 
@@ -195,6 +208,47 @@ __device__ __forceinline__ void chain_produce(const ChainProblem &p, uint32_t ri
     }
 }
 
+/* Lane t of four: the words t of all four, in order of lanes. */
+__device__ __forceinline__ void chain_exchange(uint32_t (&w)[4])
+{
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+        bool odd = threadIdx.x & bit;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            int low = bit == 1 ? 2 * k : k, high = low + bit;
+            uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? w[low] : w[high], bit);
+            if (odd)
+                w[low] = got;
+            else
+                w[high] = got;
+        }
+    }
+}
+
+/* Rows `row`, row + 8 of r_p, in runs of 8 columns. Epilogue: float scale(i, p); uint32_t lower(scale, n, a, b) for
+ * columns n, n + 1; void store(i, p, n, uint4) for columns n .. n + 7. */
+template <typename Epilogue>
+__device__ __forceinline__ void chain_store(const Epilogue &epilogue, const float (&r)[64], int row, int p)
+{
+    int t = threadIdx.x % 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float scale = epilogue.scale(row + 8 * half, p);
+#pragma unroll
+        for (int j = 0; j < CHAIN_N / 8; j += 4) {
+            uint32_t w[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                int at = 4 * (j + k) + 2 * half;
+                w[k] = epilogue.lower(scale, (j + k) * 8 + t * 2, r[at], r[at + 1]);
+            }
+            chain_exchange(w);
+            epilogue.store(row + 8 * half, p, (j + t) * 8, make_uint4(w[0], w[1], w[2], w[3]));
+        }
+    }
+}
+
 /* Two p of a warpgroup. */
 template <typename Epilogue>
 __device__ __forceinline__ void chain_consume(const ChainProblem &p, const Epilogue &epilogue, uint32_t ring,
@@ -231,18 +285,11 @@ __device__ __forceinline__ void chain_consume(const ChainProblem &p, const Epilo
     }
     chain_wait();
     int row = blockIdx.x * CHAIN_ROWS + warp % 4 * 16 + lane / 4, member = blockIdx.y * CHAIN_P + group * 2;
-#pragma unroll
-    for (int j = 0; j < CHAIN_N / 8; j++) {
-        int n = j * 8 + lane % 4 * 2;
-        epilogue(row, member, n, r0[4 * j], r0[4 * j + 1]);
-        epilogue(row + 8, member, n, r0[4 * j + 2], r0[4 * j + 3]);
-        epilogue(row, member + 1, n, r1[4 * j], r1[4 * j + 1]);
-        epilogue(row + 8, member + 1, n, r1[4 * j + 2], r1[4 * j + 3]);
-    }
+    chain_store(epilogue, r0, row, member);
+    chain_store(epilogue, r1, row, member + 1);
 }
 
-/* grid (rows / 64, p / 4). Epilogue: void operator()(int i, int p, int n, float a, float b) const for columns n, n + 1.
- */
+/* grid (rows / 64, p / 4) */
 template <typename Epilogue>
 __global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(ChainProblem p, Epilogue epilogue)
 {

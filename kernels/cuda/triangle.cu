@@ -253,19 +253,40 @@ static Status div_count(CudaContext *ctx, const OpCall *call)
 /* --- outer product mean: the outer product in the storage type, in scratch
  * ------------------------------------------------ */
 
-/* y[i, j, n] = (x + bias) / (count + eps) */
+/* y[i, j, n] = (x + bias) / (count + eps), plus the residual where there is one */
 struct OpmEpilogue {
     bf16 *y;
+    const bf16 *residual;
     AnyReal count;
     const float *bias;
     float eps;
     int m;
-    __device__ __forceinline__ void operator()(int i, int j, int n, float a, float b) const
+    __device__ __forceinline__ float scale(int i, int j) const { return 1.0f / (count[(int64_t)i * m + j] + eps); }
+    __device__ __forceinline__ uint32_t lower(float scale, int n, float a, float b) const
     {
-        int64_t pair = (int64_t)i * m + j;
-        float scale = 1.0f / (count[pair] + eps);
-        *reinterpret_cast<uint32_t *>(y + pair * CHAIN_N + n) =
-            pack_bf16((a + bias[n]) * scale, (b + bias[n + 1]) * scale);
+        return pack_bf16((a + bias[n]) * scale, (b + bias[n + 1]) * scale);
+    }
+    __device__ __forceinline__ void store(int i, int j, int n, uint4 v) const
+    {
+        int64_t at = ((int64_t)i * m + j) * CHAIN_N + n;
+        if (residual) {
+            uint4 r = *reinterpret_cast<const uint4 *>(residual + at);
+            v.x = add_bf16(v.x, r.x), v.y = add_bf16(v.y, r.y), v.z = add_bf16(v.z, r.z), v.w = add_bf16(v.w, r.w);
+        }
+        *reinterpret_cast<uint4 *>(y + at) = v;
+    }
+    static __device__ __forceinline__ uint32_t add_bf16(uint32_t a, uint32_t b)
+    {
+        float2 x = unpack_bf16(a), y = unpack_bf16(b);
+        return pack_bf16(x.x + y.x, x.y + y.y);
+    }
+};
+
+struct PlusResidual {
+    template <int V> __device__ void apply(uint32_t, float (*x)[V], float (*y)[V]) const
+    {
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = x[0][j] + x[1][j];
     }
 };
 
@@ -282,41 +303,45 @@ static size_t opm_scratch(const OpCall *call)
     return opm_chains(o, channels) ? align_up((size_t)packed * sizeof(bf16)) : 2 * outer_bytes(o);
 }
 
+/* Operands of the chain from those of the op, into x, y, v. */
+static Status opm_pack(const OpCall *call, const Outer &o, bf16 *x, bf16 *y, bf16 *v, cudaStream_t stream)
+{
+    ChainPacks packs = {};
+    ChainPack &a = packs.pack[0], &b = packs.pack[1], &w = packs.pack[2];
+    /* x_c[i, s] = a[s, i, c] */
+    a.from = (const bf16 *)call->in[0], a.to = x;
+    a.rows = a.row_group = CHAIN_ROWS, a.halves = CHAIN_K / 64;
+    a.tiles = (int)(o.n / CHAIN_ROWS * o.c), a.minor = (int)o.c;
+    a.major_step = CHAIN_ROWS * o.c, a.minor_step = 1;
+    a.row_low = o.c;
+    a.k_group = CHAIN_K, a.k_low = o.n * o.c;
+    a.minor_first = true;
+    /* y_j[d, s] = b[s, j, d], two j together */
+    b.from = (const bf16 *)call->in[1], b.to = y;
+    b.rows = b.row_group = 2 * CHAIN_D, b.halves = CHAIN_K / 64;
+    b.tiles = (int)(o.m / 2), b.minor = 1;
+    b.major_step = 2 * o.d;
+    b.row_low = 1;
+    b.k_group = CHAIN_K, b.k_low = o.m * o.d;
+    /* v_c[n, d] = w[n, c, d], two c together */
+    w.from = (const bf16 *)call->in[2], w.to = v;
+    w.rows = w.row_group = CHAIN_N, w.halves = 1;
+    w.tiles = (int)(o.c / 2), w.minor = 1;
+    w.major_step = 2 * o.d;
+    w.row_low = o.c * o.d;
+    w.k_group = 2 * CHAIN_D, w.k_low = 1;
+    return chain_pack_launch(packs, stream);
+}
+
 /* The whole op as two chained products; the operands packed in scratch. */
 static Status opm_chain(CudaContext *ctx, const OpCall *call, const Outer &o)
 {
-    const bf16 *a = (const bf16 *)call->in[0], *b = (const bf16 *)call->in[1], *w = (const bf16 *)call->in[2];
     bf16 *x = (bf16 *)call->scratch, *y = x + o.s * o.n * o.c, *v = y + o.s * o.m * o.d;
-    ChainPack pack = {};
-    /* x_c[i, s] = a[s, i, c] */
-    pack.from = a, pack.to = x;
-    pack.rows = CHAIN_ROWS, pack.halves = CHAIN_K / 64;
-    pack.tiles = (int)(o.n / CHAIN_ROWS * o.c), pack.minor = (int)o.c;
-    pack.major_step = CHAIN_ROWS * o.c, pack.minor_step = 1;
-    pack.row_group = pack.rows, pack.row_low = o.c;
-    pack.k_group = CHAIN_K, pack.k_low = o.n * o.c;
-    pack.minor_first = true;
-    TRY(chain_pack_launch(pack, ctx->stream));
-    /* y_j[d, s] = b[s, j, d], two j together */
-    pack.from = b, pack.to = y;
-    pack.rows = 2 * CHAIN_D;
-    pack.tiles = (int)(o.m / 2), pack.minor = 1;
-    pack.major_step = 2 * o.d, pack.minor_step = 0;
-    pack.row_group = pack.rows, pack.row_low = 1;
-    pack.k_low = o.m * o.d;
-    pack.minor_first = false;
-    TRY(chain_pack_launch(pack, ctx->stream));
-    /* v_c[n, d] = w[n, c, d], two c together */
-    pack.from = w, pack.to = v;
-    pack.rows = CHAIN_N, pack.halves = 1;
-    pack.tiles = (int)(o.c / 2);
-    pack.major_step = 2 * o.d;
-    pack.row_group = pack.rows, pack.row_low = o.c * o.d;
-    pack.k_group = 2 * CHAIN_D, pack.k_low = 1;
-    TRY(chain_pack_launch(pack, ctx->stream));
+    TRY(opm_pack(call, o, x, y, v, ctx->stream));
     ChainProblem p = {x, y, v, (int)o.n, (int)(o.c / 2), (int)o.m};
-    OpmEpilogue e = {(bf16 *)call->out[0], any_in(call, 4), (const float *)call->in[3], (float)call->op->attr.f[0],
-                     (int)o.m};
+    const bf16 *residual = call_in(call, 5) ? (const bf16 *)call->in[5] : NULL;
+    OpmEpilogue e = {(bf16 *)call->out[0],       residual, any_in(call, 4), (const float *)call->in[3],
+                     (float)call->op->attr.f[0], (int)o.m};
     return chain_launch(p, e, ctx->stream);
 }
 
@@ -325,13 +350,19 @@ static Status opm(CudaContext *ctx, const OpCall *call)
     Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
     int64_t pairs = o.n * o.m, channels = call->in_tensor[2]->dim[0];
     char *product = (char *)call->scratch;
+    bool aligned = aligned16(call->out[0]) && (!call_in(call, 5) || aligned16(call->in[5]));
+    if (opm_chains(o, channels) && !aligned) return status_fail(ERR_INTERNAL, "opm: an operand between 16-byte units");
     if (opm_chains(o, channels)) return opm_chain(ctx, call, o);
     TRY(outer_run(ctx, o, call->in[0], call->in[1], product, product + outer_bytes(o)));
     GemmShape s = gemm_shape(pairs, channels, o.c * o.d, false, true, o.type, o.type);
     TRY(gemm_run(ctx, &s, product, call->in[2], NULL, call->out[0]));
     DISPATCH_REAL(call, o.type, {
-        return div_count_launch((const T *)call->out[0], (T *)call->out[0], any_in(call, 4), (const float *)call->in[3],
-                                (float)call->op->attr.f[0], pairs, channels, ctx->stream);
+        TRY(div_count_launch((const T *)call->out[0], (T *)call->out[0], any_in(call, 4), (const float *)call->in[3],
+                             (float)call->op->attr.f[0], pairs, channels, ctx->stream));
+        if (!call_in(call, 5)) return OK;
+        MapArgs<T, 2, 1> sum = {
+            {(const T *)call->out[0], (const T *)call->in[5]}, {(T *)call->out[0]}, pairs * channels};
+        return map_launch(sum, pairs * channels, PlusResidual(), ctx->stream);
     });
 }
 

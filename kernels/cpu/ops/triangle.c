@@ -158,7 +158,7 @@ static Status opm(const RankLayout *layout, const OpCall *call)
     (void)layout;
     Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
     int64_t width = o.c * o.d, channels = call->in_tensor[2]->dim[0];
-    const real *w = IN(2), *bias = IN(3), *count = IN(4);
+    const real *w = IN(2), *bias = IN(3), *count = IN(4), *residual = call->op->n_in > 5 ? IN(5) : NULL;
     real *t = call->scratch, *y = t + outer_row(&o), eps = (real)call->op->attr.f[0];
     for (int64_t i = 0; i < o.n; i++) {
         real *z = OUT(0) + i * o.m * channels;
@@ -167,6 +167,8 @@ static Status opm(const RankLayout *layout, const OpCall *call)
         for (int64_t j = 0; j < o.m; j++)
             for (int64_t k = 0; k < channels; k++)
                 z[j * channels + k] = (z[j * channels + k] + bias[k]) / (count[i * o.m + j] + eps);
+        const real *from = residual ? residual + i * o.m * channels : NULL;
+        for (int64_t k = 0; from && k < o.m * channels; k++) z[k] += from[k];
     }
     return OK;
 }
