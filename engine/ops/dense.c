@@ -1,5 +1,6 @@
 /* Products of activations with weight matrices. y = x W^T + b over the last axis; W [O, I] row-major as in a
  * checkpoint. Gradients of weights and biases leave in the real type: they are sums over thousands of positions. */
+#include "engine/ops/shape_rules.h"
 #include "engine/rules.h"
 
 enum { GROUP_MAX = 6 };
@@ -63,6 +64,9 @@ static Status linear_dx_infer(const Program *p, const Op *op, Tensor *out, int *
     const Tensor *dy = rule_in(p, op, 0), *w = rule_in(p, op, 1);
     if (!fits_matrix(dy, w, true)) return rule_bad_shape(p, op, "dy[*,O] W[O,I]");
     out[0] = rule_with_last(dy, w->dim[1]);
+    for (int k = 2; k < 4; k++)
+        if (rule_in(p, op, k) && !rule_same(rule_in(p, op, k), &out[0]))
+            return rule_bad_shape(p, op, "dy[*,O] W[O,I] other[*,I]? y[*,I]?");
     *n_out = 1;
     return OK;
 }
@@ -70,6 +74,8 @@ static Status linear_dx_infer(const Program *p, const Op *op, Tensor *out, int *
 static void linear_dx_cost(const Program *p, const Op *op, Cost *cost)
 {
     cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 1));
+    for (int k = 2; k < 4; k++)
+        if (rule_in(p, op, k)) cost->flops += (double)tensor_count(rule_in(p, op, k));
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -114,8 +120,7 @@ static Status linear_residual_infer(const Program *p, const Op *op, Tensor *out,
     const Tensor *g = rule_in(p, op, 4), *rng = rule_in(p, op, 5);
     bool product = fits_matrix(x, w, false) && (!b || rule_is_vector(b, w->dim[0]));
     Tensor y = product ? rule_with_last(x, w->dim[0]) : *x;
-    bool drops = !rng || (rng->dtype == DT_I32 && rule_is_vector(rng, 4) && op->attr.i[1] >= -1 &&
-                          op->attr.i[1] < x->rank && op->attr.f[0] >= 0.0 && op->attr.f[0] < 1.0);
+    bool drops = !rng || dropout_fits(x, rng, &op->attr);
     if (!product || !drops || !rule_same(r, &y) || (g && !rule_same(g, &y)))
         return rule_bad_shape(p, op, "r[*,O] x[*,I] W[O,I] b[O]? g[*,O]? rng i32[4]?, 0 <= rate < 1");
     out[0] = out[1] = *r;
@@ -254,6 +259,8 @@ static Status linear_group_dx_infer(const Program *p, const Op *op, Tensor *out,
             return rule_bad_shape(p, op, "n gradients dy[*,O], then n matrices W[O,I]");
     }
     out[0] = rule_with_last(first, w0->dim[1]);
+    const Tensor *other = rule_in(p, op, 2 * n);
+    if (other && !rule_same(other, &out[0])) return rule_bad_shape(p, op, "dy0.. W0.. and other[*,I]?");
     *n_out = 1;
     return OK;
 }
@@ -262,6 +269,7 @@ static void linear_group_dx_cost(const Program *p, const Op *op, Cost *cost)
 {
     int n = (int)op->attr.i[0];
     for (int g = 0; g < n; g++) cost->flops += gemm_flops(rule_in(p, op, g), rule_in(p, op, n + g));
+    if (rule_in(p, op, 2 * n)) cost->flops += (double)tensor_count(rule_in(p, op, 2 * n));
     cost->bytes = rule_bytes(p, op);
 }
 

@@ -1,4 +1,5 @@
 /* Layer norm (Ba et al. 2016) and softmax over the last axis. */
+#include "engine/ops/shape_rules.h"
 #include "engine/rules.h"
 
 /* x at position `at`, gamma right after it; the last axis of x is whole. */
@@ -97,10 +98,15 @@ static Status layer_norm_fused_bwd_infer(const Program *p, const Op *op, Tensor 
 {
     TRY(rule_require(p, op, 5));
     if (!norm_fits(p, op, 1)) return rule_bad_shape(p, op, "dy[*,C] x[*,C] gamma[C]");
-    Tensor statistic = rule_row_statistic(rule_in(p, op, 1));
+    const Tensor *x = rule_in(p, op, 1), *other = rule_in(p, op, 5), *rng = rule_in(p, op, 6);
+    Tensor statistic = rule_row_statistic(x);
     if (!rule_same(rule_in(p, op, 3), &statistic) || !rule_same(rule_in(p, op, 4), &statistic))
         return rule_bad_shape(p, op, "dy x gamma, then mean[*] and rstd[*]");
-    return norm_gradients(p, op, out, n_out);
+    if ((other && !rule_same(other, x)) || (rng && !dropout_fits(x, rng, &op->attr)))
+        return rule_bad_shape(p, op, "dy x gamma mean rstd, then other? like x and rng? of a dropout of x");
+    TRY(norm_gradients(p, op, out, n_out));
+    if (rng) out[(*n_out)++] = *x;
+    return OK;
 }
 
 const OpDef op_layer_norm_fused_bwd = {.name = "layer_norm_fused_bwd",
@@ -108,7 +114,9 @@ const OpDef op_layer_norm_fused_bwd = {.name = "layer_norm_fused_bwd",
                                        .cost = layer_norm_bwd_cost,
                                        .flags = OPF_NODIFF,
                                        .exact_in = 1 << 2 | 1 << 3 | 1 << 4,
-                                       .exact_out = 1 << 1 | 1 << 2};
+                                       .exact_out = 1 << 1 | 1 << 2,
+                                       .int_name = {"key", "shared"},
+                                       .real_name = {"rate"}};
 
 /* --- softmax
  * ---------------------------------------------------------------------------------------------------------- */

@@ -1,4 +1,5 @@
 /* Element by element: sums, masks, gates, dropout. */
+#include "engine/ops/shape_rules.h"
 #include "engine/rules.h"
 
 static Status same_pair_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
@@ -273,13 +274,12 @@ const OpDef op_gate_rows_bwd = {
 /* --- dropout
  * ---------------------------------------------------------------------------------------------------------- */
 
-/* x at position `at`, then rng[4] = seed, step, sample, iteration */
+/* x at position `at`, then rng */
 static Status dropout_check(const Program *p, const Op *op, int at)
 {
     TRY(rule_require(p, op, at + 2));
     const Tensor *x = rule_in(p, op, at), *rng = rule_in(p, op, at + 1);
-    if (rng->dtype != DT_I32 || !rule_is_vector(rng, 4) || op->attr.i[1] < -1 || op->attr.i[1] >= x->rank ||
-        op->attr.f[0] < 0.0 || op->attr.f[0] >= 1.0)
+    if (!dropout_fits(x, rng, &op->attr))
         return rule_bad_shape(p, op, "x, rng i32[4], a shared axis of x or -1, 0 <= rate < 1");
     return OK;
 }

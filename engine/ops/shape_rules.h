@@ -73,4 +73,11 @@ static inline Status vjp_only_first(const Op *op, const Val *dout)
     return OK;
 }
 
+/* What a dropout of x needs: rng[4] = seed, step, sample, iteration; a shared axis of x or -1; 0 <= rate < 1. */
+static inline bool dropout_fits(const Tensor *x, const Tensor *rng, const OpAttr *attr)
+{
+    return rng->dtype == DT_I32 && rule_is_vector(rng, 4) && attr->i[1] >= -1 && attr->i[1] < x->rank &&
+           attr->f[0] >= 0.0 && attr->f[0] < 1.0;
+}
+
 #endif

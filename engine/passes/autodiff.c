@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/passes/fuse.h"
 #include "engine/passes/gradient.h"
 
 typedef struct Tape {
@@ -165,6 +166,7 @@ Status pass_autodiff(const Program *in, const Switches *switches, Program **out)
     Status status = OK;
     if (p->loss != VAL_NONE) {
         status = differentiate(p);
+        if (status == OK && switches->fused_pointwise) status = fuse_gradient(p);
         if (status == OK) status = pass_prune(p, &pruned);
         prog_destroy(&p);
         p = pruned;

@@ -1,13 +1,11 @@
-/* Linear layers: y = x W^T + b and their gradients, alone and in groups that share x. */
+/* Linear layers: y = x W^T + b, alone and in groups that share x. */
 #include <string.h>
 
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/flow.cuh"
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/small.cuh"
 #include "kernels/cuda/stream.cuh"
-#include "kernels/cuda/tile.cuh"
-#include "kernels/cuda/weights.cuh"
 
 /* y (+= bias) (relu), in place: for products whose shape the tiled kernel does not take. */
 template <typename T> __global__ void bias_kernel(T *y, const float *bias, int64_t count, uint32_t columns, bool relu)
@@ -133,6 +131,17 @@ static bool group_flows(const Group *g, FlowOperands *o)
     return flow_fits(*o, FLOW_PLAIN);
 }
 
+static bool member_is_small(const Group *g, int k, SmallProduct *p)
+{
+    memset(p, 0, sizeof *p);
+    if (g->type != DT_F32 || g->rows > INT32_MAX) return false;
+    p->m = (int)g->rows, p->n = (int)g->out[k], p->k = (int)g->inner;
+    p->a = (const float *)g->x, p->b = (const float *)g->w[k], p->d = (float *)g->y[k];
+    p->bias = g->bias[k];
+    p->relu = g->relu;
+    return small_fits(*p);
+}
+
 Status dense_group_run(CudaContext *ctx, const OpCall *call, const Group *g)
 {
     StreamProblem p;
@@ -141,6 +150,12 @@ Status dense_group_run(CudaContext *ctx, const OpCall *call, const Group *g)
     /* alone, the library's product is faster: 13.6 us against 18.2 for [32768, 256] x 256 on an H200 */
     if (g->members > 1 && group_streams(g, &p)) return stream_launch(p, g->inner, ctx->stream);
     for (int first = 0; first < g->members;) {
+        SmallProduct few;
+        if (member_is_small(g, first, &few)) {
+            TRY((small_launch<false, true>(few, ctx->stream)));
+            first++;
+            continue;
+        }
         int count = group_run_length(g, first);
         TRY(group_batch(ctx, call, g, first, count));
         first += count;
@@ -191,160 +206,8 @@ static Status linear_group(CudaContext *ctx, const OpCall *call)
     return dense_group_run(ctx, call, &g);
 }
 
-static Status linear_dx(CudaContext *ctx, const OpCall *call)
-{
-    const Tensor *dy = call->in_tensor[0], *w = call->in_tensor[1];
-    GemmShape s =
-        gemm_shape(tensor_rows(dy), w->dim[1], w->dim[0], false, false, dy->dtype, call->out_tensor[0]->dtype);
-    return gemm_run(ctx, &s, call->in[0], call->in[1], NULL, call->out[0]);
-}
-
-/* dW = dy^T x, db = sum of dy over rows */
-static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor *dy, const void *dy_at,
-                              const Tensor *x, const void *x_at, void *dw, DType dw_type, void *db)
-{
-    int64_t rows = tensor_rows(dy), out = tensor_last(dy);
-    GemmShape s = gemm_shape(out, tensor_last(x), rows, true, false, dy->dtype, dw_type);
-    TRY(gemm_run(ctx, &s, dy_at, x_at, NULL, dw));
-    if (!db) return OK;
-    /* few rows: the second stage of the sum alone */
-    if (dy->dtype == DT_F32 && rows <= 2048) {
-        SumList<float> list = {{NULL}, {(float *)db}};
-        sum_list_join_kernel<<<blocks_for(out, 32), 1024, 0, ctx->stream>>>(list, (const float *)dy_at, rows, out);
-        return cuda_launched("sum_list_join_kernel");
-    }
-    DISPATCH_REAL(call, dy->dtype,
-                  { return sum_rows_launch((const T *)dy_at, (float *)db, rows, out, call->scratch, ctx->stream); });
-}
-
-/* The one-pass kernel for `members` gradients dy_k beside x; false where it does not fit or where products of the
- * library and a pass for the biases are faster (measured: x wider than 128 with outputs wider than 64). */
-static bool weights_problem(const OpCall *call, int members, int biases, WeightsProblem *p)
-{
-    const Tensor *x = call->in_tensor[members];
-    memset(p, 0, sizeof *p);
-    if (members > WEIGHTS_MEMBERS || x->dtype != DT_BF16 || tensor_last(x) % 8 != 0) return false;
-    if (tensor_rows(x) < 4096 || tensor_rows(x) > INT32_MAX || !aligned16(call->in[members])) return false;
-    p->members = members;
-    p->rows = (int)tensor_rows(x), p->in = (int)tensor_last(x);
-    p->x = (const bf16 *)call->in[members];
-    int64_t widest = 0;
-    for (int k = 0; k < members; k++) {
-        const Tensor *dy = call->in_tensor[k];
-        if (dy->dtype != DT_BF16 || call->out_tensor[k]->dtype != DT_F32) return false;
-        if (!aligned16(call->in[k]) || !aligned16(call->out[k])) return false;
-        p->out[k] = (int)tensor_last(dy);
-        p->dy[k] = (const bf16 *)call->in[k];
-        p->dw[k] = (float *)call->out[k];
-        if (biases >> k & 1) p->db[k] = (float *)call->out[members + k];
-        if (tensor_last(dy) > widest) widest = tensor_last(dy);
-    }
-    return widest <= 64 ? p->in <= 1024 : p->in <= 128 && widest <= 1024;
-}
-
-static Status linear_dw(CudaContext *ctx, const OpCall *call)
-{
-    bool bias = call->op->attr.i[0] != 0;
-    WeightsProblem p;
-    if (weights_problem(call, 1, bias, &p)) return weights_launch(p, call->scratch, ctx->stream);
-    return weight_gradient(ctx, call, call->in_tensor[0], call->in[0], call->in_tensor[1], call->in[1], call->out[0],
-                           call->out_tensor[0]->dtype, bias ? call->out[1] : NULL);
-}
-
-static size_t weight_gradient_scratch(const OpCall *call)
-{
-    int64_t widest = 0;
-    int members = call->op->kind == OP_LINEAR_DW ? 1 : (int)call->op->attr.i[0];
-    for (int k = 0; k < call->op->n_in; k++)
-        if (call->in_tensor[k] && tensor_last(call->in_tensor[k]) > widest) widest = tensor_last(call->in_tensor[k]);
-    size_t bytes = sum_rows_scratch(widest) * (size_t)(members > 1 ? SUM_LIST : 1), one_pass = 0;
-    WeightsProblem p;
-    if (weights_problem(call, members, 0, &p)) one_pass = weights_scratch(p);
-    return bytes > one_pass ? bytes : one_pass;
-}
-
-struct StoreEpilogue {
-    bf16 *y;
-    int64_t ld;
-    __device__ __forceinline__ void operator()(int, int row, int column, uint4 v) const
-    {
-        *reinterpret_cast<uint4 *>(y + row * ld + column) = v;
-    }
-};
-
-/* dx = sum_k dy_k W_k: one product over the joined columns where the members are alike, else one after the other. */
-static Status linear_group_dx(CudaContext *ctx, const OpCall *call)
-{
-    int n = (int)call->op->attr.i[0];
-    const Tensor *dy = call->in_tensor[0];
-    int64_t rows = tensor_rows(dy), out = tensor_last(dy), inner = call->in_tensor[n]->dim[1];
-    bool alike = dy->dtype == DT_BF16 && n <= GROUP_MAX && rows >= 1024;
-    TileProblem p;
-    memset(&p, 0, sizeof p);
-    for (int k = 0; alike && k < n; k++) {
-        alike = tensor_last(call->in_tensor[k]) == out && aligned16(call->in[k]) &&
-                (const bf16 *)call->in[n + k] == (const bf16 *)call->in[n] + k * out * inner;
-        p.a_list[k] = (const bf16 *)call->in[k];
-    }
-    p.a = p.a_list[0], p.b = (const bf16 *)call->in[n];
-    p.m = (int)rows, p.n = (int)inner, p.k = (int)(out * n);
-    p.lda = out, p.ldb = inner;
-    p.segment = (int)out;
-    if (alike && tile_fits(p, true, false) && aligned16(call->out[0])) {
-        StoreEpilogue e = {(bf16 *)call->out[0], inner};
-        return tile_launch<true, false>(p, 1, e, ctx->stream);
-    }
-    for (int k = 0; k < n; k++) {
-        GemmShape s = gemm_shape(rows, inner, tensor_last(call->in_tensor[k]), false, false, dy->dtype, dy->dtype);
-        s.accumulate = k > 0;
-        TRY(gemm_run(ctx, &s, call->in[k], call->in[n + k], NULL, call->out[0]));
-    }
-    return OK;
-}
-
-/* All bias gradients of one width in one launch; the others one by one. */
-static Status group_biases(CudaContext *ctx, const OpCall *call, int n, int biases)
-{
-    const Tensor *first = NULL;
-    SumList<bf16> list = {};
-    int count = 0;
-    for (int k = 0; k < n; k++) {
-        const Tensor *dy = call->in_tensor[k];
-        if (!(biases >> k & 1)) continue;
-        if (!first) first = dy;
-        bool alike = dy->dtype == DT_BF16 && tensor_last(dy) == tensor_last(first) && tensor_last(dy) % 8 == 0 &&
-                     aligned16(call->in[k]) && count < SUM_LIST;
-        if (alike) {
-            list.x[count] = (const bf16 *)call->in[k];
-            list.y[count++] = (float *)call->out[n + k];
-            continue;
-        }
-        DISPATCH_REAL(call, dy->dtype, {
-            TRY(sum_rows_launch((const T *)call->in[k], (float *)call->out[n + k], tensor_rows(dy), tensor_last(dy),
-                                call->scratch, ctx->stream));
-        });
-    }
-    if (count == 0) return OK;
-    return sum_rows_list_launch(list, count, tensor_rows(first), tensor_last(first), call->scratch, ctx->stream);
-}
-
-static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
-{
-    int n = (int)call->op->attr.i[0], biases = (int)call->op->attr.i[1];
-    WeightsProblem p;
-    if (weights_problem(call, n, biases, &p)) return weights_launch(p, call->scratch, ctx->stream);
-    for (int k = 0; k < n; k++)
-        TRY(weight_gradient(ctx, call, call->in_tensor[k], call->in[k], call->in_tensor[n], call->in[n], call->out[k],
-                            call->out_tensor[k]->dtype, NULL));
-    return group_biases(ctx, call, n, biases);
-}
-
 const CudaEntry cuda_dense[] = {
     {OP_LINEAR, linear, linear_scratch},
-    {OP_LINEAR_DX, linear_dx, NULL},
-    {OP_LINEAR_DW, linear_dw, weight_gradient_scratch},
     {OP_LINEAR_GROUP, linear_group, linear_scratch},
-    {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
-    {OP_LINEAR_GROUP_DW, linear_group_dw, weight_gradient_scratch},
     {OP_COUNT, NULL, NULL},
 };

@@ -130,6 +130,35 @@ static inline bool aligned16(const void *p)
     return ((uintptr_t)p & 15) == 0;
 }
 
+/* A second stage may be launched while the first still runs (launch_behind): the first tells when all of its blocks are
+ * on their way, the second waits for its end and its results before it reads them. */
+__device__ __forceinline__ void stage_release()
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+__device__ __forceinline__ void stage_wait()
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* Launches a kernel that begins with stage_wait() right behind the last one of the stream. */
+template <typename... Parameters, typename... Arguments>
+static Status launch_behind(void (*kernel)(Parameters...), dim3 grid, int threads, cudaStream_t stream,
+                            const char *name, Arguments... arguments)
+{
+    cudaLaunchAttribute early = {};
+    cudaLaunchConfig_t config = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = dim3((unsigned)threads);
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    CUDA_TRY(cudaLaunchKernelEx(&config, kernel, arguments...));
+    return cuda_launched(name);
+}
+
 /* Runs the statement with T = float or bf16. */
 #define DISPATCH_REAL(call, dtype_, ...)                                                                               \
     do {                                                                                                               \

@@ -107,11 +107,11 @@ static Status epilogue_set(const GemmDesc *desc, const GemmShape *s, const void 
                     "bias stride");
 }
 
-static Status matmul(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, const void *a, const void *b, void *d,
-                     const cublasLtMatmulAlgo_t *algo, cudaStream_t stream)
+static Status matmul(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, const void *a, const void *b, const void *c,
+                     void *d, const cublasLtMatmulAlgo_t *algo, cudaStream_t stream)
 {
     float alpha = 1, beta = s->accumulate ? 1.0f : 0.0f;
-    return lt_check(cublasLtMatmul(gemm->handle, desc->op, &alpha, b, desc->b, a, desc->a, &beta, d, desc->d, d,
+    return lt_check(cublasLtMatmul(gemm->handle, desc->op, &alpha, b, desc->b, a, desc->a, &beta, c, desc->d, d,
                                    desc->d, algo, gemm->workspace, gemm->workspace_bytes, stream),
                     "cublasLtMatmul");
 }
@@ -171,12 +171,12 @@ static Status measure_one(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, 
                           const cublasLtMatmulAlgo_t *algo, float *microseconds_out)
 {
     float best = 0;
-    TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], algo, gemm->stream));
+    TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], memory[2], algo, gemm->stream));
     for (int trial = 0; trial < 3; trial++) {
         float milliseconds = 0;
         CUDA_TRY(cudaEventRecord(gemm->from, gemm->stream));
         for (int run = 0; run < TIMED_RUNS; run++)
-            TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], algo, gemm->stream));
+            TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], memory[2], algo, gemm->stream));
         CUDA_TRY(cudaEventRecord(gemm->to, gemm->stream));
         CUDA_TRY(cudaEventSynchronize(gemm->to));
         CUDA_TRY(cudaEventElapsedTime(&milliseconds, gemm->from, gemm->to));
@@ -323,20 +323,33 @@ static Status plan_make(CudaContext *ctx, const GemmDesc *desc, const GemmShape 
     return plan_add(gemm, &plan);
 }
 
-Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias, void *d)
+static Status product(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias,
+                      const void *c, void *d)
 {
     Gemm *gemm = ctx->gemm;
     GemmShape s = *shape;
     GemmDesc desc;
     if (s.m == 0 || s.n == 0 || s.batch == 0) return OK;
-    uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)d | 16;
+    uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 16;
     s.align = (int32_t)(all & (~all + 1));
     Status status = desc_create(&s, &desc);
     if (status == OK) status = epilogue_set(&desc, &s, bias);
     if (status == OK && !plan_find(gemm, &s)) status = plan_make(ctx, &desc, &s);
-    if (status == OK) status = matmul(gemm, &desc, &s, a, b, d, &plan_find(gemm, &s)->algo, ctx->stream);
+    if (status == OK) status = matmul(gemm, &desc, &s, a, b, c, d, &plan_find(gemm, &s)->algo, ctx->stream);
     desc_destroy(&desc);
     return status;
+}
+
+Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias, void *d)
+{
+    return product(ctx, shape, a, b, bias, d, d);
+}
+
+Status gemm_run_onto(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *c, void *d)
+{
+    GemmShape s = *shape;
+    s.accumulate = true;
+    return product(ctx, &s, a, b, NULL, c, d);
 }
 
 static Status gemm_open(Gemm *gemm, const char *tune_cache)

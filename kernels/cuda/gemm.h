@@ -28,5 +28,7 @@ void gemm_destroy(Gemm **gemm);
 /* Enqueues the product. A shape met for the first time is measured on a stream of its own, also while ctx->stream is
  * being captured. */
 Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias, void *d);
+/* D = C + A B, C laid out like D (may be D itself); shape->accumulate is set. */
+Status gemm_run_onto(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *c, void *d);
 
 #endif

@@ -56,6 +56,11 @@ __device__ __forceinline__ void copy16_async(uint32_t target, const void *source
     int bytes = live ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(bytes) : "memory");
 }
+__device__ __forceinline__ void copy4_async(uint32_t target, const void *source, bool live)
+{
+    int bytes = live ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(target), "l"(source), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void copy_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -40,6 +40,7 @@ __global__ void __launch_bounds__(256) sum_rows_kernel(SumList<T> list, float *p
 {
     constexpr int LANES = 256 / COLUMNS, WIDTH = COLUMNS * V;
     __shared__ float shared[LANES][WIDTH + 1];
+    stage_release();
     const T *x = list.x[blockIdx.z];
     partial += ((int64_t)blockIdx.z * gridDim.y + blockIdx.y) * columns;
     int column_lane = threadIdx.x % COLUMNS, row_lane = threadIdx.x / COLUMNS;
@@ -89,6 +90,7 @@ template <typename T>
 __global__ void __launch_bounds__(1024)
     sum_list_join_kernel(SumList<T> list, const float *partial, int64_t runs, int64_t columns)
 {
+    stage_wait();
     float total = sum_of_runs(partial + (int64_t)blockIdx.z * runs * columns, runs, columns);
     int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.x / 32;
     if (threadIdx.x % 32 == 0 && column < columns) list.y[blockIdx.z][column] = total;
@@ -124,9 +126,8 @@ static Status sum_rows_list_launch(const SumList<T> &list, int count, int64_t ro
             sum_rows_kernel<1, 32><<<grid, 256, 0, stream>>>(list, partial, rows, columns);
     }
     TRY(cuda_launched("sum_rows_kernel"));
-    sum_list_join_kernel<<<dim3(blocks_for(columns, 32), 1, (unsigned)count), 1024, 0, stream>>>(list, partial, runs,
-                                                                                                 columns);
-    return cuda_launched("sum_list_join_kernel");
+    return launch_behind(sum_list_join_kernel<T>, dim3(blocks_for(columns, 32), 1, (unsigned)count), 1024, stream,
+                         "sum_list_join_kernel", list, (const float *)partial, runs, columns);
 }
 
 template <typename T>
@@ -140,6 +141,7 @@ static Status sum_rows_launch(const T *x, float *y, int64_t rows, int64_t column
 static __global__ void __launch_bounds__(1024)
     sum_split_kernel(const float *partial, float *a, float *b, int64_t runs, int64_t columns)
 {
+    stage_wait();
     float total = sum_of_runs(partial, runs, 2 * columns);
     int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.x / 32;
     if (threadIdx.x % 32 != 0 || column >= 2 * columns) return;
@@ -152,8 +154,8 @@ static __global__ void __launch_bounds__(1024)
 static inline Status sum_partials_split_launch(const float *partial, float *a, float *b, int64_t runs, int64_t columns,
                                                cudaStream_t stream)
 {
-    sum_split_kernel<<<blocks_for(2 * columns, 32), 1024, 0, stream>>>(partial, a, b, runs, columns);
-    return cuda_launched("sum_split_kernel");
+    return launch_behind(sum_split_kernel, dim3(blocks_for(2 * columns, 32)), 1024, stream, "sum_split_kernel", partial,
+                         a, b, runs, columns);
 }
 
 #endif

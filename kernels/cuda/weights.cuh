@@ -102,6 +102,7 @@ template <int BM, int BN> __global__ void __launch_bounds__(WEIGHTS_THREADS, 2) 
 {
     extern __shared__ __align__(1024) char shared[];
     constexpr int STAGE_A = BM * WEIGHTS_DEPTH * 2, STAGE = STAGE_A + BN * WEIGHTS_DEPTH * 2;
+    stage_release();
     uint32_t base = shared_address(shared);
     int member = 0;
     while ((int)blockIdx.x >= p.first_tile[member + 1]) member++;
@@ -166,6 +167,7 @@ template <int BM, int BN> __global__ void __launch_bounds__(WEIGHTS_THREADS, 2) 
 static __global__ void __launch_bounds__(256) weights_join_kernel(WeightsProblem p)
 {
     __shared__ float4 shared[8][32];
+    stage_wait();
     int vector = threadIdx.x % 32, lane = threadIdx.x / 32;
     int64_t width = p.first_dw[p.members], at = ((int64_t)blockIdx.x * 32 + vector) * 4;
     float4 sum = make_float4(0, 0, 0, 0);
@@ -219,6 +221,13 @@ static inline size_t weights_plan(WeightsProblem *p, int tile_m, int tile_n, voi
     return sums_at + align_up((size_t)p->runs * (size_t)p->first_db[p->members] * sizeof(float));
 }
 
+static inline Status weights_join(const WeightsProblem &p, cudaStream_t stream)
+{
+    unsigned blocks = blocks_for(p.first_dw[p.members], 128), columns = blocks_for(p.first_db[p.members], 8);
+    if (columns > blocks) blocks = columns;
+    return launch_behind(weights_join_kernel, dim3(blocks), 256, stream, "weights_join_kernel", p);
+}
+
 template <int BM, int BN> static Status weights_run(WeightsProblem *p, void *scratch, cudaStream_t stream)
 {
     constexpr int BYTES = WEIGHTS_STAGES * (BM + BN) * WEIGHTS_DEPTH * 2;
@@ -227,10 +236,7 @@ template <int BM, int BN> static Status weights_run(WeightsProblem *p, void *scr
     dim3 grid((unsigned)p->first_tile[p->members], (unsigned)p->runs);
     weights_kernel<BM, BN><<<grid, WEIGHTS_THREADS, BYTES, stream>>>(*p);
     TRY(cuda_launched("weights_kernel"));
-    unsigned blocks = blocks_for(p->first_dw[p->members], 128), columns = blocks_for(p->first_db[p->members], 8);
-    if (columns > blocks) blocks = columns;
-    weights_join_kernel<<<blocks, 256, 0, stream>>>(*p);
-    return cuda_launched("weights_join_kernel");
+    return weights_join(*p, stream);
 }
 
 static inline int weights_tile_m(const WeightsProblem &p)

@@ -28,11 +28,24 @@ static Status linear(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
+/* What a product is added to: 1 when there is something, which dx holds then. */
+static real start_from(const OpCall *call, int other)
+{
+    if (call->op->n_in <= other || !call->in[other]) return 0;
+    memcpy(call->out[0], call->in[other], (size_t)tensor_count(call->out_tensor[0]) * sizeof(real));
+    return 1;
+}
+
 static Status linear_dx(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
-    int64_t o = call->in_tensor[1]->dim[0], i = call->in_tensor[1]->dim[1];
-    gemm(false, false, tensor_rows(call->in_tensor[0]), i, o, 1, IN(0), o, IN(1), i, 0, OUT(0), i);
+    int64_t o = call->in_tensor[1]->dim[0], i = call->in_tensor[1]->dim[1], count = tensor_count(call->out_tensor[0]);
+    real *dx = OUT(0), start = start_from(call, 2);
+    gemm(false, false, tensor_rows(call->in_tensor[0]), i, o, 1, IN(0), o, IN(1), i, start, dx, i);
+    if (call->op->n_in <= 3) return OK;
+    const real *y = IN(3);
+    PARALLEL_IF(count)
+    for (int64_t e = 0; e < count; e++) dx[e] = y[e] > 0 ? dx[e] : 0;
     return OK;
 }
 
@@ -121,9 +134,10 @@ static Status linear_group_dx(const RankLayout *layout, const OpCall *call)
     (void)layout;
     int n = (int)call->op->attr.i[0];
     int64_t rows = tensor_rows(call->in_tensor[0]);
+    real start = start_from(call, 2 * n);
     for (int g = 0; g < n; g++) {
         int64_t o = call->in_tensor[n + g]->dim[0], i = call->in_tensor[n + g]->dim[1];
-        gemm(false, false, rows, i, o, 1, IN(g), o, IN(n + g), i, g ? 1 : 0, OUT(0), i);
+        gemm(false, false, rows, i, o, 1, IN(g), o, IN(n + g), i, g ? 1 : start, OUT(0), i);
     }
     return OK;
 }

@@ -1,5 +1,5 @@
 /* Layer norm and softmax over the last axis. */
-#include "kernels/cpu/math.h"
+#include "kernels/cpu/ops/dropout.h"
 
 /* In double: a mean rounded to float is what most of the error of a float32 layer norm comes from. */
 static void row_statistics(int64_t c, const real *x, real eps, double *mean_out, double *rstd_out)
@@ -40,9 +40,9 @@ static Status layer_norm(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
-/* With n = (x - mean) rstd and g = gamma dy: dx = rstd (g - mean(g) - n mean(g n)). */
+/* With n = (x - mean) rstd and g = gamma dy: dx = rstd (g - mean(g) - n mean(g n)) (+ other). */
 static void input_gradient(int64_t rows, int64_t c, const real *dy, const real *x, const real *gamma, const real *mean,
-                           const real *rstd, real *dx)
+                           const real *rstd, const real *other, real *dx)
 {
     PARALLEL_IF(rows * c)
     for (int64_t r = 0; r < rows; r++) {
@@ -57,7 +57,8 @@ static void input_gradient(int64_t rows, int64_t c, const real *dy, const real *
         sum_gn /= (double)c;
         for (int64_t k = 0; k < c; k++) {
             real n = (row_x[k] - mean[r]) * rstd[r];
-            dx[r * c + k] = rstd[r] * (gamma[k] * row_dy[k] - sum_g - n * sum_gn);
+            real d = rstd[r] * (gamma[k] * row_dy[k] - sum_g - n * sum_gn);
+            dx[r * c + k] = other ? other[r * c + k] + d : d;
         }
     }
 }
@@ -92,12 +93,14 @@ static size_t statistics_scratch(const Program *program, const Op *op, size_t re
 
 static Status layer_norm_bwd(const RankLayout *layout, const OpCall *call)
 {
-    (void)layout;
     int64_t rows = tensor_rows(call->in_tensor[1]), c = tensor_last(call->in_tensor[1]);
-    const real *x = IN(1), *mean = NULL, *rstd = NULL;
+    const real *x = IN(1), *mean = NULL, *rstd = NULL, *other = NULL;
+    const int32_t *rng = NULL;
     if (call->op->kind == OP_LAYER_NORM_FUSED_BWD) {
         mean = IN(3);
         rstd = IN(4);
+        if (call->op->n_in > 5) other = IN(5);
+        if (call->op->n_in > 6) rng = call->in[6];
     } else {
         real *statistic = call->scratch, eps = (real)call->op->attr.f[0];
         PARALLEL_IF(rows * c)
@@ -110,8 +113,12 @@ static Status layer_norm_bwd(const RankLayout *layout, const OpCall *call)
         mean = statistic;
         rstd = statistic + rows;
     }
-    input_gradient(rows, c, IN(0), x, IN(2), mean, rstd, OUT(0));
+    input_gradient(rows, c, IN(0), x, IN(2), mean, rstd, other, OUT(0));
     parameter_gradients(rows, c, IN(0), x, mean, rstd, OUT(1), OUT(2));
+    if (rng) {
+        Dropout d = dropout_make(layout, call->op, call->in_tensor[1], rng);
+        dropout_apply(&d, call->in_tensor[1], NULL, OUT(0), OUT(3));
+    }
     return OK;
 }
 

@@ -1,0 +1,143 @@
+/* Products of small f32 matrices, where the library's kernels leave most of the device idle: blocks of 32 x 32 in one
+ * pass, so that a few hundred of them fill it. D = A B (+ C) (+ bias) (relu) (0 where y <= 0), f32 throughout, every
+ * element summed in one order: two halves of a block take 16 of every 32 inner elements each. */
+#ifndef FOLDSCALE_KERNELS_CUDA_SMALL_CUH
+#define FOLDSCALE_KERNELS_CUDA_SMALL_CUH
+
+#include "kernels/cuda/mma.cuh"
+
+enum { SMALL_TILE = 32, SMALL_PITCH = SMALL_TILE + 4, SMALL_STAGES = 4, SMALL_THREADS = 256 };
+
+struct SmallProduct {
+    int m, n, k;
+    const float *a, *b;        /* [m, k] or, transposed, [k, m]; [k, n] or, transposed, [n, k] */
+    const float *c, *bias, *y; /* [m, n], [n], [m, n]; NULL = none */
+    float *d, *sums;           /* sums[m] over k of A; NULL = not wanted */
+    bool relu;
+};
+
+/* A tile of 32 rows (or columns) x 32 inner elements, stored as it lies in memory: inner elements side by side (ALONG)
+ * or rows side by side. */
+template <bool ALONG>
+__device__ __forceinline__ void small_load(float *tile, const float *p, int rows, int k, int row0, int k0)
+{
+    int major = threadIdx.x / 8, minor = threadIdx.x % 8 * 4, ld = ALONG ? k : rows;
+    int at_major = (ALONG ? row0 : k0) + major, at_minor = (ALONG ? k0 : row0) + minor;
+    bool live = at_major < (ALONG ? rows : k);
+    const float *from = p + (int64_t)at_major * ld + at_minor;
+    uint32_t to = shared_address(tile + major * SMALL_PITCH + minor);
+    if (ld % 4 == 0) {
+        live = live && at_minor < ld;
+        copy16_async(to, live ? from : p, live);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        bool one = live && at_minor + j < ld;
+        copy4_async(to + j * 4, one ? from + j : p, one);
+    }
+}
+
+/* COUNT rows of four inner elements from k on; row r of thread t: t + r STEP where inner elements lie side by side,
+ * else t COUNT + r, so that neither way of reading meets bank conflicts. */
+template <bool ALONG, int COUNT, int STEP>
+__device__ __forceinline__ void small_fragment(float (&f)[COUNT][4], const float *tile, int t, int k)
+{
+    if (ALONG) {
+#pragma unroll
+        for (int r = 0; r < COUNT; r++)
+            *reinterpret_cast<float4 *>(f[r]) =
+                *reinterpret_cast<const float4 *>(tile + (t + r * STEP) * SMALL_PITCH + k);
+    } else {
+#pragma unroll
+        for (int q = 0; q < 4; q++)
+#pragma unroll
+            for (int r = 0; r < COUNT; r++) f[r][q] = tile[(k + q) * SMALL_PITCH + t * COUNT + r];
+    }
+}
+
+template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) small_product_kernel(SmallProduct p)
+{
+    constexpr int TILE_FLOATS = SMALL_TILE * SMALL_PITCH, ROWS = 2, COLUMNS = 4;
+    __shared__ __align__(16) float tiles[SMALL_STAGES][2][TILE_FLOATS];
+    int row0 = blockIdx.y * SMALL_TILE, column0 = blockIdx.x * SMALL_TILE;
+    int half = threadIdx.x / 128, tm = threadIdx.x % 128 / 8, tn = threadIdx.x % 8;
+    int steps = (p.k + SMALL_TILE - 1) / SMALL_TILE;
+    auto load = [&](int step) {
+        if (step < steps) {
+            small_load<!A_T>(tiles[step % SMALL_STAGES][0], p.a, p.m, p.k, row0, step * SMALL_TILE);
+            small_load<B_T>(tiles[step % SMALL_STAGES][1], p.b, p.n, p.k, column0, step * SMALL_TILE);
+        }
+        copy_commit();
+    };
+    float acc[ROWS][COLUMNS] = {}, sums[ROWS] = {};
+#pragma unroll
+    for (int s = 0; s < SMALL_STAGES - 1; s++) load(s);
+    for (int step = 0; step < steps; step++) {
+        copy_wait<SMALL_STAGES - 2>();
+        __syncthreads();
+        load(step + SMALL_STAGES - 1);
+        const float(&tile)[2][TILE_FLOATS] = tiles[step % SMALL_STAGES];
+#pragma unroll
+        for (int k = 0; k < SMALL_TILE / 2; k += 4) {
+            float a[ROWS][4], b[COLUMNS][4];
+            small_fragment<!A_T, ROWS, 16>(a, tile[0], tm, half * (SMALL_TILE / 2) + k);
+            small_fragment<B_T, COLUMNS, 8>(b, tile[1], tn, half * (SMALL_TILE / 2) + k);
+#pragma unroll
+            for (int q = 0; q < 4; q++)
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    sums[r] += a[r][q];
+#pragma unroll
+                    for (int c = 0; c < COLUMNS; c++) acc[r][c] = fmaf(a[r][q], b[c][q], acc[r][c]);
+                }
+        }
+    }
+    copy_wait<0>();
+    __syncthreads();
+    float *other = &tiles[0][0][0] + threadIdx.x % 128; /* the second half's sums */
+    if (half == 1) {
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            other[(r * (COLUMNS + 1) + COLUMNS) * 128] = sums[r];
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) other[(r * (COLUMNS + 1) + c) * 128] = acc[r][c];
+        }
+    }
+    __syncthreads();
+    if (half == 1) return;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        int row = row0 + (A_T ? tm * ROWS + r : tm + r * 16);
+        if (row >= p.m) continue;
+        if (p.sums && column0 == 0 && tn == 0) p.sums[row] = sums[r] + other[(r * (COLUMNS + 1) + COLUMNS) * 128];
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            int column = column0 + (B_T ? tn + c * 8 : tn * COLUMNS + c);
+            if (column >= p.n) continue;
+            int64_t at = (int64_t)row * p.n + column;
+            float v = acc[r][c] + other[(r * (COLUMNS + 1) + c) * 128];
+            if (p.bias) v += p.bias[column];
+            if (p.c) v += p.c[at];
+            if (p.relu) v = fmaxf(v, 0.0f);
+            if (p.y) v = p.y[at] > 0.0f ? v : 0.0f;
+            p.d[at] = v;
+        }
+    }
+}
+
+/* Up to [256, 432] x 384 this is faster than the library on an H200, [256, 2112] x 384 is slower. */
+static inline bool small_fits(const SmallProduct &p)
+{
+    return p.m > 0 && p.n > 0 && (int64_t)p.m * p.n * p.k <= INT64_C(256) * 432 * 512 && p.k <= 512 && aligned16(p.a) &&
+           aligned16(p.b);
+}
+
+template <bool A_T, bool B_T> static Status small_launch(const SmallProduct &p, cudaStream_t stream)
+{
+    dim3 grid(blocks_for(p.n, SMALL_TILE), blocks_for(p.m, SMALL_TILE));
+    small_product_kernel<A_T, B_T><<<grid, SMALL_THREADS, 0, stream>>>(p);
+    return cuda_launched("small_product_kernel");
+}
+
+#endif

@@ -1,0 +1,89 @@
+/* Fusion behind differentiation: which sums and masks of the backward pass move into the ops before them, and which
+ * must not. Equal results: test_switches. */
+#include "tests/pass_program.h"
+
+static const Switches plain = {
+    .dap = 1, .dp = 1, .gemm_batching = true, .fused_attention = true, .fused_layernorm = true};
+
+static Program *differentiated(const Program *p, bool fused)
+{
+    Switches s = plain;
+    s.fused_pointwise = fused;
+    return passed(p, &s, PASS_AUTODIFF);
+}
+
+static bool in_evoformer(const Program *p, const Op *op)
+{
+    return op->stage == STAGE_BACKWARD && !strncmp(p->scope[op->scope], "evoformer_stack.blocks", 22);
+}
+
+static int backward_ops(const Program *p, OpKind kind)
+{
+    int count = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) count += in_evoformer(p, &p->op[i]) && p->op[i].kind == kind;
+    return count;
+}
+
+/* Every residual branch starts with a layer norm, every transition has one relu. */
+static void a_block_keeps_no_sum_and_no_mask(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Program *off = differentiated(r.p, false), *on = differentiated(r.p, true);
+    assert_true(backward_ops(off, OP_ADD) > 0 && backward_ops(off, OP_RELU_BWD) > 0 &&
+                backward_ops(off, OP_DROPOUT) > 0);
+    assert_int_equal(backward_ops(on, OP_ADD), 0);
+    assert_int_equal(backward_ops(on, OP_RELU_BWD), 0);
+    assert_int_equal(backward_ops(on, OP_DROPOUT), 0);
+    int sums = 0, drops = 0;
+    for (int32_t i = 0; i < on->n_ops; i++) {
+        const Op *op = &on->op[i];
+        if (!in_evoformer(on, op)) continue;
+        int sum_at = op->kind == OP_LAYER_NORM_FUSED_BWD ? 5
+                     : op->kind == OP_LINEAR_DX          ? 2
+                     : op->kind == OP_LINEAR_GROUP_DX    ? 2 * (int)op->attr.i[0]
+                                                         : OP_MAX_IN;
+        sums += op->n_in > sum_at && op->in[sum_at] != VAL_NONE;
+        drops += op->kind == OP_LAYER_NORM_FUSED_BWD && op->n_out == 4;
+    }
+    assert_int_equal(sums, backward_ops(off, OP_ADD));
+    assert_int_equal(drops, backward_ops(off, OP_DROPOUT));
+    prog_destroy(&off);
+    prog_destroy(&on);
+    recording_free(&r);
+}
+
+/* y = relu(x W^T) feeds two products: the sum of their gradients moves into one of them, the mask behind the sum. */
+static void a_mask_follows_the_sum(void **state)
+{
+    (void)state;
+    Recording r = recording_empty();
+    int64_t matrix[] = {8, 8};
+    Val x = prog_input(r.p, "x", DT_F32, 2, (int64_t[]){4, 8});
+    Val y = prog_add(r.p, OP_LINEAR, 2, (Val[]){x, prog_param(r.p, "w0", 2, matrix, INIT_NORMAL, 1)}, NULL);
+    y = prog_add(r.p, OP_RELU, 1, &y, NULL);
+    Val a = prog_add(r.p, OP_LINEAR, 2, (Val[]){y, prog_param(r.p, "w1", 2, matrix, INIT_NORMAL, 1)}, NULL);
+    Val b = prog_add(r.p, OP_LINEAR, 2, (Val[]){y, prog_param(r.p, "w2", 2, matrix, INIT_NORMAL, 1)}, NULL);
+    r.p->loss = prog_add(r.p, OP_DOT, 2, (Val[]){a, b}, NULL);
+    Switches s = {.dap = 1, .dp = 1, .fused_pointwise = true};
+    Program *p = passed(r.p, &s, PASS_AUTODIFF);
+    assert_int_equal(count_kind(p, OP_ADD), 0);
+    assert_int_equal(count_kind(p, OP_RELU_BWD), 0);
+    const Op *both = NULL;
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (p->op[i].kind == OP_LINEAR_DX && p->op[i].n_in == 4) both = &p->op[i];
+    assert_non_null(both);
+    assert_int_equal(p->op[p->value[both->in[2]].def_op].kind, OP_LINEAR_DX);
+    assert_int_equal(p->op[p->value[both->in[3]].def_op].kind, OP_LINEAR);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask),
+        cmocka_unit_test(a_mask_follows_the_sum),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
