@@ -2,26 +2,30 @@
  * then one query per head and residue over keys that all heads share. A block per residue. */
 #include "kernels/cuda/device.cuh"
 
-enum { MEAN_THREADS = 256, GLOBAL_THREADS = 256 };
+enum { MEAN_THREADS = 512, GLOBAL_THREADS = 256 };
 
-/* y[r,c] = sum_s m x / (sum_s m + eps): channels over lanes of a row group, sequences over groups, groups joined in
- * order. */
-template <typename T>
+/* y[r,c] = sum_s m x / (sum_s m + eps): V channels a thread over lanes of a row group, sequences over groups, groups
+ * joined in order. */
+template <typename T, int V>
 __global__ void __launch_bounds__(MEAN_THREADS)
     masked_mean_kernel(const T *x, const float *m, T *y, int s, int r, int c, float eps)
 {
     extern __shared__ float shared[]; /* [groups][c + 1] */
-    int residue = blockIdx.x, width = c < MEAN_THREADS ? c : MEAN_THREADS, groups = MEAN_THREADS / width;
+    int residue = blockIdx.x, width = c / V < MEAN_THREADS ? c / V : MEAN_THREADS, groups = MEAN_THREADS / width;
     int group = threadIdx.x / width, lane = threadIdx.x % width;
-    for (int channel = lane; channel < c; channel += width) {
-        if (group >= groups) break;
-        float sum = 0, count = 0;
+    for (int channel = lane * V; channel < c && group < groups; channel += width * V) {
+        float sum[V] = {}, count = 0;
+#pragma unroll 4
         for (int row = group; row < s; row += groups) {
-            float weight = m[(int64_t)row * r + residue];
-            sum += weight * to_float(x[((int64_t)row * r + residue) * c + channel]);
+            int64_t at = (int64_t)row * r + residue;
+            float weight = m[at], v[V];
+            load_floats<V>(x + at * c + channel, v);
+#pragma unroll
+            for (int j = 0; j < V; j++) sum[j] += weight * v[j];
             count += weight;
         }
-        shared[group * (c + 1) + channel] = sum;
+#pragma unroll
+        for (int j = 0; j < V; j++) shared[group * (c + 1) + channel + j] = sum[j];
         if (channel == 0) shared[group * (c + 1) + c] = count;
     }
     __syncthreads();
@@ -32,52 +36,92 @@ __global__ void __launch_bounds__(MEAN_THREADS)
     }
 }
 
-__global__ void __launch_bounds__(256) mask_count_kernel(const float *m, float *count, int s, int r, float eps)
+/* A warp's width of residues a block; its warps share the sequences. */
+__global__ void __launch_bounds__(1024) mask_count_kernel(const float *m, float *count, int s, int r, float eps)
 {
-    int residue = blockIdx.x * blockDim.x + threadIdx.x;
-    if (residue >= r) return;
+    __shared__ float part[WARP][WARP + 1];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, residue = blockIdx.x * WARP + lane;
     float sum = 0;
-    for (int row = 0; row < s; row++) sum += m[(int64_t)row * r + residue];
-    count[residue] = sum + eps;
+    for (int row = warp; row < s && residue < r; row += WARP) sum += m[(int64_t)row * r + residue];
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp > 0 || residue >= r) return;
+    float total = eps;
+    for (int k = 0; k < WARP; k++) total += part[k][lane];
+    count[residue] = total;
 }
 
-template <typename T>
+/* dx = m / (sum m + eps) dy of the residue */
+template <typename T, int V>
 __global__ void __launch_bounds__(256) masked_mean_bwd_kernel(const T *dy, const float *m, const float *count, T *dx,
-                                                              uint32_t total, uint32_t r, uint32_t c)
+                                                              uint32_t pieces, uint32_t r, uint32_t c)
 {
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
-    if (e >= total) return;
-    uint32_t row = e / c, residue = row % r;
-    dx[e] = from_float<T>(m[row] / count[residue] * to_float(dy[residue * c + (e - row * c)]));
+    if (e >= pieces) return;
+    uint32_t row = e / (c / V), channel = (e - row * (c / V)) * V, residue = row % r;
+    float v[V], weight = m[row] / count[residue];
+    load_floats<V>(dy + residue * c + channel, v);
+#pragma unroll
+    for (int j = 0; j < V; j++) v[j] *= weight;
+    store_floats<V>(dx + (int64_t)row * c + channel, v);
+}
+
+/* Runs RUN(V) with the widest pieces that the channels and the addresses allow. */
+#define BY_WIDTH(RUN, T, c, aligned)                                                                                   \
+    if ((c) % Pack<T>::N == 0 && (aligned))                                                                            \
+        RUN(Pack<T>::N)                                                                                                \
+    else                                                                                                               \
+        RUN(1)
+
+template <typename T> static Status masked_mean_launch(const OpCall *call, int s, int r, int c, cudaStream_t stream)
+{
+#define RUN(V)                                                                                                         \
+    {                                                                                                                  \
+        int width = c / (V) < MEAN_THREADS ? c / (V) : MEAN_THREADS;                                                   \
+        size_t shared = (size_t)(MEAN_THREADS / width) * (size_t)(c + 1) * sizeof(float);                              \
+        masked_mean_kernel<T, (V)><<<r, MEAN_THREADS, shared, stream>>>((const T *)call->in[0],                        \
+                                                                        (const float *)call->in[1], (T *)call->out[0], \
+                                                                        s, r, c, (float)call->op->attr.f[0]);          \
+    }
+    BY_WIDTH(RUN, T, c, aligned16(call->in[0]))
+#undef RUN
+    return cuda_launched("masked_mean_kernel");
 }
 
 static Status masked_mean(CudaContext *ctx, const OpCall *call)
 {
     const Tensor *t = call->in_tensor[0];
     int s = (int)t->dim[0], r = (int)t->dim[1], c = (int)t->dim[2];
-    int groups = c < MEAN_THREADS ? MEAN_THREADS / c : 1;
     if (r == 0) return OK;
-    DISPATCH_REAL(call, t->dtype, {
-        masked_mean_kernel<T><<<r, MEAN_THREADS, (size_t)groups *(c + 1) * sizeof(float), ctx->stream>>>(
-            (const T *)call->in[0], (const float *)call->in[1], (T *)call->out[0], s, r, c, (float)call->op->attr.f[0]);
-    });
-    return cuda_launched("masked_mean_kernel");
+    DISPATCH_REAL(call, t->dtype, { return masked_mean_launch<T>(call, s, r, c, ctx->stream); });
+}
+
+template <typename T>
+static Status masked_mean_bwd_launch(const OpCall *call, const float *count, uint32_t total, int r, int c,
+                                     cudaStream_t stream)
+{
+#define RUN(V)                                                                                                         \
+    {                                                                                                                  \
+        uint32_t pieces = total / (V);                                                                                 \
+        masked_mean_bwd_kernel<T, (V)><<<blocks_for(pieces, 256), 256, 0, stream>>>(                                   \
+            (const T *)call->in[0], (const float *)call->in[1], count, (T *)call->out[0], pieces, r, c);               \
+    }
+    BY_WIDTH(RUN, T, c, aligned16(call->in[0]) && aligned16(call->out[0]))
+#undef RUN
+    return cuda_launched("masked_mean_bwd_kernel");
 }
 
 static Status masked_mean_bwd(CudaContext *ctx, const OpCall *call)
 {
     int s = (int)call->in_tensor[1]->dim[0], r = (int)call->in_tensor[0]->dim[0], c = (int)call->in_tensor[0]->dim[1];
-    const float *m = (const float *)call->in[1];
     float *count = (float *)call->scratch;
     uint32_t total = (uint32_t)s * r * c;
     if (total == 0) return OK;
-    mask_count_kernel<<<blocks_for(r, 256), 256, 0, ctx->stream>>>(m, count, s, r, (float)call->op->attr.f[0]);
+    mask_count_kernel<<<blocks_for(r, WARP), 1024, 0, ctx->stream>>>((const float *)call->in[1], count, s, r,
+                                                                     (float)call->op->attr.f[0]);
     TRY(cuda_launched("mask_count_kernel"));
-    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
-        masked_mean_bwd_kernel<T><<<blocks_for(total, 256), 256, 0, ctx->stream>>>((const T *)call->in[0], m, count,
-                                                                                   (T *)call->out[0], total, r, c);
-    });
-    return cuda_launched("masked_mean_bwd_kernel");
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype,
+                  { return masked_mean_bwd_launch<T>(call, count, total, r, c, ctx->stream); });
 }
 
 static size_t masked_mean_bwd_scratch(const OpCall *call)
@@ -95,17 +139,41 @@ static Global global_make(const Tensor *k, const OpAttr *attr)
     return {(int)k->dim[0], (int)k->dim[1], (int)attr->i[0], (int)k->dim[2], (float)attr->f[0], (float)attr->f[1]};
 }
 
+/* Keys or values of one residue: row s at s * step. In memory a row lies R D elements from the next, so that every
+ * access of a few bytes would fetch a sector of its own: they are read once, into shared memory, where they fit. */
+template <typename T> struct GlobalRows {
+    const T *p;
+    int64_t step;
+    __device__ __forceinline__ float at(int row, int d) const { return to_float(p[row * step + d]); }
+};
+
+template <typename T> __device__ GlobalRows<T> global_rows(const Global &g, const T *x, int residue, T *staged)
+{
+    const T *first = x + (int64_t)residue * g.d;
+    int64_t step = (int64_t)g.r * g.d;
+    if (!staged) return {first, step};
+    int piece = 16 / (int)sizeof(T);
+    if (g.d % piece == 0 && (((uintptr_t)first | (uintptr_t)staged) & 15) == 0) {
+        int per_row = g.d / piece;
+        for (int e = threadIdx.x; e < g.s * per_row; e += blockDim.x)
+            reinterpret_cast<uint4 *>(staged)[e] =
+                *reinterpret_cast<const uint4 *>(first + e / per_row * step + e % per_row * piece);
+    } else {
+        for (int e = threadIdx.x; e < g.s * g.d; e += blockDim.x) staged[e] = first[e / g.d * step + e % g.d];
+    }
+    return {staged, g.d};
+}
+
 /* p[h][s] in shared memory: scores, then a softmax by one warp per head. q: the residue's [H][D] as floats. */
 template <typename T>
-__device__ void global_probabilities(const Global &g, const float *q, const T *k, const float *mask, int residue,
+__device__ void global_probabilities(const Global &g, const float *q, GlobalRows<T> k, const float *mask, int residue,
                                      float *p)
 {
     for (int row = threadIdx.x; row < g.s; row += blockDim.x) {
-        const T *key = k + ((int64_t)row * g.r + residue) * g.d;
         float add = g.inf * (mask[(int64_t)row * g.r + residue] - 1.0f);
         for (int h = 0; h < g.h; h++) {
             float sum = 0;
-            for (int d = 0; d < g.d; d++) sum += q[h * g.d + d] * to_float(key[d]);
+            for (int d = 0; d < g.d; d++) sum += q[h * g.d + d] * k.at(row, d);
             p[h * g.s + row] = g.scale * sum + add;
         }
     }
@@ -124,14 +192,13 @@ __device__ void global_probabilities(const Global &g, const float *q, const T *k
 
 /* out[h][d] = factor sum_s p[h][s] x[s][d]: warps in turn take (h, d), lanes the sequences */
 template <typename T>
-__device__ void global_weighted(const Global &g, const float *p, const T *x, int residue, float factor, T *out)
+__device__ void global_weighted(const Global &g, const float *p, GlobalRows<T> x, int residue, float factor, T *out)
 {
     int lane = threadIdx.x % WARP;
     for (int e = threadIdx.x / WARP; e < g.h * g.d; e += blockDim.x / WARP) {
         int h = e / g.d, d = e % g.d;
         float sum = 0;
-        for (int row = lane; row < g.s; row += WARP)
-            sum += p[h * g.s + row] * to_float(x[((int64_t)row * g.r + residue) * g.d + d]);
+        for (int row = lane; row < g.s; row += WARP) sum += p[h * g.s + row] * x.at(row, d);
         sum = lanes_sum<WARP>(sum);
         if (lane == 0) out[(int64_t)residue * g.h * g.d + e] = from_float<T>(factor * sum);
     }
@@ -139,37 +206,43 @@ __device__ void global_weighted(const Global &g, const float *p, const T *x, int
 
 template <typename T>
 __global__ void __launch_bounds__(GLOBAL_THREADS)
-    global_attention_kernel(Global g, const T *q, const T *k, const T *v, const float *mask, T *o)
+    global_attention_kernel(Global g, const T *q, const T *k, const T *v, const float *mask, T *o, bool staged)
 {
     extern __shared__ float shared[];
     float *p = shared, *query = shared + g.h * g.s;
+    T *rows = staged ? (T *)(query + g.h * g.d) : NULL;
     int residue = blockIdx.x;
+    GlobalRows<T> keys = global_rows(g, k, residue, rows);
+    GlobalRows<T> values = global_rows(g, v, residue, staged ? rows + g.s * g.d : rows);
     for (int e = threadIdx.x; e < g.h * g.d; e += blockDim.x) query[e] = to_float(q[(int64_t)residue * g.h * g.d + e]);
     __syncthreads();
-    global_probabilities(g, query, k, mask, residue, p);
-    global_weighted(g, p, v, residue, 1.0f, o);
+    global_probabilities(g, query, keys, mask, residue, p);
+    global_weighted(g, p, values, residue, 1.0f, o);
 }
 
 /* dv = p^T do, dp = do v^T, ds = p (dp - sum p dp), dq = scale ds k, dk = scale ds^T q */
 template <typename T>
 __global__ void __launch_bounds__(GLOBAL_THREADS)
     global_attention_bwd_kernel(Global g, const T *go, const T *q, const T *k, const T *v, const float *mask, T *dq,
-                                T *dk, T *dv)
+                                T *dk, T *dv, bool staged)
 {
     extern __shared__ float shared[];
     float *p = shared, *ds = p + g.h * g.s, *query = ds + g.h * g.s, *grad = query + g.h * g.d;
+    T *rows = staged ? (T *)(grad + g.h * g.d) : NULL;
     int residue = blockIdx.x, lane = threadIdx.x % WARP;
+    GlobalRows<T> keys = global_rows(g, k, residue, rows);
+    GlobalRows<T> values = global_rows(g, v, residue, staged ? rows + g.s * g.d : rows);
     for (int e = threadIdx.x; e < g.h * g.d; e += blockDim.x) {
         query[e] = to_float(q[(int64_t)residue * g.h * g.d + e]);
         grad[e] = to_float(go[(int64_t)residue * g.h * g.d + e]);
     }
     __syncthreads();
-    global_probabilities(g, query, k, mask, residue, p);
+    global_probabilities(g, query, keys, mask, residue, p);
     for (int row = threadIdx.x; row < g.s; row += blockDim.x) {
         int64_t at = ((int64_t)row * g.r + residue) * g.d;
         for (int h = 0; h < g.h; h++) {
             float sum = 0;
-            for (int d = 0; d < g.d; d++) sum += grad[h * g.d + d] * to_float(v[at + d]);
+            for (int d = 0; d < g.d; d++) sum += grad[h * g.d + d] * values.at(row, d);
             ds[h * g.s + row] = sum;
         }
         for (int d = 0; d < g.d; d++) {
@@ -194,20 +267,31 @@ __global__ void __launch_bounds__(GLOBAL_THREADS)
             dk[at + d] = from_float<T>(g.scale * sum);
         }
     }
-    global_weighted(g, ds, k, residue, g.scale, dq);
+    global_weighted(g, ds, keys, residue, g.scale, dq);
+}
+
+/* Whether keys and values fit beside `bytes` of shared memory, which then holds them as well. */
+static bool global_stages(const Global &g, DType type, size_t *bytes)
+{
+    enum { MOST = 200 * 1024 };
+    size_t rows = (size_t)2 * g.s * g.d * dtype_size(type);
+    if (*bytes + rows > MOST) return false;
+    *bytes += rows;
+    return true;
 }
 
 static Status global_attention(CudaContext *ctx, const OpCall *call)
 {
     Global g = global_make(call->in_tensor[1], &call->op->attr);
     size_t shared = (size_t)g.h * (g.s + g.d) * sizeof(float);
+    bool staged = global_stages(g, call->in_tensor[0]->dtype, &shared);
     if (g.r == 0) return OK;
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         CUDA_TRY(
             cudaFuncSetAttribute(global_attention_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
         global_attention_kernel<T><<<g.r, GLOBAL_THREADS, shared, ctx->stream>>>(
             g, (const T *)call->in[0], (const T *)call->in[1], (const T *)call->in[2], (const float *)call->in[3],
-            (T *)call->out[0]);
+            (T *)call->out[0], staged);
     });
     return cuda_launched("global_attention_kernel");
 }
@@ -216,13 +300,14 @@ static Status global_attention_bwd(CudaContext *ctx, const OpCall *call)
 {
     Global g = global_make(call->in_tensor[2], &call->op->attr);
     size_t shared = (size_t)2 * g.h * (g.s + g.d) * sizeof(float);
+    bool staged = global_stages(g, call->in_tensor[0]->dtype, &shared);
     if (g.r == 0) return OK;
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         CUDA_TRY(cudaFuncSetAttribute(global_attention_bwd_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)shared));
         global_attention_bwd_kernel<T><<<g.r, GLOBAL_THREADS, shared, ctx->stream>>>(
             g, (const T *)call->in[0], (const T *)call->in[1], (const T *)call->in[2], (const T *)call->in[3],
-            (const float *)call->in[4], (T *)call->out[0], (T *)call->out[1], (T *)call->out[2]);
+            (const float *)call->in[4], (T *)call->out[0], (T *)call->out[1], (T *)call->out[2], staged);
     });
     return cuda_launched("global_attention_bwd_kernel");
 }
