@@ -26,13 +26,13 @@ __device__ __forceinline__ void wgmma_commit()
 }
 template <int pending> __device__ __forceinline__ void wgmma_wait()
 {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending));
 }
-/* Keeps uses of accumulators behind the wait for them. */
+/* Keeps uses of accumulators behind the wait before this, and what made them before the wait after this. */
 template <int N> __device__ __forceinline__ void wgmma_arrived(float (&d)[N])
 {
 #pragma unroll
-    for (int k = 0; k < N; k++) asm volatile("" : "+f"(d[k])::"memory");
+    for (int k = 0; k < N; k++) asm volatile("" : "+f"(d[k]));
 }
 
 /* d[64 x 32] (+)= A[64 x 16] in registers times B; ROWS_SUMMED: rows of B's tile are the 16 summed over, else columns
@@ -56,6 +56,15 @@ __device__ __forceinline__ void wgmma_from_registers(float (&d)[8], const uint32
                  "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, p, 1, 1, %14;\n}\n"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(ROWS_SUMMED ? 1 : 0));
+}
+/* d[64 x 16] (+)= A B^T: rows of both tiles are rows and columns of d */
+__device__ __forceinline__ void wgmma_columns(float (&d)[8], uint64_t a, uint64_t b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, p, 1, 1, 0, 0;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+                 : "l"(a), "l"(b), "r"(add));
 }
 /* d (+)= A B, the 16 rows of both tiles summed over */
 __device__ __forceinline__ void wgmma_rows(float (&d)[16], uint64_t a, uint64_t b, int add)
@@ -133,7 +142,7 @@ __device__ __forceinline__ void transfer_wait(uint32_t barrier, uint32_t parity)
 {
     uint32_t done;
     do {
-        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
                      "selp.u32 %0, 1, 0, p;}"
                      : "=r"(done)
                      : "r"(barrier), "r"(parity)

@@ -12,7 +12,7 @@
 
 enum {
     BW_KEYS = 128,
-    BW_STEP = 32,
+    BW_STEP = 16,
     BW_THREADS = 256,
     BW_BIAS_BLOCKS = 132,
     BW_PLAIN_BLOCKS = 264,
@@ -22,7 +22,7 @@ enum {
 /* What a kernel before the main one makes of mask, lse, o and bias. Exponents are of two.
  * add[G,B,tile,128 + 4]: mask of the keys, ATT_PAD for keys that do not exist; then 1, or 0 where every key is masked
  * (the softmax of such a row is uniform: inf = 1e9 swallows the scores in f32); stats[G,B,H,queries] = (-lse, -delta);
- * bias[G,H,tile,step,2,thread]: eight elements in the order of a thread's accumulators. */
+ * bias[G,H,tile,step,thread]: eight elements in the order of a thread's accumulators. */
 struct BwPrepared {
     float *add;
     float2 *stats;
@@ -31,7 +31,7 @@ struct BwPrepared {
 
 template <int D, bool BIAS> struct BwShape {
     static constexpr int MACROS = BIAS ? 4 : 2; /* of 64 queries: a tile of ds */
-    static constexpr int STEPS = 2 * MACROS, QUERIES = 64 * MACROS, TILES = BIAS ? 2 : 1, KEYS = TILES * BW_KEYS;
+    static constexpr int STEPS = 4 * MACROS, QUERIES = 64 * MACROS, TILES = BIAS ? 2 : 1, KEYS = TILES * BW_KEYS;
     static constexpr uint32_t ROW = D * 2, GO = QUERIES * ROW, K = 2 * GO, STAT = K + BW_KEYS * ROW,
                               ADD = STAT + QUERIES * 8, STAGE = ADD + 1024,
                               BARRIERS =
@@ -47,41 +47,54 @@ template <int D, bool BIAS> struct BwShape {
 __device__ __forceinline__ void bw_prepare_row(const Att &a, const AttOperands<bf16> &x, const BwPrepared &out,
                                                int group, int row, int split, int splits, int keys, int queries)
 {
+    enum { AHEAD = 2 };
     const float *mask = a.mask ? a.mask_row(group, row) : NULL;
     int64_t at = (int64_t)group * a.b + row;
-    int any = 0;
-    for (int j = threadIdx.x; j < a.m; j += BW_THREADS) any |= !mask || mask[j] > 0.0f;
-    any = __syncthreads_or(any);
+    int any = !mask;
+    for (int j = threadIdx.x % WARP; mask && j < a.m; j += WARP) any |= mask[j] > 0.0f;
+    any = __any_sync(0xffffffffu, any);
     if (split == 0)
         for (int e = threadIdx.x; e < keys / BW_KEYS * BW_LINE; e += BW_THREADS) {
             int j = e / BW_LINE * BW_KEYS + e % BW_LINE;
             float add = j >= a.m ? ATT_PAD : mask && any ? a.inf * ATT_LOG2E * (mask[j] - 1.0f) : 0.0f;
             out.add[at * (keys / BW_KEYS * BW_LINE) + e] = e % BW_LINE < BW_KEYS ? add : any ? 1.0f : 0.0f;
         }
-    int chunks = a.h * a.d / 8, lanes = a.d / 8, count = queries / splits * chunks, query0 = split * (queries / splits);
-    for (int id = threadIdx.x; id < count; id += BW_THREADS) {
-        int query = query0 + id / chunks, chunk = id % chunks, head = chunk / lanes;
-        float delta = 0;
-        if (query < a.n) {
-            int64_t place = a.q_block(group, row, 0) + query * a.pitch + chunk * 8;
-            Pack<bf16> o = load_pack(x.o_in + place), go = load_pack(x.go + place);
+    /* a chunk of 16 bytes per thread, `per` queries side by side */
+    int chunks = a.h * a.d / 8, lanes = a.d / 8, per = BW_THREADS / chunks, chunk = threadIdx.x % chunks;
+    int end = (split + 1) * (queries / splits), head = chunk / lanes;
+    bool working = threadIdx.x / chunks < per;
+    const bf16 *o_at = x.o_in + a.q_block(group, row, 0) + chunk * 8, *go_at = x.go + (o_at - x.o_in);
+    const float *lse_at = x.lse_in + (at * a.h + head) * a.n;
+    float2 *to = out.stats + (at * a.h + head) * queries;
+    for (int first = split * (queries / splits); first < end; first += AHEAD * per) {
+        int query = first + threadIdx.x / chunks;
+        Pack<bf16> o[AHEAD] = {}, go[AHEAD] = {};
+        float lse[AHEAD] = {};
 #pragma unroll
-            for (int k = 0; k < 8; k++) delta += to_float(o.v[k]) * to_float(go.v[k]);
+        for (int k = 0; k < AHEAD; k++, query += per)
+            if (working && query < a.n) {
+                o[k] = load_pack(o_at + query * a.pitch), go[k] = load_pack(go_at + query * a.pitch);
+                lse[k] = lse_at[query];
+            }
+        query -= AHEAD * per;
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++, query += per) {
+            float delta = 0;
+#pragma unroll
+            for (int e = 0; e < 8; e++) delta += to_float(o[k].v[e]) * to_float(go[k].v[e]);
+            for (int step = lanes / 2; step > 0; step /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, step);
+            if (!working || query >= end || chunk % lanes != 0) continue;
+            float add = query >= a.n ? ATT_PAD : any ? -lse[k] * ATT_LOG2E : -log2f((float)a.m);
+            to[query] = make_float2(add, -delta);
         }
-        for (int step = lanes / 2; step > 0; step /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, step);
-        if (chunk % lanes != 0) continue;
-        float lse = query >= a.n ? ATT_PAD
-                    : any        ? -x.lse_in[(at * a.h + head) * a.n + query] * ATT_LOG2E
-                                 : -log2f((float)a.m);
-        out.stats[(at * a.h + head) * queries + query] = make_float2(lse, -delta);
     }
 }
 
 __device__ __forceinline__ void bw_prepare_bias(const Att &a, const bf16 *bias, uint4 *out, int id, int steps)
 {
-    int piece = id % 2, step = id / 2 % steps, tile = id / 2 / steps % 2, block = id / 2 / steps / 2;
+    int step = id % steps, tile = id / steps % 2, block = id / steps / 2;
     int head = block % a.h, group = block / a.h, lane = threadIdx.x % WARP;
-    int key0 = tile * BW_KEYS + threadIdx.x / WARP * 16 + lane / 4, query0 = step * BW_STEP + piece * 16 + lane % 4 * 2;
+    int key0 = tile * BW_KEYS + threadIdx.x / WARP * 16 + lane / 4, query0 = step * BW_STEP + lane % 4 * 2;
     __align__(16) bf16 v[8];
 #pragma unroll
     for (int e = 0; e < 8; e++) {
@@ -91,15 +104,15 @@ __device__ __forceinline__ void bw_prepare_bias(const Att &a, const bf16 *bias, 
     out[(int64_t)id * BW_THREADS + threadIdx.x] = *reinterpret_cast<const uint4 *>(v);
 }
 
-/* Blocks: splits of a row's queries, then pieces of the bias. */
-__global__ void __launch_bounds__(BW_THREADS)
+/* Blocks: pieces of the bias, then splits of a row's queries. */
+__global__ void __launch_bounds__(BW_THREADS, 4)
     att_bw_prepare_kernel(Att a, AttOperands<bf16> x, BwPrepared out, int splits, int keys, int queries)
 {
-    int rows = a.g * a.b * splits, id = blockIdx.x;
-    if (id < rows)
-        bw_prepare_row(a, x, out, id / splits / a.b, id / splits % a.b, id % splits, splits, keys, queries);
+    int pieces = x.bias ? a.g * a.h * (keys / BW_KEYS) * (queries / BW_STEP) : 0, id = (int)blockIdx.x - pieces;
+    if (id < 0)
+        bw_prepare_bias(a, x.bias, out.bias, blockIdx.x, queries / BW_STEP);
     else
-        bw_prepare_bias(a, x.bias, out.bias, id - rows, queries / BW_STEP);
+        bw_prepare_row(a, x, out, id / splits / a.b, id / splits % a.b, id % splits, splits, keys, queries);
 }
 
 /* --- the products
@@ -165,12 +178,12 @@ __device__ __forceinline__ void bw_scores(float (&s)[16], float (&dp)[16], const
 
 /* s -> p, dp -> ds. bias: 16 elements; stat: (-lse, -delta) of this thread's queries, 8 queries apart */
 template <bool BIAS>
-__device__ __forceinline__ void bw_softmax(float (&s)[16], float (&dp)[16], const uint4 (&bias)[2], const float4 *stat,
-                                           const float (&add)[2], float unit, float bias_unit)
+__device__ __forceinline__ void bw_softmax(float (&s)[16], float (&dp)[16], const uint4 (&bias)[2],
+                                           const float4 (&stat)[4], const float (&add)[2], float unit, float bias_unit)
 {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        float4 q = stat[j * 4]; /* lse, delta of two queries */
+        const float4 &q = stat[j]; /* lse, delta of two queries */
         float t[4] = {add[0] + q.x, add[0] + q.z, add[1] + q.x, add[1] + q.z};
         if (BIAS) {
             const uint4 &b = bias[j / 2];
@@ -224,7 +237,7 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
     }
 
     if (BIAS) transfer_wait(base + S::BARRIERS + 48, 0);
-    float dbias[BIAS ? S::STEPS : 1][16] = {};
+    float dbias[BIAS ? S::STEPS / 2 : 1][16] = {};
     for (int row = first; row < last; row++) {
         int stage = (row - first) & 1;
         uint32_t at = base + stage * S::STAGE;
@@ -234,9 +247,6 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
         k.load_tile(at + S::K, warp * 16);
         v.load_tile(base + S::V, warp * 16);
         if (D == 16 && a.d == 8) k.r[0][2] = k.r[0][3] = v.r[0][2] = v.r[0][3] = 0;
-        __syncthreads(); /* all are done with the other stage and have the values */
-        if (threadIdx.x == 0 && row + 1 < last)
-            bw_load<D, BIAS>(a, maps, prepared, base, stage ^ 1, group, row + 1, head, tile);
         const float *add_at = reinterpret_cast<const float *>(here + S::ADD);
         float add[2] = {add_at[warp * 16 + lane / 4], add_at[warp * 16 + lane / 4 + 8]};
         float bias_unit = add_at[BW_KEYS] * ATT_LOG2E, unit = bias_unit * a.scale;
@@ -256,6 +266,9 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
             uint64_t ds_tile = att_descriptor<128>(base + S::DS + buffer * S::DS_BYTES),
                      k_tile = att_descriptor<D * 2>(at + S::K);
             barrier_sync<BW_THREADS>(FULL + buffer);
+            /* the other warpgroup is in this row: all are done with the last one and have the values */
+            if (i == 0 && threadIdx.x == 0 && row + 1 < last)
+                bw_load<D, BIAS>(a, maps, prepared, base, stage ^ 1, group, row + 1, head, tile);
             wgmma_fence();
 #pragma unroll
             for (int e = 0; e < BW_KEYS / 16; e++)
@@ -287,34 +300,34 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
                         stage_of);
         };
 
-        wgmma_fence();
-        bw_scores<D>(s, dp, k, v, q_tile + turn * (64 * D * 2 >> 4), go_tile + turn * (64 * D * 2 >> 4));
+        auto scores = [&](int step) {
+            uint64_t query0 = ((step / 2 ^ turn) * 2 + step % 2) * 32 * (D * 2 >> 4);
+            wgmma_fence();
+            bw_scores<D>(s, dp, k, v, q_tile + query0, go_tile + query0);
+        };
+        scores(0);
 #pragma unroll
-        for (int step = 0; step < S::STEPS; step++) {
-            int i = step / 2, half = step % 2, query0 = (i ^ turn) * 64 + half * BW_STEP;
+        for (int step = 0; step < S::STEPS / 2; step++) {
+            int i = step / 2, half = step % 2, query0 = (i ^ turn) * 64 + half * 32;
             uint4 bias[2] = {};
             if (BIAS) {
                 const uint4 *source =
-                    reinterpret_cast<const uint4 *>(shared + S::BIAS_AT) + query0 / BW_STEP * 2 * BW_THREADS;
-                bias[0] = source[threadIdx.x];
-                bias[1] = source[BW_THREADS + threadIdx.x];
+                    reinterpret_cast<const uint4 *>(shared + S::BIAS_AT) + query0 / 16 * BW_THREADS + threadIdx.x;
+                bias[0] = source[0], bias[1] = source[BW_THREADS];
             }
-            if (BIAS && step > 0)
-                wgmma_wait<1>();
-            else
-                wgmma_wait<0>();
+            const float4 *stat_at = reinterpret_cast<const float4 *>(here + S::STAT) + query0 / 2 + lane % 4;
+            float4 stat[4] = {stat_at[0], stat_at[4], stat_at[8], stat_at[12]};
+            wgmma_wait<0>();
             wgmma_arrived(s);
             wgmma_arrived(dp);
-            bw_softmax<BIAS>(s, dp, bias, reinterpret_cast<const float4 *>(here + S::STAT) + query0 / 2 + lane % 4, add,
-                             unit, bias_unit);
+            bw_softmax<BIAS>(s, dp, bias, stat, add, unit, bias_unit);
             if (BIAS) {
 #pragma unroll
                 for (int c = 0; c < 16; c++) dbias[BIAS ? step : 0][c] += dp[c];
             }
-            if (BIAS) wgmma_wait<0>(); /* the operands of the last dv, dk */
             bw_pack(p_low, s);
             bw_pack(ds_low, dp);
-            if (half == 0 && i >= 2 && warpgroup != (i & 1)) barrier_sync<BW_THREADS>(FREE + (i & 1));
+            if (half == 0 && (i >= 2 || row > first) && warpgroup != (i & 1)) barrier_sync<BW_THREADS>(FREE + (i & 1));
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 int key = warp * 16 + (lane & 15), chunk = half * 4 + e * 2 + (lane >> 4);
@@ -325,12 +338,7 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
                 if (warpgroup != (i & 1)) barrier_arrive<BW_THREADS>(FULL + (i & 1));
             }
             wgmma_fence();
-            auto scores_next = [&]() {
-                if (step + 1 == S::STEPS) return;
-                int next = ((step + 1) / 2 ^ turn) * 64 + (step + 1) % 2 * BW_STEP;
-                bw_scores<D>(s, dp, k, v, q_tile + next * (D * 2 >> 4), go_tile + next * (D * 2 >> 4));
-            };
-            if (BIAS) scores_next();
+            if (BIAS && step + 1 < S::STEPS / 2) scores(step + 1);
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 uint64_t rows = (query0 + e * 16) * (D * 2 >> 4);
@@ -342,8 +350,7 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
                 wgmma_wait<0>();
                 wgmma_arrived(dk);
                 wgmma_arrived(dv);
-                wgmma_fence();
-                scores_next();
+                if (step + 1 < S::STEPS / 2) scores(step + 1);
             }
             if (half == 0 && i > 0 && warpgroup == ((i - 1) & 1)) make_dq(i - 1);
         }
@@ -354,16 +361,17 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
         int64_t k_at = a.k_block(group, row, head);
         bw_store<D>(x.dv + k_at, a, tile * BW_KEYS + warp * 16, a.m, dv, 1.0f, stage_of + 1024);
         bw_store<D>(x.dk + k_at, a, tile * BW_KEYS + warp * 16, a.m, dk, a.scale, stage_of + 2048);
+        barrier_arrive<BW_THREADS>(FREE + warpgroup);
     }
     if (!BIAS) return;
     int key = tile * BW_KEYS + warp * 16 + lane / 4;
     float *out = partial + (((int64_t)blockIdx.z * gridDim.y + blockIdx.y) * S::KEYS + key) * S::QUERIES;
 #pragma unroll
-    for (int step = 0; step < S::STEPS; step++)
+    for (int step = 0; step < S::STEPS / 2; step++)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const float *d = &dbias[BIAS ? step : 0][j * 4];
-            float *to = out + (step / 2 ^ turn) * 64 + step % 2 * BW_STEP + j * 8 + lane % 4 * 2;
+            float *to = out + (step / 2 ^ turn) * 64 + step % 2 * 32 + j * 8 + lane % 4 * 2;
             *reinterpret_cast<float2 *>(to) = make_float2(d[0], d[1]);
             *reinterpret_cast<float2 *>(to + 8 * S::QUERIES) = make_float2(d[2], d[3]);
         }
@@ -381,6 +389,7 @@ __global__ void __launch_bounds__(BW_THREADS)
     int64_t matrix = (int64_t)keys * queries, step = (int64_t)a.g * a.h * matrix;
     const float *p = partial + ((int64_t)group * a.h + head0) * matrix + (int64_t)j * queries + i;
     float sum[4] = {};
+#pragma unroll 4
     for (int k = 0; k < chunks; k++)
 #pragma unroll
         for (int head = 0; head < 4; head++)
@@ -454,7 +463,7 @@ static Status bw_launch(const Att &a, const AttOperands<bf16> &x, char *scratch,
     BwPrepared prepared = {(float *)(scratch + p.add_at), (float2 *)(scratch + p.stats_at),
                            (uint4 *)(scratch + p.bias_at)};
     float *partial = (float *)(scratch + p.partial_at);
-    int splits = 4, rows = a.g * a.b * splits, pieces = BIAS ? a.g * a.h * S::TILES * S::STEPS * 2 : 0;
+    int splits = 4, rows = a.g * a.b * splits, pieces = BIAS ? a.g * a.h * S::TILES * S::STEPS : 0;
     att_bw_prepare_kernel<<<rows + pieces, BW_THREADS, 0, stream>>>(a, x, prepared, splits, S::KEYS, S::QUERIES);
     TRY(cuda_launched("att_bw_prepare_kernel"));
 
