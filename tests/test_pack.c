@@ -241,6 +241,49 @@ static void test_changed_inputs(void **state)
     assert_int_equal(synth_write(&synth), OK);
 }
 
+/* Makes the first `count` hits of a file its best, with rows that are in no structure. */
+static void spoil_hits(const char *path, int count)
+{
+    static char text[1 << 18];
+    FILE *file = fopen(path, "r+");
+    assert_non_null(file);
+    size_t size = fread(text, 1, sizeof text - 1, file);
+    text[size] = '\0';
+    for (char *line = text; line && count >= 0; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
+        count -= strncmp(line, "No ", 3) == 0;
+        if (strncmp(line, "T 9", 3) == 0)
+            for (char *c = line + 22; *c != ' ' && *c != '\n'; ++c) *c = *c == '-' ? '-' : 'W';
+        char *sum = strncmp(line, "Probab=", 7) == 0 ? strstr(line, "Sum_probs=") : NULL;
+        for (char *c = sum ? sum + 10 : line; sum && *c != ' '; ++c) *c = *c == '.' ? '.' : '9';
+    }
+    rewind(file);
+    assert_int_equal(fwrite(text, 1, size, file), size);
+    fclose(file);
+}
+
+/* Where the best 20 hits cannot be used, a pack has those behind them. */
+static void test_behind_the_best(void **state)
+{
+    (void)state;
+    enum { MORE_CHAINS = 44, FIRST_SPOILT = 40, SPOILT = 22 };
+    char path[256], command[300];
+    SynthOptions synth = synth_options();
+    synth.chains = synth.hits = MORE_CHAINS; /* a hit to each older chain */
+    assert_int_equal(synth_write(&synth), OK);
+    write_pack();
+    int64_t templates = compare_with_files(MORE_CHAINS);
+    for (int64_t chain = FIRST_SPOILT; chain < MORE_CHAINS; ++chain) {
+        path_of(chain, "pdb70_hits.hhr", path);
+        spoil_hits(path, SPOILT);
+    }
+    write_pack();
+    assert_int_equal(compare_with_files(MORE_CHAINS), templates);
+    snprintf(command, sizeof command, "rm -rf %s %s %s", pack_path, mmcif, alignments);
+    assert_int_equal(system(command), 0);
+    synth = synth_options(); /* the same files as before */
+    assert_int_equal(synth_write(&synth), OK);
+}
+
 static void flip(const char *path, long at)
 {
     FILE *file = fopen(path, "r+b");
@@ -368,8 +411,9 @@ static void test_synth(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_synth),    cmocka_unit_test(test_same_samples),
-                                       cmocka_unit_test(test_resume),   cmocka_unit_test(test_changed_inputs),
-                                       cmocka_unit_test(test_left_out), cmocka_unit_test(test_damage)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_synth),           cmocka_unit_test(test_same_samples),
+                                       cmocka_unit_test(test_resume),          cmocka_unit_test(test_changed_inputs),
+                                       cmocka_unit_test(test_behind_the_best), cmocka_unit_test(test_left_out),
+                                       cmocka_unit_test(test_damage)};
     return cmocka_run_group_tests(tests, make_data, remove_data);
 }
