@@ -169,12 +169,19 @@ static WeightsWay weights_way(const OpCall *call, int members, int biases, Weigh
     return one_pass ? WEIGHTS_PASS : WEIGHTS_LIBRARY;
 }
 
+/* Under DAP weight gradients are held back to run beside collectives, which take a quarter of the SMs (comm_peer.cu): a
+ * block that had to wait for one of those would run when all others are done. */
+static int free_blocks(const CudaContext *ctx)
+{
+    return ctx->layout->dap > 1 ? RING_BLOCKS * 3 / 4 : RING_BLOCKS;
+}
+
 static Status linear_dw(CudaContext *ctx, const OpCall *call)
 {
     bool bias = call->op->attr.i[0] != 0;
     WeightsProblem p;
     WeightsWay way = weights_way(call, 1, bias, &p);
-    if (way == WEIGHTS_RING) return ring_run(p, call->scratch, ctx->stream);
+    if (way == WEIGHTS_RING) return ring_run(p, free_blocks(ctx), call->scratch, ctx->stream);
     if (way == WEIGHTS_PASS) return weights_launch(p, call->scratch, ctx->stream);
     return weight_gradient(ctx, call, call->in_tensor[0], call->in[0], call->in_tensor[1], call->in[1], call->out[0],
                            call->out_tensor[0]->dtype, bias ? call->out[1] : NULL);
@@ -226,7 +233,7 @@ static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
     int n = (int)call->op->attr.i[0], biases = (int)call->op->attr.i[1];
     WeightsProblem p;
     WeightsWay way = weights_way(call, n, biases, &p);
-    if (way == WEIGHTS_RING) return ring_run(p, call->scratch, ctx->stream);
+    if (way == WEIGHTS_RING) return ring_run(p, free_blocks(ctx), call->scratch, ctx->stream);
     if (way == WEIGHTS_PASS) return weights_launch(p, call->scratch, ctx->stream);
     for (int k = 0; k < n; k++)
         TRY(weight_gradient(ctx, call, call->in_tensor[k], call->in[k], call->in_tensor[n], call->in[n], call->out[k],

@@ -1,6 +1,6 @@
 /* Products of small f32 matrices, where the library's kernels leave most of the device idle: blocks of 32 x 32 in one
  * pass, so that a few hundred of them fill it. D = A B (+ C) (+ bias) (relu) (0 where y <= 0), f32 throughout, every
- * element summed in one order: two halves of a block take 16 of every 32 inner elements each. */
+ * element summed in one order: four quarters of a block take eight of every 32 inner elements each. */
 #ifndef FOLDSCALE_KERNELS_CUDA_SMALL_CUH
 #define FOLDSCALE_KERNELS_CUDA_SMALL_CUH
 
@@ -58,10 +58,10 @@ __device__ __forceinline__ void small_fragment(float (&f)[COUNT][4], const float
 
 template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) small_product_kernel(SmallProduct p)
 {
-    constexpr int TILE_FLOATS = SMALL_TILE * SMALL_PITCH, ROWS = 2, COLUMNS = 4;
+    constexpr int TILE_FLOATS = SMALL_TILE * SMALL_PITCH, ROWS = 4, COLUMNS = 4, QUARTER = SMALL_TILE / 4;
     __shared__ __align__(16) float tiles[SMALL_STAGES][2][TILE_FLOATS];
     int row0 = blockIdx.y * SMALL_TILE, column0 = blockIdx.x * SMALL_TILE;
-    int half = threadIdx.x / 128, tm = threadIdx.x % 128 / 8, tn = threadIdx.x % 8;
+    int quarter = threadIdx.x / 64, tm = threadIdx.x % 64 / 8, tn = threadIdx.x % 8;
     int steps = (p.k + SMALL_TILE - 1) / SMALL_TILE;
     auto load = [&](int step) {
         if (step < steps) {
@@ -79,10 +79,10 @@ template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) s
         load(step + SMALL_STAGES - 1);
         const float(&tile)[2][TILE_FLOATS] = tiles[step % SMALL_STAGES];
 #pragma unroll
-        for (int k = 0; k < SMALL_TILE / 2; k += 4) {
+        for (int k = quarter * QUARTER; k < (quarter + 1) * QUARTER; k += 4) {
             float a[ROWS][4], b[COLUMNS][4];
-            small_fragment<!A_T, ROWS, 16>(a, tile[0], tm, half * (SMALL_TILE / 2) + k);
-            small_fragment<B_T, COLUMNS, 8>(b, tile[1], tn, half * (SMALL_TILE / 2) + k);
+            small_fragment<!A_T, ROWS, 8>(a, tile[0], tm, k);
+            small_fragment<B_T, COLUMNS, 8>(b, tile[1], tn, k);
 #pragma unroll
             for (int q = 0; q < 4; q++)
 #pragma unroll
@@ -95,28 +95,37 @@ template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) s
     }
     copy_wait<0>();
     __syncthreads();
-    float *other = &tiles[0][0][0] + threadIdx.x % 128; /* the second half's sums */
-    if (half == 1) {
+    constexpr int RESULTS = ROWS * (COLUMNS + 1);
+    float *other = &tiles[0][0][0] + threadIdx.x % 64; /* the other quarters' sums */
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            other[(r * (COLUMNS + 1) + COLUMNS) * 128] = sums[r];
+    for (int r = 0; quarter > 0 && r < ROWS; r++) {
+        float *to = other + ((quarter - 1) * RESULTS + r * (COLUMNS + 1)) * 64;
+        to[COLUMNS * 64] = sums[r];
 #pragma unroll
-            for (int c = 0; c < COLUMNS; c++) other[(r * (COLUMNS + 1) + c) * 128] = acc[r][c];
-        }
+        for (int c = 0; c < COLUMNS; c++) to[c * 64] = acc[r][c];
     }
     __syncthreads();
-    if (half == 1) return;
+    if (quarter > 0) return;
+#pragma unroll
+    for (int q = 0; q < 3; q++)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            const float *from = other + (q * RESULTS + r * (COLUMNS + 1)) * 64;
+            sums[r] += from[COLUMNS * 64];
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++) acc[r][c] += from[c * 64];
+        }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        int row = row0 + (A_T ? tm * ROWS + r : tm + r * 16);
+        int row = row0 + (A_T ? tm * ROWS + r : tm + r * 8);
         if (row >= p.m) continue;
-        if (p.sums && column0 == 0 && tn == 0) p.sums[row] = sums[r] + other[(r * (COLUMNS + 1) + COLUMNS) * 128];
+        if (p.sums && column0 == 0 && tn == 0) p.sums[row] = sums[r];
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
             int column = column0 + (B_T ? tn + c * 8 : tn * COLUMNS + c);
             if (column >= p.n) continue;
             int64_t at = (int64_t)row * p.n + column;
-            float v = acc[r][c] + other[(r * (COLUMNS + 1) + c) * 128];
+            float v = acc[r][c];
             if (p.bias) v += p.bias[column];
             if (p.c) v += p.c[at];
             if (p.relu) v = fmaxf(v, 0.0f);

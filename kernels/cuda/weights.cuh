@@ -163,25 +163,28 @@ template <int BM, int BN> __global__ void __launch_bounds__(WEIGHTS_THREADS, 2) 
         }
 }
 
-/* Adds the runs: 32 vectors of 4 elements x 8 lanes of runs, joined in lane order. */
-static __global__ void __launch_bounds__(256) weights_join_kernel(WeightsProblem p)
+/* Adds the runs: vectors of 4 elements x LANES lanes of runs, joined in lane order; then a warp per column of db. */
+template <int LANES> __global__ void __launch_bounds__(256) weights_join_kernel(WeightsProblem p)
 {
-    __shared__ float4 shared[8][32];
+    constexpr int VECTORS = 256 / LANES;
+    __shared__ float4 shared[LANES][VECTORS];
     stage_wait();
-    int vector = threadIdx.x % 32, lane = threadIdx.x / 32;
-    int64_t width = p.first_dw[p.members], at = ((int64_t)blockIdx.x * 32 + vector) * 4;
+    int vector = threadIdx.x % VECTORS, lane = threadIdx.x / VECTORS;
+    int64_t width = p.first_dw[p.members], at = ((int64_t)blockIdx.x * VECTORS + vector) * 4;
     float4 sum = make_float4(0, 0, 0, 0);
     if (at < width) {
-#pragma unroll 4
-        for (int r = lane; r < p.runs; r += 8) {
+#pragma unroll 8
+        for (int r = lane; r < p.runs; r += LANES) {
             float4 v = *reinterpret_cast<const float4 *>(p.partial + r * width + at);
             sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
         }
     }
-    shared[lane][vector] = sum;
-    __syncthreads();
+    if (LANES > 1) {
+        shared[lane][vector] = sum;
+        __syncthreads();
+    }
     if (lane == 0 && at < width) {
-        for (int k = 1; k < 8; k++) {
+        for (int k = 1; k < LANES; k++) {
             float4 v = shared[k][vector];
             sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
         }
@@ -189,15 +192,15 @@ static __global__ void __launch_bounds__(256) weights_join_kernel(WeightsProblem
         while (at >= p.first_dw[member + 1]) member++;
         *reinterpret_cast<float4 *>(p.dw[member] + at - p.first_dw[member]) = sum;
     }
-    int columns = p.first_db[p.members], column = blockIdx.x * 8 + lane; /* a warp per column of db */
+    int columns = p.first_db[p.members], column = blockIdx.x * 8 + threadIdx.x / WARP;
     if (column >= columns) return;
     int member = 0;
     while (column >= p.first_db[member + 1]) member++;
     if (!p.db[member]) return;
     float total = 0;
-    for (int r = vector; r < p.runs; r += WARP) total += p.partial_db[(int64_t)r * columns + column];
+    for (int r = threadIdx.x % WARP; r < p.runs; r += WARP) total += p.partial_db[(int64_t)r * columns + column];
     total = lanes_sum<WARP>(total);
-    if (vector == 0) p.db[member][column - p.first_db[member]] = total;
+    if (threadIdx.x % WARP == 0) p.db[member][column - p.first_db[member]] = total;
 }
 
 /* Tiles, runs and the places of the partial sums; scratch may be NULL. Returns the bytes of scratch. */
@@ -221,11 +224,18 @@ static inline size_t weights_plan(WeightsProblem *p, int tile_m, int tile_n, voi
     return sums_at + align_up((size_t)p->runs * (size_t)p->first_db[p->members] * sizeof(float));
 }
 
-static inline Status weights_join(const WeightsProblem &p, cudaStream_t stream)
+template <int LANES> static Status weights_join_lanes(const WeightsProblem &p, cudaStream_t stream)
 {
-    unsigned blocks = blocks_for(p.first_dw[p.members], 128), columns = blocks_for(p.first_db[p.members], 8);
+    unsigned blocks = blocks_for(p.first_dw[p.members], 256 / LANES * 4),
+             columns = blocks_for(p.first_db[p.members], 8);
     if (columns > blocks) blocks = columns;
-    return launch_behind(weights_join_kernel, dim3(blocks), 256, stream, "weights_join_kernel", p);
+    return launch_behind(weights_join_kernel<LANES>, dim3(blocks), 256, stream, "weights_join_kernel", p);
+}
+
+static Status weights_join(const WeightsProblem &p, cudaStream_t stream)
+{
+    if (p.runs <= 8) return weights_join_lanes<1>(p, stream);
+    return p.runs <= 32 ? weights_join_lanes<2>(p, stream) : weights_join_lanes<8>(p, stream);
 }
 
 template <int BM, int BN> static Status weights_run(WeightsProblem *p, void *scratch, cudaStream_t stream)

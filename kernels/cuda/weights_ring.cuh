@@ -13,7 +13,12 @@
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/weights.cuh"
 
-enum { RING_THREADS = 384, RING_ROWS = 64, RING_PANEL_BYTES = RING_ROWS * PANEL * 2, RING_BLOCKS = 132 };
+enum {
+    RING_THREADS = 384,
+    RING_ROWS = 64,
+    RING_PANEL_BYTES = RING_ROWS * PANEL * 2,
+    RING_BLOCKS = 132 /* at most: one per SM */
+};
 enum { RING_NARROW = 4 /* outputs of a narrow member */ };
 
 struct RingWeights {
@@ -288,12 +293,14 @@ enum { RING_LANES = 2, RING_LEAST_STEPS = 4 /* of a run */ };
 /* Panels per warpgroup and inputs per tile, as measured: accumulators of 64 or 128 registers. */
 static inline void ring_tile(const WeightsProblem &p, int *mt, int *bn)
 {
+    int panels = 0;
+    for (int k = 0; k < p.members; k++) panels += (p.out[k] + PANEL - 1) / PANEL;
     *bn = p.in <= 64 ? 64 : (p.in <= 128 || p.in > 256 ? 128 : 256);
-    *mt = p.in <= 64 || p.in > 256 ? 2 : 1;
+    *mt = panels > 2 && (p.in <= 64 || p.in > 256) ? 2 : 1;
 }
 
 /* Tiles, clusters, runs; scratch may be NULL. Returns its bytes. */
-static inline size_t ring_plan(RingWeights *w, int mt, int bn, void *scratch)
+static inline size_t ring_plan(RingWeights *w, int mt, int bn, int blocks, void *scratch)
 {
     WeightsProblem &p = w->p;
     w->narrow = -1;
@@ -310,7 +317,7 @@ static inline size_t ring_plan(RingWeights *w, int mt, int bn, void *scratch)
     w->steps = (p.rows + RING_ROWS - 1) / RING_ROWS;
     int most = w->steps / RING_LEAST_STEPS;
     w->lanes = most >= RING_LANES ? RING_LANES : 1;
-    p.runs = RING_BLOCKS / w->lanes / w->tiles;
+    p.runs = blocks / w->lanes / w->tiles;
     if (p.runs > most / w->lanes) p.runs = most / w->lanes;
     if (p.runs < 1) p.runs = 1;
     int runs = p.runs * w->lanes;
@@ -336,23 +343,24 @@ static inline size_t ring_scratch(const WeightsProblem &problem)
     int mt, bn;
     w.p = problem;
     ring_tile(w.p, &mt, &bn);
-    return ring_plan(&w, mt, bn, NULL);
+    return ring_plan(&w, mt, bn, RING_BLOCKS, NULL);
 }
 
-static Status ring_run(const WeightsProblem &problem, void *scratch, cudaStream_t stream)
+/* blocks: how many SMs are free for it; scratch: ring_scratch(), enough for any number. */
+static Status ring_run(const WeightsProblem &problem, int blocks, void *scratch, cudaStream_t stream)
 {
     RingWeights w = {};
     int mt, bn;
     w.p = problem;
     ring_tile(w.p, &mt, &bn);
-    ring_plan(&w, mt, bn, scratch);
+    ring_plan(&w, mt, bn, blocks, scratch);
     TRY(tensor_map(w.p.x, w.p.rows, w.p.in, RING_ROWS, &w.x_map));
     for (int k = 0; k < w.p.members; k++)
         if (k != w.narrow) TRY(tensor_map(w.p.dy[k], w.p.rows, w.p.out[k], RING_ROWS, &w.dy_map[k]));
     if (bn == 256)
         TRY((ring_launch<1, 256>(w, stream)));
     else if (bn == 64)
-        TRY((ring_launch<2, 64>(w, stream)));
+        TRY((mt == 2 ? ring_launch<2, 64>(w, stream) : ring_launch<1, 64>(w, stream)));
     else
         TRY((mt == 2 ? ring_launch<2, 128>(w, stream) : ring_launch<1, 128>(w, stream)));
     return w.p.runs == 1 ? OK : weights_join(w.p, stream);
