@@ -44,7 +44,7 @@ static Status layer_norm_channels_bwd_infer(const Program *p, const Op *op, Tens
     TRY(rule_require(p, op, 5));
     const Tensor *dy = rule_in(p, op, 0), *x = rule_in(p, op, 1);
     bool fits = x->rank >= 3 && x->shard != x->rank - 3 && rule_is_vector(rule_in(p, op, 2), x->dim[x->rank - 3]);
-    Tensor last = fits ? rule_channel_last(x) : *x, statistic = rule_row_statistic(dy);
+    Tensor last = fits ? rule_channel_last(x) : *x, statistic = fits ? rule_row_statistic(&last) : *x;
     if (!fits || !rule_same(dy, &last) || !rule_same(rule_in(p, op, 3), &statistic) ||
         !rule_same(rule_in(p, op, 4), &statistic))
         return rule_bad_shape(p, op, "dy[G?,.,.,C] x[G?,C,.,.] gamma[C], then mean and rstd [G?,.,.]");

@@ -42,7 +42,7 @@ static void fill(Fill *f, int32_t collective)
     Program *p = f->p;
     const Op *start = &p->op[collective];
     double wanted = schedule_seconds(p, start), found = 0;
-    int32_t mark = collective + 1, first = -1; /* first op that has to stay */
+    int32_t mark = collective + 1, first = -1;          /* first op that has to stay */
     if (wanted <= 2 * schedule_aside_seconds()) return; /* what could move is kept for a longer one */
     keep_behind(f, start, mark);
     for (int32_t i = collective + 1; i < p->n_ops && i <= collective + WINDOW && found < wanted; i++) {
