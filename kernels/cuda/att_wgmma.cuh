@@ -4,30 +4,33 @@
 #ifndef FOLDSCALE_KERNELS_CUDA_ATT_WGMMA_CUH
 #define FOLDSCALE_KERNELS_CUDA_ATT_WGMMA_CUH
 
-#include <cuda.h>
-
 #include "kernels/cuda/att_mma.cuh"
+#include "kernels/cuda/hopper.cuh"
 
 /* Descriptor of a swizzled operand (PTX ISA, "wgmma matrix descriptor"): `swizzle` bytes a row, groups of eight rows
- * one after the other. The operands here are one swizzle wide, so that the other stride is not used. */
-template <int SWIZZLE> __device__ __forceinline__ uint64_t att_descriptor(uint32_t shared)
+ * one after the other. The operands here are one swizzle wide, so that the other stride is not used. The low half is
+ * kept apart: places within a tile are added to it, the high half is a constant. */
+template <int SWIZZLE> __device__ __forceinline__ uint32_t att_tile(uint32_t shared)
 {
-    constexpr uint64_t KIND = SWIZZLE == 128 ? 1 : SWIZZLE == 64 ? 2 : 3, GROUP = SWIZZLE * 8 >> 4;
-    return (uint64_t)((shared & 0x3ffff) >> 4) | GROUP << 16 | GROUP << 32 | KIND << 62;
+    return (shared & 0x3ffff) >> 4 | (uint32_t)(SWIZZLE * 8 >> 4) << 16;
+}
+template <int SWIZZLE> __device__ __forceinline__ uint64_t att_descriptor(uint32_t tile, uint32_t bytes)
+{
+    constexpr uint32_t HIGH = SWIZZLE * 8 >> 4 | (SWIZZLE == 128 ? 1u : SWIZZLE == 64 ? 2u : 3u) << 30;
+    uint64_t d;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(d) : "r"(tile + (bytes >> 4)), "n"(HIGH));
+    return d;
 }
 
-__device__ __forceinline__ void wgmma_fence()
+/* Rows of 16 bytes one after the other, no swizzle: eight columns, which the product of 16 reads twice. `tile`: address
+ * >> 4. */
+__device__ __forceinline__ uint64_t att_rows_descriptor(uint32_t tile, uint32_t bytes)
 {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    uint64_t d;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(d) : "r"(tile + (bytes >> 4)), "n"(128 >> 4));
+    return d;
 }
-__device__ __forceinline__ void wgmma_commit()
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int pending> __device__ __forceinline__ void wgmma_wait()
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending));
-}
+
 /* Keeps uses of accumulators behind the wait before this, and what made them before the wait after this. */
 template <int N> __device__ __forceinline__ void wgmma_arrived(float (&d)[N])
 {
@@ -66,6 +69,16 @@ __device__ __forceinline__ void wgmma_columns(float (&d)[8], uint64_t a, uint64_
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
                  : "l"(a), "l"(b), "r"(add));
 }
+/* d[64 x 32] (+)= A B^T: rows of both tiles are rows and columns of d */
+__device__ __forceinline__ void wgmma_columns(float (&d)[16], uint64_t a, uint64_t b, int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, p, 1, 1, 0, 0;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+                 : "l"(a), "l"(b), "r"(add));
+}
 /* d (+)= A B, the 16 rows of both tiles summed over */
 __device__ __forceinline__ void wgmma_rows(float (&d)[16], uint64_t a, uint64_t b, int add)
 {
@@ -85,12 +98,6 @@ __device__ __forceinline__ void wgmma_rows(float (&d)[8], uint64_t a, uint64_t b
                  : "l"(a), "l"(b), "r"(add));
 }
 
-/* Ordinary writes to shared memory before this are seen by products issued after the next barrier. */
-__device__ __forceinline__ void fence_async_proxy()
-{
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 __device__ __forceinline__ void stmatrix4(uint32_t address, const uint32_t (&r)[4])
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
@@ -99,11 +106,11 @@ __device__ __forceinline__ void stmatrix4(uint32_t address, const uint32_t (&r)[
 }
 
 /* Barriers 1.. of the block: `arrive` does not wait. */
-template <int THREADS> __device__ __forceinline__ void barrier_arrive(int id)
+template <int THREADS> __device__ __forceinline__ void threads_arrive(int id)
 {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
-template <int THREADS> __device__ __forceinline__ void barrier_sync(int id)
+template <int THREADS> __device__ __forceinline__ void threads_sync(int id)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
@@ -123,33 +130,13 @@ __device__ __forceinline__ void cluster_store(uint32_t address, uint32_t barrier
         "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
         : "memory");
 }
-__device__ __forceinline__ void transfer_init(uint32_t barrier)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-}
-/* all blocks of the cluster (which may be one); after transfer_init */
+/* all blocks of the cluster (which may be one); after barrier_init */
 __device__ __forceinline__ void cluster_sync()
 {
     asm volatile(
         "fence.mbarrier_init.release.cluster;\nbarrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::
             : "memory");
 }
-__device__ __forceinline__ void transfer_expect(uint32_t barrier, uint32_t bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void transfer_wait(uint32_t barrier, uint32_t parity)
-{
-    uint32_t done;
-    do {
-        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
-                     "selp.u32 %0, 1, 0, p;}"
-                     : "=r"(done)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-    } while (!done);
-}
-
 /* --- the copy engine: by one thread; `barrier` counts the bytes */
 
 /* a multiple of 16 bytes */

@@ -8,112 +8,22 @@
  * goes through rows of the group, so that dbias of its keys and all queries stays in registers (128 floats a thread).
  * With a bias two blocks of a cluster own the 256 keys: each sends its partial dq of the other's half of the queries
  * there. Sums over rows are joined by a second kernel in order: no atomics, and no tensor of all scores. */
+#include "kernels/cuda/att_backward.cuh"
 #include "kernels/cuda/att_wgmma.cuh"
 
-enum {
-    BW_KEYS = 128,
-    BW_STEP = 16,
-    BW_THREADS = 256,
-    BW_BIAS_BLOCKS = 132,
-    BW_PLAIN_BLOCKS = 264,
-    BW_LINE = BW_KEYS + 4
-};
-
-/* What a kernel before the main one makes of mask, lse, o and bias. Exponents are of two.
- * add[G,B,tile,128 + 4]: mask of the keys, ATT_PAD for keys that do not exist; then 1, or 0 where every key is masked
- * (the softmax of such a row is uniform: inf = 1e9 swallows the scores in f32); stats[G,B,H,queries] = (-lse, -delta);
- * bias[G,H,tile,step,thread]: eight elements in the order of a thread's accumulators. */
-struct BwPrepared {
-    float *add;
-    float2 *stats;
-    uint4 *bias;
-};
+enum { BW_BIAS_BLOCKS = 132, BW_PLAIN_BLOCKS = 264 };
 
 template <int D, bool BIAS> struct BwShape {
-    static constexpr int MACROS = BIAS ? 4 : 2; /* of 64 queries: a tile of ds */
-    static constexpr int STEPS = 4 * MACROS, QUERIES = 64 * MACROS, TILES = BIAS ? 2 : 1, KEYS = TILES * BW_KEYS;
+    static constexpr int QUERIES = BwExtent<BIAS>::QUERIES, TILES = BwExtent<BIAS>::TILES, KEYS = TILES * BW_KEYS;
+    static constexpr int MACROS = QUERIES / 64, STEPS = 2 * MACROS; /* tiles of ds, and halves of them */
     static constexpr uint32_t ROW = D * 2, GO = QUERIES * ROW, K = 2 * GO, STAT = K + BW_KEYS * ROW,
-                              ADD = STAT + QUERIES * 8, STAGE = ADD + 1024,
+                              ADD = STAT + QUERIES * 16, STAGE = ADD + 1024,
                               BARRIERS =
                                   ADD + 768; /* of the two stages and of partial dq, in what the first stage leaves */
     static constexpr uint32_t V = 2 * STAGE, DS = V + BW_KEYS * ROW, DS_BYTES = BW_KEYS * 128, PEER = DS + 2 * DS_BYTES,
                               PEER_BYTES = BIAS ? QUERIES / 2 * D * 4 : 0, BIAS_AT = PEER + 2 * PEER_BYTES,
                               BYTES = BIAS_AT + (BIAS ? QUERIES * BW_KEYS * 2 : 0);
 };
-
-/* --- preparation
- * -------------------------------------------------------------------------------------------------------------- */
-
-__device__ __forceinline__ void bw_prepare_row(const Att &a, const AttOperands<bf16> &x, const BwPrepared &out,
-                                               int group, int row, int split, int splits, int keys, int queries)
-{
-    enum { AHEAD = 2 };
-    const float *mask = a.mask ? a.mask_row(group, row) : NULL;
-    int64_t at = (int64_t)group * a.b + row;
-    int any = !mask;
-    for (int j = threadIdx.x % WARP; mask && j < a.m; j += WARP) any |= mask[j] > 0.0f;
-    any = __any_sync(0xffffffffu, any);
-    if (split == 0)
-        for (int e = threadIdx.x; e < keys / BW_KEYS * BW_LINE; e += BW_THREADS) {
-            int j = e / BW_LINE * BW_KEYS + e % BW_LINE;
-            float add = j >= a.m ? ATT_PAD : mask && any ? a.inf * ATT_LOG2E * (mask[j] - 1.0f) : 0.0f;
-            out.add[at * (keys / BW_KEYS * BW_LINE) + e] = e % BW_LINE < BW_KEYS ? add : any ? 1.0f : 0.0f;
-        }
-    /* a chunk of 16 bytes per thread, `per` queries side by side */
-    int chunks = a.h * a.d / 8, lanes = a.d / 8, per = BW_THREADS / chunks, chunk = threadIdx.x % chunks;
-    int end = (split + 1) * (queries / splits), head = chunk / lanes;
-    bool working = threadIdx.x / chunks < per;
-    const bf16 *o_at = x.o_in + a.q_block(group, row, 0) + chunk * 8, *go_at = x.go + (o_at - x.o_in);
-    const float *lse_at = x.lse_in + (at * a.h + head) * a.n;
-    float2 *to = out.stats + (at * a.h + head) * queries;
-    for (int first = split * (queries / splits); first < end; first += AHEAD * per) {
-        int query = first + threadIdx.x / chunks;
-        Pack<bf16> o[AHEAD] = {}, go[AHEAD] = {};
-        float lse[AHEAD] = {};
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++, query += per)
-            if (working && query < a.n) {
-                o[k] = load_pack(o_at + query * a.pitch), go[k] = load_pack(go_at + query * a.pitch);
-                lse[k] = lse_at[query];
-            }
-        query -= AHEAD * per;
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++, query += per) {
-            float delta = 0;
-#pragma unroll
-            for (int e = 0; e < 8; e++) delta += to_float(o[k].v[e]) * to_float(go[k].v[e]);
-            for (int step = lanes / 2; step > 0; step /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, step);
-            if (!working || query >= end || chunk % lanes != 0) continue;
-            float add = query >= a.n ? ATT_PAD : any ? -lse[k] * ATT_LOG2E : -log2f((float)a.m);
-            to[query] = make_float2(add, -delta);
-        }
-    }
-}
-
-__device__ __forceinline__ void bw_prepare_bias(const Att &a, const bf16 *bias, uint4 *out, int id, int steps)
-{
-    int step = id % steps, tile = id / steps % 2, block = id / steps / 2;
-    int head = block % a.h, group = block / a.h, lane = threadIdx.x % WARP;
-    int key0 = tile * BW_KEYS + threadIdx.x / WARP * 16 + lane / 4, query0 = step * BW_STEP + lane % 4 * 2;
-    __align__(16) bf16 v[8];
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-        int key = key0 + (e >> 1 & 1) * 8, query = query0 + (e >> 2) * 8 + (e & 1);
-        v[e] = key < a.m && query < a.n ? bias[a.bias_index(group, query, key, head)] : from_float<bf16>(0.0f);
-    }
-    out[(int64_t)id * BW_THREADS + threadIdx.x] = *reinterpret_cast<const uint4 *>(v);
-}
-
-/* Blocks: pieces of the bias, then splits of a row's queries. */
-__global__ void __launch_bounds__(BW_THREADS, 4)
-    att_bw_prepare_kernel(Att a, AttOperands<bf16> x, BwPrepared out, int splits, int keys, int queries)
-{
-    int pieces = x.bias ? a.g * a.h * (keys / BW_KEYS) * (queries / BW_STEP) : 0, id = (int)blockIdx.x - pieces;
-    if (id < 0)
-        bw_prepare_bias(a, x.bias, out.bias, blockIdx.x, queries / BW_STEP);
-    else
-        bw_prepare_row(a, x, out, id / splits / a.b, id / splits % a.b, id % splits, splits, keys, queries);
-}
 
 /* --- the products
  * ------------------------------------------------------------------------------------------------------------- */
@@ -124,29 +34,70 @@ struct BwMaps {
     CUtensorMap q, go, k, v;
 };
 
+/* A block's part of the work, the row it is at, and this thread. */
+struct BwPlace {
+    char *shared;
+    uint32_t base, at; /* addresses of all and of the row's stage */
+    int head, group, tile, turn, first, last, row, stage, parity;
+    int warp, lane, warpgroup;
+};
+
+enum { BW_FULL = 1, BW_FREE = 3, BW_GROUP = 5 }; /* barriers of the two tiles of ds, of the two warpgroups */
+
+/* Copies a row to a stage; the values have one place only. */
 template <int D, bool BIAS>
-__device__ __forceinline__ void bw_load(const Att &a, const BwMaps &maps, const BwPrepared &prepared, uint32_t base,
-                                        int stage, int group, int row, int head, int tile)
+__device__ __forceinline__ void bw_load(const Att &a, const BwMaps &maps, const BwPrepared &prepared, const BwPlace &w,
+                                        int row, int stage)
 {
     typedef BwShape<D, BIAS> S;
-    uint32_t at = base + stage * S::STAGE, barrier = base + S::BARRIERS + stage * 8;
-    int64_t line = (int64_t)group * a.b + row;
-    transfer_expect(barrier, S::ADD + BW_LINE * 4 + BW_KEYS * S::ROW);
-    transfer_box(at, &maps.q, head * a.d, 0, row, group, barrier);
-    transfer_box(at + S::GO, &maps.go, head * a.d, 0, row, group, barrier);
-    transfer_box(at + S::K, &maps.k, head * a.d, tile * BW_KEYS, row, group, barrier);
-    transfer_box(base + S::V, &maps.v, head * a.d, tile * BW_KEYS, row, group, barrier);
-    transfer_bytes(at + S::STAT, prepared.stats + (line * a.h + head) * S::QUERIES, S::QUERIES * 8, barrier);
-    transfer_bytes(at + S::ADD, prepared.add + (line * S::TILES + tile) * BW_LINE, BW_LINE * 4, barrier);
+    uint32_t at = w.base + stage * S::STAGE, barrier = w.base + S::BARRIERS + stage * 8;
+    int64_t line = (int64_t)w.group * a.b + row;
+    barrier_expect(barrier, S::ADD + BW_LINE * 4 + BW_KEYS * S::ROW);
+    transfer_box(at, &maps.q, w.head * a.d, 0, row, w.group, barrier);
+    transfer_box(at + S::GO, &maps.go, w.head * a.d, 0, row, w.group, barrier);
+    transfer_box(at + S::K, &maps.k, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
+    transfer_box(w.base + S::V, &maps.v, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
+    transfer_bytes(at + S::STAT, prepared.stats + (line * a.h + w.head) * S::QUERIES, S::QUERIES * 16, barrier);
+    transfer_bytes(at + S::ADD, prepared.add + (line * S::TILES + w.tile) * BW_LINE, BW_LINE * 4, barrier);
 }
 
-/* Accumulators of 16 rows x D times a factor -> global memory in whole chunks, by way of 32 D bytes at `staging`. */
-template <int D>
-__device__ __forceinline__ void bw_store(bf16 *p, const Att &a, int row0, int extent, const float (&acc)[D / 2],
-                                         float factor, char *staging)
+/* Barriers, the bias, the first row. */
+template <int D, bool BIAS>
+__device__ __forceinline__ void bw_open(const Att &a, const BwMaps &maps, const BwPrepared &prepared, const BwPlace &w)
+{
+    typedef BwShape<D, BIAS> S;
+    constexpr uint32_t BYTES = S::QUERIES * BW_KEYS * 2;
+    uint32_t barrier = w.base + S::BARRIERS + 48;
+    if (threadIdx.x < 7) barrier_init(w.base + S::BARRIERS + threadIdx.x * 8, 1);
+    cluster_sync();
+    if (threadIdx.x == 0) {
+        if (BIAS) {
+            barrier_expect(barrier, BYTES);
+            transfer_bytes(w.base + S::BIAS_AT, prepared.bias + (blockIdx.y * 2 + w.tile) * (BYTES / 16), BYTES,
+                           barrier);
+        }
+        bw_load<D, BIAS>(a, maps, prepared, w, w.first, 0);
+    }
+    if (BIAS) barrier_wait(barrier, 0);
+}
+
+/* Addresses made of it are not kept in registers across the rows of a block, where they would be spilled. */
+__device__ __forceinline__ int here_again(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+/* Accumulators of 16 rows x D times a factor -> global memory in whole chunks, by way of 32 D bytes of the tile of ds
+ * that this warpgroup used last; `slot`: which of four. */
+template <int D, bool BIAS>
+__device__ __forceinline__ void bw_store(bf16 *p, const Att &a, const BwPlace &w, int row0, int extent,
+                                         const float (&acc)[D / 2], float factor, int slot)
 {
     constexpr int CHUNKS = D / 8, ROWS = WARP / CHUNKS;
-    int lane = threadIdx.x % WARP, row = lane / CHUNKS, chunk = lane % CHUNKS;
+    typedef BwShape<D, BIAS> S;
+    char *staging = w.shared + S::DS + w.warpgroup * S::DS_BYTES + w.warp % 4 * 4096 + slot * 1024;
+    int lane = here_again(threadIdx.x % WARP), row = lane / CHUNKS, chunk = lane % CHUNKS;
 #pragma unroll
     for (int e = 0; e < D / 16; e++) {
         uint32_t r[4];
@@ -164,38 +115,78 @@ __device__ __forceinline__ void bw_store(bf16 *p, const Att &a, int row0, int ex
     }
 }
 
-/* s = k q^T, dp = v do^T: 64 keys x 32 queries */
-template <int D>
-__device__ __forceinline__ void bw_scores(float (&s)[16], float (&dp)[16], const AttFragment<D> &k,
-                                          const AttFragment<D> &v, uint64_t q, uint64_t go)
+/* What a warpgroup keeps of a row. */
+template <int D> struct BwRow {
+    AttFragment<D> k, v;
+    uint32_t for_s[4], for_dp[4];            /* what meets the columns of `stats` */
+    uint32_t q_tile, go_tile, k_tile, stats; /* of descriptors */
+    float unit, bias_unit, shift;            /* exponent = unit s + bias_unit bias + shift */
+    float s[16], dp[16], dk[D / 2], dv[D / 2];
+    uint32_t p_low[2][4], ds_low[2][4];
+};
+
+template <int D, bool BIAS> __device__ __forceinline__ void bw_enter(BwRow<D> &r, const Att &a, const BwPlace &w)
 {
+    typedef BwShape<D, BIAS> S;
+    const uint32_t ONE = 0x3f80, part = w.lane % 4;
+    barrier_wait(w.base + S::BARRIERS + w.stage * 8, w.parity);
+    if (D == 16) r.k.load_tile(w.at + S::K, w.warp * 16);
+    r.v.load_tile(w.base + S::V, w.warp * 16);
+    if (D == 16 && a.d == 8) r.k.r[0][2] = r.k.r[0][3] = r.v.r[0][2] = r.v.r[0][3] = 0;
+    const float *add_at = reinterpret_cast<const float *>(w.shared + w.stage * S::STAGE + S::ADD);
+    bool any = add_at[BW_KEYS] != 0.0f;
+    r.bias_unit = any ? ATT_LOG2E : 0.0f, r.unit = r.bias_unit * a.scale, r.shift = any ? 0.0f : -log2f((float)a.m);
 #pragma unroll
-    for (int e = 0; e < D / 16; e++) wgmma_from_registers<false>(s, k.r[e], q + e * 2, e > 0);
+    for (int e = 0; e < 4; e++) {
+        float add = e < 2 ? add_at[w.warp * 16 + w.lane / 4 + e * 8] : 0.0f;
+        r.for_s[e] = e > 1 ? 0u : part == 0 ? ONE << 16 | ONE : part == 1 ? pack_bf16(1.0f, add) : 0u;
+        r.for_dp[e] = e > 1 ? 0u : part == 2 ? ONE << 16 | ONE : part == 3 ? ONE : 0u;
+    }
+    r.q_tile = att_tile<D * 2>(w.at), r.go_tile = att_tile<D * 2>(w.at + S::GO), r.stats = (w.at + S::STAT) >> 4;
+    r.k_tile = att_tile<D * 2>(w.at + S::K + w.warpgroup * 64 * D * 2);
+    if (BIAS && threadIdx.x % 128 == 0)
+        barrier_expect(w.base + S::BARRIERS + 16 + (w.stage * 2 + w.warpgroup) * 8, S::PEER_BYTES / 2);
+}
+
+/* s = k q^T + mask - lse / scale, dp = v do^T - delta: 64 keys x 32 queries. The sums with mask, lse and delta are a
+ * product of 16 more columns: (1, 1, 1, mask, 0 ..) and (0, 0, 0, 0, 1, 1, 1, 0 ..) times the columns of `stats`. */
+template <int D> __device__ __forceinline__ void bw_scores(BwRow<D> &r, int query)
+{
+    uint64_t stats = att_rows_descriptor(r.stats, query * 16);
+    uint32_t rows = query * D * 2;
+    wgmma_fence();
+    wgmma_from_registers<false>(r.s, r.for_s, stats, 0);
 #pragma unroll
-    for (int e = 0; e < D / 16; e++) wgmma_from_registers<false>(dp, v.r[e], go + e * 2, e > 0);
+    for (int e = 0; e < D / 16; e++)
+        if (D == 32) /* k from shared memory: registers are short */
+            wgmma_columns(r.s, att_descriptor<D * 2>(r.k_tile, e * 32), att_descriptor<D * 2>(r.q_tile, rows + e * 32),
+                          1);
+        else
+            wgmma_from_registers<false>(r.s, r.k.r[e], att_descriptor<D * 2>(r.q_tile, rows + e * 32), 1);
+    wgmma_from_registers<false>(r.dp, r.for_dp, stats, 0);
+#pragma unroll
+    for (int e = 0; e < D / 16; e++)
+        wgmma_from_registers<false>(r.dp, r.v.r[e], att_descriptor<D * 2>(r.go_tile, rows + e * 32), 1);
     wgmma_commit();
 }
 
-/* s -> p, dp -> ds. bias: 16 elements; stat: (-lse, -delta) of this thread's queries, 8 queries apart */
-template <bool BIAS>
-__device__ __forceinline__ void bw_softmax(float (&s)[16], float (&dp)[16], const uint4 (&bias)[2],
-                                           const float4 (&stat)[4], const float (&add)[2], float unit, float bias_unit)
+/* s -> p, dp -> ds. bias: 16 elements */
+template <int D, bool BIAS> __device__ __forceinline__ void bw_softmax(BwRow<D> &r, const uint4 (&bias)[2])
 {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        const float4 &q = stat[j]; /* lse, delta of two queries */
-        float t[4] = {add[0] + q.x, add[0] + q.z, add[1] + q.x, add[1] + q.z};
+        const uint4 &b = bias[j / 2];
+        float t[4] = {r.shift, r.shift, r.shift, r.shift};
         if (BIAS) {
-            const uint4 &b = bias[j / 2];
             float2 low = unpack_bf16(j % 2 ? b.z : b.x), high = unpack_bf16(j % 2 ? b.w : b.y);
-            t[0] = fmaf(low.x, bias_unit, t[0]), t[1] = fmaf(low.y, bias_unit, t[1]);
-            t[2] = fmaf(high.x, bias_unit, t[2]), t[3] = fmaf(high.y, bias_unit, t[3]);
+            t[0] = fmaf(low.x, r.bias_unit, r.shift), t[1] = fmaf(low.y, r.bias_unit, r.shift);
+            t[2] = fmaf(high.x, r.bias_unit, r.shift), t[3] = fmaf(high.y, r.bias_unit, r.shift);
         }
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            float p = exp2_fast(fmaf(s[j * 4 + c], unit, t[c]));
-            s[j * 4 + c] = p;
-            dp[j * 4 + c] = p * (dp[j * 4 + c] + (c & 1 ? q.w : q.y));
+            float p = exp2_fast(fmaf(r.s[j * 4 + c], r.unit, t[c]));
+            r.s[j * 4 + c] = p;
+            r.dp[j * 4 + c] *= p;
         }
     }
 }
@@ -209,6 +200,109 @@ __device__ __forceinline__ void bw_pack(uint32_t (&r)[2][4], const float (&x)[16
         for (int k = 0; k < 4; k++) r[e][k] = pack_bf16(x[e * 8 + k * 2], x[e * 8 + k * 2 + 1]);
 }
 
+/* p and ds of 64 keys x 32 queries, half `half` of the i-th tile of ds; to dbias and to that tile. */
+template <int D, bool BIAS>
+__device__ __forceinline__ void bw_elements(BwRow<D> &r, float (&dbias)[16], const BwPlace &w, int i, int half)
+{
+    typedef BwShape<D, BIAS> S;
+    int buffer = i & 1, step = (i ^ w.turn) * 2 + half;
+    uint4 bias[2] = {};
+    if (BIAS) {
+        const uint4 *source =
+            reinterpret_cast<const uint4 *>(w.shared + S::BIAS_AT) + step * 2 * BW_THREADS + threadIdx.x;
+        bias[0] = source[0], bias[1] = source[BW_THREADS];
+    }
+    wgmma_wait<0>();
+    wgmma_arrived(r.s);
+    wgmma_arrived(r.dp);
+    bw_softmax<D, BIAS>(r, bias);
+    if (BIAS) {
+#pragma unroll
+        for (int c = 0; c < 16; c++) dbias[c] += r.dp[c];
+    }
+    bw_pack(r.p_low, r.s);
+    bw_pack(r.ds_low, r.dp);
+    if (half == 0 && (i >= 2 || w.row > w.first) && w.warpgroup != buffer) threads_sync<BW_THREADS>(BW_FREE + buffer);
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        int key = w.warp * 16 + (w.lane & 15), chunk = half * 4 + e * 2 + (w.lane >> 4);
+        stmatrix4(w.base + S::DS + buffer * S::DS_BYTES + key * 128 + (chunk ^ (key & 7)) * 16, r.ds_low[e]);
+    }
+    if (half == 0) return;
+    async_fence();
+    if (w.warpgroup != buffer) threads_arrive<BW_THREADS>(BW_FULL + buffer);
+}
+
+/* dv += p^T do, dk += ds^T q of 32 queries */
+template <int D> __device__ __forceinline__ void bw_gradients(BwRow<D> &r, int query, bool first)
+{
+    wgmma_fence();
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        uint32_t rows = (query + e * 16) * D * 2;
+        wgmma_from_registers<true>(r.dv, r.p_low[e], att_descriptor<D * 2>(r.go_tile, rows), !first || e > 0);
+        wgmma_from_registers<true>(r.dk, r.ds_low[e], att_descriptor<D * 2>(r.q_tile, rows), !first || e > 0);
+    }
+    wgmma_commit();
+}
+
+/* dq of the i-th tile of ds, by the warpgroup whose tile it is: sent to the other block or, with what that sent, stored
+ */
+template <int D, bool BIAS> __device__ __forceinline__ void bw_queries(const Att &a, bf16 *to, const BwPlace &w, int i)
+{
+    typedef BwShape<D, BIAS> S;
+    float dq[D / 2];
+    int buffer = i & 1;
+    uint32_t ds_tile = att_tile<128>(w.base + S::DS + buffer * S::DS_BYTES), k_tile = att_tile<D * 2>(w.at + S::K);
+    threads_sync<BW_THREADS>(BW_FULL + buffer);
+    wgmma_fence();
+#pragma unroll
+    for (int e = 0; e < BW_KEYS / 16; e++)
+        wgmma_rows(dq, att_descriptor<128>(ds_tile, e * 16 * 128), att_descriptor<D * 2>(k_tile, e * 16 * D * 2),
+                   e > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_arrived(dq);
+    if (i + 2 < S::MACROS) threads_arrive<BW_THREADS>(BW_FREE + buffer);
+    uint32_t place = S::PEER + w.stage * S::PEER_BYTES + (buffer * (D / 8) * 128 + threadIdx.x % 128) * 16,
+             barrier = w.base + S::BARRIERS + 16 + (w.stage * 2 + buffer) * 8;
+    if (BIAS && i < S::MACROS / 2) {
+        uint32_t there = cluster_address(w.base + place, w.tile ^ 1), signal = cluster_address(barrier, w.tile ^ 1);
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+            cluster_store(there + j * 128 * 16, signal, dq[j * 4], dq[j * 4 + 1], dq[j * 4 + 2], dq[j * 4 + 3]);
+        return;
+    }
+    if (BIAS) {
+        barrier_wait(barrier, w.parity);
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) {
+            float4 other = *reinterpret_cast<const float4 *>(w.shared + place + j * 128 * 16);
+            dq[j * 4] += other.x, dq[j * 4 + 1] += other.y, dq[j * 4 + 2] += other.z, dq[j * 4 + 3] += other.w;
+        }
+    }
+    threads_sync<128>(BW_GROUP + buffer); /* all are done with this tile of ds */
+    bw_store<D, BIAS>(to, a, w, (i ^ w.turn) * 64 + w.warp % 4 * 16, a.n, dq, a.scale, 0);
+}
+
+/* Partial dbias of a block, [keys, queries] */
+template <int D, bool BIAS>
+__device__ __forceinline__ void bw_store_bias(float *out, const float (&dbias)[BwShape<D, BIAS>::STEPS][16],
+                                              const BwPlace &w)
+{
+    typedef BwShape<D, BIAS> S;
+    out += (w.tile * BW_KEYS + w.warp * 16 + w.lane / 4) * S::QUERIES + w.lane % 4 * 2;
+#pragma unroll
+    for (int step = 0; step < S::STEPS; step++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float *d = &dbias[step][j * 4];
+            float *to = out + (step / 2 ^ w.turn) * 64 + step % 2 * 32 + j * 8;
+            *reinterpret_cast<float2 *>(to) = make_float2(d[0], d[1]);
+            *reinterpret_cast<float2 *>(to + 8 * S::QUERIES) = make_float2(d[2], d[3]);
+        }
+}
+
 template <int D, bool BIAS>
 __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
     att_bw_kernel(Att a, AttOperands<bf16> x, const __grid_constant__ BwMaps maps, BwPrepared prepared, float *partial,
@@ -216,189 +310,52 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
 {
     typedef BwShape<D, BIAS> S;
     extern __shared__ __align__(1024) char shared[];
-    enum { FULL = 1, FREE = 3, GROUP = 5 }; /* barriers of the two tiles of ds, of the two warpgroups */
-    uint32_t base = shared_address(shared);
-    int head = blockIdx.y % a.h, group = blockIdx.y / a.h, tile = blockIdx.x;
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warpgroup = __shfl_sync(0xffffffffu, warp / 4, 0);
-    int first = blockIdx.z * rows_per_block, last = min(first + rows_per_block, a.b);
-    /* the other block's half of the queries first */
-    int turn = BIAS && tile == 0 ? S::MACROS / 2 : 0;
+    BwPlace w = {shared, shared_address(shared)};
+    w.head = blockIdx.y % a.h, w.group = blockIdx.y / a.h, w.tile = blockIdx.x;
+    w.turn = BIAS && w.tile == 0 ? S::MACROS / 2 : 0; /* the other block's half of the queries first */
+    w.first = blockIdx.z * rows_per_block, w.last = min(w.first + rows_per_block, a.b);
+    w.warp = threadIdx.x / WARP, w.lane = threadIdx.x % WARP;
+    w.warpgroup = __shfl_sync(0xffffffffu, w.warp / 4, 0);
+    bw_open<D, BIAS>(a, maps, prepared, w);
 
-    if (threadIdx.x < 7) transfer_init(base + S::BARRIERS + threadIdx.x * 8);
-    cluster_sync();
-    if (threadIdx.x == 0) {
-        constexpr uint32_t BYTES = S::QUERIES * BW_KEYS * 2;
-        if (BIAS) {
-            uint32_t barrier = base + S::BARRIERS + 48;
-            transfer_expect(barrier, BYTES);
-            transfer_bytes(base + S::BIAS_AT, prepared.bias + (blockIdx.y * 2 + tile) * (BYTES / 16), BYTES, barrier);
-        }
-        bw_load<D, BIAS>(a, maps, prepared, base, 0, group, first, head, tile);
-    }
-
-    if (BIAS) transfer_wait(base + S::BARRIERS + 48, 0);
-    float dbias[BIAS ? S::STEPS / 2 : 1][16] = {};
-    for (int row = first; row < last; row++) {
-        int stage = (row - first) & 1;
-        uint32_t at = base + stage * S::STAGE;
-        const char *here = shared + stage * S::STAGE;
-        transfer_wait(base + S::BARRIERS + stage * 8, (row - first) >> 1 & 1);
-        AttFragment<D> k, v;
-        k.load_tile(at + S::K, warp * 16);
-        v.load_tile(base + S::V, warp * 16);
-        if (D == 16 && a.d == 8) k.r[0][2] = k.r[0][3] = v.r[0][2] = v.r[0][3] = 0;
-        const float *add_at = reinterpret_cast<const float *>(here + S::ADD);
-        float add[2] = {add_at[warp * 16 + lane / 4], add_at[warp * 16 + lane / 4 + 8]};
-        float bias_unit = add_at[BW_KEYS] * ATT_LOG2E, unit = bias_unit * a.scale;
-        uint64_t q_tile = att_descriptor<D * 2>(at), go_tile = att_descriptor<D * 2>(at + S::GO);
-
-        char *stage_of = shared + S::DS + warpgroup * S::DS_BYTES + warp % 4 * 4096; /* for results, in the last ds */
-        if (BIAS && threadIdx.x % 128 == 0)
-            transfer_expect(base + S::BARRIERS + 16 + (stage * 2 + warpgroup) * 8, S::PEER_BYTES / 2);
-
-        float dk[D / 2], dv[D / 2], s[16], dp[16];
-        uint32_t p_low[2][4], ds_low[2][4];
-
-        /* dq of a tile of ds, by one warpgroup */
-        auto make_dq = [&](int i) {
-            float dq[D / 2];
-            int buffer = i & 1, thread = threadIdx.x % 128;
-            uint64_t ds_tile = att_descriptor<128>(base + S::DS + buffer * S::DS_BYTES),
-                     k_tile = att_descriptor<D * 2>(at + S::K);
-            barrier_sync<BW_THREADS>(FULL + buffer);
-            /* the other warpgroup is in this row: all are done with the last one and have the values */
-            if (i == 0 && threadIdx.x == 0 && row + 1 < last)
-                bw_load<D, BIAS>(a, maps, prepared, base, stage ^ 1, group, row + 1, head, tile);
-            wgmma_fence();
+    float dbias[S::STEPS][16] = {};
+    for (int row = w.first; row < w.last; row++) {
+        BwRow<D> r;
+        int64_t k_at = a.k_block(w.group, row, w.head), q_at = a.q_block(w.group, row, w.head);
+        w.row = row, w.stage = (row - w.first) & 1, w.parity = (row - w.first) >> 1 & 1;
+        w.at = w.base + w.stage * S::STAGE;
+        bw_enter<D, BIAS>(r, a, w);
+        bw_scores<D>(r, w.turn * 64);
 #pragma unroll
-            for (int e = 0; e < BW_KEYS / 16; e++)
-                wgmma_rows(dq, ds_tile + e * (16 * 128 >> 4), k_tile + e * (16 * D * 2 >> 4), e > 0);
-            wgmma_commit();
-            wgmma_wait<0>();
-            wgmma_arrived(dq);
-            if (i + 2 < S::MACROS) barrier_arrive<BW_THREADS>(FREE + buffer);
-            uint32_t place = S::PEER + stage * S::PEER_BYTES + (buffer * (D / 8) * 128 + thread) * 16,
-                     barrier = base + S::BARRIERS + 16 + (stage * 2 + buffer) * 8;
-            if (BIAS && i < S::MACROS / 2) {
-                uint32_t there = cluster_address(base + place, tile ^ 1), signal = cluster_address(barrier, tile ^ 1);
-#pragma unroll
-                for (int j = 0; j < D / 8; j++)
-                    cluster_store(there + j * 128 * 16, signal, dq[j * 4], dq[j * 4 + 1], dq[j * 4 + 2], dq[j * 4 + 3]);
-                return;
-            }
-            if (BIAS) {
-                transfer_wait(barrier, (row - first) >> 1 & 1);
-#pragma unroll
-                for (int j = 0; j < D / 8; j++) {
-                    float4 other = *reinterpret_cast<const float4 *>(shared + place + j * 128 * 16);
-                    dq[j * 4] += other.x, dq[j * 4 + 1] += other.y;
-                    dq[j * 4 + 2] += other.z, dq[j * 4 + 3] += other.w;
-                }
-            }
-            barrier_sync<128>(GROUP + buffer); /* all are done with this tile of ds */
-            bw_store<D>(x.dq + a.q_block(group, row, head), a, (i ^ turn) * 64 + warp % 4 * 16, a.n, dq, a.scale,
-                        stage_of);
-        };
-
-        auto scores = [&](int step) {
-            uint64_t query0 = ((step / 2 ^ turn) * 2 + step % 2) * 32 * (D * 2 >> 4);
-            wgmma_fence();
-            bw_scores<D>(s, dp, k, v, q_tile + query0, go_tile + query0);
-        };
-        scores(0);
-#pragma unroll
-        for (int step = 0; step < S::STEPS / 2; step++) {
-            int i = step / 2, half = step % 2, query0 = (i ^ turn) * 64 + half * 32;
-            uint4 bias[2] = {};
-            if (BIAS) {
-                const uint4 *source =
-                    reinterpret_cast<const uint4 *>(shared + S::BIAS_AT) + query0 / 16 * BW_THREADS + threadIdx.x;
-                bias[0] = source[0], bias[1] = source[BW_THREADS];
-            }
-            const float4 *stat_at = reinterpret_cast<const float4 *>(here + S::STAT) + query0 / 2 + lane % 4;
-            float4 stat[4] = {stat_at[0], stat_at[4], stat_at[8], stat_at[12]};
-            wgmma_wait<0>();
-            wgmma_arrived(s);
-            wgmma_arrived(dp);
-            bw_softmax<BIAS>(s, dp, bias, stat, add, unit, bias_unit);
-            if (BIAS) {
-#pragma unroll
-                for (int c = 0; c < 16; c++) dbias[BIAS ? step : 0][c] += dp[c];
-            }
-            bw_pack(p_low, s);
-            bw_pack(ds_low, dp);
-            if (half == 0 && (i >= 2 || row > first) && warpgroup != (i & 1)) barrier_sync<BW_THREADS>(FREE + (i & 1));
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                int key = warp * 16 + (lane & 15), chunk = half * 4 + e * 2 + (lane >> 4);
-                stmatrix4(base + S::DS + (i & 1) * S::DS_BYTES + key * 128 + (chunk ^ (key & 7)) * 16, ds_low[e]);
-            }
-            if (half == 1) {
-                fence_async_proxy();
-                if (warpgroup != (i & 1)) barrier_arrive<BW_THREADS>(FULL + (i & 1));
-            }
-            wgmma_fence();
-            if (BIAS && step + 1 < S::STEPS / 2) scores(step + 1);
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                uint64_t rows = (query0 + e * 16) * (D * 2 >> 4);
-                wgmma_from_registers<true>(dv, p_low[e], go_tile + rows, step > 0 || e > 0);
-                wgmma_from_registers<true>(dk, ds_low[e], q_tile + rows, step > 0 || e > 0);
-            }
-            wgmma_commit();
-            if (!BIAS) {
+        for (int step = 0; step < S::STEPS; step++) {
+            int i = step / 2, half = step % 2, next = ((step + 1) / 2 ^ w.turn) * 64 + (step + 1) % 2 * 32;
+            bw_elements<D, BIAS>(r, dbias[step], w, i, half);
+            if (BIAS && step + 1 < S::STEPS) bw_scores<D>(r, next);
+            bw_gradients<D>(r, (i ^ w.turn) * 64 + half * 32, step == 0);
+            if (!BIAS) { /* two blocks per multiprocessor hide the wait, and there are registers for one at a time */
                 wgmma_wait<0>();
-                wgmma_arrived(dk);
-                wgmma_arrived(dv);
-                if (step + 1 < S::STEPS / 2) scores(step + 1);
+                wgmma_arrived(r.dk);
+                wgmma_arrived(r.dv);
+                if (step + 1 < S::STEPS) bw_scores<D>(r, next);
             }
-            if (half == 0 && i > 0 && warpgroup == ((i - 1) & 1)) make_dq(i - 1);
+            if (half == 0 && i > 0 && w.warpgroup == ((i - 1) & 1)) {
+                bw_queries<D, BIAS>(a, x.dq + q_at, w, i - 1);
+                /* the other warpgroup is in this row: all are done with the last one and have the values */
+                if (i == 1 && threadIdx.x == 0 && row + 1 < w.last)
+                    bw_load<D, BIAS>(a, maps, prepared, w, row + 1, w.stage ^ 1);
+            }
         }
-        if (warpgroup == ((S::MACROS - 1) & 1)) make_dq(S::MACROS - 1);
+        if (w.warpgroup == ((S::MACROS - 1) & 1)) bw_queries<D, BIAS>(a, x.dq + q_at, w, S::MACROS - 1);
         wgmma_wait<0>();
-        wgmma_arrived(dk);
-        wgmma_arrived(dv);
-        int64_t k_at = a.k_block(group, row, head);
-        bw_store<D>(x.dv + k_at, a, tile * BW_KEYS + warp * 16, a.m, dv, 1.0f, stage_of + 1024);
-        bw_store<D>(x.dk + k_at, a, tile * BW_KEYS + warp * 16, a.m, dk, a.scale, stage_of + 2048);
-        barrier_arrive<BW_THREADS>(FREE + warpgroup);
+        wgmma_arrived(r.dk);
+        wgmma_arrived(r.dv);
+        bw_store<D, BIAS>(x.dv + k_at, a, w, w.tile * BW_KEYS + w.warp * 16, a.m, r.dv, 1.0f, 1);
+        bw_store<D, BIAS>(x.dk + k_at, a, w, w.tile * BW_KEYS + w.warp * 16, a.m, r.dk, a.scale, 2);
+        threads_arrive<BW_THREADS>(BW_FREE + w.warpgroup);
     }
-    if (!BIAS) return;
-    int key = tile * BW_KEYS + warp * 16 + lane / 4;
-    float *out = partial + (((int64_t)blockIdx.z * gridDim.y + blockIdx.y) * S::KEYS + key) * S::QUERIES;
-#pragma unroll
-    for (int step = 0; step < S::STEPS / 2; step++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const float *d = &dbias[BIAS ? step : 0][j * 4];
-            float *to = out + (step / 2 ^ turn) * 64 + step % 2 * 32 + j * 8 + lane % 4 * 2;
-            *reinterpret_cast<float2 *>(to) = make_float2(d[0], d[1]);
-            *reinterpret_cast<float2 *>(to + 8 * S::QUERIES) = make_float2(d[2], d[3]);
-        }
-}
-
-/* dbias[g,n,m,h] = sum over chunks of partial[chunk][G,H,keys,queries], in order. A warp: 8 queries x 4 keys, up to
- * four heads, so that reads and writes come in whole sectors. */
-__global__ void __launch_bounds__(BW_THREADS)
-    att_bw_join_kernel(Att a, const float *partial, bf16 *dbias, int chunks, int keys, int queries)
-{
-    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quads = (a.h + 3) / 4;
-    int i = blockIdx.x * 32 + warp % 4 * 8 + lane % 8, j = blockIdx.y * 8 + warp / 4 * 4 + lane / 8;
-    int head0 = blockIdx.z % quads * 4, group = blockIdx.z / quads;
-    if (i >= a.n || j >= a.m) return;
-    int64_t matrix = (int64_t)keys * queries, step = (int64_t)a.g * a.h * matrix;
-    const float *p = partial + ((int64_t)group * a.h + head0) * matrix + (int64_t)j * queries + i;
-    float sum[4] = {};
-#pragma unroll 4
-    for (int k = 0; k < chunks; k++)
-#pragma unroll
-        for (int head = 0; head < 4; head++)
-            if (head0 + head < a.h) sum[head] += p[k * step + head * matrix];
-    bf16 *to = dbias + a.bias_index(group, i, j, head0);
-    if (a.h % 4 == 0)
-        *reinterpret_cast<uint2 *>(to) = make_uint2(pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]));
-    else
-        for (int head = 0; head0 + head < a.h; head++) to[head] = from_float<bf16>(sum[head]);
+    if (BIAS)
+        bw_store_bias<D, BIAS>(partial + ((int64_t)blockIdx.z * gridDim.y + blockIdx.y) * S::KEYS * S::QUERIES, dbias,
+                               w);
 }
 
 /* --- launches
@@ -418,7 +375,7 @@ static BwPlan bw_plan(const Att &a, bool bias)
     p.rows = att_rows_per_block(a, (int)tiles, bias ? BW_BIAS_BLOCKS : BW_PLAIN_BLOCKS);
     p.chunks = (a.b + p.rows - 1) / p.rows;
     p.stats_at = align_up((size_t)a.g * a.b * tiles * BW_LINE * sizeof(float));
-    p.bias_at = p.stats_at + align_up(heads * a.b * p.queries * sizeof(float2));
+    p.bias_at = p.stats_at + align_up(heads * a.b * p.queries * sizeof(uint4));
     p.partial_at = p.bias_at + (bias ? align_up(heads * p.keys * p.queries * 2) : 0);
     p.bytes = p.partial_at + (bias ? align_up(heads * p.chunks * p.keys * p.queries * 4) : 0);
     return p;
@@ -460,12 +417,10 @@ static Status bw_launch(const Att &a, const AttOperands<bf16> &x, char *scratch,
 {
     typedef BwShape<D, BIAS> S;
     BwPlan p = bw_plan(a, BIAS);
-    BwPrepared prepared = {(float *)(scratch + p.add_at), (float2 *)(scratch + p.stats_at),
+    BwPrepared prepared = {(float *)(scratch + p.add_at), (uint4 *)(scratch + p.stats_at),
                            (uint4 *)(scratch + p.bias_at)};
     float *partial = (float *)(scratch + p.partial_at);
-    int splits = 4, rows = a.g * a.b * splits, pieces = BIAS ? a.g * a.h * S::TILES * S::STEPS : 0;
-    att_bw_prepare_kernel<<<rows + pieces, BW_THREADS, 0, stream>>>(a, x, prepared, splits, S::KEYS, S::QUERIES);
-    TRY(cuda_launched("att_bw_prepare_kernel"));
+    TRY(bw_prepare_launch(a, x, prepared, stream));
 
     BwMaps maps;
     TRY(bw_map(&maps.q, x.q, a, a.n, a.q_row, a.q_group, D, S::QUERIES));
@@ -484,10 +439,7 @@ static Status bw_launch(const Att &a, const AttOperands<bf16> &x, char *scratch,
     config.numAttrs = 1;
     CUDA_TRY(cudaFuncSetAttribute(att_bw_kernel<D, BIAS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES));
     CUDA_TRY(cudaLaunchKernelEx(&config, att_bw_kernel<D, BIAS>, a, x, maps, prepared, partial, p.rows));
-    if (!BIAS) return OK;
-    dim3 pairs((a.n + 31) / 32, (a.m + 7) / 8, a.g * ((a.h + 3) / 4));
-    att_bw_join_kernel<<<pairs, BW_THREADS, 0, stream>>>(a, partial, x.dbias, p.chunks, S::KEYS, S::QUERIES);
-    return cuda_launched("att_bw_join_kernel");
+    return BIAS ? bw_join_launch(a, partial, x.dbias, p.chunks, stream) : OK;
 }
 
 Status att_wgmma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream)
