@@ -23,11 +23,15 @@ typedef struct ValidateArguments {
     TextList overrides;
 } ValidateArguments;
 
+enum { MAX_CASES = 8 };
+
 /* All rows of all sets. */
 typedef struct Rows {
     Arena arena;
     ValidationRow *row;
     int count, room;
+    TrainStep step[MAX_CASES]; /* predicted steps of published jobs, for their time to train */
+    int steps;
 } Rows;
 
 static const Usage usage = {
@@ -84,8 +88,6 @@ static Status published_cases(Pricing *pricing, const Config *config, const Publ
     return OK;
 }
 
-enum { MAX_CASES = 8 };
-
 /* One transfer with launches of a given cost. */
 static Status transfer(Pricing *pricing, const OpenFold *openfold, double launch_s, const TransferCase *cases,
                        int count, Arena *arena, ValidationRow *out)
@@ -112,6 +114,20 @@ static Status transfer_between(Pricing *pricing, const OpenFold *openfold, Trans
     return transfer(pricing, openfold, sqrt(low * high), cases, count, arena, out);
 }
 
+/* Predicted steps go into the time to train of their jobs. */
+static Status keep_steps(const ValidateArguments *a, const PublishedPoint *points, const ValidationRow *row, int count,
+                         Rows *rows)
+{
+    static const double SPAN = 2 * 1.6449; /* standard deviations of a 90 % interval */
+    for (int i = 0; i < count; i++) {
+        const char *name;
+        if (row[i].fitted) continue;
+        TRY(published_submission(a->published, points[i].gpus, &rows->arena, &name));
+        if (name) rows->step[rows->steps++] = (TrainStep){name, row[i].predicted, log(row[i].high / row[i].low) / SPAN};
+    }
+    return OK;
+}
+
 /* The full-size step on the published machine: the first point calibrates, the others are predicted. */
 static Status published_steps(const ValidateArguments *a, Rows *rows)
 {
@@ -133,6 +149,7 @@ static Status published_steps(const ValidateArguments *a, Rows *rows)
     if (status == OK) status = published_cases(pricing, config, points, count, &openfold, cases);
     if (status == OK) status = transfer_between(pricing, &openfold, cases, count, &rows->arena, out);
     if (status == OK) status = append(rows, out, count);
+    if (status == OK) status = keep_steps(a, points, out, count, rows);
     pricing_close(&pricing);
     config_destroy(&config);
     config_destroy(&fine);
@@ -144,7 +161,7 @@ static Status published_times(const ValidateArguments *a, Rows *rows)
     ValidationRow *out = NULL;
     int count = 0;
     const char *path = a->published ? a->published : published_default();
-    TRY(validate_time_to_train(path, NULL, 0, &rows->arena, &out, &count));
+    TRY(validate_time_to_train(path, rows->step, rows->steps, &rows->arena, &out, &count));
     return append(rows, out, count);
 }
 

@@ -69,6 +69,25 @@ Status published_read(const char *path, Arena *arena, PublishedPoint **points_ou
     return status;
 }
 
+Status published_submission(const char *path, double gpus, Arena *arena, const char **name_out)
+{
+    Table *t = NULL;
+    int count, name;
+    *name_out = NULL;
+    TRY(table_read(path ? path : default_path, &t));
+    Status status = table_column(t, "train_gpus", &count);
+    if (status == OK) status = table_column(t, "submission", &name);
+    for (int64_t row = 0; row < t->rows && status == OK && !*name_out; row++) {
+        double here;
+        status = table_double(t, row, count, &here);
+        if (status != OK || here != gpus) continue;
+        *name_out = arena_strdup(arena, table_cell(t, row, name));
+        if (!*name_out) status = status_fail(ERR_MEMORY, "%s: out of memory", t->file);
+    }
+    table_destroy(&t);
+    return status;
+}
+
 static Status find_cell(const Table *t, const PublishedCell *cell, double *value_out)
 {
     int column[4], value;

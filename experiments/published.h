@@ -8,6 +8,9 @@
  * runs. `path` NULL: the file beside the sources this program was built from. */
 Status published_read(const char *path, Arena *arena, PublishedPoint **points_out, int *count_out);
 
+/* Name of the submission that trained on so many GPUs; NULL when none did. */
+Status published_submission(const char *path, double gpus, Arena *arena, const char **name_out);
+
 const char *published_default(void);    /* path of that file */
 const char *published_experiment(void); /* path of the experiment those runs trained */
 
