@@ -59,8 +59,9 @@ typedef struct OpDef {
     Status (*vjp)(Program *, const Op *, const Val *dout, Val *din);
     void (*cost)(const Program *, const Op *, Cost *);
     uint32_t flags;
-    uint32_t exact_in;  /* bit i: input i keeps the real type under bf16 (masks, norm scales, biases) */
-    uint32_t exact_out; /* bit i: output i keeps the real type under bf16 (statistics, parameter gradients) */
+    uint32_t exact_in;     /* bit i: input i keeps the real type under bf16 (masks, norm scales, biases) */
+    uint32_t exact_out;    /* bit i: output i keeps the real type under bf16 (statistics, parameter gradients) */
+    uint32_t optional_out; /* bit i: output i is VAL_NONE in a planned program where nobody reads it */
     const char *int_name[ATTR_INTS];
     const char *real_name[ATTR_REALS];
 } OpDef;

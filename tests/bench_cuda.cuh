@@ -50,6 +50,7 @@ struct Case {
     OpAttr attr;
     int roundings; /* intermediate tensors in bf16 */
     bool in_place; /* optimizer ops: outputs are inputs */
+    int unread;    /* bit k: output k is left out */
 };
 
 struct Bench {
@@ -127,6 +128,8 @@ static Program *bench_program(const Case &c, DType type, Registry **registry)
     Val out[OP_MAX_OUT];
     prog_add_multi(p, c.kind, c.n_in, in, &c.attr, out);
     check(prog_status(p));
+    for (int k = 0; k < p->op[0].n_out; k++)
+        if (c.unread >> k & 1) p->op[0].out[k] = VAL_NONE;
     return p;
 }
 

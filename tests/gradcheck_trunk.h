@@ -73,6 +73,10 @@ static const GradCase gradcheck_trunk[] = {
     {OP_ATTENTION, "column", {{2, 1}, {0.6, 9}}, 1, {G(4, 3, 4), G(4, 3, 4), G(4, 3, 4), MASK(3, 4)}},
     {OP_ATTENTION, "column, transposed bias, groups", {{2, 1, 1}, {0.6, 9}}, 1,
      {G(2, 3, 2, 4), G(2, 3, 2, 4), G(2, 3, 2, 4), MASK(2, 3), G(2, 3, 3, 2)}},
+    {OP_ATTENTION, "gate", {{2}, {0.6, 9}}, 1,
+     {G(2, 3, 4), G(2, 5, 4), G(2, 5, 4), MASK(2, 5), G(3, 5, 2), G(2, 3, 4)}},
+    {OP_ATTENTION, "gate, column, groups, no bias", {{2, 1}, {0.6, 9}}, 1,
+     {G(2, 3, 2, 4), G(2, 3, 2, 4), G(2, 3, 2, 4), MASK(2, 3), NONE, G(2, 3, 2, 4)}},
     {OP_MASKED_MEAN, "", {{0}, {1e-3}}, 0, {G(4, 3, 2), MASK(4, 3)}},
     {OP_GLOBAL_ATTENTION, "", {{3}, {0.6, 9}}, 0, {G(4, 6), G(5, 4, 2), G(5, 4, 2), MASK(5, 4)}},
 

@@ -121,6 +121,33 @@ static void attention_takes_scores_softmax_and_context(void **state)
     recording_free(&r);
 }
 
+/* Every gate of an attention goes into it; point attention and templates have none. Outputs nobody reads are left out
+ * of the plan: o and the log-sum-exp without a gradient, none with one. */
+static void attention_takes_its_gate(void **state)
+{
+    (void)state;
+    for (int gradient = 0; gradient < 2; gradient++) {
+        Recording r = recording_model("tiny", gradient != 0);
+        Switches s = {.fused_attention = true, .fused_pointwise = true, .dp = 1, .dap = 1};
+        Program *p = NULL;
+        assert_int_equal(passes_run(r.p, &s, PASS_PLAN, &p), OK);
+        int gated = 0;
+        for (int32_t i = 0; i < p->n_ops; i++) {
+            const Op *op = &p->op[i];
+            if (op->kind != OP_ATTENTION) continue;
+            assert_int_equal(op->out[1] != VAL_NONE, gradient);
+            if (op->n_in < 6) continue;
+            gated++;
+            assert_int_equal(op->n_out, 3);
+            assert_int_equal(op->out[2] != VAL_NONE, gradient);
+        }
+        assert_true(gated >= 8);
+        assert_true(count_kind(p, OP_GATE) < count_kind(r.p, OP_GATE));
+        prog_destroy(&p);
+        recording_free(&r);
+    }
+}
+
 static void a_value_that_is_fetched_is_not_fused_away(void **state)
 {
     (void)state;
@@ -298,6 +325,7 @@ int main(void)
         cmocka_unit_test(groups_stay_whole_around_gathers),
         cmocka_unit_test(matrices_that_are_not_neighbours_are_left_alone),
         cmocka_unit_test(attention_takes_scores_softmax_and_context),
+        cmocka_unit_test(attention_takes_its_gate),
         cmocka_unit_test(a_value_that_is_fetched_is_not_fused_away),
         cmocka_unit_test(pointwise_sequences_become_one_op),
         cmocka_unit_test(triangle_multiplications_put_channels_first),

@@ -265,17 +265,26 @@ static Status attention_infer(const Program *p, const Op *op, Tensor *out, int *
 {
     AttShape s;
     TRY(attention_check(p, op, 0, &s));
-    out[0] = *rule_in(p, op, 0);
+    const Tensor *q = rule_in(p, op, 0), *gate = rule_in(p, op, 5);
+    if (gate && !rule_same(gate, q)) return rule_bad_shape(p, op, "a gate like q");
+    out[0] = *q;
     out[1] = att_score_tensor(&s, 0, rule_grad_dtype(s.dtype));
-    *n_out = 2;
+    if (gate) out[2] = *q;
+    *n_out = gate ? 3 : 2;
     return OK;
 }
 
 static Status attention_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
     Val mask = op->n_in > 3 ? op->in[3] : VAL_NONE, bias = op->n_in > 4 ? op->in[4] : VAL_NONE;
-    Val in[] = {dout[0], op->in[0], op->in[1], op->in[2], mask, bias, op->out[0], op->out[1]};
-    Val grad[OP_MAX_OUT];
+    Val gate = op->n_in > 5 ? op->in[5] : VAL_NONE, o = op->out[0], go = dout[0], grad[OP_MAX_OUT];
+    if (gate != VAL_NONE) {
+        o = op->out[2];
+        prog_add_multi(p, OP_GATE_BWD, 3, (Val[]){dout[0], gate, o}, NULL, grad);
+        din[5] = grad[0];
+        go = grad[1];
+    }
+    Val in[] = {go, op->in[0], op->in[1], op->in[2], mask, bias, o, op->out[1]};
     prog_add_multi(p, OP_ATTENTION_BWD, 8, in, &op->attr, grad);
     for (int i = 0; i < 3; i++) din[i] = grad[i];
     if (bias != VAL_NONE) din[4] = grad[3];
@@ -288,6 +297,7 @@ static void attention_cost(const Program *p, const Op *op, Cost *cost)
     AttShape s;
     if (!att_shape(rule_in(p, op, 0), rule_in(p, op, 1), op->attr.i[0], op->attr.i[1] != 0, &s)) return;
     cost->flops = 2.0 * att_product_flops(&s) + 6.0 * att_scores_count(&s);
+    if (rule_in(p, op, 5)) cost->flops += 4.0 * (double)tensor_count(rule_in(p, op, 5)); /* as of GATE */
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -297,6 +307,7 @@ const OpDef op_attention = {.name = "attention",
                             .cost = attention_cost,
                             .exact_in = 1 << 3,
                             .exact_out = 1 << 1,
+                            .optional_out = 1 << 1 | 1 << 2,
                             .int_name = {"heads", "column", "bias_t"},
                             .real_name = {"scale", "inf"}};
 

@@ -152,15 +152,35 @@ static void emit_group(Merge *m, int32_t head)
 
 /* --- the rules --- */
 
+/* q k v mask? bias? of SOFTMAX(ATT_SCORES(q, k, mask, bias)) v */
+static bool attention_inputs(const Merge *m, const Op *context, Val *in, OpAttr *attr)
+{
+    const Op *softmax = only_for(m, context->in[0], OP_SOFTMAX);
+    const Op *scores = softmax ? only_for(m, softmax->in[0], OP_ATT_SCORES) : NULL;
+    if (!scores) return false;
+    in[0] = scores->in[0], in[1] = scores->in[1], in[2] = context->in[1];
+    for (int k = 2; k < 4; k++) in[k + 1] = scores->n_in > k ? scores->in[k] : VAL_NONE;
+    *attr = (OpAttr){.i = {scores->attr.i[0]}, .f = {scores->attr.f[0], scores->attr.f[1]}};
+    return true;
+}
+
 /* SOFTMAX(ATT_SCORES(q, k, mask, bias)) v -> ATTENTION */
 static bool merge_attention(Merge *m, const Op *op)
 {
-    const Op *softmax = only_for(m, op->in[0], OP_SOFTMAX);
-    const Op *scores = softmax ? only_for(m, softmax->in[0], OP_ATT_SCORES) : NULL;
-    if (!scores) return false;
-    Val mask = scores->n_in > 2 ? scores->in[2] : VAL_NONE, bias = scores->n_in > 3 ? scores->in[3] : VAL_NONE;
-    OpAttr attr = {.i = {scores->attr.i[0]}, .f = {scores->attr.f[0], scores->attr.f[1]}};
-    return emit(m, op, OP_ATTENTION, 5, (Val[]){scores->in[0], scores->in[1], op->in[1], mask, bias}, &attr);
+    Val in[5];
+    OpAttr attr;
+    return attention_inputs(m, op, in, &attr) && emit(m, op, OP_ATTENTION, 5, in, &attr);
+}
+
+/* GATE(g, ATTENTION(...)) -> ATTENTION with a gate */
+static bool merge_attention_gate(Merge *m, const Op *op)
+{
+    const Op *context = op->n_in == 2 || op->in[2] == VAL_NONE ? only_for(m, op->in[1], OP_ATT_CONTEXT) : NULL;
+    Val in[6];
+    OpAttr attr;
+    if (!context || !attention_inputs(m, context, in, &attr)) return false;
+    in[5] = op->in[0];
+    return emit(m, op, OP_ATTENTION, 6, in, &attr);
 }
 
 static bool merge_layer_norm(Merge *m, const Op *op)
@@ -261,7 +281,7 @@ static bool merge_branch(Merge *m, const Op *op)
     return false;
 }
 
-typedef enum MergeSwitch { BY_ATTENTION, BY_LAYER_NORM, BY_POINTWISE, OF_BRANCHES } MergeSwitch;
+typedef enum MergeSwitch { BY_ATTENTION, BY_LAYER_NORM, BY_POINTWISE, OF_GATED_ATTENTION, OF_BRANCHES } MergeSwitch;
 
 static const struct MergeRule {
     OpKind last;
@@ -269,6 +289,7 @@ static const struct MergeRule {
     bool (*apply)(Merge *m, const Op *last);
 } rules[] = {
     {OP_ATT_CONTEXT, BY_ATTENTION, merge_attention},
+    {OP_GATE, OF_GATED_ATTENTION, merge_attention_gate},
     {OP_LAYER_NORM, BY_LAYER_NORM, merge_layer_norm},
     {OP_RELU, BY_POINTWISE, merge_relu},
     {OP_MASK_MUL, BY_POINTWISE, merge_gate_mask},
@@ -356,12 +377,13 @@ static Status merge(const Program *in, bool groups, const bool *on, Program **ou
 
 Status fuse_merge(const Program *in, const Switches *s, Program **out)
 {
-    const bool on[] = {s->fused_attention, s->fused_layernorm, s->fused_pointwise, false};
+    const bool on[] = {s->fused_attention, s->fused_layernorm, s->fused_pointwise,
+                       s->fused_attention && s->fused_pointwise, false};
     return merge(in, s->gemm_batching, on, out);
 }
 
 Status fuse_branches(const Program *in, Program **out)
 {
-    const bool on[] = {false, false, false, true};
+    const bool on[] = {false, false, false, false, true};
     return merge(in, false, on, out);
 }

@@ -119,24 +119,26 @@ static bool sink_elementwise(Sink *s, const Op *op)
     return true;
 }
 
-/* q, k, v swapped: rows become columns, and so does the output. bias swapped: read transposed. */
+/* q, k, v and gate swapped: rows become columns, and so do the outputs. bias swapped: read transposed. */
 static bool sink_attention(Sink *s, const Op *op)
 {
     int off = tensor(s, op->in[0])->rank - 3;
     bool rows = s->swap[op->in[0]] == off && s->swap[op->in[1]] == off && s->swap[op->in[2]] == off;
-    Val bias = op->n_in > 4 ? op->in[4] : VAL_NONE;
+    Val bias = op->n_in > 4 ? op->in[4] : VAL_NONE, gate = op->n_in > 5 ? op->in[5] : VAL_NONE;
+    rows = rows && (gate == VAL_NONE || s->swap[gate] == off);
     bool transposed = bias != VAL_NONE && s->swap[bias] == off;
     if ((!rows && !transposed) || wanted_in_order(s, op)) return false;
     Op moved = *op;
     Val in[OP_MAX_IN];
     for (int k = 0; k < op->n_in; k++) {
-        bool as_it_lies = (k < 3 && rows) || (k == 4 && transposed);
+        bool as_it_lies = ((k < 3 || k == 5) && rows) || (k == 4 && transposed);
         in[k] = as_it_lies ? replay_value(&s->replay, op->in[k]) : in_order(s, op, op->in[k]);
     }
     if (rows) moved.attr.i[1] = !moved.attr.i[1];
     if (transposed) moved.attr.i[2] = !moved.attr.i[2];
     replay_op(&s->replay, &moved, in);
-    if (rows) s->swap[op->out[0]] = (int8_t)off; /* the log-sum-exp keeps its layout [G?,B,H,N] */
+    for (int k = 0; rows && k < op->n_out; k += 2) /* the log-sum-exp keeps its layout [G?,B,H,N] */
+        s->swap[op->out[k]] = (int8_t)off;
     return true;
 }
 

@@ -132,6 +132,22 @@ static void find_lives(const Program *p, Life *life, int32_t *starter)
         if (p->value[v].output) touch(p, life, v, p->n_ops);
 }
 
+/* Outputs that their op may leave out and nobody reads are not written. */
+static void drop_unread(Program *p, Life *life)
+{
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        Op *op = &p->op[i];
+        for (int k = 0; k < op->n_out; k++) {
+            Val v = op->out[k];
+            if (v == VAL_NONE || !(op_def(op->kind)->optional_out >> k & 1)) continue;
+            if (p->value[v].place != PLACE_ARENA || p->value[v].alias != VAL_NONE || life[v].last != i) continue;
+            op->out[k] = VAL_NONE;
+            p->value[v].def_op = -1;
+            life[v] = (Life){-1, -1, -1, -1};
+        }
+    }
+}
+
 static size_t padded_bytes(const Tensor *t)
 {
     size_t bytes = (tensor_bytes(t) + PLAN_ALIGN - 1) / PLAN_ALIGN * PLAN_ALIGN;
@@ -180,6 +196,7 @@ Status pass_plan(const Program *in, const Switches *switches, Program **out)
         status = status_fail(ERR_MEMORY, "out of memory while planning %d ops", p->n_ops);
     } else {
         find_lives(p, life, starter);
+        drop_unread(p, life);
         status = assign_offsets(p, life, born, dead, &heap);
     }
     free(life);

@@ -199,13 +199,16 @@ template <typename T> __global__ void __launch_bounds__(ATT_WARPS *WARP) att_for
     float2 stat = att_row(a, x, w, p);
     __syncwarp();
     const T *v = x.v + a.k_block(w.group, w.row, w.head);
-    T *o = x.o + a.q_block(w.group, w.row, w.head) + w.at * a.pitch;
+    int64_t at = a.q_block(w.group, w.row, w.head) + w.at * a.pitch;
     for (int d = lane; d < a.d; d += WARP) {
         float sum = 0;
         for (int j = 0; j < a.m; j++) sum += p[j] * to_float(v[j * a.pitch + d]);
-        o[d] = from_float<T>(sum / stat.y);
+        T o = from_float<T>(sum / stat.y);
+        if (x.o) x.o[at + d] = o;
+        if (x.gate) x.y[at + d] = from_float<T>(sigmoidf(to_float(x.gate[at + d])) * to_float(o));
     }
-    if (lane == 0) x.lse[(((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at] = stat.x + logf(stat.y);
+    if (x.lse && lane == 0)
+        x.lse[(((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at] = stat.x + logf(stat.y);
 }
 
 /* dq, and for each query its maximum, 1 / sum and delta = sum_j p dp for the next two kernels. p comes from the row's
@@ -303,6 +306,7 @@ static unsigned att_blocks(const Att &a, int extent)
 
 template <typename T> static Status att_any_forward(const Att &a, const AttOperands<T> &x, cudaStream_t stream)
 {
+    if (att_few_fits(a, x.bias != NULL)) return att_few_forward_launch(a, x, stream);
     size_t shared = (size_t)ATT_WARPS * a.m * sizeof(float);
     CUDA_TRY(cudaFuncSetAttribute(att_forward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     att_forward_kernel<T><<<att_blocks(a, a.n), ATT_WARPS * WARP, shared, stream>>>(a, x);
@@ -350,7 +354,8 @@ template <typename T> static AttOperands<T> forward_operands(const OpCall *call)
     AttOperands<T> x = {};
     x.q = IN(0), x.k = IN(1), x.v = IN(2);
     if (call_in(call, 4)) x.bias = IN(4);
-    x.o = OUT(0);
+    if (call_in(call, 5)) x.gate = IN(5), x.y = OUT(0);
+    x.o = x.gate ? OUT(2) : OUT(0);
     x.lse = (float *)call->out[1];
     return x;
 }

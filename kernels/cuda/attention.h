@@ -39,9 +39,9 @@ Att att_make(const Tensor *q, const Tensor *k, const Tensor *mask, const void *m
 
 /* Operands of the fused ops; NULL where absent. */
 template <typename T> struct AttOperands {
-    const T *q, *k, *v, *bias, *go, *o_in;
+    const T *q, *k, *v, *bias, *gate, *go, *o_in;
     const float *lse_in;
-    T *o, *dq, *dk, *dv, *dbias;
+    T *o, *y, *dq, *dk, *dv, *dbias;
     float *lse;
 };
 
@@ -64,6 +64,7 @@ Status att_f32_backward_launch(const Att &a, const AttOperands<float> &x, void *
 
 /* One query over few keys (attention_few.cu), any type. */
 bool att_few_fits(const Att &a, bool bias);
+template <typename T> Status att_few_forward_launch(const Att &a, const AttOperands<T> &x, cudaStream_t stream);
 template <typename T> Status att_few_backward_launch(const Att &a, const AttOperands<T> &x, cudaStream_t stream);
 
 #endif

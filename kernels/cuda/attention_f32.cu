@@ -35,6 +35,14 @@ template <int D> struct AttRow {
             reinterpret_cast<float4 *>(p)[k] =
                 make_float4(v[k].x * factor, v[k].y * factor, v[k].z * factor, v[k].w * factor);
     }
+    __device__ __forceinline__ void gate(const AttRow &g)
+    {
+#pragma unroll
+        for (int k = 0; k < D / 4; k++) {
+            v[k].x *= sigmoidf(g.v[k].x), v[k].y *= sigmoidf(g.v[k].y);
+            v[k].z *= sigmoidf(g.v[k].z), v[k].w *= sigmoidf(g.v[k].w);
+        }
+    }
     __device__ __forceinline__ float dot(const float4 *row) const
     {
         float4 sum = make_float4(0, 0, 0, 0);
@@ -162,8 +170,13 @@ __global__ void __launch_bounds__(THREADS) att_f32_forward_kernel(Att a, AttOper
         }
     }
     if (!live) return;
-    o.store(x.o + p.q_at + p.at * a.pitch, 1.0f / sum);
-    x.lse[p.stat_at + p.at] = peak + logf(sum);
+    int64_t mine = p.q_at + p.at * a.pitch;
+    if (x.o) o.store(x.o + mine, 1.0f / sum);
+    if (x.lse) x.lse[p.stat_at + p.at] = peak + logf(sum);
+    if (!x.gate) return;
+    q.load(x.gate + mine);
+    o.gate(q);
+    o.store(x.y + mine, 1.0f / sum);
 }
 
 /* Of each query: maximum of its scores, 1 / sum, delta = sum_d do o. */

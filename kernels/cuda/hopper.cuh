@@ -161,24 +161,49 @@ __device__ __forceinline__ void tensor_store_wait()
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
 
-/* A row-major bf16 matrix for copies of boxes of `box_rows` x 64. */
-static inline Status tensor_map(const void *p, int64_t rows, int64_t columns, int box_rows, CUtensorMap *out)
+/* The box of a map of four dimensions at these coordinates; zeros beyond its edges. */
+__device__ __forceinline__ void tensor_load_box(uint32_t target, const CUtensorMap *map, int x, int y, int z, int w,
+                                                uint32_t barrier)
 {
-    typedef CUresult (*Encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                               const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                               CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(target),
+                 "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
+}
+/* bytes: a multiple of 16 */
+__device__ __forceinline__ void bulk_load(uint32_t target, const void *source, uint32_t bytes, uint32_t barrier)
+{
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+        "l"(source), "r"(bytes), "r"(barrier)
+        : "memory");
+}
+
+/* A bf16 tensor whose first dimension is contiguous; pitch[k]: bytes between steps of dimension k + 1. The driver's
+ * function is found at run time: nothing links against it. */
+static inline Status tensor_map_of(const void *p, int rank, const cuuint64_t *extent, const cuuint64_t *pitch,
+                                   const cuuint32_t *box, CUtensorMapSwizzle swizzle, CUtensorMap *out)
+{
+    typedef decltype(&cuTensorMapEncodeTiled) Encode;
+    const cuuint32_t step[5] = {1, 1, 1, 1, 1};
     void *entry = NULL;
     cudaDriverEntryPointQueryResult found;
     CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
     if (!entry) return status_fail(ERR_UNSUPPORTED, "this driver makes no tensor maps");
-    cuuint64_t extent[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)columns * sizeof(bf16)};
-    cuuint32_t box[2] = {TENSOR_COLUMNS, (cuuint32_t)box_rows}, step[2] = {1, 1};
-    CUresult result = ((Encode)entry)(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)p, extent, pitch, box, step,
-                                      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    CUresult result = ((Encode)entry)(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, (void *)p, extent, pitch,
+                                      box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                                       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result == CUDA_SUCCESS) return OK;
-    return status_fail(ERR_INTERNAL, "tensor map of a matrix [%lld, %lld]: error %d", (long long)rows,
-                       (long long)columns, (int)result);
+    return status_fail(ERR_INTERNAL, "tensor map of %d dimensions, the first of %lld: error %d", rank,
+                       (long long)extent[0], (int)result);
+}
+
+/* A row-major bf16 matrix for copies of boxes of `box_rows` x 64. */
+static inline Status tensor_map(const void *p, int64_t rows, int64_t columns, int box_rows, CUtensorMap *out)
+{
+    cuuint64_t extent[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)columns * sizeof(bf16)};
+    cuuint32_t box[2] = {TENSOR_COLUMNS, (cuuint32_t)box_rows};
+    return tensor_map_of(p, 2, extent, pitch, box, CU_TENSOR_MAP_SWIZZLE_128B, out);
 }
 
 #endif

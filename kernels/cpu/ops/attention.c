@@ -213,7 +213,8 @@ static Status attention(const RankLayout *layout, const OpCall *call)
     bool column = op->attr.i[1];
     Att a = att_make(call->in_tensor[0], call->in_tensor[1], mask ? call->in_tensor[3] : NULL, &op->attr, column);
     a.bias_t = op->attr.i[2];
-    real *o = OUT(0), *lse = OUT(1), *scratch = call->scratch;
+    const real *gate = op->n_in > 5 ? IN(5) : NULL;
+    real *y = OUT(0), *lse = OUT(1), *o = gate && OUT(2) ? OUT(2) : y, *scratch = call->scratch;
     int64_t blocks = a.g * a.b * a.h;
     PARALLEL_BLOCKS(blocks * a.n * a.m)
     for (int64_t block = 0; block < blocks; block++) {
@@ -221,8 +222,10 @@ static Status attention(const RankLayout *layout, const OpCall *call)
         int64_t iq = q_block(&a, g, b, h), ik = k_block(&a, g, b, h);
         real *s = scratch + omp_get_thread_num() * a.n * a.m;
         block_scores(&a, q + iq, k + ik, mask_row(&a, mask, g, b), bias, g, h, s);
-        block_softmax(&a, s, lse + block * a.n);
+        block_softmax(&a, s, lse ? lse + block * a.n : NULL);
         gemm(false, false, a.n, a.d, a.m, 1, s, a.m, v + ik, a.pitch, 0, o + iq, a.pitch);
+        for (int64_t n = 0; gate && n < a.n; n++)
+            for (int64_t e = iq + n * a.pitch; e < iq + n * a.pitch + a.d; e++) y[e] = sigmoid(gate[e]) * o[e];
     }
     return OK;
 }

@@ -1,0 +1,161 @@
+/* Fused attention in bf16, forward: mask and bias made ready for att_forward.cuh, and the launches. */
+#include "kernels/cuda/att_forward.cuh"
+
+static ForwardPlan forward_plan(const Att &a, bool bias)
+{
+    ForwardPlan p = {};
+    p.pieces = (a.m + 127) / 128 * 2;
+    int groups = forward_groups(p.pieces);
+    p.tiles = (a.n + groups * 64 - 1) / (groups * 64) * groups;
+    p.padded = p.pieces * 64;
+    p.mask_rows = a.mask_rank < 2 ? 1 : a.mask_rank == 2 ? a.b : (int64_t)a.g * a.b;
+    p.bias_at = align_up((size_t)p.mask_rows * (p.padded + 4) * sizeof(float));
+    p.bytes = p.bias_at + (bias ? (size_t)a.g * a.h * p.tiles * p.pieces * PIECE_ELEMENTS * sizeof(bf16) : 0);
+    return p;
+}
+
+/* one warp per row */
+__device__ void forward_prepare_mask(const Att &a, float *add, int64_t row, int padded)
+{
+    const float *mask = a.mask ? a.mask + row * a.m : NULL;
+    int lane = threadIdx.x % WARP;
+    bool any = false, plain = a.m == padded;
+    for (int j = lane; j < a.m; j += WARP) {
+        float value = mask ? mask[j] : 1.0f;
+        any |= value > 0.0f;
+        plain &= value == 1.0f;
+    }
+    any = __any_sync(0xffffffffu, any);
+    plain = __all_sync(0xffffffffu, plain);
+    add += row * (padded + 4);
+    for (int j = lane; j < padded; j += WARP)
+        add[j] = j >= a.m ? ATT_PAD : mask && any ? a.inf * (mask[j] - 1.0f) / a.scale : 0.0f;
+    if (lane < 4) add[padded + lane] = (float)((any ? FLAG_ANY : 0) + (plain ? FLAG_PLAIN : 0));
+}
+
+/* Eight elements of every head: accumulators 2 i and 2 i + 1 (of 8 keys each) of one lane. H: heads, 0 for any. */
+template <int H>
+__device__ __forceinline__ void forward_prepare_bias(const Att &a, const bf16 *bias, bf16 *out, int64_t id, int tiles,
+                                                     int pieces)
+{
+    int lane = (int)(id % 32), i = (int)(id / 32 % 4), warp = (int)(id / 128 % 4);
+    int piece = (int)(id / 512 % pieces), tile = (int)(id / 512 / pieces % tiles),
+        group = (int)(id / 512 / pieces / tiles);
+    if (group >= a.g) return;
+    int64_t head_step = (int64_t)tiles * pieces * PIECE_ELEMENTS;
+    out += (int64_t)group * a.h * head_step + id % (512 * (int64_t)pieces * tiles) * 8;
+    int row = tile * 64 + warp * 16 + lane / 4, column = piece * 64 + i * 16 + lane % 4 * 2;
+    bf16 x[8][H ? H : 1];
+    int64_t at[8];
+#pragma unroll
+    for (int k = 0; k < 8; k++) {
+        int q = row + (k >> 1 & 1) * 8, j = column + (k & 1) + (k >> 2) * 8;
+        at[k] = q < a.n && j < a.m ? a.bias_index(group, q, j, 0) : -1;
+        if constexpr (H == 8)
+            *reinterpret_cast<uint4 *>(x[k]) =
+                at[k] < 0 ? make_uint4(0, 0, 0, 0) : *reinterpret_cast<const uint4 *>(bias + at[k]);
+        else if constexpr (H == 4)
+            *reinterpret_cast<uint2 *>(x[k]) =
+                at[k] < 0 ? make_uint2(0, 0) : *reinterpret_cast<const uint2 *>(bias + at[k]);
+    }
+    for (int head = 0; head < a.h; head++) {
+        Pack<bf16> y;
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            if constexpr (H > 0)
+                y.v[k] = x[k][head];
+            else
+                y.v[k] = at[k] < 0 ? from_float<bf16>(0.0f) : bias[at[k] + head];
+        store_pack(out + head * head_step, y);
+    }
+}
+
+/* Blocks of four rows of the mask, then of 128 lanes of the bias. */
+__global__ void __launch_bounds__(128)
+    att_forward_prepare_kernel(Att a, const bf16 *bias, ForwardPrepared out, ForwardPlan p)
+{
+    int64_t masks = (p.mask_rows + 3) / 4, id = blockIdx.x;
+    if (id < masks) {
+        int64_t row = id * 4 + threadIdx.x / WARP;
+        if (row < p.mask_rows) forward_prepare_mask(a, out.add, row, p.padded);
+        return;
+    }
+    id = (id - masks) * 128 + threadIdx.x;
+    if (a.h == 8)
+        forward_prepare_bias<8>(a, bias, out.bias, id, p.tiles, p.pieces);
+    else if (a.h == 4)
+        forward_prepare_bias<4>(a, bias, out.bias, id, p.tiles, p.pieces);
+    else
+        forward_prepare_bias<0>(a, bias, out.bias, id, p.tiles, p.pieces);
+}
+
+/* --- host */
+
+bool att_mma_fits(const Att &a)
+{
+    bool d = a.d == 8 || a.d == 16 || a.d == 32;
+    return d && a.n >= 16 && a.m >= 16 && a.n <= 384 && a.m <= 384;
+}
+
+size_t att_mma_forward_scratch(const Att &a, bool bias)
+{
+    return forward_plan(a, bias).bytes;
+}
+
+/* Rows [0, extent) of all heads, rows and groups in boxes of `rows`. */
+static Status forward_map(const Att &a, const bf16 *p, int extent, int64_t row_step, int64_t group_step, int rows,
+                          CUtensorMap *out)
+{
+    cuuint64_t extents[4] = {(cuuint64_t)a.h * a.d, (cuuint64_t)extent, (cuuint64_t)a.b, (cuuint64_t)a.g};
+    cuuint64_t pitch[3] = {(cuuint64_t)a.pitch * 2, (cuuint64_t)row_step * 2, (cuuint64_t)group_step * 2};
+    cuuint32_t box[4] = {(cuuint32_t)a.d, (cuuint32_t)rows, 1, 1};
+    CUtensorMapSwizzle swizzle = a.d == 32   ? CU_TENSOR_MAP_SWIZZLE_64B
+                                 : a.d == 16 ? CU_TENSOR_MAP_SWIZZLE_32B
+                                             : CU_TENSOR_MAP_SWIZZLE_NONE;
+    return tensor_map_of(p, 4, extents, pitch, box, swizzle, out);
+}
+
+template <typename L>
+static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const ForwardPrepared &prepared,
+                             const ForwardPlan &plan, cudaStream_t stream)
+{
+    int blocks_x = plan.tiles / L::GROUPS;
+    ForwardProblem p = {a, x, prepared, plan.tiles, att_rows_per_block(a, blocks_x, 132 * L::BLOCKS)};
+    ForwardMaps maps;
+    TRY(forward_map(a, x.q, a.n, a.q_row, a.q_group, L::GROUPS * 64, &maps.q));
+    TRY(forward_map(a, x.k, a.m, a.k_row, a.k_group, L::BOX, &maps.k));
+    TRY(forward_map(a, x.v, a.m, a.k_row, a.k_group, L::BOX, &maps.v));
+    CUDA_TRY(cudaFuncSetAttribute(att_forward_tc_kernel<L>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::BYTES));
+    dim3 grid(blocks_x, a.g * a.h, (a.b + p.rows_per_block - 1) / p.rows_per_block);
+    att_forward_tc_kernel<L><<<grid, L::GROUPS * 128, L::BYTES, stream>>>(p, maps);
+    return cuda_launched("att_forward_tc_kernel");
+}
+
+template <int D, bool BIAS>
+static Status forward_by_keys(const Att &a, const AttOperands<bf16> &x, const ForwardPrepared &p,
+                              const ForwardPlan &plan, cudaStream_t stream)
+{
+    if (plan.pieces == 2) return forward_launch<ForwardLayout<D, BIAS, 2>>(a, x, p, plan, stream);
+    if (plan.pieces == 4) return forward_launch<ForwardLayout<D, BIAS, 4>>(a, x, p, plan, stream);
+    return forward_launch<ForwardLayout<D, BIAS, 6>>(a, x, p, plan, stream);
+}
+
+template <int D>
+static Status forward_by_shape(const Att &a, const AttOperands<bf16> &x, const ForwardPrepared &p,
+                               const ForwardPlan &plan, cudaStream_t stream)
+{
+    return x.bias ? forward_by_keys<D, true>(a, x, p, plan, stream) : forward_by_keys<D, false>(a, x, p, plan, stream);
+}
+
+Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream)
+{
+    ForwardPlan plan = forward_plan(a, x.bias != NULL);
+    ForwardPrepared p = {(float *)scratch, (bf16 *)((char *)scratch + plan.bias_at)};
+    int64_t lanes = x.bias ? (int64_t)a.g * plan.tiles * plan.pieces * (PIECE_ELEMENTS / 8) : 0;
+    unsigned blocks = (unsigned)((plan.mask_rows + 3) / 4 + (lanes + 127) / 128);
+    att_forward_prepare_kernel<<<blocks, 128, 0, stream>>>(a, x.bias, p, plan);
+    TRY(cuda_launched("att_forward_prepare_kernel"));
+    if (a.d == 32) return forward_by_shape<32>(a, x, p, plan, stream);
+    if (a.d == 16) return forward_by_shape<16>(a, x, p, plan, stream);
+    return forward_by_shape<8>(a, x, p, plan, stream);
+}
