@@ -495,6 +495,8 @@ static const Case large_cases[] = {
     {"gate z mask", OP_GATE, 3, {F(256, 256, 128), F(256, 256, 128), M(256, 256)}, ATTR(0)},
     {"gate_bwd z mask", OP_GATE_BWD, 4, {F(256, 256, 128), F(256, 256, 128), F(256, 256, 128), M(256, 256)}, ATTR(0)},
     {"residual_dropout z", OP_RESIDUAL_DROPOUT, 3, {F(256, 256, 128), F(256, 256, 128), RNG}, {{6, 0}, {0.25}}},
+    {"dropout z", OP_DROPOUT, 2, {F(256, 256, 128), RNG}, {{6, 0}, {0.25}}},
+    {"dropout z column", OP_DROPOUT, 2, {F(256, 256, 128), RNG}, {{6, 1}, {0.25}}},
     {"add z", OP_ADD, 2, {F(256, 256, 128), F(256, 256, 128)}, ATTR(0)},
     {"relu_bwd m transition", OP_RELU_BWD, 2, {F(128, 256, 1024), F(128, 256, 1024)}, ATTR(0)},
     {"transpose z", OP_TRANSPOSE, 1, {F(256, 256, 128)}, ATTR(1, 0, 2)},

@@ -283,6 +283,48 @@ static size_t sum_leading_scratch(const OpCall *call)
     return sum_rows_scratch(tensor_count(call->out_tensor[0]));
 }
 
+/* Dropout whose mask is shared along an axis: a thread draws the factors of eight elements once for a few places on
+ * that axis. x is [outer, shared, vectors of 8]. */
+enum { DROPOUT_PLACES = 8 };
+
+template <typename T>
+__global__ void __launch_bounds__(256)
+    dropout_shared_kernel(const T *x, T *y, Dropout d, uint32_t vectors, uint32_t shared, uint32_t threads)
+{
+    uint32_t id = blockIdx.x * blockDim.x + threadIdx.x, chunks = (shared + DROPOUT_PLACES - 1) / DROPOUT_PLACES;
+    if (id >= threads) return;
+    uint32_t vector = id % vectors, chunk = id / vectors % chunks, outer = id / vectors / chunks;
+    uint32_t place = chunk * DROPOUT_PLACES, first = ((outer * shared + place) * vectors + vector) * 8;
+    float f[8];
+    d.factors<8>(first, f);
+#pragma unroll
+    for (int k = 0; k < DROPOUT_PLACES; k++) {
+        if (place + k >= shared) break;
+        float v[8];
+        load_floats<8>(x + first + k * vectors * 8, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] *= f[j];
+        store_floats<8>(y + first + k * vectors * 8, v);
+    }
+}
+
+template <typename T>
+static Status dropout_launch(const T *x, T *y, const Dropout &d, int shared, int64_t count, cudaStream_t stream)
+{
+    if (shared < 0 || d.inner % 8 != 0 || !aligned16(x) || !aligned16(y) || count >= INT64_C(0xffff0000)) {
+        MapArgs<T, 1, 1> a = {{x}, {y}, count};
+        return map_launch(a, d.inner, PlainDropout{d}, stream);
+    }
+    int64_t vectors = 1, chunks = (d.local[shared] + DROPOUT_PLACES - 1) / DROPOUT_PLACES;
+    for (int k = shared + 1; k < d.rank; k++) vectors *= d.local[k];
+    vectors /= 8;
+    int64_t threads = count / (d.local[shared] * 8) * chunks;
+    if (threads == 0) return OK;
+    dropout_shared_kernel<T>
+        <<<blocks_for(threads, 256), 256, 0, stream>>>(x, y, d, (uint32_t)vectors, d.local[shared], (uint32_t)threads);
+    return cuda_launched("dropout_shared_kernel");
+}
+
 static Status dropout(CudaContext *ctx, const OpCall *call)
 {
     bool residual = call->op->kind == OP_RESIDUAL_DROPOUT;
@@ -296,8 +338,7 @@ static Status dropout(CudaContext *ctx, const OpCall *call)
             MapArgs<T, 2, 1> a = {{IN(0), IN(1)}, {OUT(0)}, n};
             return map_launch(a, f.inner, ResidualDropout{f}, ctx->stream);
         }
-        MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
-        return map_launch(a, f.inner, PlainDropout{f}, ctx->stream);
+        return dropout_launch(IN(0), OUT(0), f, (int)call->op->attr.i[1], n, ctx->stream);
     });
 }
 

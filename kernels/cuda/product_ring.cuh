@@ -16,7 +16,7 @@ enum { PRODUCT_NARROW = 4 /* columns of a narrow member */ };
 enum ProductEdge { EDGE_NONE, EDGE_OTHER, EDGE_RELU, EDGE_NARROW };
 
 struct RingProduct {
-    CUtensorMap dy_map[PRODUCT_MEMBERS], w_map;
+    CUtensorMap dy_map[PRODUCT_MEMBERS], w_map, edge_map;
     int members, first_step[PRODUCT_MEMBERS + 1], first_row[PRODUCT_MEMBERS]; /* of W */
     int rows, columns, tiles_m, tiles_n;
     const bf16 *edge, *narrow_w; /* EDGE_NARROW: [rows, PRODUCT_NARROW], [PRODUCT_NARROW, columns] */
@@ -33,12 +33,17 @@ template <int MT, int BN> struct ProductShape {
     static constexpr int BYTES = BARRIERS_AT + 2 * STAGES * 8;
 };
 
-template <int MT, int BN> __device__ __forceinline__ void product_produce(const RingProduct &p, uint32_t base)
+template <int MT, int BN, ProductEdge EDGE>
+__device__ __forceinline__ void product_produce(const RingProduct &p, uint32_t base)
 {
     typedef ProductShape<MT, BN> S;
     int s = 0;
     for (int at = blockIdx.x; at < p.tiles_m * p.tiles_n; at += gridDim.x) {
         int row = at / p.tiles_n * S::BM, column = at % p.tiles_n * BN;
+        if (EDGE == EDGE_OTHER || EDGE == EDGE_RELU) { /* the warpgroups read it behind the product */
+#pragma unroll
+            for (int j = 0; j < BN / PANEL; j++) tensor_prefetch_box(&p.edge_map, row, column + j * PANEL);
+        }
         for (int member = 0; member < p.members; member++) {
             int steps = p.first_step[member + 1] - p.first_step[member];
             for (int k = 0; k < steps; k++, s++) {
@@ -190,7 +195,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_ring_kernel(const 
     }
     __syncthreads();
     if (threadIdx.x >= 256) {
-        if (threadIdx.x == 256) product_produce<MT, BN>(p, base);
+        if (threadIdx.x == 256) product_produce<MT, BN, EDGE>(p, base);
         __syncwarp();
     } else {
         product_consume<MT, BN, EDGE>(p, shared, base);
@@ -250,6 +255,8 @@ static Status product_launch(RingProduct p, const ProductOperands &o, ProductEdg
         row_w += o.out[k];
     }
     TRY(tensor_map(o.w, row_w, p.columns, PANEL, &p.w_map));
+    if (edge == EDGE_OTHER || edge == EDGE_RELU)
+        TRY(tensor_map(p.edge, p.rows, p.columns, slim ? 256 : 128, &p.edge_map));
     if (slim) return product_launch_shape<2, 64>(p, edge, stream);
     return wide ? product_launch_shape<1, 256>(p, edge, stream) : product_launch_shape<1, 128>(p, edge, stream);
 }

@@ -7,6 +7,7 @@
 #include "kernels/cuda/mma.cuh"
 
 enum { SMALL_TILE = 32, SMALL_PITCH = SMALL_TILE + 4, SMALL_STAGES = 4, SMALL_THREADS = 256 };
+enum { SMALL_ROWS = 4, SMALL_COLUMNS = 4 /* of a thread */ };
 
 struct SmallProduct {
     int m, n, k;
@@ -56,9 +57,45 @@ __device__ __forceinline__ void small_fragment(float (&f)[COUNT][4], const float
     }
 }
 
+/* The second to fourth quarter hand their sums to the first, which adds them in order; true there. */
+__device__ __forceinline__ bool small_join(float *shared, int quarter, float (&acc)[SMALL_ROWS][SMALL_COLUMNS],
+                                           float (&sums)[SMALL_ROWS])
+{
+    constexpr int RESULTS = SMALL_ROWS * (SMALL_COLUMNS + 1);
+    float *place = shared + threadIdx.x % 64;
+#pragma unroll
+    for (int r = 0; quarter > 0 && r < SMALL_ROWS; r++) {
+        float *to = place + ((quarter - 1) * RESULTS + r * (SMALL_COLUMNS + 1)) * 64;
+        to[SMALL_COLUMNS * 64] = sums[r];
+#pragma unroll
+        for (int c = 0; c < SMALL_COLUMNS; c++) to[c * 64] = acc[r][c];
+    }
+    __syncthreads();
+    if (quarter > 0) return false;
+#pragma unroll
+    for (int q = 0; q < 3; q++)
+#pragma unroll
+        for (int r = 0; r < SMALL_ROWS; r++) {
+            const float *from = place + (q * RESULTS + r * (SMALL_COLUMNS + 1)) * 64;
+            sums[r] += from[SMALL_COLUMNS * 64];
+#pragma unroll
+            for (int c = 0; c < SMALL_COLUMNS; c++) acc[r][c] += from[c * 64];
+        }
+    return true;
+}
+
+__device__ __forceinline__ float small_edges(const SmallProduct &p, float v, int row, int column)
+{
+    int64_t at = (int64_t)row * p.n + column;
+    if (p.bias) v += p.bias[column];
+    if (p.c) v += p.c[at];
+    if (p.relu) v = fmaxf(v, 0.0f);
+    return p.y && !(p.y[at] > 0.0f) ? 0.0f : v;
+}
+
 template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) small_product_kernel(SmallProduct p)
 {
-    constexpr int TILE_FLOATS = SMALL_TILE * SMALL_PITCH, ROWS = 4, COLUMNS = 4, QUARTER = SMALL_TILE / 4;
+    constexpr int TILE_FLOATS = SMALL_TILE * SMALL_PITCH, QUARTER = SMALL_TILE / 4;
     __shared__ __align__(16) float tiles[SMALL_STAGES][2][TILE_FLOATS];
     int row0 = blockIdx.y * SMALL_TILE, column0 = blockIdx.x * SMALL_TILE;
     int quarter = threadIdx.x / 64, tm = threadIdx.x % 64 / 8, tn = threadIdx.x % 8;
@@ -70,7 +107,7 @@ template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) s
         }
         copy_commit();
     };
-    float acc[ROWS][COLUMNS] = {}, sums[ROWS] = {};
+    float acc[SMALL_ROWS][SMALL_COLUMNS] = {}, sums[SMALL_ROWS] = {};
 #pragma unroll
     for (int s = 0; s < SMALL_STAGES - 1; s++) load(s);
     for (int step = 0; step < steps; step++) {
@@ -80,57 +117,32 @@ template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) s
         const float(&tile)[2][TILE_FLOATS] = tiles[step % SMALL_STAGES];
 #pragma unroll
         for (int k = quarter * QUARTER; k < (quarter + 1) * QUARTER; k += 4) {
-            float a[ROWS][4], b[COLUMNS][4];
-            small_fragment<!A_T, ROWS, 8>(a, tile[0], tm, k);
-            small_fragment<B_T, COLUMNS, 8>(b, tile[1], tn, k);
+            float a[SMALL_ROWS][4], b[SMALL_COLUMNS][4];
+            small_fragment<!A_T, SMALL_ROWS, 8>(a, tile[0], tm, k);
+            small_fragment<B_T, SMALL_COLUMNS, 8>(b, tile[1], tn, k);
 #pragma unroll
             for (int q = 0; q < 4; q++)
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) {
+                for (int r = 0; r < SMALL_ROWS; r++) {
                     sums[r] += a[r][q];
 #pragma unroll
-                    for (int c = 0; c < COLUMNS; c++) acc[r][c] = fmaf(a[r][q], b[c][q], acc[r][c]);
+                    for (int c = 0; c < SMALL_COLUMNS; c++) acc[r][c] = fmaf(a[r][q], b[c][q], acc[r][c]);
                 }
         }
     }
     copy_wait<0>();
     __syncthreads();
-    constexpr int RESULTS = ROWS * (COLUMNS + 1);
-    float *other = &tiles[0][0][0] + threadIdx.x % 64; /* the other quarters' sums */
+    if (!small_join(&tiles[0][0][0], quarter, acc, sums)) return;
+    bool sums_here = p.sums && column0 == 0 && tn == 0;
 #pragma unroll
-    for (int r = 0; quarter > 0 && r < ROWS; r++) {
-        float *to = other + ((quarter - 1) * RESULTS + r * (COLUMNS + 1)) * 64;
-        to[COLUMNS * 64] = sums[r];
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c++) to[c * 64] = acc[r][c];
-    }
-    __syncthreads();
-    if (quarter > 0) return;
-#pragma unroll
-    for (int q = 0; q < 3; q++)
-#pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            const float *from = other + (q * RESULTS + r * (COLUMNS + 1)) * 64;
-            sums[r] += from[COLUMNS * 64];
-#pragma unroll
-            for (int c = 0; c < COLUMNS; c++) acc[r][c] += from[c * 64];
-        }
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        int row = row0 + (A_T ? tm * ROWS + r : tm + r * 8);
+    for (int r = 0; r < SMALL_ROWS; r++) {
+        int row = row0 + (A_T ? tm * SMALL_ROWS + r : tm + r * 8);
         if (row >= p.m) continue;
-        if (p.sums && column0 == 0 && tn == 0) p.sums[row] = sums[r];
+        if (sums_here) p.sums[row] = sums[r];
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-            int column = column0 + (B_T ? tn + c * 8 : tn * COLUMNS + c);
-            if (column >= p.n) continue;
-            int64_t at = (int64_t)row * p.n + column;
-            float v = acc[r][c];
-            if (p.bias) v += p.bias[column];
-            if (p.c) v += p.c[at];
-            if (p.relu) v = fmaxf(v, 0.0f);
-            if (p.y) v = p.y[at] > 0.0f ? v : 0.0f;
-            p.d[at] = v;
+        for (int c = 0; c < SMALL_COLUMNS; c++) {
+            int column = column0 + (B_T ? tn + c * 8 : tn * SMALL_COLUMNS + c);
+            if (column < p.n) p.d[(int64_t)row * p.n + column] = small_edges(p, acc[r][c], row, column);
         }
     }
 }

@@ -295,8 +295,9 @@ static inline void ring_tile(const WeightsProblem &p, int *mt, int *bn)
 {
     int panels = 0;
     for (int k = 0; k < p.members; k++) panels += (p.out[k] + PANEL - 1) / PANEL;
-    *bn = p.in <= 64 ? 64 : (p.in <= 128 || p.in > 256 ? 128 : 256);
-    *mt = panels > 2 && (p.in <= 64 || p.in > 256) ? 2 : 1;
+    bool wide = p.in > 128 && p.rows > 16384; /* fewer rows: more and smaller tiles, whose sums are soon added */
+    *bn = p.in <= 64 ? 64 : (wide && p.in <= 256 ? 256 : 128);
+    *mt = panels > 2 && (p.in <= 64 || (wide && p.in > 256)) ? 2 : 1;
 }
 
 /* Tiles, clusters, runs; scratch may be NULL. Returns its bytes. */

@@ -1,0 +1,318 @@
+/* Gradients of layer norm: dx by rows, dgamma and dbeta as sums of blocks in a fixed order. */
+#ifndef FOLDSCALE_KERNELS_CUDA_NORM_BACKWARD_CUH
+#define FOLDSCALE_KERNELS_CUDA_NORM_BACKWARD_CUH
+
+#include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/map.cuh"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+enum { NORM_THREADS = 256, NORM_BLOCKS = 256 /* two per SM; fixed, so that sums have one order everywhere */ };
+
+/* Runs RUN(LANES, N) for the channel sizes with a vector kernel; V = elements of a pack. */
+#define NORM_SIZES(RUN, V, c)                                                                                          \
+    if ((c) == 8 * (V))                                                                                                \
+        RUN(8, 1)                                                                                                      \
+    else if ((c) == 16 * (V))                                                                                          \
+        RUN(16, 1)                                                                                                     \
+    else if ((c) == 32 * (V))                                                                                          \
+        RUN(32, 1)                                                                                                     \
+    else if ((c) == 48 * (V))                                                                                          \
+        RUN(16, 3)                                                                                                     \
+    else if ((c) == 64 * (V))                                                                                          \
+        RUN(32, 2)                                                                                                     \
+    else if ((c) == 96 * (V))                                                                                          \
+    RUN(32, 3)
+
+/* dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)) (+ what arrives at x on another way); this block's share of
+ * dgamma = sum dy xhat, dbeta = sum dy goes to partial[block][2 C]. mean == NULL: the statistics are computed again. */
+template <typename T> struct NormBackward {
+    const T *dy, *x, *other; /* other: NULL = none */
+    const float *gamma, *mean, *rstd;
+    T *dx, *dropped; /* dropped: dropout(dx), NULL = not wanted */
+    Dropout dropout;
+    float *partial, *dgamma, *dbeta;
+    int64_t rows;
+    int c;
+    float eps;
+    /* rows of a block: block * block_step + (0 .. rows at a time) + round * round_step */
+    int64_t block_step, round_step;
+    int rounds;
+    bool one_mask; /* all rows of a thread meet the same elements of the mask */
+};
+
+/* Rows on their way: every thread copies its own vectors into its own places of a ring, so that several rounds are
+ * under way without registers or barriers; the first lane of a row's group copies the statistics too. */
+template <typename T, int LANES, int N> struct NormRing {
+    static constexpr int STAGES = N == 1 ? 4 : 2, GROUPS = NORM_THREADS / LANES;
+    uint4 row[STAGES][3][N][NORM_THREADS]; /* dy, x, other */
+    float statistic[STAGES][2][GROUPS];
+
+    __device__ __forceinline__ void load(int stage, const NormBackward<T> &p, int64_t row_index)
+    {
+        constexpr int V = Pack<T>::N, C = LANES * V * N;
+        int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+        if (row_index < p.rows) {
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                int64_t at = row_index * C + (k * LANES + lane) * V;
+                copy16_async(shared_address(&row[stage][0][k][threadIdx.x]), p.dy + at, true);
+                copy16_async(shared_address(&row[stage][1][k][threadIdx.x]), p.x + at, true);
+                if (p.other) copy16_async(shared_address(&row[stage][2][k][threadIdx.x]), p.other + at, true);
+            }
+            if (p.mean && lane == 0) {
+                copy4_async(shared_address(&statistic[stage][0][group]), p.mean + row_index, true);
+                copy4_async(shared_address(&statistic[stage][1][group]), p.rstd + row_index, true);
+            }
+        }
+        copy_commit();
+    }
+    __device__ __forceinline__ void read(int stage, int operand, float (&v)[N][Pack<T>::N]) const
+    {
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            load_floats<Pack<T>::N>(reinterpret_cast<const T *>(&row[stage][operand][k][threadIdx.x]), v[k]);
+    }
+};
+
+template <int LANES, int N, int V>
+__device__ __forceinline__ void norm_statistics(const float (&v)[N][V], float eps, float *mean, float *rstd)
+{
+    constexpr int C = LANES * V * N;
+    float sum = 0, square = 0;
+#pragma unroll
+    for (int k = 0; k < N; k++)
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += v[k][j];
+    *mean = lanes_sum<LANES>(sum) / C;
+#pragma unroll
+    for (int k = 0; k < N; k++)
+#pragma unroll
+        for (int j = 0; j < V; j++) square += (v[k][j] - *mean) * (v[k][j] - *mean);
+    *rstd = 1.0f / sqrtf(lanes_sum<LANES>(square) / C + eps);
+}
+
+/* Factors of the dropout at this thread's part of a row. */
+template <typename T, int LANES, int N>
+__device__ __forceinline__ void norm_factors(const NormBackward<T> &p, int64_t row, int lane, float (&f)[N][Pack<T>::N])
+{
+    constexpr int V = Pack<T>::N, C = LANES * V * N;
+#pragma unroll
+    for (int k = 0; k < N; k++) p.dropout.template factors<V>((uint32_t)(row * C + (k * LANES + lane) * V), f[k]);
+}
+
+/* dx of a row, and what its dropout makes of it. */
+template <typename T, int LANES, int N, bool DROPS>
+__device__ __forceinline__ void norm_row_store(const NormBackward<T> &p, int64_t row, int lane,
+                                               const float (&dx)[N][Pack<T>::N], const float (&f)[N][Pack<T>::N])
+{
+    constexpr int V = Pack<T>::N, C = LANES * V * N;
+#pragma unroll
+    for (int k = 0; k < N; k++) {
+        int64_t at = row * C + (k * LANES + lane) * V;
+        store_floats<V>(p.dx + at, dx[k]);
+        if (!DROPS) continue;
+        float dropped[V];
+#pragma unroll
+        for (int j = 0; j < V; j++) dropped[j] = to_float(from_float<T>(dx[k][j])) * f[k][j];
+        store_floats<V>(p.dropped + at, dropped);
+    }
+}
+
+/* Sums of a block: groups of one warp first (by shuffles), then warps in order. shared: a row of channels per warp. */
+template <int LANES, int N, int V>
+__device__ __forceinline__ void norm_block_sums(float *shared, const float (&dgamma)[N][V], const float (&dbeta)[N][V],
+                                                float *partial)
+{
+    constexpr int C = LANES * V * N;
+    int lane = threadIdx.x % LANES, warp = threadIdx.x / WARP;
+#pragma unroll
+    for (int which = 0; which < 2; which++) {
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < N; k++)
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                float s = which ? dbeta[k][j] : dgamma[k][j];
+#pragma unroll
+                for (int o = LANES; o < WARP; o *= 2) s += __shfl_xor_sync(0xffffffffu, s, o);
+                if (threadIdx.x % WARP < LANES) shared[warp * C + (k * LANES + lane) * V + j] = s;
+            }
+        __syncthreads();
+        for (int c = threadIdx.x; c < C; c += NORM_THREADS) {
+            float total = 0;
+            for (int w = 0; w < NORM_THREADS / WARP; w++) total += shared[w * C + c];
+            partial[which * C + c] = total;
+        }
+    }
+}
+
+template <typename T, int LANES, int N, int RESIDENT, bool DROPS>
+__global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(NormBackward<T> p)
+{
+    constexpr int V = Pack<T>::N, C = LANES * V * N, GROUPS = NORM_THREADS / LANES;
+    typedef NormRing<T, LANES, N> Ring;
+    extern __shared__ __align__(16) char memory[];
+    Ring &ring = *reinterpret_cast<Ring *>(memory);
+    stage_release();
+    int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+    float g[N][V], dgamma[N][V] = {}, dbeta[N][V] = {};
+#pragma unroll
+    for (int k = 0; k < N; k++) load_floats<V>(p.gamma + (k * LANES + lane) * V, g[k]);
+    /* all lanes of a warp go round together: rows that do not exist count as zero */
+    const int64_t step = p.round_step;
+    int64_t row = blockIdx.x * p.block_step + group;
+    float f[N][V];
+    if (DROPS && p.one_mask) norm_factors<T, LANES, N>(p, row, lane, f);
+#pragma unroll
+    for (int s = 0; s < Ring::STAGES - 1; s++) ring.load(s, p, row + s * step);
+    for (int r = 0; r < p.rounds; r++, row += step) {
+        int stage = r % Ring::STAGES;
+        copy_wait<Ring::STAGES - 2>();
+        __syncwarp();
+        float d[N][V], hat[N][V], a = 0, b = 0, mean, rstd;
+        bool live = row < p.rows;
+        ring.read(stage, 0, d);
+        ring.read(stage, 1, hat);
+        if (p.mean)
+            mean = ring.statistic[stage][0][group], rstd = ring.statistic[stage][1][group];
+        else
+            norm_statistics<LANES, N, V>(hat, p.eps, &mean, &rstd);
+#pragma unroll
+        for (int k = 0; k < N; k++)
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                if (!live) d[k][j] = hat[k][j] = 0; /* what the ring holds there is no number */
+                hat[k][j] = live ? (hat[k][j] - mean) * rstd : 0.0f;
+                dgamma[k][j] += d[k][j] * hat[k][j];
+                dbeta[k][j] += d[k][j];
+                d[k][j] *= g[k][j];
+                a += d[k][j];
+                b += d[k][j] * hat[k][j];
+            }
+        a = lanes_sum<LANES>(a) / C;
+        b = lanes_sum<LANES>(b) / C;
+        float o[N][V];
+        if (p.other) ring.read(stage, 2, o);
+        ring.load((r + Ring::STAGES - 1) % Ring::STAGES, p, row + (Ring::STAGES - 1) * step);
+        if (!live) continue;
+#pragma unroll
+        for (int k = 0; k < N; k++)
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                d[k][j] = rstd * (d[k][j] - a - hat[k][j] * b);
+                if (p.other) d[k][j] += o[k][j];
+            }
+        if (DROPS && !p.one_mask) norm_factors<T, LANES, N>(p, row, lane, f);
+        norm_row_store<T, LANES, N, DROPS>(p, row, lane, d, f);
+    }
+    copy_wait<0>();
+    __syncthreads();
+    norm_block_sums<LANES>(reinterpret_cast<float *>(memory), dgamma, dbeta, p.partial + (int64_t)blockIdx.x * 2 * C);
+}
+
+/* Any C: a block per run of rows; thread c owns channels c, c + 256, ... of dgamma and dbeta in shared memory. */
+template <typename T> __global__ void __launch_bounds__(NORM_THREADS) layer_norm_bwd_any_kernel(NormBackward<T> p)
+{
+    extern __shared__ float sums[]; /* dgamma[c], dbeta[c] */
+    __shared__ float warp_sums[NORM_THREADS / WARP];
+    const int c = p.c;
+    for (int k = threadIdx.x; k < c; k += NORM_THREADS) sums[k] = sums[c + k] = 0; /* each belongs to one thread */
+    for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        const T *xr = p.x + row * c, *dr = p.dy + row * c;
+        float sum = 0, square = 0, a = 0, b = 0;
+        float mean, rstd;
+        if (p.mean) {
+            mean = p.mean[row];
+            rstd = p.rstd[row];
+        } else {
+            for (int k = threadIdx.x; k < c; k += NORM_THREADS) sum += to_float(xr[k]);
+            mean = block_sum(sum, warp_sums) / c;
+            for (int k = threadIdx.x; k < c; k += NORM_THREADS)
+                square += (to_float(xr[k]) - mean) * (to_float(xr[k]) - mean);
+            rstd = 1.0f / sqrtf(block_sum(square, warp_sums) / c + p.eps);
+        }
+        for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
+            float hat = (to_float(xr[k]) - mean) * rstd, d = to_float(dr[k]);
+            sums[k] += d * hat;
+            sums[c + k] += d;
+            a += d * p.gamma[k];
+            b += d * p.gamma[k] * hat;
+        }
+        a = block_sum(a, warp_sums) / c;
+        b = block_sum(b, warp_sums) / c;
+        for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
+            float hat = (to_float(xr[k]) - mean) * rstd, dx = rstd * (to_float(dr[k]) * p.gamma[k] - a - hat * b);
+            p.dx[row * c + k] = from_float<T>(p.other ? dx + to_float(p.other[row * c + k]) : dx);
+        }
+    }
+    for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
+        p.partial[(int64_t)blockIdx.x * 2 * c + k] = sums[k];
+        p.partial[(int64_t)blockIdx.x * 2 * c + c + k] = sums[c + k];
+    }
+}
+
+/* A block has 8 to 32 rows at a time: several rounds each, so that the partial sums stay few. */
+static int norm_bwd_blocks(int64_t rows)
+{
+    int64_t blocks = (rows + 31) / 32;
+    blocks = (blocks + 15) / 16 * 16;
+    return (int)(blocks < NORM_BLOCKS ? blocks : (int64_t)NORM_BLOCKS);
+}
+
+/* Which rows a block takes. Masks that rows share are drawn once per thread where the rounds can be laid that way: by
+ * strides of whole rows of the shared axis, or, where the shared axis is the one before the channels, by neighbours. */
+template <typename T> static void norm_bwd_rounds(NormBackward<T> *p, int blocks, int at_a_time)
+{
+    const Dropout &d = p->dropout;
+    p->rounds = (int)((p->rows + (int64_t)blocks * at_a_time - 1) / ((int64_t)blocks * at_a_time));
+    p->block_step = at_a_time, p->round_step = (int64_t)blocks * at_a_time;
+    if (!p->dropped || d.rank < 3) return;
+    int64_t chunk = (int64_t)p->rounds * at_a_time, below = p->rows / d.local[0];
+    if (d.stride[0] == 0 && p->round_step % below == 0) {
+        p->one_mask = true;
+    } else if (d.stride[d.rank - 2] == 0 && d.local[d.rank - 2] % chunk == 0) {
+        p->one_mask = true;
+        p->block_step = chunk, p->round_step = at_a_time;
+    }
+}
+
+template <typename T, int LANES, int N>
+static Status layer_norm_bwd_run(NormBackward<T> p, int blocks, cudaStream_t stream)
+{
+    constexpr int BYTES = (int)sizeof(NormRing<T, LANES, N>), RESIDENT = N == 1 ? 3 : 1;
+    const auto kernel = p.dropped ? layer_norm_bwd_kernel<T, LANES, N, RESIDENT, true>
+                                  : layer_norm_bwd_kernel<T, LANES, N, RESIDENT, false>;
+    norm_bwd_rounds(&p, blocks, NORM_THREADS / LANES);
+    CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    kernel<<<blocks, NORM_THREADS, BYTES, stream>>>(p);
+    return OK;
+}
+
+/* dropout(dx) by a kernel of its own: channels that the vector kernel does not take, masks shared along them. */
+template <typename T> static Status dropped_launch(const NormBackward<T> &p, int64_t count, cudaStream_t stream)
+{
+    MapArgs<T, 1, 1> a = {{p.dx}, {p.dropped}, count};
+    return map_launch(a, p.dropout.inner, PlainDropout{p.dropout}, stream);
+}
+
+template <typename T> static Status layer_norm_bwd_launch(NormBackward<T> p, int blocks, cudaStream_t stream)
+{
+    T *dropped = p.dropped;
+    bool inside = p.dropout.inner % Pack<T>::N == 0;
+    if (!inside) p.dropped = NULL;
+#define RUN(LANES, N) TRY((layer_norm_bwd_run<T, LANES, N>(p, blocks, stream)));
+    NORM_SIZES(RUN, Pack<T>::N, p.c)
+    else
+    {
+        layer_norm_bwd_any_kernel<T><<<blocks, NORM_THREADS, 2 * (size_t)p.c * sizeof(float), stream>>>(p);
+        inside = false;
+    }
+#undef RUN
+    TRY(cuda_launched("layer_norm_bwd_kernel"));
+    p.dropped = dropped;
+    if (dropped && !inside) TRY(dropped_launch(p, p.rows * p.c, stream));
+    return sum_partials_split_launch(p.partial, p.dgamma, p.dbeta, blocks, p.c, stream);
+}
+
+#endif
