@@ -5,7 +5,7 @@
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/transpose.cuh"
 
-enum { CHANNELS_THREADS = 256, CHANNELS_TILE = 8192 /* elements */, CHANNELS_BLOCKS = 528 };
+enum { CHANNELS_THREADS = 256, CHANNELS_TILE = 8192 /* elements */, CHANNELS_BLOCKS = 264 /* two per SM */ };
 
 /* x[groups, c, pairs] */
 struct Channels {
@@ -40,11 +40,6 @@ __device__ __forceinline__ uint4 load16(const bf16 *p)
 __device__ __forceinline__ void store16(bf16 *p, uint4 v)
 {
     *reinterpret_cast<uint4 *>(p) = v;
-}
-/* enough for results of 8 bits */
-__device__ __forceinline__ float sigmoid_short(float x)
-{
-    return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
 /* --- gates: a_k[g, c, p] = m sigmoid(gate_k) value_k --- */
@@ -117,26 +112,19 @@ Status gate_channels_launch(const OpCall *call, const GateChannels &p, const Ten
 }
 
 /* dy[g, c, p], the rest channel-last: dg = dy m x s (1 - s), dx = dy m s. grid (c / 64, pairs / 128, groups) */
-static __global__ void __launch_bounds__(CHANNELS_THREADS)
+static __global__ void __launch_bounds__(CHANNELS_THREADS, 3)
     gate_channels_bwd_kernel(const bf16 *dy, const bf16 *g, const bf16 *x, AnyReal mask, bf16 *dg, bf16 *dx, Channels s)
 {
     enum { R = 64, C = 128, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS };
     __shared__ HalvesTile<R, C> tile;
     int64_t group = blockIdx.z, pair0 = (int64_t)blockIdx.y * C, channel0 = (int64_t)blockIdx.x * R;
-    uint4 d[STEPS], gate[STEPS], value[STEPS];
+    uint4 d[STEPS];
     dy += group * s.c * s.pairs;
 #pragma unroll
     for (int it = 0; it < STEPS; it++) {
         int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (C / 8), c = k % (C / 8) * 8;
         d[it] = make_uint4(0, 0, 0, 0);
         if (channel0 + r < s.c && pair0 + c < s.pairs) d[it] = load16(dy + (channel0 + r) * s.pairs + pair0 + c);
-    }
-#pragma unroll
-    for (int it = 0; it < STEPS; it++) {
-        int k = it * CHANNELS_THREADS + threadIdx.x, c = k / (R / 8), r = k % (R / 8) * 8;
-        int64_t at = (group * s.pairs + pair0 + c) * s.c + channel0 + r;
-        gate[it] = value[it] = make_uint4(0, 0, 0, 0);
-        if (channel0 + r < s.c && pair0 + c < s.pairs) gate[it] = load16(g + at), value[it] = load16(x + at);
     }
 #pragma unroll
     for (int it = 0; it < STEPS; it++) {
@@ -150,7 +138,7 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS)
         if (channel0 + r >= s.c || pair0 + c >= s.pairs) continue;
         int64_t position = group * s.pairs + pair0 + c, at = position * s.c + channel0 + r;
         float dv[8], gv[8], xv[8], m = mask[position];
-        unpack8(tile.get_column(r, c), dv), unpack8(gate[it], gv), unpack8(value[it], xv);
+        unpack8(load16(g + at), gv), unpack8(load16(x + at), xv), unpack8(tile.get_column(r, c), dv);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float sigmoid = sigmoid_short(gv[j]);
@@ -335,7 +323,7 @@ __device__ __forceinline__ void norm_sums(const float (&dgamma)[8], const float 
 
 /* dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)); the tile holds x, then dx. Blocks go round the tiles. */
 template <int C>
-static __global__ void __launch_bounds__(CHANNELS_THREADS) layer_norm_channels_bwd_kernel(NormChannels p)
+static __global__ void __launch_bounds__(CHANNELS_THREADS, 2) layer_norm_channels_bwd_kernel(NormChannels p)
 {
     constexpr int PAIRS = CHANNELS_TILE / C, LANES = C / 8, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS;
     __shared__ HalvesTile<C, PAIRS> tile;
@@ -347,24 +335,24 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS) layer_norm_channels_b
     for (int64_t work = blockIdx.x; work < row_tiles * p.s.groups; work += gridDim.x) {
         int64_t group = work / row_tiles, pair0 = work % row_tiles * PAIRS;
         uint4 d[STEPS];
-        float mean[STEPS], rstd[STEPS];
 #pragma unroll
         for (int it = 0; it < STEPS; it++) {
             int64_t pair = pair0 + (it * CHANNELS_THREADS + threadIdx.x) / LANES, row = group * pairs + pair;
             bool live = pair < pairs;
             d[it] = live ? load16((const bf16 *)p.dy + row * C + channel) : make_uint4(0, 0, 0, 0);
-            mean[it] = live ? p.mean_in[row] : 0.0f, rstd[it] = live ? p.rstd_in[row] : 0.0f;
         }
         norm_load<C>(tile, (const bf16 *)p.x + group * C * pairs, pairs, pair0);
         __syncthreads();
 #pragma unroll
         for (int it = 0; it < STEPS; it++) {
             int pair = (it * CHANNELS_THREADS + threadIdx.x) / LANES;
-            float v[8], dy[8], a = 0, b = 0;
+            bool live = pair0 + pair < pairs;
+            int64_t row = group * pairs + pair0 + pair;
+            float v[8], dy[8], a = 0, b = 0, mean = live ? p.mean_in[row] : 0.0f, rstd = live ? p.rstd_in[row] : 0.0f;
             unpack8(tile.get_column(channel, pair), v), unpack8(d[it], dy);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                v[j] = (v[j] - mean[it]) * rstd[it];
+                v[j] = (v[j] - mean) * rstd;
                 dgamma[j] += dy[j] * v[j];
                 dbeta[j] += dy[j];
                 dy[j] *= gamma[j];
@@ -374,7 +362,7 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS) layer_norm_channels_b
             a = lanes_sum<LANES>(a) / C;
             b = lanes_sum<LANES>(b) / C;
 #pragma unroll
-            for (int j = 0; j < 8; j++) v[j] = rstd[it] * (dy[j] - a - v[j] * b);
+            for (int j = 0; j < 8; j++) v[j] = rstd * (dy[j] - a - v[j] * b);
             __syncwarp(); /* the other half of a word may belong to another lane, which has read it now */
             tile.put_column(channel, pair, pack8(v));
         }

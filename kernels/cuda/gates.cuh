@@ -152,11 +152,6 @@ template <int N> __device__ __forceinline__ void gates_put_products(const float 
     }
 }
 
-__device__ __forceinline__ float gates_edge(float value, float gate, float m)
-{
-    return __fdividef(m * value, 1.0f + __expf(-gate));
-}
-
 /* Rows of 64 places, one per channel; pair q: values from column 2 q W on, gates W further. */
 template <int W>
 __device__ __forceinline__ void gates_put_gated(const float (&acc)[128], const float (&m)[2], uint32_t a)
@@ -173,8 +168,8 @@ __device__ __forceinline__ void gates_put_gated(const float (&acc)[128], const f
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     int value = (q * (W / 4) + j + side) * 4 + half * 2, gate = value + W / 2;
-                    v[side * 2 + half] = pack_bf16(gates_edge(acc[value], acc[gate], m[half]),
-                                                   gates_edge(acc[value + 1], acc[gate + 1], m[half]));
+                    v[side * 2 + half] = pack_bf16(m[half] * acc[value] * sigmoid_short(acc[gate]),
+                                                   m[half] * acc[value + 1] * sigmoid_short(acc[gate + 1]));
                 }
             gates_put_transposed(a + (q * W + (j + matrix / 2) * 8 + r) * 128 + chunk * 16, v);
         }
