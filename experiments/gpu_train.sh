@@ -107,8 +107,8 @@ train() { # NAME STEPS SECONDS SWITCH...
 runs=${RUNS:-bf16 f32}
 share=$((${#runs} > 4 ? budget * 2 / 3 : budget))
 case $runs in *bf16*) train bf16 "$steps" $((share - (SECONDS - started))) ;; esac
-# in f32 attention runs as products (its fused kernel is made for bf16) and blocks are recomputed: it would not fit else
-read -r -a further_f32 <<<"${SET_F32:---set switches.fused_attention=off}"
+# in f32 blocks are recomputed, as 127 GiB would be needed else (SET_F32="--set switches.checkpoint=none" where they are)
+read -r -a further_f32 <<<"${SET_F32:-}"
 case $runs in *f32*)
     train f32 "$steps_f32" $((budget - (SECONDS - started))) --set switches.bf16=off --set switches.checkpoint=block "${further_f32[@]}"
     ;;
