@@ -205,7 +205,8 @@ Status session_step_start(Session *session, const StepInput *input)
         return status_fail(ERR_INTERNAL, "a step was started while %d were in flight", SESSION_STEPS_IN_FLIGHT);
     StepFlight *flight = &s->flight[s->started % SESSION_STEPS_IN_FLIGHT];
     flight->recycling = input->recycling;
-    for (int i = 0; i < SESSION_PROGRAMS; i++) flight->run[i] = exec_runs(s->exec[i]);
+    for (int i = 0; i < SESSION_PROGRAMS; i++) /* without recycling there is no SESSION_NOGRAD */
+        flight->run[i] = s->exec[i] ? exec_runs(s->exec[i]) : 0;
     if (s->started == 0) TRY(s->backend->mark(s->backend, s->end_mark[0]));
     TRY(run_iterations(s, input));
     /* the losses are read before the optimizer reuses the workspace */

@@ -30,6 +30,7 @@ YAML
 
 expect "a share of DAP 8 on one process" 0 '2 steps, loss [0-9]' \
     "$foldscale" train tiny.yaml --out null --set parallel.ranks=8 --set parallel.dap=8 --set parallel.comm=null
+expect "steps without recycling" 0 '2 steps, loss [0-9]' "$foldscale" train tiny.yaml --out once --set train.recycling=0
 expect "an unknown mode of communication" 2 'expected one of all, null' "$foldscale" train tiny.yaml --set parallel.comm=some
 
 # a broken chain among good ones: skipped and counted on all ranks of a group, or the end; nothing but broken ones: the end
