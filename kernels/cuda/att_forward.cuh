@@ -286,7 +286,7 @@ template <typename L> struct ForwardWarp {
         uint64_t from_k = att_tile<D>(k, D == 8 ? 0 : 16);
         wgmma_fence();
         wgmma_scores(s, from_q, from_k);
-        if constexpr (D == 32) wgmma_scores_add(s, from_q + 2, from_k + 2);
+        if constexpr (D == 32) wgmma_step<64>(s, from_q + 2, from_k + 2, 1);
         wgmma_commit();
     }
     __device__ __forceinline__ void finish(float (&t)[32], const float (&s)[32], const ForwardRow &r, int piece) const

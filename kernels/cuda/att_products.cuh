@@ -15,7 +15,7 @@ template <int D> __device__ __forceinline__ uint64_t att_tile(uint32_t shared, u
            (uint64_t)(16 * D >> 4) << 32 | SWIZZLE << 62;
 }
 
-/* s[64 x 64] = A[64 x 16] B[64 x 16]^T, and the same added to s */
+/* s[64 x 64] = A[64 x 16] B[64 x 16]^T, s not read before (wgmma_step<64> adds) */
 __device__ __forceinline__ void wgmma_scores(float (&s)[32], uint64_t a, uint64_t b)
 {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"
@@ -27,19 +27,6 @@ __device__ __forceinline__ void wgmma_scores(float (&s)[32], uint64_t a, uint64_
                    "=f"(s[16]), "=f"(s[17]), "=f"(s[18]), "=f"(s[19]), "=f"(s[20]), "=f"(s[21]), "=f"(s[22]),
                    "=f"(s[23]), "=f"(s[24]), "=f"(s[25]), "=f"(s[26]), "=f"(s[27]), "=f"(s[28]), "=f"(s[29]),
                    "=f"(s[30]), "=f"(s[31])
-                 : "l"(a), "l"(b));
-}
-__device__ __forceinline__ void wgmma_scores_add(float (&s)[32], uint64_t a, uint64_t b)
-{
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 1;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
-                 "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-                 : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]), "+f"(s[4]), "+f"(s[5]), "+f"(s[6]), "+f"(s[7]),
-                   "+f"(s[8]), "+f"(s[9]), "+f"(s[10]), "+f"(s[11]), "+f"(s[12]), "+f"(s[13]), "+f"(s[14]), "+f"(s[15]),
-                   "+f"(s[16]), "+f"(s[17]), "+f"(s[18]), "+f"(s[19]), "+f"(s[20]), "+f"(s[21]), "+f"(s[22]),
-                   "+f"(s[23]), "+f"(s[24]), "+f"(s[25]), "+f"(s[26]), "+f"(s[27]), "+f"(s[28]), "+f"(s[29]),
-                   "+f"(s[30]), "+f"(s[31])
                  : "l"(a), "l"(b));
 }
 

@@ -117,12 +117,6 @@ template <int THREADS> __device__ __forceinline__ void threads_sync(int id)
 
 /* --- between the blocks of a cluster: stores that count their bytes on a barrier of the block that gets them */
 
-__device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank)
-{
-    uint32_t r;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(shared), "r"(rank));
-    return r;
-}
 __device__ __forceinline__ void cluster_store(uint32_t address, uint32_t barrier, float x, float y, float z, float w)
 {
     asm volatile(
@@ -136,25 +130,6 @@ __device__ __forceinline__ void cluster_sync()
     asm volatile(
         "fence.mbarrier_init.release.cluster;\nbarrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::
             : "memory");
-}
-/* --- the copy engine: by one thread; `barrier` counts the bytes */
-
-/* a multiple of 16 bytes */
-__device__ __forceinline__ void transfer_bytes(uint32_t target, const void *source, uint32_t bytes, uint32_t barrier)
-{
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
-        "l"(source), "r"(bytes), "r"(barrier)
-        : "memory");
-}
-/* a box of a tensor of four axes, zeros beyond its extents */
-__device__ __forceinline__ void transfer_box(uint32_t target, const CUtensorMap *map, int column, int row, int block,
-                                             int group, uint32_t barrier)
-{
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(target),
-                 "l"(map), "r"(column), "r"(row), "r"(block), "r"(group), "r"(barrier)
-                 : "memory");
 }
 
 #endif

@@ -53,12 +53,12 @@ __device__ __forceinline__ void bw_load(const Att &a, const BwMaps &maps, const 
     uint32_t at = w.base + stage * S::STAGE, barrier = w.base + S::BARRIERS + stage * 8;
     int64_t line = (int64_t)w.group * a.b + row;
     barrier_expect(barrier, S::ADD + BW_LINE * 4 + BW_KEYS * S::ROW);
-    transfer_box(at, &maps.q, w.head * a.d, 0, row, w.group, barrier);
-    transfer_box(at + S::GO, &maps.go, w.head * a.d, 0, row, w.group, barrier);
-    transfer_box(at + S::K, &maps.k, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
-    transfer_box(w.base + S::V, &maps.v, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
-    transfer_bytes(at + S::STAT, prepared.stats + (line * a.h + w.head) * S::QUERIES, S::QUERIES * 16, barrier);
-    transfer_bytes(at + S::ADD, prepared.add + (line * S::TILES + w.tile) * BW_LINE, BW_LINE * 4, barrier);
+    tensor_load_box(at, &maps.q, w.head * a.d, 0, row, w.group, barrier);
+    tensor_load_box(at + S::GO, &maps.go, w.head * a.d, 0, row, w.group, barrier);
+    tensor_load_box(at + S::K, &maps.k, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
+    tensor_load_box(w.base + S::V, &maps.v, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
+    bulk_load(at + S::STAT, prepared.stats + (line * a.h + w.head) * S::QUERIES, S::QUERIES * 16, barrier);
+    bulk_load(at + S::ADD, prepared.add + (line * S::TILES + w.tile) * BW_LINE, BW_LINE * 4, barrier);
 }
 
 /* Barriers, the bias, the first row. */
@@ -73,8 +73,7 @@ __device__ __forceinline__ void bw_open(const Att &a, const BwMaps &maps, const 
     if (threadIdx.x == 0) {
         if (BIAS) {
             barrier_expect(barrier, BYTES);
-            transfer_bytes(w.base + S::BIAS_AT, prepared.bias + (blockIdx.y * 2 + w.tile) * (BYTES / 16), BYTES,
-                           barrier);
+            bulk_load(w.base + S::BIAS_AT, prepared.bias + (blockIdx.y * 2 + w.tile) * (BYTES / 16), BYTES, barrier);
         }
         bw_load<D, BIAS>(a, maps, prepared, w, w.first, 0);
     }

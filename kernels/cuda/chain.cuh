@@ -7,7 +7,7 @@
 #ifndef FOLDSCALE_KERNELS_CUDA_CHAIN_CUH
 #define FOLDSCALE_KERNELS_CUDA_CHAIN_CUH
 
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/hopper.cuh"
 
 enum { CHAIN_ROWS = 64, CHAIN_K = 128, CHAIN_D = 32, CHAIN_N = 128, CHAIN_P = 4, CHAIN_STAGES = 3 };
 enum { CHAIN_GROUPS = 2, CHAIN_THREADS = CHAIN_GROUPS * 128 + 128 };
@@ -86,69 +86,6 @@ static Status chain_pack_launch(ChainPacks &packs, cudaStream_t stream)
     return cuda_launched("chain_pack_kernel");
 }
 
-/* --- barriers and bulk copies */
-__device__ __forceinline__ void chain_barrier_init(uint32_t barrier, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void chain_barrier_expect(uint32_t barrier, uint32_t bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void chain_barrier_arrive(uint32_t barrier)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void chain_barrier_wait(uint32_t barrier, uint32_t parity)
-{
-    uint32_t done;
-    do {
-        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                     : "=r"(done)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-    } while (!done);
-}
-__device__ __forceinline__ void chain_copy(uint32_t target, const void *source, uint32_t bytes, uint32_t barrier)
-{
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
-        "l"(source), "r"(bytes), "r"(barrier)
-        : "memory");
-}
-
-/* --- warpgroup products */
-__device__ __forceinline__ uint64_t chain_descriptor(uint32_t address)
-{
-    /* k-major, 128-byte swizzle, 1024 bytes between groups of eight rows */
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 | (uint64_t)1 << 62;
-}
-__device__ __forceinline__ void chain_fence()
-{
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void chain_commit()
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void chain_wait()
-{
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
-/* t[64 x 64] (+)= A B, both k-major in shared memory */
-__device__ __forceinline__ void chain_mma_first(float (&t)[32], uint64_t a, uint64_t b, int add)
-{
-    asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%"
-                 "27,%28,%29,%30,%31}, %32, %33, p, 1, 1, 0, 0;}"
-                 : "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3]), "+f"(t[4]), "+f"(t[5]), "+f"(t[6]), "+f"(t[7]),
-                   "+f"(t[8]), "+f"(t[9]), "+f"(t[10]), "+f"(t[11]), "+f"(t[12]), "+f"(t[13]), "+f"(t[14]), "+f"(t[15]),
-                   "+f"(t[16]), "+f"(t[17]), "+f"(t[18]), "+f"(t[19]), "+f"(t[20]), "+f"(t[21]), "+f"(t[22]),
-                   "+f"(t[23]), "+f"(t[24]), "+f"(t[25]), "+f"(t[26]), "+f"(t[27]), "+f"(t[28]), "+f"(t[29]),
-                   "+f"(t[30]), "+f"(t[31])
-                 : "l"(a), "l"(b), "r"(add));
-}
 /* r[64 x 128] += A B, A in registers */
 __device__ __forceinline__ void chain_mma_second(float (&r)[64], const uint32_t *a, uint64_t b)
 {
@@ -175,17 +112,17 @@ __device__ __forceinline__ void chain_first(float (&t)[32], uint32_t x, uint32_t
     for (int k = 0; k < CHAIN_K / 16; k++) {
         uint32_t x_at = x + k / 4 * (CHAIN_ROWS * 128) + k % 4 * 32,
                  y_at = y + k / 4 * (2 * CHAIN_D * 128) + k % 4 * 32;
-        chain_mma_first(t, chain_descriptor(x_at), chain_descriptor(y_at), k > 0);
+        wgmma_step<64>(t, wgmma_descriptor(x_at), wgmma_descriptor(y_at), k > 0);
     }
 }
 
 /* r_p += t_p v^T; v: columns of this l */
 __device__ __forceinline__ void chain_second(float (&r0)[64], float (&r1)[64], const uint32_t (&a)[16], uint32_t v)
 {
-    chain_mma_second(r0, a, chain_descriptor(v));
-    chain_mma_second(r0, a + 4, chain_descriptor(v + 32));
-    chain_mma_second(r1, a + 8, chain_descriptor(v));
-    chain_mma_second(r1, a + 12, chain_descriptor(v + 32));
+    chain_mma_second(r0, a, wgmma_descriptor(v));
+    chain_mma_second(r0, a + 4, wgmma_descriptor(v + 32));
+    chain_mma_second(r1, a + 8, wgmma_descriptor(v));
+    chain_mma_second(r1, a + 12, wgmma_descriptor(v + 32));
 }
 
 /* accumulators [64 x 64] -> four A fragments of 16 columns */
@@ -201,10 +138,10 @@ __device__ __forceinline__ void chain_produce(const ChainProblem &p, uint32_t ri
     for (int step = 0; step < p.pairs_l; step++) {
         int stage = step % CHAIN_STAGES, round = step / CHAIN_STAGES;
         uint32_t at = ring + (uint32_t)stage * CHAIN_STAGE_BYTES, barrier = full + stage * 8;
-        if (round > 0) chain_barrier_wait(empty + stage * 8, (round - 1) & 1);
-        chain_barrier_expect(barrier, CHAIN_STAGE_BYTES);
-        chain_copy(at, x + (int64_t)step * CHAIN_X_BYTES, CHAIN_X_BYTES, barrier);
-        chain_copy(at + CHAIN_X_BYTES, v + (int64_t)step * CHAIN_V_BYTES, CHAIN_V_BYTES, barrier);
+        if (round > 0) barrier_wait(empty + stage * 8, (round - 1) & 1);
+        barrier_expect(barrier, CHAIN_STAGE_BYTES);
+        bulk_load(at, x + (int64_t)step * CHAIN_X_BYTES, CHAIN_X_BYTES, barrier);
+        bulk_load(at + CHAIN_X_BYTES, v + (int64_t)step * CHAIN_V_BYTES, CHAIN_V_BYTES, barrier);
     }
 }
 
@@ -260,30 +197,30 @@ __device__ __forceinline__ void chain_consume(const ChainProblem &p, const Epilo
 #pragma unroll
     for (int k = 0; k < 64; k++) r0[k] = r1[k] = t[k / 2] = 0;
     y += (uint32_t)group * CHAIN_Y_BYTES;
-    chain_barrier_wait(ready, 0);
-    chain_barrier_wait(full, 0);
-    chain_fence();
+    barrier_wait(ready, 0);
+    barrier_wait(full, 0);
+    wgmma_fence();
     chain_first(t, ring, y);
-    chain_commit();
+    wgmma_commit();
     for (int step = 0; step < p.pairs_l; step++) {
         uint32_t at = ring + (uint32_t)(step % CHAIN_STAGES) * CHAIN_STAGE_BYTES, v = at + CHAIN_X_BYTES;
-        chain_wait();
-        if (step > 0 && lane == 0) chain_barrier_arrive(empty + (step - 1) % CHAIN_STAGES * 8);
+        wgmma_wait<0>();
+        if (step > 0 && lane == 0) barrier_arrive(empty + (step - 1) % CHAIN_STAGES * 8);
         chain_lower(a, t);
-        chain_fence();
+        wgmma_fence();
         chain_second(r0, r1, a, v);
         chain_first(t, at + CHAIN_X_BYTES / 2, y);
-        chain_commit();
-        chain_wait();
+        wgmma_commit();
+        wgmma_wait<0>();
         chain_lower(a, t);
         int next = step + 1 < p.pairs_l ? step + 1 : step; /* the last product of all is not used */
-        chain_barrier_wait(full + next % CHAIN_STAGES * 8, next / CHAIN_STAGES & 1);
-        chain_fence();
+        barrier_wait(full + next % CHAIN_STAGES * 8, next / CHAIN_STAGES & 1);
+        wgmma_fence();
         chain_second(r0, r1, a, v + 64);
         chain_first(t, ring + (uint32_t)(next % CHAIN_STAGES) * CHAIN_STAGE_BYTES, y);
-        chain_commit();
+        wgmma_commit();
     }
-    chain_wait();
+    wgmma_wait<0>();
     int row = blockIdx.x * CHAIN_ROWS + warp % 4 * 16 + lane / 4, member = blockIdx.y * CHAIN_P + group * 2;
     chain_store(epilogue, r0, row, member);
     chain_store(epilogue, r1, row, member + 1);
@@ -300,21 +237,20 @@ __global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(ChainProblem p,
     int group = threadIdx.x / 128;
     if (threadIdx.x == 0) {
         for (int s = 0; s < CHAIN_STAGES; s++) {
-            chain_barrier_init(full + s * 8, 1);
-            chain_barrier_init(empty + s * 8, CHAIN_GROUPS * 4);
+            barrier_init(full + s * 8, 1);
+            barrier_init(empty + s * 8, CHAIN_GROUPS * 4);
         }
-        chain_barrier_init(ready, 1);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        barrier_init(ready, 1);
+        barrier_publish();
     }
     __syncthreads();
     /* registers of the idle warps go to the products */
     if (group == CHAIN_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (threadIdx.x == CHAIN_GROUPS * 128) {
-            chain_barrier_expect(ready, CHAIN_GROUPS * CHAIN_Y_BYTES);
-            chain_copy(y, (const char *)p.y + (int64_t)blockIdx.y * CHAIN_GROUPS * CHAIN_Y_BYTES,
-                       CHAIN_GROUPS * CHAIN_Y_BYTES, ready);
+            barrier_expect(ready, CHAIN_GROUPS * CHAIN_Y_BYTES);
+            bulk_load(y, (const char *)p.y + (int64_t)blockIdx.y * CHAIN_GROUPS * CHAIN_Y_BYTES,
+                      CHAIN_GROUPS * CHAIN_Y_BYTES, ready);
             chain_produce(p, ring, full, empty);
         }
     } else {

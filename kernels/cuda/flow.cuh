@@ -219,19 +219,10 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     int group = threadIdx.x / 128, block = 0;
     while (block + 1 < p.blocks && (int)blockIdx.x >= p.first[block + 1]) block++;
     FlowPlace at;
-    at.w = shared_address(shared), at.slots = at.w + S::W_BYTES, at.full = shared_address(bias) + S::BIAS_BYTES;
-    at.empty = at.full + S::SLOTS * 8, at.done = at.empty + S::SLOTS * 8, at.ready = at.done + S::SLOTS * 8;
+    at.w = shared_address(shared), at.slots = at.w + S::W_BYTES;
     at.bias = bias, at.column0 = block * NB, at.first = blockIdx.x - p.first[block];
     at.step = p.first[block + 1] - p.first[block], at.tiles = (p.rows + FLOW_ROWS - 1) / FLOW_ROWS;
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < S::SLOTS; s++) {
-            barrier_init(at.full + s * 8, 1);
-            barrier_init(at.empty + s * 8, 1);
-            barrier_init(at.done + s * 8, 4);
-        }
-        barrier_init(at.ready, 1);
-        barrier_publish();
-    }
+    slot_barriers<S::SLOTS>(&at, shared_address(bias) + S::BIAS_BYTES);
     for (int c = threadIdx.x; c < NB; c += FLOW_THREADS) {
         int column = at.column0 + c, k = flow_member(p, column);
         bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;

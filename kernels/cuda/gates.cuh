@@ -216,18 +216,9 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
     float *bias = reinterpret_cast<float *>(shared + S::W_BYTES + S::SLOTS * S::SLOT);
     int group = threadIdx.x / 128;
     GatesPlace at = gates_place(p);
-    at.w = shared_address(shared), at.slots = at.w + S::W_BYTES, at.full = shared_address(bias) + S::BIAS_BYTES;
-    at.empty = at.full + S::SLOTS * 8, at.done = at.empty + S::SLOTS * 8, at.ready = at.done + S::SLOTS * 8;
+    at.w = shared_address(shared), at.slots = at.w + S::W_BYTES;
     at.bias = bias;
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < S::SLOTS; s++) {
-            barrier_init(at.full + s * 8, 1);
-            barrier_init(at.empty + s * 8, 1);
-            barrier_init(at.done + s * 8, 4);
-        }
-        barrier_init(at.ready, 1);
-        barrier_publish();
-    }
+    slot_barriers<S::SLOTS>(&at, shared_address(bias) + S::BIAS_BYTES);
     for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_THREADS) {
         int column = at.column0 + c;
         bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;

@@ -98,19 +98,9 @@ static __global__ void __launch_bounds__(GATES_THREADS, 1) grouped_kernel(const 
     int group = threadIdx.x / 128;
     GatesPlace at = {};
     at.w = shared_address(shared), at.slots = at.w + GROUPED_W_BYTES;
-    at.full = at.slots + GROUPED_SLOTS * GROUPED_SLOT, at.empty = at.full + GROUPED_SLOTS * 8;
-    at.done = at.empty + GROUPED_SLOTS * 8, at.ready = at.done + GROUPED_SLOTS * 8;
     at.column0 = (int)blockIdx.x / p.along * GATES_COLUMNS;
     at.first = (int)blockIdx.x % p.along, at.step = p.along, at.tiles = p.rows / GATES_ROWS;
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < GROUPED_SLOTS; s++) {
-            barrier_init(at.full + s * 8, 1);
-            barrier_init(at.empty + s * 8, 1);
-            barrier_init(at.done + s * 8, 4);
-        }
-        barrier_init(at.ready, 1);
-        barrier_publish();
-    }
+    slot_barriers<GROUPED_SLOTS>(&at, at.slots + GROUPED_SLOTS * GROUPED_SLOT);
     __syncthreads();
     /* registers of the copying warps go to the products */
     if (group == GATES_GROUPS) {

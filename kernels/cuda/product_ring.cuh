@@ -160,7 +160,7 @@ __device__ __forceinline__ void product_consume(const RingProduct &p, char *shar
 #pragma unroll
                 for (int m = 0; m < MT; m++) {
                     uint64_t a = wgmma_descriptor(stage + (group * MT + m) * 64 * PANEL * 2);
-                    GroupProduct<BN, false, true>::add(acc[m], a + q * 2, b + q * (2048 >> 4));
+                    GroupProduct<BN, false, true>::step(acc[m], a + q * 2, b + q * (2048 >> 4), 1);
                 }
             wgmma_commit();
             if (k == 0) continue;

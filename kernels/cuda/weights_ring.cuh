@@ -144,8 +144,8 @@ __device__ __forceinline__ void ring_multiply(const RingWeights &w, const RingPl
 #pragma unroll
             for (int m = 0; m < MT; m++) {
                 uint64_t a = across_descriptor(stage + (panel0 + m) * RING_PANEL_BYTES, RING_PANEL_BYTES);
-                GroupProduct<BN, true, true>::add(acc[m], a + k * (2048 >> 4), b + k * (2048 >> 4));
-                if (SUMS) GroupProduct<8, true, false>::add(sums[m], a + k * (2048 >> 4), ones);
+                GroupProduct<BN, true, true>::step(acc[m], a + k * (2048 >> 4), b + k * (2048 >> 4), 1);
+                if (SUMS) GroupProduct<8, true, false>::step(sums[m], a + k * (2048 >> 4), ones, 1);
             }
         wgmma_commit();
         wgmma_wait<1>();
