@@ -232,7 +232,7 @@ static Status train_loop(Runner *r)
         /* a step that is in flight when the run is told to stop still ends */
         stop = r->state.step >= t->steps || (stopping && r->started == r->state.step);
         snprintf(note, sizeof note, "loss %.4g%s%.3f", r->last_loss, r->best > 0 ? "  lDDT-Ca " : "  ", r->last_lddt);
-        progress_update(&progress, r->state.step, r->best > 0 ? note : note);
+        progress_update(&progress, r->state.step, note);
     }
     progress_end(&progress);
     return t->checkpoint_last || stop_requested ? save(r) : OK;

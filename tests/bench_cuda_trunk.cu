@@ -47,7 +47,8 @@
         }                                                                                                              \
     }
 
-#include "tests/bench_cuda_cases.h"
+#include "tests/bench_cuda_checks.h"
+#include "tests/bench_cuda_times.h"
 
 static bool wanted(int argc, char **argv, const char *name)
 {
