@@ -15,6 +15,9 @@
 enum { FLOW_ROWS = 64, FLOW_MEMBERS = 6, FLOW_BLOCKS = 8, FLOW_GROUPS = 2, FLOW_THREADS = FLOW_GROUPS * 128 + 128 };
 enum { FLOW_CHUNK = FLOW_ROWS * TENSOR_COLUMNS * 2 /* bytes of a box */ };
 enum FlowEdge { FLOW_PLAIN, FLOW_RESIDUAL, FLOW_GATED };
+/* How dropout's mask, shared along an axis, repeats: not; from tile to tile of a warpgroup; from row to row of a tile
+ */
+enum FlowRepeat { FLOW_REPEATS_NOT, FLOW_REPEATS_TILES, FLOW_REPEATS_ROWS };
 
 struct FlowProblem {
     CUtensorMap x, w, y[FLOW_MEMBERS], r, g, product;
@@ -25,6 +28,7 @@ struct FlowProblem {
     bool keep;                          /* the product before the gate */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
+    FlowRepeat repeat;
 };
 
 template <int K, int NB, FlowEdge EDGE> struct FlowShape {
@@ -98,18 +102,29 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
     tensor_store_wait();
 }
 
-/* Dropout factors of columns (column, column + 1) at two rows, for the four lanes of a group of eight columns: even
- * lanes draw the words of the first row, odd lanes those of the second, and neighbours exchange halves. */
-__device__ __forceinline__ void flow_factors(const Dropout &d, const DropoutDraw &draw,
-                                             const uint32_t (&row_element)[2], int column8, float (&f)[4])
+/* What dropout keeps of this thread's part of a tile: bit 2 j of kept[h][i] is column 8 j + 2 (lane % 4) + i of row
+ * lane / 4 + 8 h of the warp's sixteen. Each lane draws four columns of a row. */
+struct FlowKept {
+    uint32_t row[2][2];
+};
+
+/* row0: the first of the warp's rows */
+__device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDraw &draw, int row0, int column0,
+                                          FlowKept *kept)
 {
-    int lane = threadIdx.x % 4, odd = lane & 1;
-    uint32_t w[4], at = (odd ? row_element[1] : row_element[0]) + column8 + lane / 2 * 4;
-    d.words(draw, at >> 2, w);
-    uint32_t a = __shfl_xor_sync(0xffffffffu, odd ? w[0] : w[2], 1);
-    uint32_t b = __shfl_xor_sync(0xffffffffu, odd ? w[1] : w[3], 1);
-    f[0] = d.factor(odd ? a : w[0]), f[1] = d.factor(odd ? b : w[1]);
-    f[2] = d.factor(odd ? w[2] : a), f[3] = d.factor(odd ? w[3] : b);
+    int lane = threadIdx.x % WARP, rows = p.repeat == FLOW_REPEATS_ROWS ? 1 : 16;
+#pragma unroll 1
+    for (int r = 0; r < rows; r++) {
+        uint32_t w[4], bits[4];
+        uint32_t at = p.drop.mask_element((uint32_t)(row0 + r) * (uint32_t)p.columns) + column0 + lane * 4;
+        p.drop.words(draw, at >> 2, w);
+#pragma unroll
+        for (int k = 0; k < 4; k++) bits[k] = __ballot_sync(0xffffffffu, p.drop.factor(w[k]) != 0.0f) >> (lane % 4 / 2);
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            if (rows == 1 || r == lane / 4 + 8 * h)
+                kept->row[h][0] = lane % 2 ? bits[2] : bits[0], kept->row[h][1] = lane % 2 ? bits[3] : bits[1];
+    }
 }
 
 __device__ __forceinline__ uint32_t shared_word(uint32_t at)
@@ -132,22 +147,19 @@ __device__ __forceinline__ float flow_sigmoid(float x)
  * accesses have no bank conflicts. */
 template <int NB, FlowEdge EDGE>
 __device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bias, float (&acc)[NB / 2], uint32_t y,
-                                          int column0, int tile, const DropoutDraw &draw)
+                                          const FlowKept &kept)
 {
     int thread = threadIdx.x % 128, lane = thread % WARP, row = thread / WARP * 16 + lane / 4;
-    uint32_t base = y + row * 128 + lane % 4 * 4, element[2] = {0, 0};
-    bool drops = EDGE != FLOW_PLAIN && p.drop.rng;
-    if (drops)
-        for (int h = 0; h < 2; h++)
-            element[h] =
-                p.drop.mask_element((uint32_t)(tile * FLOW_ROWS + row + 8 * h) * (uint32_t)p.columns) + column0;
+    uint32_t base = y + row * 128 + lane % 4 * 4;
 #pragma unroll
     for (int j = 0; j < NB / 8; j++) {
         float2 b = *reinterpret_cast<const float2 *>(bias + j * 8 + lane % 4 * 2);
         uint32_t at = base + j / 8 * FLOW_CHUNK + ((j % 8 ^ lane / 4) << 4);
         float v[4] = {acc[j * 4] + b.x, acc[j * 4 + 1] + b.y, acc[j * 4 + 2] + b.x, acc[j * 4 + 3] + b.y};
         float f[4] = {1, 1, 1, 1};
-        if (drops) flow_factors(p.drop, draw, element, j * 8, f);
+        if (EDGE != FLOW_PLAIN && p.drop.rng)
+#pragma unroll
+            for (int k = 0; k < 4; k++) f[k] = kept.row[k / 2][k % 2] >> 2 * j & 1 ? p.drop.keep_scale : 0.0f;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             uint32_t here = at + h * 1024, gate = here + FLOW_ROWS * NB * 2;
@@ -183,26 +195,29 @@ template <int K, int NB, FlowEdge EDGE>
 __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, int group)
 {
     typedef FlowShape<K, NB, EDGE> S;
-    DropoutDraw draw = {};
-    if (EDGE != FLOW_PLAIN && p.drop.rng) draw = p.drop.draw();
+    bool drops = EDGE != FLOW_PLAIN && p.drop.rng;
+    DropoutDraw draw = drops ? p.drop.draw() : DropoutDraw{};
+    FlowKept kept = {};
     bool narrow = NB == 256 && p.columns - at.column0 <= 128;
     barrier_wait(at.ready, 0);
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
         uint32_t x = at.slots + slot * S::SLOT;
+        if (drops && (i == group || p.repeat != FLOW_REPEATS_TILES))
+            flow_draw(p, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
         if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait(at.full + slot * 8, round & 1);
         if (narrow) {
             float acc[64];
             flow_product<K, NB, 128>(acc, x, at.w);
             asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); /* y goes over x */
-            flow_edge<128, EDGE>(p, at.bias, acc, x + S::Y_AT, at.column0, tile, draw);
+            flow_edge<128, EDGE>(p, at.bias, acc, x + S::Y_AT, kept);
         } else {
             float acc[NB / 2];
             flow_product<K, NB, NB>(acc, x, at.w);
             if (EDGE == FLOW_PLAIN) asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
-            flow_edge<NB, EDGE>(p, at.bias, acc, x + S::Y_AT, at.column0, tile, draw);
+            flow_edge<NB, EDGE>(p, at.bias, acc, x + S::Y_AT, kept);
         }
         async_fence();
         __syncwarp();
@@ -292,6 +307,17 @@ static inline void flow_share(int width, FlowProblem *p)
     }
 }
 
+static inline FlowRepeat flow_repeat(const FlowProblem &p)
+{
+    const Dropout &d = p.drop;
+    if (!d.rng || d.rank != 3) return FLOW_REPEATS_NOT;
+    if (d.stride[1] == 0 && d.local[1] % FLOW_ROWS == 0) return FLOW_REPEATS_ROWS;
+    bool tiles = d.stride[0] == 0;
+    for (int b = 0; b < p.blocks; b++)
+        tiles = tiles && (uint32_t)((p.first[b + 1] - p.first[b]) * FLOW_GROUPS * FLOW_ROWS) % d.local[1] == 0;
+    return tiles ? FLOW_REPEATS_TILES : FLOW_REPEATS_NOT;
+}
+
 template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const FlowOperands &o, cudaStream_t stream)
 {
     constexpr int BYTES = FlowShape<K, NB, EDGE>::BYTES;
@@ -302,6 +328,7 @@ template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const Fl
     p.keep = o.product != NULL;
     p.drop = o.drop;
     flow_share(NB, &p);
+    p.repeat = flow_repeat(p);
     TRY(flow_maps(o, EDGE, NB, &p));
     CUDA_TRY(cudaFuncSetAttribute(flow_kernel<K, NB, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     flow_kernel<K, NB, EDGE><<<p.first[p.blocks], FLOW_THREADS, BYTES, stream>>>(p);
