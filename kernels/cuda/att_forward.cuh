@@ -396,6 +396,7 @@ template <typename L>
 __global__ void __launch_bounds__(L::GROUPS * 128, L::BLOCKS)
     att_forward_tc_kernel(const __grid_constant__ ForwardProblem p, const __grid_constant__ ForwardMaps maps)
 {
+    stage_wait();
     extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared);
     int warp = __shfl_sync(0xffffffffu, threadIdx.x / WARP, 0);

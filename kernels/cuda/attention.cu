@@ -88,6 +88,7 @@ static Status att_scores(CudaContext *ctx, const OpCall *call)
 /* dbias[g,n,m,h] = sum over rows of ds[g,b,h,n,m], in order */
 template <typename T> __global__ void bias_gradient_kernel(Att a, const T *ds, T *dbias, uint32_t count)
 {
+    stage_wait();
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     uint32_t j = e % a.m, rest = e / a.m, i = rest % a.n, head = rest / a.n % a.h, group = rest / a.n / a.h;
@@ -108,7 +109,7 @@ static Status att_scores_bwd(CudaContext *ctx, const OpCall *call)
         TRY(contract_launch(IN(0), IN(1), OUT(1), to_k, ContractPlain(), ctx->stream));
         if (!call->op->attr.i[1]) return OK;
         uint32_t count = (uint32_t)a.g * a.h * a.n * a.m;
-        bias_gradient_kernel<T><<<blocks_for(count, 256), 256, 0, ctx->stream>>>(a, IN(0), OUT(2), count);
+        launch(bias_gradient_kernel<T>, blocks_for(count, 256), 256, 0, ctx->stream, a, IN(0), OUT(2), count);
     });
     return cuda_launched("bias_gradient_kernel");
 }
@@ -191,6 +192,7 @@ __device__ __forceinline__ float2 att_row(const Att &a, const AttOperands<T> &x,
 
 template <typename T> __global__ void __launch_bounds__(ATT_WARPS *WARP) att_forward_kernel(Att a, AttOperands<T> x)
 {
+    stage_wait();
     extern __shared__ float rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
@@ -216,6 +218,7 @@ template <typename T> __global__ void __launch_bounds__(ATT_WARPS *WARP) att_for
 template <typename T>
 __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dq_kernel(Att a, AttOperands<T> x, float *stats)
 {
+    stage_wait();
     extern __shared__ float rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
@@ -263,6 +266,7 @@ __device__ __forceinline__ float2 att_pair(const Att &a, const AttOperands<T> &x
 template <typename T>
 __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dkv_kernel(Att a, AttOperands<T> x, const float *stats)
 {
+    stage_wait();
     extern __shared__ float rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
@@ -288,6 +292,7 @@ __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dkv_kernel(Att a, AttOper
 
 template <typename T> __global__ void att_dbias_kernel(Att a, AttOperands<T> x, const float *stats, uint32_t count)
 {
+    stage_wait();
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     uint32_t j = e % a.m, rest = e / a.m, i = rest % a.n, head = rest / a.n % a.h, group = rest / a.n / a.h;
@@ -309,7 +314,7 @@ template <typename T> static Status att_any_forward(const Att &a, const AttOpera
     if (att_few_fits(a, x.bias != NULL)) return att_few_forward_launch(a, x, stream);
     size_t shared = (size_t)ATT_WARPS * a.m * sizeof(float);
     CUDA_TRY(cudaFuncSetAttribute(att_forward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    att_forward_kernel<T><<<att_blocks(a, a.n), ATT_WARPS * WARP, shared, stream>>>(a, x);
+    launch(att_forward_kernel<T>, att_blocks(a, a.n), ATT_WARPS * WARP, shared, stream, a, x);
     return cuda_launched("att_forward_kernel");
 }
 
@@ -319,13 +324,13 @@ static Status att_any_backward(const Att &a, const AttOperands<T> &x, float *sta
     size_t of_m = (size_t)ATT_WARPS * a.m * sizeof(float), of_n = (size_t)ATT_WARPS * 2 * a.n * sizeof(float);
     CUDA_TRY(cudaFuncSetAttribute(att_dq_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)of_m));
     CUDA_TRY(cudaFuncSetAttribute(att_dkv_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)of_n));
-    att_dq_kernel<T><<<att_blocks(a, a.n), ATT_WARPS * WARP, of_m, stream>>>(a, x, stats);
+    launch(att_dq_kernel<T>, att_blocks(a, a.n), ATT_WARPS * WARP, of_m, stream, a, x, stats);
     TRY(cuda_launched("att_dq_kernel"));
-    att_dkv_kernel<T><<<att_blocks(a, a.m), ATT_WARPS * WARP, of_n, stream>>>(a, x, stats);
+    launch(att_dkv_kernel<T>, att_blocks(a, a.m), ATT_WARPS * WARP, of_n, stream, a, x, stats);
     TRY(cuda_launched("att_dkv_kernel"));
     if (!x.dbias) return OK;
     uint32_t count = (uint32_t)a.g * a.h * a.n * a.m;
-    att_dbias_kernel<T><<<blocks_for(count, 256), 256, 0, stream>>>(a, x, stats, count);
+    launch(att_dbias_kernel<T>, blocks_for(count, 256), 256, 0, stream, a, x, stats, count);
     return cuda_launched("att_dbias_kernel");
 }
 

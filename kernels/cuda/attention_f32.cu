@@ -97,6 +97,7 @@ struct BiasCopies {
 
 __global__ void __launch_bounds__(THREADS) att_bias_copy_kernel(Att a, const float *bias, BiasCopies copies)
 {
+    stage_wait();
     int column = blockIdx.x * THREADS + threadIdx.x, row = blockIdx.y, group = blockIdx.z;
     for (int head = 0; head < a.h; head++) {
         int64_t matrix = (int64_t)group * a.h + head;
@@ -146,6 +147,7 @@ __device__ __forceinline__ float chunk_softmax(float (&s)[CHUNK], float *peak, f
 template <int D>
 __global__ void __launch_bounds__(THREADS) att_f32_forward_kernel(Att a, AttOperands<float> x, const float *by_key)
 {
+    stage_wait();
     __shared__ float4 keys[TILE][D / 4], values[TILE][D / 4];
     __shared__ float add[TILE];
     AttPlace p = place_of(a);
@@ -188,6 +190,7 @@ template <int D>
 __global__ void __launch_bounds__(THREADS)
     att_f32_dq_kernel(Att a, AttOperands<float> x, const float *by_key, Stat *stats)
 {
+    stage_wait();
     __shared__ float4 keys[TILE][D / 4], values[TILE][D / 4];
     __shared__ float add[TILE];
     AttPlace p = place_of(a);
@@ -243,6 +246,7 @@ template <int D>
 __global__ void __launch_bounds__(THREADS)
     att_f32_dkv_kernel(Att a, AttOperands<float> x, const float *by_query, const Stat *stats)
 {
+    stage_wait();
     __shared__ float4 queries[TILE][D / 4], gradients[TILE][D / 4];
     __shared__ Stat stat[TILE];
     AttPlace p = place_of(a);
@@ -326,6 +330,7 @@ __device__ __forceinline__ void products(float (&acc)[4][4], const float (*left)
 template <int D>
 __global__ void __launch_bounds__(256) att_f32_dbias_kernel(Att a, AttOperands<float> x, const Stat *stats)
 {
+    stage_wait();
     __shared__ __align__(16) float q[D][PAIRS], k[D][PAIRS], go[D][PAIRS], v[D][PAIRS];
     __shared__ Stat stat[PAIRS];
     __shared__ float add[PAIRS];
@@ -404,7 +409,7 @@ static Status bias_copy_launch(const Att &a, const float *bias, BiasCopies copie
 {
     int side = a.n > a.m ? a.n : a.m;
     dim3 grid(blocks_for(side, THREADS), (unsigned)side, (unsigned)a.g);
-    att_bias_copy_kernel<<<grid, THREADS, 0, stream>>>(a, bias, copies);
+    launch(att_bias_copy_kernel, grid, THREADS, 0, stream, a, bias, copies);
     return cuda_launched("att_bias_copy_kernel");
 }
 
@@ -416,7 +421,7 @@ static dim3 thread_grid(const Att &a, int extent)
 template <int D>
 static Status forward_launch(const Att &a, const AttOperands<float> &x, const float *by_key, cudaStream_t stream)
 {
-    att_f32_forward_kernel<D><<<thread_grid(a, a.n), THREADS, 0, stream>>>(a, x, by_key);
+    launch(att_f32_forward_kernel<D>, thread_grid(a, a.n), THREADS, 0, stream, a, x, by_key);
     return cuda_launched("att_f32_forward_kernel");
 }
 
@@ -424,13 +429,13 @@ template <int D>
 static Status backward_launch(const Att &a, const AttOperands<float> &x, BiasCopies copies, Stat *stats,
                               cudaStream_t stream)
 {
-    att_f32_dq_kernel<D><<<thread_grid(a, a.n), THREADS, 0, stream>>>(a, x, copies.by_key, stats);
+    launch(att_f32_dq_kernel<D>, thread_grid(a, a.n), THREADS, 0, stream, a, x, copies.by_key, stats);
     TRY(cuda_launched("att_f32_dq_kernel"));
-    att_f32_dkv_kernel<D><<<thread_grid(a, a.m), THREADS, 0, stream>>>(a, x, copies.by_query, stats);
+    launch(att_f32_dkv_kernel<D>, thread_grid(a, a.m), THREADS, 0, stream, a, x, copies.by_query, stats);
     TRY(cuda_launched("att_f32_dkv_kernel"));
     if (!x.bias) return OK;
     dim3 grid(blocks_for(a.n, PAIRS) * blocks_for(a.m, PAIRS), (unsigned)a.h, (unsigned)a.g);
-    att_f32_dbias_kernel<D><<<grid, 256, 0, stream>>>(a, x, stats);
+    launch(att_f32_dbias_kernel<D>, grid, 256, 0, stream, a, x, stats);
     return cuda_launched("att_f32_dbias_kernel");
 }
 

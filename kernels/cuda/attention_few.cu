@@ -6,6 +6,7 @@ enum { FEW_KEYS = 4, FEW_WIDTH = 16, FEW_THREADS = 128 };
 template <typename T>
 __global__ void __launch_bounds__(FEW_THREADS) att_few_forward_kernel(Att a, AttOperands<T> x, uint32_t count)
 {
+    stage_wait();
     constexpr int D = FEW_WIDTH;
     uint32_t id = blockIdx.x * FEW_THREADS + threadIdx.x;
     if (id >= count) return;
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(FEW_THREADS) att_few_forward_kernel(Att a, Att
 template <typename T>
 __global__ void __launch_bounds__(FEW_THREADS) att_few_backward_kernel(Att a, AttOperands<T> x, uint32_t count)
 {
+    stage_wait();
     constexpr int D = FEW_WIDTH;
     uint32_t id = blockIdx.x * FEW_THREADS + threadIdx.x;
     if (id >= count) return;
@@ -95,7 +97,7 @@ bool att_few_fits(const Att &a, bool bias)
 template <typename T> Status att_few_forward_launch(const Att &a, const AttOperands<T> &x, cudaStream_t stream)
 {
     uint32_t count = (uint32_t)a.g * a.b * a.h;
-    att_few_forward_kernel<T><<<blocks_for(count, FEW_THREADS), FEW_THREADS, 0, stream>>>(a, x, count);
+    launch(att_few_forward_kernel<T>, blocks_for(count, FEW_THREADS), FEW_THREADS, 0, stream, a, x, count);
     return cuda_launched("att_few_forward_kernel");
 }
 template Status att_few_forward_launch(const Att &, const AttOperands<float> &, cudaStream_t);
@@ -104,7 +106,7 @@ template Status att_few_forward_launch(const Att &, const AttOperands<bf16> &, c
 template <typename T> Status att_few_backward_launch(const Att &a, const AttOperands<T> &x, cudaStream_t stream)
 {
     uint32_t count = (uint32_t)a.g * a.b * a.h;
-    att_few_backward_kernel<T><<<blocks_for(count, FEW_THREADS), FEW_THREADS, 0, stream>>>(a, x, count);
+    launch(att_few_backward_kernel<T>, blocks_for(count, FEW_THREADS), FEW_THREADS, 0, stream, a, x, count);
     return cuda_launched("att_few_backward_kernel");
 }
 template Status att_few_backward_launch(const Att &, const AttOperands<float> &, cudaStream_t);

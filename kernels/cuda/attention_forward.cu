@@ -74,6 +74,7 @@ __device__ __forceinline__ void forward_prepare_bias(const Att &a, const bf16 *b
 __global__ void __launch_bounds__(128)
     att_forward_prepare_kernel(Att a, const bf16 *bias, ForwardPrepared out, ForwardPlan p)
 {
+    stage_wait();
     int64_t masks = (p.mask_rows + 3) / 4, id = blockIdx.x;
     if (id < masks) {
         int64_t row = id * 4 + threadIdx.x / WARP;
@@ -127,7 +128,7 @@ static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const For
     TRY(forward_map(a, x.v, a.m, a.k_row, a.k_group, L::BOX, &maps.v));
     CUDA_TRY(cudaFuncSetAttribute(att_forward_tc_kernel<L>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::BYTES));
     dim3 grid(blocks_x, a.g * a.h, (a.b + p.rows_per_block - 1) / p.rows_per_block);
-    att_forward_tc_kernel<L><<<grid, L::GROUPS * 128, L::BYTES, stream>>>(p, maps);
+    launch(att_forward_tc_kernel<L>, grid, L::GROUPS * 128, L::BYTES, stream, p, maps);
     return cuda_launched("att_forward_tc_kernel");
 }
 
@@ -153,7 +154,7 @@ Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *sc
     ForwardPrepared p = {(float *)scratch, (bf16 *)((char *)scratch + plan.bias_at)};
     int64_t lanes = x.bias ? (int64_t)a.g * plan.tiles * plan.pieces * (PIECE_ELEMENTS / 8) : 0;
     unsigned blocks = (unsigned)((plan.mask_rows + 3) / 4 + (lanes + 127) / 128);
-    att_forward_prepare_kernel<<<blocks, 128, 0, stream>>>(a, x.bias, p, plan);
+    launch(att_forward_prepare_kernel, blocks, 128, 0, stream, a, x.bias, p, plan);
     TRY(cuda_launched("att_forward_prepare_kernel"));
     if (a.d == 32) return forward_by_shape<32>(a, x, p, plan, stream);
     if (a.d == 16) return forward_by_shape<16>(a, x, p, plan, stream);

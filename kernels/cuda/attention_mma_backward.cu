@@ -99,6 +99,7 @@ __global__ void __launch_bounds__(DqShape<BIAS>::WARPS *WARP, BIAS ? 1 : 2)
     att_dq_mma_kernel(Att a, AttOperands<bf16> x, AttPrepared prepared, float2 *stats, float *dbias_partial,
                       int rows_per_block)
 {
+    stage_wait();
     extern __shared__ __align__(128) char shared[];
     typedef DqShape<BIAS> S;
     constexpr int PER_STEP = 4 / S::QUARTERS; /* 16-key pieces of a step that are this warp's */
@@ -217,6 +218,7 @@ __global__ void __launch_bounds__(DqShape<BIAS>::WARPS *WARP, BIAS ? 1 : 2)
 __global__ void __launch_bounds__(128)
     att_dbias_join_kernel(Att a, const float *partial, bf16 *dbias, int chunks, int padded)
 {
+    stage_wait();
     int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y, group = blockIdx.z;
     if (j >= a.m) return;
     int64_t step = (int64_t)a.g * a.h * a.n * padded;
@@ -260,6 +262,7 @@ template <int D, bool BIAS, int WARPS>
 __global__ void __launch_bounds__(WARPS *WARP, WARPS == 16 ? 1 : 2)
     att_dkv_mma_kernel(Att a, AttOperands<bf16> x, AttPrepared prepared, const float2 *stats, int rows_per_block)
 {
+    stage_wait();
     extern __shared__ __align__(128) char shared[];
     constexpr int NT = (D + 7) / 8;
     DkvLayout l = dkv_layout(a.n, D, WARPS, BIAS);
@@ -373,8 +376,8 @@ static Status dq_launch(const Att &a, const AttOperands<bf16> &x, const Backward
     dim3 grid((a.n + s.dq_queries - 1) / s.dq_queries, a.g * a.h, s.dq_chunks);
     CUDA_TRY(cudaFuncSetAttribute(att_dq_mma_kernel<D, BIAS, STEPS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)l.bytes));
-    att_dq_mma_kernel<D, BIAS, STEPS><<<grid, DqShape<BIAS>::WARPS * WARP, l.bytes, stream>>>(
-        a, x, p, (float2 *)(scratch + s.stat_at), (float *)(scratch + s.partial_at), s.dq_rows);
+    launch(att_dq_mma_kernel<D, BIAS, STEPS>, grid, DqShape<BIAS>::WARPS * WARP, l.bytes, stream, a, x, p,
+           (float2 *)(scratch + s.stat_at), (float *)(scratch + s.partial_at), s.dq_rows);
     return cuda_launched("att_dq_mma_kernel");
 }
 
@@ -388,7 +391,7 @@ static Status dkv_launch(const Att &a, const AttOperands<bf16> &x, const AttPrep
     dim3 grid(tiles, a.g * a.h, (a.b + rows - 1) / rows);
     CUDA_TRY(cudaFuncSetAttribute(att_dkv_mma_kernel<D, BIAS, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)l.bytes));
-    att_dkv_mma_kernel<D, BIAS, WARPS><<<grid, WARPS * WARP, l.bytes, stream>>>(a, x, p, stats, rows);
+    launch(att_dkv_mma_kernel<D, BIAS, WARPS>, grid, WARPS * WARP, l.bytes, stream, a, x, p, stats, rows);
     return cuda_launched("att_dkv_mma_kernel");
 }
 
@@ -409,8 +412,8 @@ static Status backward_launch(const Att &a, const AttOperands<bf16> &x, char *sc
     else
         TRY((dkv_launch<D, BIAS, 8>(a, x, p, stats, stream)));
     dim3 pairs((a.m + 127) / 128, a.n, a.g);
-    att_dbias_join_kernel<<<pairs, 128, 0, stream>>>(a, (const float *)(scratch + s.partial_at), x.dbias, s.dq_chunks,
-                                                     att_padded(a.m));
+    launch(att_dbias_join_kernel, pairs, 128, 0, stream, a, (const float *)(scratch + s.partial_at), x.dbias,
+           s.dq_chunks, att_padded(a.m));
     return cuda_launched("att_dbias_join_kernel");
 }
 

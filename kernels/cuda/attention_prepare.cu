@@ -47,6 +47,7 @@ __device__ void prepare_bias(const Att &a, const bf16 *bias, bf16 *out, int64_t 
 __global__ void __launch_bounds__(128)
     att_prepare_kernel(Att a, const bf16 *bias, AttPrepared out, int64_t masks, int mp, int np)
 {
+    stage_wait();
     int64_t id = blockIdx.x, by_query = out.rows ? (int64_t)a.g * a.n : 0;
     if (id < masks)
         prepare_mask(a, out, id, mp);
@@ -65,8 +66,8 @@ Status att_prepare_launch(const Att &a, const bf16 *bias, const AttPreparedPlan 
     p.any = (int *)(scratch + plan.any_at);
     if (bias) p.rows = (bf16 *)(scratch + plan.rows_at), blocks += (int64_t)a.g * a.n;
     if (bias && columns) p.columns = (bf16 *)(scratch + plan.columns_at), blocks += (int64_t)a.g * a.m;
-    att_prepare_kernel<<<(unsigned)blocks, 128, 0, stream>>>(a, bias, p, mask_rows(a), att_padded(a.m),
-                                                             att_padded(a.n));
+    launch(att_prepare_kernel, (unsigned)blocks, 128, 0, stream, a, bias, p, mask_rows(a), att_padded(a.m),
+           att_padded(a.n));
     *out = p;
     return cuda_launched("att_prepare_kernel");
 }

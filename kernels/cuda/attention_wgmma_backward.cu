@@ -307,6 +307,7 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
     att_bw_kernel(Att a, AttOperands<bf16> x, const __grid_constant__ BwMaps maps, BwPrepared prepared, float *partial,
                   int rows_per_block)
 {
+    stage_wait();
     typedef BwShape<D, BIAS> S;
     extern __shared__ __align__(1024) char shared[];
     BwPlace w = {shared, shared_address(shared)};
@@ -426,18 +427,10 @@ static Status bw_launch(const Att &a, const AttOperands<bf16> &x, char *scratch,
     TRY(bw_map(&maps.go, x.go, a, a.n, a.q_row, a.q_group, D, S::QUERIES));
     TRY(bw_map(&maps.k, x.k, a, a.m, a.k_row, a.k_group, D, BW_KEYS));
     TRY(bw_map(&maps.v, x.v, a, a.m, a.k_row, a.k_group, D, BW_KEYS));
-    cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = S::TILES, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    config.gridDim = dim3(S::TILES, a.g * a.h, p.chunks);
-    config.blockDim = dim3(BW_THREADS);
-    config.dynamicSmemBytes = S::BYTES;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
     CUDA_TRY(cudaFuncSetAttribute(att_bw_kernel<D, BIAS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES));
-    CUDA_TRY(cudaLaunchKernelEx(&config, att_bw_kernel<D, BIAS>, a, x, maps, prepared, partial, p.rows));
+    launch_clusters(att_bw_kernel<D, BIAS>, dim3(S::TILES, a.g * a.h, p.chunks), BW_THREADS, S::BYTES, S::TILES, stream,
+                    a, x, maps, prepared, partial, p.rows);
+    TRY(cuda_launched("att_bw_kernel"));
     return BIAS ? bw_join_launch(a, partial, x.dbias, p.chunks, stream) : OK;
 }
 

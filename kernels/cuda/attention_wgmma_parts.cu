@@ -73,6 +73,7 @@ __device__ __forceinline__ void bw_prepare_bias(const Att &a, const bf16 *bias, 
 __global__ void __launch_bounds__(BW_THREADS, 4)
     att_bw_prepare_kernel(Att a, AttOperands<bf16> x, BwPrepared out, int splits, int keys, int queries)
 {
+    stage_wait();
     int pieces = x.bias ? a.g * a.h * (keys / BW_KEYS) * (queries / BW_STEP) : 0, id = (int)blockIdx.x - pieces;
     if (id < 0)
         bw_prepare_bias(a, x.bias, out.bias, blockIdx.x, queries / BW_STEP);
@@ -86,7 +87,7 @@ Status bw_prepare_launch(const Att &a, const AttOperands<bf16> &x, const BwPrepa
     int tiles = x.bias ? BwExtent<true>::TILES : BwExtent<false>::TILES,
         queries = x.bias ? BwExtent<true>::QUERIES : BwExtent<false>::QUERIES;
     int rows = a.g * a.b * SPLITS, pieces = x.bias ? a.g * a.h * tiles * (queries / BW_STEP) : 0;
-    att_bw_prepare_kernel<<<rows + pieces, BW_THREADS, 0, stream>>>(a, x, out, SPLITS, tiles * BW_KEYS, queries);
+    launch(att_bw_prepare_kernel, rows + pieces, BW_THREADS, 0, stream, a, x, out, SPLITS, tiles * BW_KEYS, queries);
     return cuda_launched("att_bw_prepare_kernel");
 }
 
@@ -95,6 +96,7 @@ Status bw_prepare_launch(const Att &a, const AttOperands<bf16> &x, const BwPrepa
 __global__ void __launch_bounds__(BW_THREADS)
     att_bw_join_kernel(Att a, const float *partial, bf16 *dbias, int chunks, int keys, int queries)
 {
+    stage_wait();
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, quads = (a.h + 3) / 4;
     int i = blockIdx.x * 32 + warp % 4 * 8 + lane % 8, j = blockIdx.y * 8 + warp / 4 * 4 + lane / 8;
     int head0 = blockIdx.z % quads * 4, group = blockIdx.z / quads;
@@ -118,6 +120,6 @@ Status bw_join_launch(const Att &a, const float *partial, bf16 *dbias, int chunk
 {
     typedef BwExtent<true> E;
     dim3 pairs((a.n + 31) / 32, (a.m + 7) / 8, a.g * ((a.h + 3) / 4));
-    att_bw_join_kernel<<<pairs, BW_THREADS, 0, stream>>>(a, partial, dbias, chunks, E::TILES * BW_KEYS, E::QUERIES);
+    launch(att_bw_join_kernel, pairs, BW_THREADS, 0, stream, a, partial, dbias, chunks, E::TILES * BW_KEYS, E::QUERIES);
     return cuda_launched("att_bw_join_kernel");
 }

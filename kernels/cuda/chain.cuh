@@ -47,6 +47,7 @@ struct ChainPacks {
 /* A thread per chunk of 8 elements. */
 static __global__ void __launch_bounds__(256) chain_pack_kernel(ChainPacks packs)
 {
+    stage_wait();
     int which = 0;
     while (which + 1 < CHAIN_PACKS && blockIdx.x >= packs.first[which + 1]) which++;
     const ChainPack &p = packs.pack[which];
@@ -82,7 +83,7 @@ static Status chain_pack_launch(ChainPacks &packs, cudaStream_t stream)
         const ChainPack &p = packs.pack[k];
         packs.first[k + 1] = packs.first[k] + blocks_for((int64_t)p.tiles * p.halves * p.rows * 8, 256);
     }
-    chain_pack_kernel<<<packs.first[CHAIN_PACKS], 256, 0, stream>>>(packs);
+    launch(chain_pack_kernel, packs.first[CHAIN_PACKS], 256, 0, stream, packs);
     return cuda_launched("chain_pack_kernel");
 }
 
@@ -244,6 +245,7 @@ __global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(ChainProblem p,
         barrier_publish();
     }
     __syncthreads();
+    stage_wait();
     /* registers of the idle warps go to the products */
     if (group == CHAIN_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
@@ -265,7 +267,7 @@ static Status chain_launch(const ChainProblem &p, const Epilogue &epilogue, cuda
     CUDA_TRY(
         cudaFuncSetAttribute(chain_kernel<Epilogue>, cudaFuncAttributeMaxDynamicSharedMemorySize, CHAIN_SHARED_BYTES));
     dim3 grid((unsigned)(p.rows / CHAIN_ROWS), (unsigned)(p.count_p / CHAIN_P));
-    chain_kernel<<<grid, CHAIN_THREADS, CHAIN_SHARED_BYTES, stream>>>(p, epilogue);
+    launch(chain_kernel<Epilogue>, grid, CHAIN_THREADS, CHAIN_SHARED_BYTES, stream, p, epilogue);
     return cuda_launched("chain_kernel");
 }
 

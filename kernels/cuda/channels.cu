@@ -48,6 +48,7 @@ __device__ __forceinline__ void store16(bf16 *p, uint4 v)
 static __global__ void __launch_bounds__(CHANNELS_THREADS)
     gate_channels_kernel(GateChannels p, Channels s, AnyReal mask)
 {
+    stage_wait();
     enum { R = 128, C = 64, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS };
     __shared__ HalvesTile<R, C> tile;
     int which = blockIdx.z % p.count, group = blockIdx.z / p.count;
@@ -84,6 +85,7 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS)
 /* A thread per element of a. */
 template <typename T> static __global__ void gate_channels_any_kernel(GateChannels p, Channels s, AnyReal mask)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pair = e % s.pairs, row = e / s.pairs;
     if (e >= s.groups * s.c * s.pairs) return;
     int64_t position = row / s.c * s.pairs + pair, from = position * s.c + row % s.c;
@@ -102,11 +104,12 @@ Status gate_channels_launch(const OpCall *call, const GateChannels &p, const Ten
     for (int k = 0; k < p.count; k++) wide = wide && aligned16(p.value[k]) && aligned16(p.gate[k]) && aligned16(p.a[k]);
     if (wide && (s.pairs + 127) / 128 <= 65535) {
         dim3 grid((unsigned)((s.c + 63) / 64), (unsigned)((s.pairs + 127) / 128), (unsigned)(s.groups * p.count));
-        gate_channels_kernel<<<grid, CHANNELS_THREADS, 0, stream>>>(p, s, mask);
+        launch(gate_channels_kernel, grid, CHANNELS_THREADS, 0, stream, p, s, mask);
         return cuda_launched("gate_channels_kernel");
     }
     DISPATCH_REAL(call, a->dtype, {
-        gate_channels_any_kernel<T><<<dim3(blocks_for(count, 256), (unsigned)p.count), 256, 0, stream>>>(p, s, mask);
+        launch(gate_channels_any_kernel<T>, dim3(blocks_for(count, 256), (unsigned)p.count), 256, 0, stream, p, s,
+               mask);
     });
     return cuda_launched("gate_channels_any_kernel");
 }
@@ -115,6 +118,7 @@ Status gate_channels_launch(const OpCall *call, const GateChannels &p, const Ten
 static __global__ void __launch_bounds__(CHANNELS_THREADS, 3)
     gate_channels_bwd_kernel(const bf16 *dy, const bf16 *g, const bf16 *x, AnyReal mask, bf16 *dg, bf16 *dx, Channels s)
 {
+    stage_wait();
     enum { R = 64, C = 128, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS };
     __shared__ HalvesTile<R, C> tile;
     int64_t group = blockIdx.z, pair0 = (int64_t)blockIdx.y * C, channel0 = (int64_t)blockIdx.x * R;
@@ -154,6 +158,7 @@ template <typename T>
 static __global__ void gate_channels_bwd_any_kernel(const T *dy, const T *g, const T *x, AnyReal mask, T *dg, T *dx,
                                                     Channels s)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pair = e % s.pairs, row = e / s.pairs;
     if (e >= s.groups * s.c * s.pairs) return;
     int64_t position = row / s.c * s.pairs + pair, at = position * s.c + row % s.c;
@@ -172,15 +177,15 @@ static Status gate_channels_bwd(CudaContext *ctx, const OpCall *call)
     for (int k = 0; k < 3; k++) wide = wide && aligned16(call->in[k]);
     if (wide && aligned16(call->out[0]) && aligned16(call->out[1])) {
         dim3 grid((unsigned)((s.c + 63) / 64), (unsigned)((s.pairs + 127) / 128), (unsigned)s.groups);
-        gate_channels_bwd_kernel<<<grid, CHANNELS_THREADS, 0, ctx->stream>>>(
-            (const bf16 *)call->in[0], (const bf16 *)call->in[1], (const bf16 *)call->in[2], any_in(call, 3),
-            (bf16 *)call->out[0], (bf16 *)call->out[1], s);
+        launch(gate_channels_bwd_kernel, grid, CHANNELS_THREADS, 0, ctx->stream, (const bf16 *)call->in[0],
+               (const bf16 *)call->in[1], (const bf16 *)call->in[2], any_in(call, 3), (bf16 *)call->out[0],
+               (bf16 *)call->out[1], s);
         return cuda_launched("gate_channels_bwd_kernel");
     }
     DISPATCH_REAL(call, type, {
-        gate_channels_bwd_any_kernel<T><<<blocks_for(count, 256), 256, 0, ctx->stream>>>(
-            (const T *)call->in[0], (const T *)call->in[1], (const T *)call->in[2], any_in(call, 3), (T *)call->out[0],
-            (T *)call->out[1], s);
+        launch(gate_channels_bwd_any_kernel<T>, blocks_for(count, 256), 256, 0, ctx->stream, (const T *)call->in[0],
+               (const T *)call->in[1], (const T *)call->in[2], any_in(call, 3), (T *)call->out[0], (T *)call->out[1],
+               s);
     });
     return cuda_launched("gate_channels_bwd_any_kernel");
 }
@@ -219,6 +224,7 @@ __device__ __forceinline__ void norm_load(HalvesTile<C, CHANNELS_TILE / C> &tile
 /* grid (tiles of pairs, groups) */
 template <int C> static __global__ void __launch_bounds__(CHANNELS_THREADS) layer_norm_channels_kernel(NormChannels p)
 {
+    stage_wait();
     constexpr int PAIRS = CHANNELS_TILE / C, LANES = C / 8, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS;
     __shared__ HalvesTile<C, PAIRS> tile;
     int64_t group = blockIdx.y, pair0 = (int64_t)blockIdx.x * PAIRS;
@@ -251,6 +257,7 @@ template <int C> static __global__ void __launch_bounds__(CHANNELS_THREADS) laye
 /* A thread per pair. One sum after another needs more than f32: elsewhere lanes share it. */
 template <typename T> static __global__ void layer_norm_channels_any_kernel(NormChannels p)
 {
+    stage_wait();
     int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pairs = p.s.pairs;
     if (row >= p.s.groups * pairs) return;
     const T *x = (const T *)p.x + row / pairs * p.s.c * pairs + row % pairs;
@@ -284,13 +291,13 @@ static Status layer_norm_channels(CudaContext *ctx, const OpCall *call)
         int64_t tile = CHANNELS_TILE / p.s.c;
         dim3 grid((unsigned)((p.s.pairs + tile - 1) / tile), (unsigned)p.s.groups);
         if (p.s.c == 64)
-            layer_norm_channels_kernel<64><<<grid, CHANNELS_THREADS, 0, ctx->stream>>>(p);
+            launch(layer_norm_channels_kernel<64>, grid, CHANNELS_THREADS, 0, ctx->stream, p);
         else
-            layer_norm_channels_kernel<128><<<grid, CHANNELS_THREADS, 0, ctx->stream>>>(p);
+            launch(layer_norm_channels_kernel<128>, grid, CHANNELS_THREADS, 0, ctx->stream, p);
         return cuda_launched("layer_norm_channels_kernel");
     }
     DISPATCH_REAL(call, type, {
-        layer_norm_channels_any_kernel<T><<<blocks_for(p.s.groups * p.s.pairs, 128), 128, 0, ctx->stream>>>(p);
+        launch(layer_norm_channels_any_kernel<T>, blocks_for(p.s.groups * p.s.pairs, 128), 128, 0, ctx->stream, p);
     });
     return cuda_launched("layer_norm_channels_any_kernel");
 }
@@ -325,6 +332,7 @@ __device__ __forceinline__ void norm_sums(const float (&dgamma)[8], const float 
 template <int C>
 static __global__ void __launch_bounds__(CHANNELS_THREADS, 2) layer_norm_channels_bwd_kernel(NormChannels p)
 {
+    stage_wait();
     constexpr int PAIRS = CHANNELS_TILE / C, LANES = C / 8, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS;
     __shared__ HalvesTile<C, PAIRS> tile;
     __shared__ float shared[CHANNELS_THREADS / WARP][C];
@@ -380,6 +388,7 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS, 2) layer_norm_channel
 /* dx: a thread per pair. */
 template <typename T> static __global__ void layer_norm_channels_dx_any_kernel(NormChannels p)
 {
+    stage_wait();
     int64_t row = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pairs = p.s.pairs, c = p.s.c;
     if (row >= p.s.groups * pairs) return;
     int64_t at = row / pairs * c * pairs + row % pairs;
@@ -401,6 +410,7 @@ template <typename T> static __global__ void layer_norm_channels_dx_any_kernel(N
 /* dgamma, dbeta: a block per channel. */
 template <typename T> static __global__ void layer_norm_channels_sums_any_kernel(NormChannels p)
 {
+    stage_wait();
     __shared__ float shared[CHANNELS_THREADS / WARP];
     int64_t pairs = p.s.pairs, c = p.s.c, channel = blockIdx.x;
     float gamma = 0, beta = 0;
@@ -429,16 +439,16 @@ static Status layer_norm_channels_bwd(CudaContext *ctx, const OpCall *call)
         int64_t tile = CHANNELS_TILE / p.s.c, tiles = (p.s.pairs + tile - 1) / tile * p.s.groups;
         unsigned blocks = tiles < CHANNELS_BLOCKS ? (unsigned)tiles : (unsigned)CHANNELS_BLOCKS;
         if (p.s.c == 64)
-            layer_norm_channels_bwd_kernel<64><<<blocks, CHANNELS_THREADS, 0, ctx->stream>>>(p);
+            launch(layer_norm_channels_bwd_kernel<64>, blocks, CHANNELS_THREADS, 0, ctx->stream, p);
         else
-            layer_norm_channels_bwd_kernel<128><<<blocks, CHANNELS_THREADS, 0, ctx->stream>>>(p);
+            launch(layer_norm_channels_bwd_kernel<128>, blocks, CHANNELS_THREADS, 0, ctx->stream, p);
         TRY(cuda_launched("layer_norm_channels_bwd_kernel"));
         return sum_partials_split_launch(p.partial, p.mean, p.rstd, blocks, p.s.c, ctx->stream);
     }
     DISPATCH_REAL(call, type, {
-        layer_norm_channels_dx_any_kernel<T><<<blocks_for(p.s.groups * p.s.pairs, 128), 128, 0, ctx->stream>>>(p);
+        launch(layer_norm_channels_dx_any_kernel<T>, blocks_for(p.s.groups * p.s.pairs, 128), 128, 0, ctx->stream, p);
         TRY(cuda_launched("layer_norm_channels_dx_any_kernel"));
-        layer_norm_channels_sums_any_kernel<T><<<(unsigned)p.s.c, CHANNELS_THREADS, 0, ctx->stream>>>(p);
+        launch(layer_norm_channels_sums_any_kernel<T>, (unsigned)p.s.c, CHANNELS_THREADS, 0, ctx->stream, p);
     });
     return cuda_launched("layer_norm_channels_sums_any_kernel");
 }

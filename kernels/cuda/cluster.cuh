@@ -60,26 +60,6 @@ __device__ __forceinline__ void tensor_load_multicast(uint32_t shared, const CUt
                  : "memory");
 }
 
-/* One-dimensional grid of clusters. */
-template <typename Problem>
-static Status cluster_launch(void (*kernel)(Problem), const Problem &problem, int blocks, int cluster, int threads,
-                             int shared_bytes, cudaStream_t stream)
-{
-    cudaLaunchAttribute attribute = {};
-    cudaLaunchConfig_t config = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = (unsigned)cluster;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    config.gridDim = dim3((unsigned)blocks);
-    config.blockDim = dim3((unsigned)threads);
-    config.dynamicSmemBytes = (size_t)shared_bytes;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    CUDA_TRY(cudaLaunchKernelEx(&config, kernel, problem));
-    return cuda_launched("a kernel of clusters");
-}
-
 /* --- warpgroup products */
 /* Operand stored along its own axis (m or n): rows are k; panels of 64 m (or n) lie `panel_bytes` apart, eight rows k
  * 1024 bytes apart. */

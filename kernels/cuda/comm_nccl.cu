@@ -144,6 +144,7 @@ static Cut cut_of(const Tensor *whole, int axis, int n)
 /* Swaps the two leading axes of [a][b][part units]. */
 template <typename U> __global__ void swap_kernel(const U *x, U *y, uint32_t a, uint32_t b, uint32_t part)
 {
+    stage_wait();
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= a * b * part) return;
     uint32_t row = e / part, unit = e - row * part, i = row / b, j = row - i * b;
@@ -155,17 +156,18 @@ static Status swap_launch(const void *x, void *y, int64_t a, int64_t b, int64_t 
     int64_t all = part | (int64_t)(uintptr_t)x | (int64_t)(uintptr_t)y;
     if (a * b * part == 0) return OK;
     if (all % 16 == 0)
-        swap_kernel<<<blocks_for(a * b * part / 16, 256), 256, 0, stream>>>((const uint4 *)x, (uint4 *)y, (uint32_t)a,
-                                                                            (uint32_t)b, (uint32_t)(part / 16));
+        launch(swap_kernel<uint4>, blocks_for(a * b * part / 16, 256), 256, 0, stream, (const uint4 *)x, (uint4 *)y,
+               (uint32_t)a, (uint32_t)b, (uint32_t)(part / 16));
     else
-        swap_kernel<<<blocks_for(a * b * part / 2, 256), 256, 0, stream>>>(
-            (const uint16_t *)x, (uint16_t *)y, (uint32_t)a, (uint32_t)b, (uint32_t)(part / 2));
+        launch(swap_kernel<uint16_t>, blocks_for(a * b * part / 2, 256), 256, 0, stream, (const uint16_t *)x,
+               (uint16_t *)y, (uint32_t)a, (uint32_t)b, (uint32_t)(part / 2));
     return cuda_launched("swap_kernel");
 }
 
 /* y = factor * sum of n slices, in order */
 template <typename T> __global__ void sum_slices_kernel(const T *slices, T *y, int n, int64_t count, float factor)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     float sum = to_float(slices[e]);
@@ -178,8 +180,8 @@ static Status sum_slices(const OpCall *call, const void *slices, int n, double f
     int64_t count = tensor_count(call->out_tensor[0]);
     if (count == 0) return OK;
     DISPATCH_REAL(call, call->out_tensor[0]->dtype, {
-        sum_slices_kernel<T>
-            <<<blocks_for(count, 256), 256, 0, stream>>>((const T *)slices, (T *)call->out[0], n, count, (float)factor);
+        launch(sum_slices_kernel<T>, blocks_for(count, 256), 256, 0, stream, (const T *)slices, (T *)call->out[0], n,
+               count, (float)factor);
     });
     return cuda_launched("sum_slices_kernel");
 }

@@ -204,7 +204,7 @@ static Status launch(const Peer *p, PeerArguments a, const Shape *s, int channel
     if (blocks > p->most_blocks[channel]) blocks = p->most_blocks[channel];
     int64_t chunk = (a.piece + blocks - 1) / blocks;
     a.chunk = (uint32_t)(chunk < room ? chunk : room);
-    peer_kernel<T, V, SUM><<<(unsigned)blocks, PEER_THREADS, 0, stream>>>(a);
+    launch(peer_kernel<T, V, SUM>, (unsigned)blocks, PEER_THREADS, 0, stream, a);
     return cuda_launched("peer_kernel");
 }
 

@@ -173,6 +173,7 @@ template <typename T, int V> struct PeerChunk {
 template <typename T, int V, bool SUM>
 __global__ __launch_bounds__(PEER_THREADS, 2) void peer_kernel(const __grid_constant__ PeerArguments a)
 {
+    stage_wait();
     uint32_t block = blockIdx.x, turn = a.turn[block];
     int other = (int)threadIdx.x;
     bool speaks = other < a.ranks && other != a.rank;

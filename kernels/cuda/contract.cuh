@@ -47,6 +47,7 @@ __device__ __forceinline__ void contract_load(float (*tile)[CONTRACT_TILE + 1], 
 template <typename TA, typename TB, typename TC, typename Post>
 __global__ void __launch_bounds__(256) contract_kernel(const TA *a, const TB *b, TC *c, Contract p, Post post)
 {
+    stage_wait();
     __shared__ float ta[CONTRACT_K][CONTRACT_TILE + 1], tb[CONTRACT_K][CONTRACT_TILE + 1];
     int z = p.first + blockIdx.z, i0 = blockIdx.y * CONTRACT_TILE, j0 = blockIdx.x * CONTRACT_TILE;
     a += contract_offset(p, p.a, z);
@@ -95,7 +96,7 @@ static Status contract_launch(const TA *a, const TB *b, TC *c, Contract p, const
     for (int64_t first = 0; first < batch; first += GRID_Z) {
         grid.z = (unsigned)(batch - first < GRID_Z ? batch - first : GRID_Z);
         p.first = (int)first;
-        contract_kernel<TA, TB, TC><<<grid, 256, 0, stream>>>(a, b, c, p, post);
+        launch(contract_kernel<TA, TB, TC, Post>, grid, 256, 0, stream, a, b, c, p, post);
     }
     return cuda_launched("contract_kernel");
 }

@@ -10,6 +10,7 @@
 /* y (+= bias) (relu), in place: for products whose shape the tiled kernel does not take. */
 template <typename T> __global__ void bias_kernel(T *y, const float *bias, int64_t count, uint32_t columns, bool relu)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     float v = to_float(y[e]) + (bias ? bias[(uint32_t)(e % columns)] : 0.0f);
@@ -22,7 +23,7 @@ static Status bias_launch(const OpCall *call, void *y, DType type, const float *
     int64_t count = rows * columns;
     if ((!bias && !relu) || count == 0) return OK;
     DISPATCH_REAL(call, type, {
-        bias_kernel<T><<<blocks_for(count, 256), 256, 0, stream>>>((T *)y, bias, count, (uint32_t)columns, relu);
+        launch(bias_kernel<T>, blocks_for(count, 256), 256, 0, stream, (T *)y, bias, count, (uint32_t)columns, relu);
     });
     return cuda_launched("bias_kernel");
 }
@@ -36,6 +37,7 @@ struct BiasList {
 /* Biases of a batch, side by side in bf16: the type that the library's epilogue takes beside bf16 results. */
 __global__ void lower_biases_kernel(BiasList list, bf16 *low)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= list.width) return;
     for (int k = 0; k < list.count; k++) low[k * list.width + e] = from_float<bf16>(list.p[k][e]);
@@ -87,7 +89,7 @@ static Status group_batch(CudaContext *ctx, const OpCall *call, const Group *g, 
         list.count = count;
         list.width = g->out[first];
         for (int k = 0; k < count; k++) list.p[k] = g->bias[first + k];
-        lower_biases_kernel<<<blocks_for(list.width, 128), 128, 0, ctx->stream>>>(list, (bf16 *)call->scratch);
+        launch(lower_biases_kernel, blocks_for(list.width, 128), 128, 0, ctx->stream, list, (bf16 *)call->scratch);
         TRY(cuda_launched("lower_biases_kernel"));
         bias = call->scratch;
     }

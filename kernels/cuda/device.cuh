@@ -138,33 +138,46 @@ static inline bool aligned16(const void *p)
     return ((uintptr_t)p & 15) == 0;
 }
 
-/* A second stage may be launched while the first still runs (launch_behind): the first tells when all of its blocks are
- * on their way, the second waits for its end and its results before it reads them. */
-__device__ __forceinline__ void stage_release()
-{
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
+/* Every kernel starts while the one before it in the stream ends (programmatic dependent launch; CUDA programming
+ * guide): what it does before stage_wait() overlaps that end, and must not touch memory that a kernel writes. All of
+ * its threads wait, so that waiting for one kernel is waiting for all before it. */
 __device__ __forceinline__ void stage_wait()
 {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
-
-/* Launches a kernel that begins with stage_wait() right behind the last one of the stream. */
-template <typename... Parameters, typename... Arguments>
-static Status launch_behind(void (*kernel)(Parameters...), dim3 grid, int threads, cudaStream_t stream,
-                            const char *name, Arguments... arguments)
+/* By all blocks: the next kernel may be launched now and not when this one ends. Pays where that one is small: its
+ * blocks take room. */
+__device__ __forceinline__ void stage_release()
 {
-    cudaLaunchAttribute early = {};
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* Launches a kernel that begins with stage_wait(), in clusters of this many blocks along x; cuda_launched() tells
+ * whether it went well. */
+template <typename... Parameters, typename... Arguments>
+static void launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, int cluster,
+                            cudaStream_t stream, const Arguments &...arguments)
+{
+    cudaLaunchAttribute attribute[2] = {};
     cudaLaunchConfig_t config = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute[0].val.programmaticStreamSerializationAllowed = 1;
+    attribute[1].id = cudaLaunchAttributeClusterDimension;
+    attribute[1].val.clusterDim.x = (unsigned)cluster;
+    attribute[1].val.clusterDim.y = attribute[1].val.clusterDim.z = 1;
     config.gridDim = grid;
-    config.blockDim = dim3((unsigned)threads);
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
     config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    CUDA_TRY(cudaLaunchKernelEx(&config, kernel, arguments...));
-    return cuda_launched(name);
+    config.attrs = attribute;
+    config.numAttrs = cluster > 1 ? 2 : 1;
+    cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+template <typename... Parameters, typename... Arguments>
+static void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                   const Arguments &...arguments)
+{
+    launch_clusters(kernel, grid, block, shared, 1, stream, arguments...);
 }
 
 /* Runs the statement with T = float or bf16. */

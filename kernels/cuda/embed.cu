@@ -14,6 +14,7 @@ __device__ __forceinline__ int position_bin(const int32_t *index, int i, int j, 
 
 __global__ void relpos_kernel(const int32_t *index, AnyReal w, AnyReal b, AnyOut y, int n, int c, int k)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= (int64_t)n * n * c) return;
     int channel = (int)(e % c), j = (int)(e / c % n), i = (int)(e / c / n);
@@ -25,9 +26,8 @@ static Status relpos(CudaContext *ctx, const OpCall *call)
     int n = (int)call->in_tensor[0]->dim[0], c = (int)call->in_tensor[1]->dim[0];
     int64_t count = (int64_t)n * n * c;
     if (count == 0) return OK;
-    relpos_kernel<<<blocks_for(count, 256), 256, 0, ctx->stream>>>((const int32_t *)call->in[0], any_in(call, 1),
-                                                                   any_in(call, 2), any_out(call, 0), n, c,
-                                                                   (int)call->op->attr.i[0]);
+    launch(relpos_kernel, blocks_for(count, 256), 256, 0, ctx->stream, (const int32_t *)call->in[0], any_in(call, 1),
+           any_in(call, 2), any_out(call, 0), n, c, (int)call->op->attr.i[0]);
     return cuda_launched("relpos_kernel");
 }
 
@@ -37,6 +37,7 @@ enum { RELPOS_RUNS = 128, RELPOS_CHANNELS = 64, RELPOS_AHEAD = 8 };
 __global__ void __launch_bounds__(RELPOS_CHANNELS)
     relpos_bwd_kernel(const int32_t *index, AnyReal dy, float *partial, int n, int c, int k)
 {
+    stage_wait();
     extern __shared__ float sums[]; /* [bins][RELPOS_CHANNELS] */
     int bins = 2 * k + 1, lane = threadIdx.x, channel = blockIdx.x * RELPOS_CHANNELS + lane;
     int run = (n + gridDim.y - 1) / gridDim.y, from = blockIdx.y * run, to = min(from + run, n);
@@ -63,6 +64,7 @@ __global__ void __launch_bounds__(RELPOS_CHANNELS)
 /* a warp per (bin, channel): the runs in lane order */
 __global__ void relpos_join_kernel(const float *partial, float *dw, int runs, int bins, int c)
 {
+    stage_wait();
     int e = (int)((blockIdx.x * blockDim.x + threadIdx.x) / WARP), lane = threadIdx.x % WARP;
     if (e >= bins * c) return;
     float sum = 0;
@@ -74,6 +76,7 @@ __global__ void relpos_join_kernel(const float *partial, float *dw, int runs, in
 /* a warp per channel: the sum of its bins */
 __global__ void relpos_bias_kernel(const float *dw, float *db, int bins, int c)
 {
+    stage_wait();
     int channel = (int)((blockIdx.x * blockDim.x + threadIdx.x) / WARP), lane = threadIdx.x % WARP;
     if (channel >= c) return;
     float sum = 0;
@@ -89,13 +92,13 @@ static Status relpos_bwd(CudaContext *ctx, const OpCall *call)
     size_t shared = (size_t)bins * RELPOS_CHANNELS * sizeof(float);
     dim3 grid((c + RELPOS_CHANNELS - 1) / RELPOS_CHANNELS, RELPOS_RUNS);
     CUDA_TRY(cudaFuncSetAttribute(relpos_bwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    relpos_bwd_kernel<<<grid, RELPOS_CHANNELS, shared, ctx->stream>>>((const int32_t *)call->in[1], any_in(call, 0),
-                                                                      (float *)call->scratch, n, c, k);
+    launch(relpos_bwd_kernel, grid, RELPOS_CHANNELS, shared, ctx->stream, (const int32_t *)call->in[1], any_in(call, 0),
+           (float *)call->scratch, n, c, k);
     TRY(cuda_launched("relpos_bwd_kernel"));
-    relpos_join_kernel<<<blocks_for((int64_t)bins * c * WARP, 256), 256, 0, ctx->stream>>>(
-        (const float *)call->scratch, (float *)call->out[0], RELPOS_RUNS, bins, c);
-    relpos_bias_kernel<<<blocks_for((int64_t)c * WARP, 256), 256, 0, ctx->stream>>>((const float *)call->out[0],
-                                                                                    (float *)call->out[1], bins, c);
+    launch(relpos_join_kernel, blocks_for((int64_t)bins * c * WARP, 256), 256, 0, ctx->stream,
+           (const float *)call->scratch, (float *)call->out[0], RELPOS_RUNS, bins, c);
+    launch(relpos_bias_kernel, blocks_for((int64_t)c * WARP, 256), 256, 0, ctx->stream, (const float *)call->out[0],
+           (float *)call->out[1], bins, c);
     return cuda_launched("relpos_join_kernel");
 }
 
@@ -138,6 +141,7 @@ __device__ __forceinline__ float square_distance(const AnyReal &x, int64_t i, in
 
 __global__ void dist_bins_kernel(AnyReal x, AnyOut y, Bins bins, int n)
 {
+    stage_wait();
     int64_t pair = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (pair >= (int64_t)n * n) return;
     float square = square_distance(x, pair / n, pair % n);
@@ -148,8 +152,8 @@ static Status dist_bins(CudaContext *ctx, const OpCall *call)
 {
     int n = (int)call->in_tensor[0]->dim[0];
     if (n == 0) return OK;
-    dist_bins_kernel<<<blocks_for((int64_t)n * n, 128), 128, 0, ctx->stream>>>(any_in(call, 0), any_out(call, 0),
-                                                                               bins_make(&call->op->attr), n);
+    launch(dist_bins_kernel, blocks_for((int64_t)n * n, 128), 128, 0, ctx->stream, any_in(call, 0), any_out(call, 0),
+           bins_make(&call->op->attr), n);
     return cuda_launched("dist_bins_kernel");
 }
 
@@ -169,6 +173,7 @@ enum { TEMPLATE_GROUP = 8 };
 __global__ void template_pair_kernel(AnyReal x, AnyReal mask, const int32_t *type, AnyReal atom, AnyOut y, Bins bins,
                                      int templates, int n, int channels)
 {
+    stage_wait();
     int groups = (channels + TEMPLATE_GROUP - 1) / TEMPLATE_GROUP;
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pair = e / groups;
     if (pair >= (int64_t)templates * n * n) return;
@@ -209,9 +214,9 @@ static Status template_pair(CudaContext *ctx, const OpCall *call)
     if (pairs == 0) return OK;
     int channels = (int)tensor_last(call->out_tensor[0]);
     int64_t threads = pairs * ((channels + TEMPLATE_GROUP - 1) / TEMPLATE_GROUP);
-    template_pair_kernel<<<blocks_for(threads, 128), 128, 0, ctx->stream>>>(
-        any_in(call, 0), any_in(call, 1), (const int32_t *)call->in[2], any_in(call, 3), any_out(call, 0),
-        bins_make(&call->op->attr), templates, n, channels);
+    launch(template_pair_kernel, blocks_for(threads, 128), 128, 0, ctx->stream, any_in(call, 0), any_in(call, 1),
+           (const int32_t *)call->in[2], any_in(call, 3), any_out(call, 0), bins_make(&call->op->attr), templates, n,
+           channels);
     return cuda_launched("template_pair_kernel");
 }
 
@@ -219,6 +224,7 @@ static Status template_pair(CudaContext *ctx, const OpCall *call)
 __global__ void template_angle_kernel(const int32_t *type, AnyReal angle, AnyReal alternative, AnyReal mask, AnyOut y,
                                       int64_t rows, int channels)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= rows * channels) return;
     int64_t r = e / channels;
@@ -239,9 +245,8 @@ static Status template_angle(CudaContext *ctx, const OpCall *call)
 {
     int64_t rows = tensor_count(call->in_tensor[0]), channels = tensor_last(call->out_tensor[0]);
     if (rows == 0) return OK;
-    template_angle_kernel<<<blocks_for(rows * channels, 128), 128, 0, ctx->stream>>>(
-        (const int32_t *)call->in[0], any_in(call, 1), any_in(call, 2), any_in(call, 3), any_out(call, 0), rows,
-        (int)channels);
+    launch(template_angle_kernel, blocks_for(rows * channels, 128), 128, 0, ctx->stream, (const int32_t *)call->in[0],
+           any_in(call, 1), any_in(call, 2), any_in(call, 3), any_out(call, 0), rows, (int)channels);
     return cuda_launched("template_angle_kernel");
 }
 
@@ -250,6 +255,7 @@ static Status template_angle(CudaContext *ctx, const OpCall *call)
 
 __global__ void extra_msa_kernel(const int32_t *msa, AnyReal has, AnyReal value, AnyOut y, int64_t rows, int channels)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= rows * channels) return;
     int64_t r = e / channels;
@@ -261,13 +267,14 @@ static Status extra_msa(CudaContext *ctx, const OpCall *call)
 {
     int64_t rows = tensor_count(call->in_tensor[0]), channels = tensor_last(call->out_tensor[0]);
     if (rows == 0) return OK;
-    extra_msa_kernel<<<blocks_for(rows * channels, 256), 256, 0, ctx->stream>>>(
-        (const int32_t *)call->in[0], any_in(call, 1), any_in(call, 2), any_out(call, 0), rows, (int)channels);
+    launch(extra_msa_kernel, blocks_for(rows * channels, 256), 256, 0, ctx->stream, (const int32_t *)call->in[0],
+           any_in(call, 1), any_in(call, 2), any_out(call, 0), rows, (int)channels);
     return cuda_launched("extra_msa_kernel");
 }
 
 __global__ void __launch_bounds__(256) mask_any_kernel(AnyReal m, AnyOut y, int64_t n)
 {
+    stage_wait();
     int any = 0;
     for (int64_t e = threadIdx.x; e < n; e += 256) any |= m[e] != 0;
     any = __syncthreads_or(any);
@@ -276,7 +283,8 @@ __global__ void __launch_bounds__(256) mask_any_kernel(AnyReal m, AnyOut y, int6
 
 static Status mask_any(CudaContext *ctx, const OpCall *call)
 {
-    mask_any_kernel<<<1, 256, 0, ctx->stream>>>(any_in(call, 0), any_out(call, 0), tensor_count(call->in_tensor[0]));
+    launch(mask_any_kernel, 1, 256, 0, ctx->stream, any_in(call, 0), any_out(call, 0),
+           tensor_count(call->in_tensor[0]));
     return cuda_launched("mask_any_kernel");
 }
 

@@ -238,6 +238,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     at.bias = bias, at.column0 = block * NB, at.first = blockIdx.x - p.first[block];
     at.step = p.first[block + 1] - p.first[block], at.tiles = (p.rows + FLOW_ROWS - 1) / FLOW_ROWS;
     slot_barriers<S::SLOTS>(&at, shared_address(bias) + S::BIAS_BYTES);
+    stage_wait();
     for (int c = threadIdx.x; c < NB; c += FLOW_THREADS) {
         int column = at.column0 + c, k = flow_member(p, column);
         bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
@@ -331,7 +332,7 @@ template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const Fl
     p.repeat = flow_repeat(p);
     TRY(flow_maps(o, EDGE, NB, &p));
     CUDA_TRY(cudaFuncSetAttribute(flow_kernel<K, NB, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    flow_kernel<K, NB, EDGE><<<p.first[p.blocks], FLOW_THREADS, BYTES, stream>>>(p);
+    launch(flow_kernel<K, NB, EDGE>, p.first[p.blocks], FLOW_THREADS, BYTES, stream, p);
     return cuda_launched("flow_kernel");
 }
 

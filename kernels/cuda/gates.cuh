@@ -219,6 +219,7 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
     at.w = shared_address(shared), at.slots = at.w + S::W_BYTES;
     at.bias = bias;
     slot_barriers<S::SLOTS>(&at, shared_address(bias) + S::BIAS_BYTES);
+    stage_wait();
     for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_THREADS) {
         int column = at.column0 + c;
         bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;
@@ -296,7 +297,7 @@ template <int K, int W, bool KEEP> static Status gates_launch_shape(const GatesO
     gates_share(&p);
     TRY(gates_maps(o, &p));
     CUDA_TRY(cudaFuncSetAttribute(gates_kernel<K, W, KEEP>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    gates_kernel<K, W, KEEP><<<p.first[p.blocks], GATES_THREADS, BYTES, stream>>>(p);
+    launch(gates_kernel<K, W, KEEP>, p.first[p.blocks], GATES_THREADS, BYTES, stream, p);
     return cuda_launched("gates_kernel");
 }
 

@@ -152,6 +152,7 @@ static int64_t extent(int64_t rows, int64_t ld, int64_t batch, int64_t stride)
 /* Uniform values of both signs: products of zeros run faster than real ones. */
 __global__ void noise_kernel(uint32_t *p, int64_t words, bool half)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= words) return;
     uint32_t h = (uint32_t)e * 2654435761u;
@@ -226,7 +227,7 @@ static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s
     for (int k = 0; k < 3; k++) {
         int64_t words = (count[k] * (int64_t)(k < 2 ? size : dtype_size((DType)s->type_d)) + 3) / 4;
         TRY_GOTO(status, cuda_check(cudaMalloc(&memory[k], (size_t)words * 4), "operands of a measured product"), done);
-        noise_kernel<<<blocks_for(words, 256), 256, 0, gemm->stream>>>((uint32_t *)memory[k], words, size == 2);
+        launch(noise_kernel, blocks_for(words, 256), 256, 0, gemm->stream, (uint32_t *)memory[k], words, size == 2);
     }
     TRY_GOTO(status, cuda_launched("noise_kernel"), done);
     status = measure_all(gemm, desc, s, memory, result, found, plan);

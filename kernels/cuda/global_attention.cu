@@ -10,6 +10,7 @@ template <typename T, int V>
 __global__ void __launch_bounds__(MEAN_THREADS)
     masked_mean_kernel(const T *x, const float *m, T *y, int s, int r, int c, float eps)
 {
+    stage_wait();
     extern __shared__ float shared[]; /* [groups][c + 1] */
     int residue = blockIdx.x, width = c / V < MEAN_THREADS ? c / V : MEAN_THREADS, groups = MEAN_THREADS / width;
     int group = threadIdx.x / width, lane = threadIdx.x % width;
@@ -39,6 +40,7 @@ __global__ void __launch_bounds__(MEAN_THREADS)
 /* A warp's width of residues a block; its warps share the sequences. */
 __global__ void __launch_bounds__(1024) mask_count_kernel(const float *m, float *count, int s, int r, float eps)
 {
+    stage_wait();
     __shared__ float part[WARP][WARP + 1];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, residue = blockIdx.x * WARP + lane;
     float sum = 0;
@@ -56,6 +58,7 @@ template <typename T, int V>
 __global__ void __launch_bounds__(256) masked_mean_bwd_kernel(const T *dy, const float *m, const float *count, T *dx,
                                                               uint32_t pieces, uint32_t r, uint32_t c)
 {
+    stage_wait();
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= pieces) return;
     uint32_t row = e / (c / V), channel = (e - row * (c / V)) * V, residue = row % r;
@@ -79,9 +82,8 @@ template <typename T> static Status masked_mean_launch(const OpCall *call, int s
     {                                                                                                                  \
         int width = c / (V) < MEAN_THREADS ? c / (V) : MEAN_THREADS;                                                   \
         size_t shared = (size_t)(MEAN_THREADS / width) * (size_t)(c + 1) * sizeof(float);                              \
-        masked_mean_kernel<T, (V)><<<r, MEAN_THREADS, shared, stream>>>((const T *)call->in[0],                        \
-                                                                        (const float *)call->in[1], (T *)call->out[0], \
-                                                                        s, r, c, (float)call->op->attr.f[0]);          \
+        launch(masked_mean_kernel<T, (V)>, r, MEAN_THREADS, shared, stream, (const T *)call->in[0],                    \
+               (const float *)call->in[1], (T *)call->out[0], s, r, c, (float)call->op->attr.f[0]);                    \
     }
     BY_WIDTH(RUN, T, c, aligned16(call->in[0]))
 #undef RUN
@@ -103,8 +105,8 @@ static Status masked_mean_bwd_launch(const OpCall *call, const float *count, uin
 #define RUN(V)                                                                                                         \
     {                                                                                                                  \
         uint32_t pieces = total / (V);                                                                                 \
-        masked_mean_bwd_kernel<T, (V)><<<blocks_for(pieces, 256), 256, 0, stream>>>(                                   \
-            (const T *)call->in[0], (const float *)call->in[1], count, (T *)call->out[0], pieces, r, c);               \
+        launch(masked_mean_bwd_kernel<T, (V)>, blocks_for(pieces, 256), 256, 0, stream, (const T *)call->in[0],        \
+               (const float *)call->in[1], count, (T *)call->out[0], pieces, r, c);                                    \
     }
     BY_WIDTH(RUN, T, c, aligned16(call->in[0]) && aligned16(call->out[0]))
 #undef RUN
@@ -117,8 +119,8 @@ static Status masked_mean_bwd(CudaContext *ctx, const OpCall *call)
     float *count = (float *)call->scratch;
     uint32_t total = (uint32_t)s * r * c;
     if (total == 0) return OK;
-    mask_count_kernel<<<blocks_for(r, WARP), 1024, 0, ctx->stream>>>((const float *)call->in[1], count, s, r,
-                                                                     (float)call->op->attr.f[0]);
+    launch(mask_count_kernel, blocks_for(r, WARP), 1024, 0, ctx->stream, (const float *)call->in[1], count, s, r,
+           (float)call->op->attr.f[0]);
     TRY(cuda_launched("mask_count_kernel"));
     DISPATCH_REAL(call, call->in_tensor[0]->dtype,
                   { return masked_mean_bwd_launch<T>(call, count, total, r, c, ctx->stream); });
@@ -208,6 +210,7 @@ template <typename T>
 __global__ void __launch_bounds__(GLOBAL_THREADS)
     global_attention_kernel(Global g, const T *q, const T *k, const T *v, const float *mask, T *o, bool staged)
 {
+    stage_wait();
     extern __shared__ float shared[];
     float *p = shared, *query = shared + g.h * g.s;
     T *rows = staged ? (T *)(query + g.h * g.d) : NULL;
@@ -226,6 +229,7 @@ __global__ void __launch_bounds__(GLOBAL_THREADS)
     global_attention_bwd_kernel(Global g, const T *go, const T *q, const T *k, const T *v, const float *mask, T *dq,
                                 T *dk, T *dv, bool staged)
 {
+    stage_wait();
     extern __shared__ float shared[];
     float *p = shared, *ds = p + g.h * g.s, *query = ds + g.h * g.s, *grad = query + g.h * g.d;
     T *rows = staged ? (T *)(grad + g.h * g.d) : NULL;
@@ -289,9 +293,8 @@ static Status global_attention(CudaContext *ctx, const OpCall *call)
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         CUDA_TRY(
             cudaFuncSetAttribute(global_attention_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-        global_attention_kernel<T><<<g.r, GLOBAL_THREADS, shared, ctx->stream>>>(
-            g, (const T *)call->in[0], (const T *)call->in[1], (const T *)call->in[2], (const float *)call->in[3],
-            (T *)call->out[0], staged);
+        launch(global_attention_kernel<T>, g.r, GLOBAL_THREADS, shared, ctx->stream, g, (const T *)call->in[0],
+               (const T *)call->in[1], (const T *)call->in[2], (const float *)call->in[3], (T *)call->out[0], staged);
     });
     return cuda_launched("global_attention_kernel");
 }
@@ -305,9 +308,9 @@ static Status global_attention_bwd(CudaContext *ctx, const OpCall *call)
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         CUDA_TRY(cudaFuncSetAttribute(global_attention_bwd_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)shared));
-        global_attention_bwd_kernel<T><<<g.r, GLOBAL_THREADS, shared, ctx->stream>>>(
-            g, (const T *)call->in[0], (const T *)call->in[1], (const T *)call->in[2], (const T *)call->in[3],
-            (const float *)call->in[4], (T *)call->out[0], (T *)call->out[1], (T *)call->out[2], staged);
+        launch(global_attention_bwd_kernel<T>, g.r, GLOBAL_THREADS, shared, ctx->stream, g, (const T *)call->in[0],
+               (const T *)call->in[1], (const T *)call->in[2], (const T *)call->in[3], (const float *)call->in[4],
+               (T *)call->out[0], (T *)call->out[1], (T *)call->out[2], staged);
     });
     return cuda_launched("global_attention_bwd_kernel");
 }

@@ -102,6 +102,7 @@ static __global__ void __launch_bounds__(GATES_THREADS, 1) grouped_kernel(const 
     at.first = (int)blockIdx.x % p.along, at.step = p.along, at.tiles = p.rows / GATES_ROWS;
     slot_barriers<GROUPED_SLOTS>(&at, at.slots + GROUPED_SLOTS * GROUPED_SLOT);
     __syncthreads();
+    stage_wait();
     /* registers of the copying warps go to the products */
     if (group == GATES_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -151,7 +152,7 @@ static Status grouped_launch(const GroupedOperands &o, cudaStream_t stream)
     box[3] = GATES_ROWS / rows;
     TRY(tensor_map_of(o.y, 4, extent, pitch, box, CU_TENSOR_MAP_SWIZZLE_64B, &p.y));
     CUDA_TRY(cudaFuncSetAttribute(grouped_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, GROUPED_BYTES));
-    grouped_kernel<<<(unsigned)(blocks * p.along), GATES_THREADS, GROUPED_BYTES, stream>>>(p);
+    launch(grouped_kernel, (unsigned)(blocks * p.along), GATES_THREADS, GROUPED_BYTES, stream, p);
     return cuda_launched("grouped_kernel");
 }
 

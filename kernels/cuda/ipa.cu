@@ -11,6 +11,7 @@ enum { THREADS = 256, WARPS = THREADS / WARP };
 
 __global__ void point_features_kernel(int64_t count, int64_t points, float eps, const float *x, float *y)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     int64_t i = e / points, p = e % points;
@@ -23,14 +24,15 @@ __global__ void point_features_kernel(int64_t count, int64_t points, float eps, 
 static Status point_features(CudaContext *context, const OpCall *call)
 {
     int64_t points = call->in_tensor[0]->dim[1], count = call->in_tensor[0]->dim[0] * points;
-    point_features_kernel<<<blocks_for(count, THREADS), THREADS, 0, context->stream>>>(
-        count, points, (float)call->op->attr.f[0], F32_IN(0), F32_OUT(0));
+    launch(point_features_kernel, blocks_for(count, THREADS), THREADS, 0, context->stream, count, points,
+           (float)call->op->attr.f[0], F32_IN(0), F32_OUT(0));
     return cuda_launched("point_features_kernel");
 }
 
 __global__ void point_features_bwd_kernel(int64_t count, int64_t points, float eps, const float *dy, const float *x,
                                           float *dx)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     const float *v = x + 3 * e, *row = dy + 4 * points * (e / points) + e % points;
@@ -41,8 +43,8 @@ __global__ void point_features_bwd_kernel(int64_t count, int64_t points, float e
 static Status point_features_bwd(CudaContext *context, const OpCall *call)
 {
     int64_t points = call->in_tensor[1]->dim[1], count = call->in_tensor[1]->dim[0] * points;
-    point_features_bwd_kernel<<<blocks_for(count, THREADS), THREADS, 0, context->stream>>>(
-        count, points, (float)call->op->attr.f[0], F32_IN(0), F32_IN(1), F32_OUT(0));
+    launch(point_features_bwd_kernel, blocks_for(count, THREADS), THREADS, 0, context->stream, count, points,
+           (float)call->op->attr.f[0], F32_IN(0), F32_IN(1), F32_OUT(0));
     return cuda_launched("point_features_bwd_kernel");
 }
 
@@ -79,6 +81,7 @@ template <int V>
 __global__ void ipa_scores_kernel(IpaSizes s, const float *q, const float *k, const float *qp, const float *kp,
                                   const float *bias, const float *w, const float *mask, float *out)
 {
+    stage_wait();
     extern __shared__ float query[]; /* channels, then span */
     int i = blockIdx.x, h = blockIdx.y;
     for (int c = threadIdx.x; c < s.channels; c += blockDim.x)
@@ -118,8 +121,8 @@ static Status ipa_scores(CudaContext *context, const OpCall *call)
     size_t shared = (size_t)(s.channels + s.span) * sizeof(float);
     bool wide = s.channels % 4 == 0 && s.span % 4 == 0 && aligned16(call->in[1]) && aligned16(call->in[3]);
     auto *kernel = wide ? ipa_scores_kernel<4> : ipa_scores_kernel<1>;
-    kernel<<<grid, 128, shared, context->stream>>>(s, F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4), F32_IN(5),
-                                                   F32_IN(6), F32_OUT(0));
+    launch(kernel, grid, 128, shared, context->stream, s, F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
+           F32_IN(5), F32_IN(6), F32_OUT(0));
     return cuda_launched("ipa_scores_kernel");
 }
 
@@ -131,6 +134,7 @@ __global__ void ipa_side_bwd_kernel(IpaSizes s, int64_t row_step, int64_t column
                                     const float *other, const float *own_points, const float *other_points,
                                     const float *w, float *down, float *down_points, double *square)
 {
+    stage_wait();
     __shared__ double partial[WARPS][WARP];
     __shared__ double partial_square[WARPS][WARP];
     int i = blockIdx.x, h = blockIdx.y, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -180,6 +184,7 @@ __global__ void ipa_side_bwd_kernel(IpaSizes s, int64_t row_step, int64_t column
 /* dbias[i,j,h] = bias_scale ds[h,i,j] */
 __global__ void ipa_bias_bwd_kernel(IpaSizes s, const float *ds, float *dbias)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pairs = (int64_t)s.n * s.n;
     if (e >= pairs) return;
     for (int h = 0; h < s.heads; h++) dbias[e * s.heads + h] = s.bias_scale * ds[h * pairs + e];
@@ -188,6 +193,7 @@ __global__ void ipa_bias_bwd_kernel(IpaSizes s, const float *ds, float *dbias)
 /* dw[h] = point_scale sigmoid(w) sum_i square: softplus' is the sigmoid; a warp per head */
 __global__ void ipa_weight_bwd_kernel(IpaSizes s, const double *square, const float *w, float *dw)
 {
+    stage_wait();
     int h = blockIdx.x;
     double sum = 0;
     for (int i = threadIdx.x; i < s.n; i += WARP) sum += square[(int64_t)h * s.n + i];
@@ -201,12 +207,13 @@ static Status ipa_scores_bwd(CudaContext *context, const OpCall *call)
     dim3 grid((unsigned)s.n, (unsigned)s.heads);
     double *square = (double *)call->scratch;
     const float *ds = F32_IN(0), *q = F32_IN(1), *k = F32_IN(2), *qp = F32_IN(3), *kp = F32_IN(4), *w = F32_IN(5);
-    ipa_side_bwd_kernel<<<grid, THREADS, 0, context->stream>>>(s, s.n, 1, ds, k, qp, kp, w, F32_OUT(0), F32_OUT(2),
-                                                               square);
-    ipa_side_bwd_kernel<<<grid, THREADS, 0, context->stream>>>(s, 1, s.n, ds, q, kp, qp, w, F32_OUT(1), F32_OUT(3),
-                                                               NULL);
-    ipa_bias_bwd_kernel<<<blocks_for((int64_t)s.n * s.n, THREADS), THREADS, 0, context->stream>>>(s, ds, F32_OUT(4));
-    ipa_weight_bwd_kernel<<<s.heads, WARP, 0, context->stream>>>(s, square, w, F32_OUT(5));
+    launch(ipa_side_bwd_kernel, grid, THREADS, 0, context->stream, s, s.n, 1, ds, k, qp, kp, w, F32_OUT(0), F32_OUT(2),
+           square);
+    launch(ipa_side_bwd_kernel, grid, THREADS, 0, context->stream, s, 1, s.n, ds, q, kp, qp, w, F32_OUT(1), F32_OUT(3),
+           nullptr);
+    launch(ipa_bias_bwd_kernel, blocks_for((int64_t)s.n * s.n, THREADS), THREADS, 0, context->stream, s, ds,
+           F32_OUT(4));
+    launch(ipa_weight_bwd_kernel, s.heads, WARP, 0, context->stream, s, square, w, F32_OUT(5));
     return cuda_launched("ipa_scores_bwd");
 }
 
@@ -223,6 +230,7 @@ enum { HEAD_GROUP = 4, KEY_CHUNK = 64 };
 /* a block per (query, group of heads); threads over channels; p of a chunk of keys in shared memory */
 __global__ void pair_context_kernel(int heads, int n, int m, int c, const float *p, const float *z, float *out)
 {
+    stage_wait();
     __shared__ float weight[HEAD_GROUP][KEY_CHUNK];
     int i = blockIdx.x, first = blockIdx.y * HEAD_GROUP;
     for (int channel = threadIdx.x; channel - (int)threadIdx.x < c; channel += blockDim.x) {
@@ -251,7 +259,7 @@ static Status pair_context(CudaContext *context, const OpCall *call)
     const Tensor *p = call->in_tensor[0];
     int heads = (int)p->dim[0], n = (int)p->dim[1], m = (int)p->dim[2], c = (int)call->in_tensor[1]->dim[2];
     dim3 grid((unsigned)n, (unsigned)((heads + HEAD_GROUP - 1) / HEAD_GROUP));
-    pair_context_kernel<<<grid, 128, 0, context->stream>>>(heads, n, m, c, F32_IN(0), F32_IN(1), F32_OUT(0));
+    launch(pair_context_kernel, grid, 128, 0, context->stream, heads, n, m, c, F32_IN(0), F32_IN(1), F32_OUT(0));
     return cuda_launched("pair_context_kernel");
 }
 
@@ -259,6 +267,7 @@ static Status pair_context(CudaContext *context, const OpCall *call)
 __global__ void pair_context_bwd_kernel(int heads, int n, int m, int c, const float *d, const float *p, const float *z,
                                         float *dp, float *dz)
 {
+    stage_wait();
     int64_t pair = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     int lane = threadIdx.x % WARP;
     if (pair >= (int64_t)n * m) return;
@@ -284,6 +293,7 @@ __global__ void __launch_bounds__(THREADS)
     pair_context_bwd_wide_kernel(int heads, int n, int m, int c, const float *d, const float *p, const float *z,
                                  float *dp, float *dz)
 {
+    stage_wait();
     int i = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, channel = lane * 4;
     bool live = channel < c;
     float4 own[PAIR_HEADS];
@@ -328,12 +338,12 @@ static Status pair_context_bwd(CudaContext *context, const OpCall *call)
                 aligned16(call->in[2]) && aligned16(call->out[1]);
     if (wide && n > 0 && m > 0) {
         dim3 grid((unsigned)n, (unsigned)((m + PAIR_KEYS - 1) / PAIR_KEYS));
-        pair_context_bwd_wide_kernel<<<grid, THREADS, 0, context->stream>>>(heads, n, m, c, F32_IN(0), F32_IN(1),
-                                                                            F32_IN(2), F32_OUT(0), F32_OUT(1));
+        launch(pair_context_bwd_wide_kernel, grid, THREADS, 0, context->stream, heads, n, m, c, F32_IN(0), F32_IN(1),
+               F32_IN(2), F32_OUT(0), F32_OUT(1));
         return cuda_launched("pair_context_bwd_wide_kernel");
     }
-    pair_context_bwd_kernel<<<blocks_for((int64_t)n * m * WARP, THREADS), THREADS, 0, context->stream>>>(
-        heads, n, m, c, F32_IN(0), F32_IN(1), F32_IN(2), F32_OUT(0), F32_OUT(1));
+    launch(pair_context_bwd_kernel, blocks_for((int64_t)n * m * WARP, THREADS), THREADS, 0, context->stream, heads, n,
+           m, c, F32_IN(0), F32_IN(1), F32_IN(2), F32_OUT(0), F32_OUT(1));
     return cuda_launched("pair_context_bwd_kernel");
 }
 

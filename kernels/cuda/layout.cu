@@ -6,6 +6,7 @@ template <typename U>
 __global__ void copy_rows_kernel(const U *source, U *target, uint32_t rows, uint32_t width, int64_t source_pitch,
                                  int64_t target_pitch)
 {
+    stage_wait();
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= rows * width) return;
     uint32_t row = e / width, column = e - row * width;
@@ -17,8 +18,8 @@ static Status copy_units(const void *source, void *target, int64_t rows, int64_t
                          int64_t target_pitch, cudaStream_t stream)
 {
     int64_t z = (int64_t)sizeof(U), units = width / z;
-    copy_rows_kernel<U><<<blocks_for(rows * units, 256), 256, 0, stream>>>(
-        (const U *)source, (U *)target, (uint32_t)rows, (uint32_t)units, source_pitch / z, target_pitch / z);
+    launch(copy_rows_kernel<U>, blocks_for(rows * units, 256), 256, 0, stream, (const U *)source, (U *)target,
+           (uint32_t)rows, (uint32_t)units, source_pitch / z, target_pitch / z);
     return cuda_launched("copy_rows_kernel");
 }
 
@@ -105,6 +106,7 @@ static Status copy(CudaContext *ctx, const OpCall *call)
 /* Four elements a thread, each type to each type. */
 __global__ void cast_kernel(AnyReal x, AnyOut y, int64_t n)
 {
+    stage_wait();
     int64_t first = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
     float v[4];
 #pragma unroll
@@ -121,12 +123,13 @@ static Status cast(CudaContext *ctx, const OpCall *call)
     DType from = call->in_tensor[0]->dtype, to = call->out_tensor[0]->dtype;
     if (from == DT_F64 || to == DT_F64) return cuda_bad_type(call, DT_F64);
     if (n == 0) return OK;
-    cast_kernel<<<blocks_for((n + 3) / 4, 256), 256, 0, ctx->stream>>>(any_in(call, 0), any_out(call, 0), n);
+    launch(cast_kernel, blocks_for((n + 3) / 4, 256), 256, 0, ctx->stream, any_in(call, 0), any_out(call, 0), n);
     return cuda_launched("cast_kernel");
 }
 
 __global__ void fill_kernel(AnyOut y, float value, int64_t n)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e < n) y.put(e, value);
 }
@@ -142,7 +145,7 @@ static Status fill(CudaContext *ctx, const OpCall *call)
         CUDA_TRY(cudaMemsetAsync(call->out[0], 0, (size_t)n * dtype_size(y->dtype), ctx->stream));
         return OK;
     }
-    fill_kernel<<<blocks_for(n, 256), 256, 0, ctx->stream>>>(any_out(call, 0), value, n);
+    launch(fill_kernel, blocks_for(n, 256), 256, 0, ctx->stream, any_out(call, 0), value, n);
     return cuda_launched("fill_kernel");
 }
 

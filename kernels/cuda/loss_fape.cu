@@ -34,6 +34,7 @@ static size_t fape_bytes(int64_t blocks, int64_t frames)
 
 __global__ void fape_scale_kernel(FapeSet s)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double frames = array_sum(s.frame_mask, s.frames, shared), points = array_sum(s.point_mask, s.points, shared);
     if (threadIdx.x == 0) *s.scale = 1 / (s.unit * (s.eps + frames) * (s.eps + points));
@@ -57,6 +58,7 @@ __device__ double fape_error(const FapeSet &s, const Rigid *frame, const Rigid &
 /* a block per frame: row = clamped and unclamped sums over the points */
 __global__ void fape_rows_kernel(FapeSet s)
 {
+    stage_wait();
     __shared__ double shared[LOSS_WARPS];
     int64_t at = blockIdx.x, i = at % s.frames;
     const Rigid *frame = s.frame + at / s.frames * s.frames;
@@ -83,6 +85,7 @@ __global__ void fape_rows_kernel(FapeSet s)
 __global__ void fape_total_kernel(FapeSet s, const float *use_clamped, float *loss, float *clamped_out,
                                   float *unclamped_out)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double scale = *s.scale / (double)s.blocks;
     double clamped = array_sum(s.row, s.blocks * s.frames, shared, 2) * scale;
@@ -147,6 +150,7 @@ __device__ void fape_point_bwd(const FapeSet &s, const Rigid *frame, int64_t j, 
 
 __global__ void backbone_frames_kernel(FapeSet s, const float *frames, const float *target)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e < s.blocks * s.frames) s.frame[e] = rigid_from_frame(frames + 7 * e);
     if (e < s.frames) s.target[e] = rigid_from_4x4(target + 16 * e);
@@ -170,23 +174,24 @@ static size_t backbone_scratch(const OpCall *call)
 
 static void backbone_prepare(CudaContext *context, const OpCall *call, int first, const FapeSet &s)
 {
-    fape_scale_kernel<<<1, LOSS_THREADS, 0, context->stream>>>(s);
-    backbone_frames_kernel<<<blocks_for(s.blocks * s.frames, LOSS_THREADS), LOSS_THREADS, 0, context->stream>>>(
-        s, F32_IN(first), F32_IN(first + 1));
+    launch(fape_scale_kernel, 1, LOSS_THREADS, 0, context->stream, s);
+    launch(backbone_frames_kernel, blocks_for(s.blocks * s.frames, LOSS_THREADS), LOSS_THREADS, 0, context->stream, s,
+           F32_IN(first), F32_IN(first + 1));
 }
 
 static Status backbone(CudaContext *context, const OpCall *call)
 {
     FapeSet s = backbone_set(call, 0);
     backbone_prepare(context, call, 0, s);
-    fape_rows_kernel<<<(unsigned)(s.blocks * s.frames), LOSS_THREADS, 0, context->stream>>>(s);
-    fape_total_kernel<<<1, SUM_THREADS, 0, context->stream>>>(s, F32_IN(3), F32_OUT(0), F32_OUT(1), F32_OUT(2));
+    launch(fape_rows_kernel, (unsigned)(s.blocks * s.frames), LOSS_THREADS, 0, context->stream, s);
+    launch(fape_total_kernel, 1, SUM_THREADS, 0, context->stream, s, F32_IN(3), F32_OUT(0), F32_OUT(1), F32_OUT(2));
     return cuda_launched("loss_fape_backbone");
 }
 
 __global__ void backbone_bwd_kernel(FapeSet s, const float *dl, const float *use_clamped, const float *frames,
                                     float *dframes)
 {
+    stage_wait();
     __shared__ double shared[LOSS_WARPS];
     int64_t at = blockIdx.x, i = at % s.frames;
     const Rigid *frame = s.frame + at / s.frames * s.frames;
@@ -204,8 +209,8 @@ static Status backbone_bwd(CudaContext *context, const OpCall *call)
 {
     FapeSet s = backbone_set(call, 1);
     backbone_prepare(context, call, 1, s);
-    backbone_bwd_kernel<<<(unsigned)(s.blocks * s.frames), LOSS_THREADS, 0, context->stream>>>(s, F32_IN(0), F32_IN(4),
-                                                                                               F32_IN(1), F32_OUT(0));
+    launch(backbone_bwd_kernel, (unsigned)(s.blocks * s.frames), LOSS_THREADS, 0, context->stream, s, F32_IN(0),
+           F32_IN(4), F32_IN(1), F32_OUT(0));
     return cuda_launched("loss_fape_backbone_bwd");
 }
 
@@ -215,6 +220,7 @@ static Status backbone_bwd(CudaContext *context, const OpCall *call)
 __global__ void sidechain_frames_kernel(FapeSet s, const float *frames, const float *gt, const float *alt,
                                         const float *better)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= s.frames) return;
     s.frame[e] = rigid_from_4x4(frames + 16 * e);
@@ -244,22 +250,23 @@ static size_t sidechain_scratch(const OpCall *call)
 
 static void sidechain_prepare(CudaContext *context, const OpCall *call, int first, const FapeSet &s)
 {
-    fape_scale_kernel<<<1, LOSS_THREADS, 0, context->stream>>>(s);
-    sidechain_frames_kernel<<<blocks_for(s.frames, LOSS_THREADS), LOSS_THREADS, 0, context->stream>>>(
-        s, F32_IN(first), F32_IN(first + 2), F32_IN(first + 3), F32_IN(first + 5));
+    launch(fape_scale_kernel, 1, LOSS_THREADS, 0, context->stream, s);
+    launch(sidechain_frames_kernel, blocks_for(s.frames, LOSS_THREADS), LOSS_THREADS, 0, context->stream, s,
+           F32_IN(first), F32_IN(first + 2), F32_IN(first + 3), F32_IN(first + 5));
 }
 
 static Status sidechain(CudaContext *context, const OpCall *call)
 {
     FapeSet s = sidechain_set(call, 0);
     sidechain_prepare(context, call, 0, s);
-    fape_rows_kernel<<<(unsigned)s.frames, LOSS_THREADS, 0, context->stream>>>(s);
-    fape_total_kernel<<<1, SUM_THREADS, 0, context->stream>>>(s, NULL, F32_OUT(0), NULL, NULL);
+    launch(fape_rows_kernel, (unsigned)s.frames, LOSS_THREADS, 0, context->stream, s);
+    launch(fape_total_kernel, 1, SUM_THREADS, 0, context->stream, s, nullptr, F32_OUT(0), nullptr, nullptr);
     return cuda_launched("loss_fape_sidechain");
 }
 
 __global__ void sidechain_frame_bwd_kernel(FapeSet s, const float *dl, float *dframes)
 {
+    stage_wait();
     __shared__ double shared[LOSS_WARPS];
     Rigid g = {{0}, {0}};
     double weight[2];
@@ -273,6 +280,7 @@ __global__ void sidechain_frame_bwd_kernel(FapeSet s, const float *dl, float *df
 
 __global__ void sidechain_point_bwd_kernel(FapeSet s, const float *dl, float *datoms)
 {
+    stage_wait();
     __shared__ double shared[LOSS_WARPS];
     double weight[2], dx[3] = {0};
     fape_weights(s, dl, NULL, weight);
@@ -284,8 +292,8 @@ static Status sidechain_bwd(CudaContext *context, const OpCall *call)
 {
     FapeSet s = sidechain_set(call, 1);
     sidechain_prepare(context, call, 1, s);
-    sidechain_frame_bwd_kernel<<<(unsigned)s.frames, LOSS_THREADS, 0, context->stream>>>(s, F32_IN(0), F32_OUT(0));
-    sidechain_point_bwd_kernel<<<(unsigned)s.points, LOSS_THREADS, 0, context->stream>>>(s, F32_IN(0), F32_OUT(1));
+    launch(sidechain_frame_bwd_kernel, (unsigned)s.frames, LOSS_THREADS, 0, context->stream, s, F32_IN(0), F32_OUT(0));
+    launch(sidechain_point_bwd_kernel, (unsigned)s.points, LOSS_THREADS, 0, context->stream, s, F32_IN(0), F32_OUT(1));
     return cuda_launched("loss_fape_sidechain_bwd");
 }
 

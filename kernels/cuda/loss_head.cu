@@ -7,6 +7,7 @@ enum { ATOMS37 = 37, ATOM_CA = 1 };
 /* loss = sum(partial) / denominator[0] */
 __global__ void loss_mean_kernel(const double *partial, int64_t n, const double *denominator, float *loss)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double sum = array_sum(partial, n, shared);
     if (threadIdx.x == 0) *loss = (float)(sum / *denominator);
@@ -16,6 +17,7 @@ __global__ void loss_mean_kernel(const double *partial, int64_t n, const double 
 __global__ void loss_denominator_kernel(const float *mask, int64_t n, int64_t step, double eps, bool pairs,
                                         double *denominator)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double sum = array_sum(mask, n, shared, step);
     if (threadIdx.x == 0) *denominator = eps + (pairs ? sum * sum : sum);
@@ -50,6 +52,7 @@ __device__ int distance_bin(const Distogram &d, int64_t i, int64_t j)
 /* a warp per pair; partial: a sum per block */
 __global__ void distogram_kernel(Distogram d, double *partial)
 {
+    stage_wait();
     __shared__ double shared[LOSS_WARPS];
     int64_t pair = global_warp(), i = pair / d.n, j = pair % d.n;
     double term = 0;
@@ -64,6 +67,7 @@ __global__ void distogram_kernel(Distogram d, double *partial)
 
 __global__ void distogram_bwd_kernel(Distogram d, const float *dl, const double *denominator, float *dlogits)
 {
+    stage_wait();
     int64_t pair = global_warp(), i = pair / d.n, j = pair % d.n;
     if (pair >= d.n * d.n) return;
     float scale = *dl == 0 ? 0.0f : (float)((double)*dl / *denominator) * d.mask[i] * d.mask[j];
@@ -88,10 +92,10 @@ static Status distogram(CudaContext *context, const OpCall *call)
     Distogram d = distogram_set(call, 0);
     double *denominator = (double *)call->scratch, *partial = denominator + 1;
     unsigned blocks = blocks_for(d.n * d.n, LOSS_WARPS);
-    loss_denominator_kernel<<<1, SUM_THREADS, 0, context->stream>>>(d.mask, d.n, 1, call->op->attr.f[2], true,
-                                                                    denominator);
-    distogram_kernel<<<blocks, LOSS_THREADS, 0, context->stream>>>(d, partial);
-    loss_mean_kernel<<<1, SUM_THREADS, 0, context->stream>>>(partial, blocks, denominator, F32_OUT(0));
+    launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, d.mask, d.n, 1, call->op->attr.f[2], true,
+           denominator);
+    launch(distogram_kernel, blocks, LOSS_THREADS, 0, context->stream, d, partial);
+    launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, blocks, denominator, F32_OUT(0));
     return cuda_launched("loss_distogram");
 }
 
@@ -99,10 +103,10 @@ static Status distogram_bwd(CudaContext *context, const OpCall *call)
 {
     Distogram d = distogram_set(call, 1);
     double *denominator = (double *)call->scratch;
-    loss_denominator_kernel<<<1, SUM_THREADS, 0, context->stream>>>(d.mask, d.n, 1, call->op->attr.f[2], true,
-                                                                    denominator);
-    distogram_bwd_kernel<<<blocks_for(d.n * d.n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
-        d, F32_IN(0), denominator, F32_OUT(0));
+    launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, d.mask, d.n, 1, call->op->attr.f[2], true,
+           denominator);
+    launch(distogram_bwd_kernel, blocks_for(d.n * d.n, LOSS_WARPS), LOSS_THREADS, 0, context->stream, d, F32_IN(0),
+           denominator, F32_OUT(0));
     return cuda_launched("loss_distogram_bwd");
 }
 
@@ -119,6 +123,7 @@ __device__ int class_of(const int32_t *target, int64_t row, int classes)
 __global__ void masked_msa_kernel(int64_t rows, int classes, const float *logits, const int32_t *target,
                                   const float *mask, double *partial)
 {
+    stage_wait();
     __shared__ double shared[LOSS_WARPS];
     int64_t row = global_warp();
     double term = 0;
@@ -135,6 +140,7 @@ __global__ void masked_msa_bwd_kernel(int64_t rows, int classes, const float *dl
                                       const int32_t *target, const float *mask, const double *denominator,
                                       float *dlogits)
 {
+    stage_wait();
     int64_t row = global_warp();
     if (row >= rows) return;
     float scale = *dl == 0 ? 0.0f : (float)((double)*dl / *denominator) * mask[row];
@@ -153,11 +159,11 @@ static Status masked_msa(CudaContext *context, const OpCall *call)
     int64_t rows = tensor_rows(call->in_tensor[0]);
     double *denominator = (double *)call->scratch, *partial = denominator + 1;
     unsigned blocks = blocks_for(rows, LOSS_WARPS);
-    loss_denominator_kernel<<<1, SUM_THREADS, 0, context->stream>>>(F32_IN(2), rows, 1, call->op->attr.f[0], false,
-                                                                    denominator);
-    masked_msa_kernel<<<blocks, LOSS_THREADS, 0, context->stream>>>(rows, (int)tensor_last(call->in_tensor[0]),
-                                                                    F32_IN(0), I32_IN(1), F32_IN(2), partial);
-    loss_mean_kernel<<<1, SUM_THREADS, 0, context->stream>>>(partial, blocks, denominator, F32_OUT(0));
+    launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, F32_IN(2), rows, 1, call->op->attr.f[0], false,
+           denominator);
+    launch(masked_msa_kernel, blocks, LOSS_THREADS, 0, context->stream, rows, (int)tensor_last(call->in_tensor[0]),
+           F32_IN(0), I32_IN(1), F32_IN(2), partial);
+    launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, blocks, denominator, F32_OUT(0));
     return cuda_launched("loss_masked_msa");
 }
 
@@ -165,11 +171,10 @@ static Status masked_msa_bwd(CudaContext *context, const OpCall *call)
 {
     int64_t rows = tensor_rows(call->in_tensor[1]);
     double *denominator = (double *)call->scratch;
-    loss_denominator_kernel<<<1, SUM_THREADS, 0, context->stream>>>(F32_IN(3), rows, 1, call->op->attr.f[0], false,
-                                                                    denominator);
-    masked_msa_bwd_kernel<<<blocks_for(rows, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
-        rows, (int)tensor_last(call->in_tensor[1]), F32_IN(0), F32_IN(1), I32_IN(2), F32_IN(3), denominator,
-        F32_OUT(0));
+    launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, F32_IN(3), rows, 1, call->op->attr.f[0], false,
+           denominator);
+    launch(masked_msa_bwd_kernel, blocks_for(rows, LOSS_WARPS), LOSS_THREADS, 0, context->stream, rows,
+           (int)tensor_last(call->in_tensor[1]), F32_IN(0), F32_IN(1), I32_IN(2), F32_IN(3), denominator, F32_OUT(0));
     return cuda_launched("loss_masked_msa_bwd");
 }
 
@@ -194,6 +199,7 @@ __device__ double ca_distance(const float *x, int64_t i, int64_t j, double eps)
 __global__ void lddt_ca_kernel(int64_t n, double cutoff, double eps, const float *x, const float *gt,
                                const float *exists, float *lddt)
 {
+    stage_wait();
     int64_t i = global_warp();
     if (i >= n) return;
     double scored = 0, kept = 0;
@@ -222,6 +228,7 @@ __device__ int lddt_bin(float lddt, int bins)
 __global__ void plddt_kernel(int64_t n, int bins, double low, double high, double eps, const float *logits,
                              const float *lddt, const float *exists, const float *resolution, float *loss)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double term = 0, count = array_sum(exists + ATOM_CA, n, shared, ATOMS37);
     bool counts = resolution_counts(resolution, low, high);
@@ -237,10 +244,10 @@ static Status plddt(CudaContext *context, const OpCall *call)
 {
     int64_t n = call->in_tensor[0]->dim[0];
     const double *f = call->op->attr.f;
-    lddt_ca_kernel<<<blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(n, f[0], f[3], F32_IN(1), F32_IN(2),
-                                                                                    F32_IN(3), F32_OUT(1));
-    plddt_kernel<<<1, SUM_THREADS, 0, context->stream>>>(n, (int)call->in_tensor[0]->dim[1], f[1], f[2], f[3],
-                                                         F32_IN(0), F32_OUT(1), F32_IN(3), F32_IN(4), F32_OUT(0));
+    launch(lddt_ca_kernel, blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream, n, f[0], f[3], F32_IN(1),
+           F32_IN(2), F32_IN(3), F32_OUT(1));
+    launch(plddt_kernel, 1, SUM_THREADS, 0, context->stream, n, (int)call->in_tensor[0]->dim[1], f[1], f[2], f[3],
+           F32_IN(0), F32_OUT(1), F32_IN(3), F32_IN(4), F32_OUT(0));
     return cuda_launched("loss_plddt");
 }
 
@@ -248,6 +255,7 @@ __global__ void plddt_bwd_kernel(int64_t n, int bins, double low, double high, d
                                  const float *logits, const float *lddt, const float *exists, const float *resolution,
                                  float *dlogits)
 {
+    stage_wait();
     __shared__ double shared[LOSS_WARPS];
     double count = array_sum(exists + ATOM_CA, n, shared, ATOMS37);
     int64_t i = global_warp();
@@ -261,15 +269,16 @@ static Status plddt_bwd(CudaContext *context, const OpCall *call)
 {
     int64_t n = call->in_tensor[1]->dim[0];
     const double *f = call->op->attr.f;
-    plddt_bwd_kernel<<<blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
-        n, (int)call->in_tensor[1]->dim[1], f[1], f[2], f[3], F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
-        F32_OUT(0));
+    launch(plddt_bwd_kernel, blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream, n,
+           (int)call->in_tensor[1]->dim[1], f[1], f[2], f[3], F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
+           F32_OUT(0));
     return cuda_launched("plddt_bwd_kernel");
 }
 
 /* 100 x expected lDDT, a warp per row */
 __global__ void plddt_score_kernel(int64_t n, int bins, const float *logits, float *score)
 {
+    stage_wait();
     int64_t i = global_warp();
     if (i >= n) return;
     float norm, sum = 0;
@@ -282,8 +291,8 @@ __global__ void plddt_score_kernel(int64_t n, int bins, const float *logits, flo
 static Status plddt_score(CudaContext *context, const OpCall *call)
 {
     int64_t n = tensor_rows(call->in_tensor[0]);
-    plddt_score_kernel<<<blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
-        n, (int)tensor_last(call->in_tensor[0]), F32_IN(0), F32_OUT(0));
+    launch(plddt_score_kernel, blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream, n,
+           (int)tensor_last(call->in_tensor[0]), F32_IN(0), F32_OUT(0));
     return cuda_launched("plddt_score_kernel");
 }
 
@@ -294,6 +303,7 @@ static Status plddt_score(CudaContext *context, const OpCall *call)
 __global__ void resolved_kernel(int64_t count, double low, double high, double eps, const float *x,
                                 const float *resolved, const float *exists, const float *resolution, float *loss)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double sum = 0, atoms = array_sum(exists, count, shared);
     bool counts = resolution_counts(resolution, low, high);
@@ -309,14 +319,15 @@ __global__ void resolved_kernel(int64_t count, double low, double high, double e
 static Status resolved(CudaContext *context, const OpCall *call)
 {
     const double *f = call->op->attr.f;
-    resolved_kernel<<<1, SUM_THREADS, 0, context->stream>>>(tensor_count(call->in_tensor[0]), f[0], f[1], f[2],
-                                                            F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_OUT(0));
+    launch(resolved_kernel, 1, SUM_THREADS, 0, context->stream, tensor_count(call->in_tensor[0]), f[0], f[1], f[2],
+           F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_OUT(0));
     return cuda_launched("resolved_kernel");
 }
 
 __global__ void resolved_bwd_kernel(int64_t count, double low, double high, double eps, const float *dl, const float *x,
                                     const float *resolved, const float *exists, const float *resolution, float *dx)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double atoms = array_sum(exists, count, shared);
     double scale = *dl != 0 && resolution_counts(resolution, low, high) ? (double)*dl / (eps + atoms) : 0;
@@ -327,9 +338,8 @@ __global__ void resolved_bwd_kernel(int64_t count, double low, double high, doub
 static Status resolved_bwd(CudaContext *context, const OpCall *call)
 {
     const double *f = call->op->attr.f;
-    resolved_bwd_kernel<<<8, SUM_THREADS, 0, context->stream>>>(tensor_count(call->in_tensor[1]), f[0], f[1], f[2],
-                                                                F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
-                                                                F32_OUT(0));
+    launch(resolved_bwd_kernel, 8, SUM_THREADS, 0, context->stream, tensor_count(call->in_tensor[1]), f[0], f[1], f[2],
+           F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4), F32_OUT(0));
     return cuda_launched("resolved_bwd_kernel");
 }
 

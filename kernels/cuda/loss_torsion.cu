@@ -68,6 +68,7 @@ __device__ double raw_norm(const Torsion &t, int64_t angle)
 /* one block: blocks x residues x 11 terms */
 __global__ void torsion_kernel(Torsion t, float *loss, float *chi_out, float *norm_out)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double chi_scale, norm_scale, chi = 0, norm = 0;
     torsion_scales(t, shared, &chi_scale, &norm_scale);
@@ -90,13 +91,15 @@ __global__ void torsion_kernel(Torsion t, float *loss, float *chi_out, float *no
 
 static Status torsion(CudaContext *context, const OpCall *call)
 {
-    torsion_kernel<<<1, SUM_THREADS, 0, context->stream>>>(torsion_set(call, 0), F32_OUT(0), F32_OUT(1), F32_OUT(2));
+    launch(torsion_kernel, 1, SUM_THREADS, 0, context->stream, torsion_set(call, 0), F32_OUT(0), F32_OUT(1),
+           F32_OUT(2));
     return cuda_launched("torsion_kernel");
 }
 
 /* a thread per angle */
 __global__ void torsion_bwd_kernel(Torsion t, const float *dl, float *dangle, float *draw)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double chi_scale, norm_scale;
     torsion_scales(t, shared, &chi_scale, &norm_scale);
@@ -127,8 +130,8 @@ __global__ void torsion_bwd_kernel(Torsion t, const float *dl, float *dangle, fl
 static Status torsion_bwd(CudaContext *context, const OpCall *call)
 {
     Torsion t = torsion_set(call, 1);
-    torsion_bwd_kernel<<<blocks_for(ANGLES * t.blocks * t.n, LOSS_THREADS), LOSS_THREADS, 0, context->stream>>>(
-        t, F32_IN(0), F32_OUT(0), F32_OUT(1));
+    launch(torsion_bwd_kernel, blocks_for(ANGLES * t.blocks * t.n, LOSS_THREADS), LOSS_THREADS, 0, context->stream, t,
+           F32_IN(0), F32_OUT(0), F32_OUT(1));
     return cuda_launched("torsion_bwd_kernel");
 }
 
@@ -151,6 +154,7 @@ __device__ double length_scale(const int32_t *length, int64_t crop)
 
 __global__ void total_kernel(Terms t, const int32_t *length, int64_t crop, float *total, float *weighted)
 {
+    stage_wait();
     double sum = 0;
     for (int k = 0; k < t.n; k++)
         if (isfinite(*t.in[k])) sum += t.weight[k] * (double)*t.in[k];
@@ -166,12 +170,13 @@ static Status total(CudaContext *context, const OpCall *call)
         t.in[k] = F32_IN(k + 1);
         t.weight[k] = call->op->attr.f[k];
     }
-    total_kernel<<<1, 1, 0, context->stream>>>(t, I32_IN(0), call->op->attr.i[0], F32_OUT(0), F32_OUT(1));
+    launch(total_kernel, 1, 1, 0, context->stream, t, I32_IN(0), call->op->attr.i[0], F32_OUT(0), F32_OUT(1));
     return cuda_launched("total_kernel");
 }
 
 __global__ void total_bwd_kernel(Terms t, const float *dtotal, const int32_t *length, int64_t crop)
 {
+    stage_wait();
     double d = (double)*dtotal * length_scale(length, crop);
     for (int k = 0; k < t.n; k++)
         if (t.out[k]) *t.out[k] = isfinite(*t.in[k]) ? (float)(d * t.weight[k]) : 0.0f;
@@ -186,7 +191,7 @@ static Status total_bwd(CudaContext *context, const OpCall *call)
         t.out[k] = F32_OUT(k);
         t.weight[k] = call->op->attr.f[k];
     }
-    total_bwd_kernel<<<1, 1, 0, context->stream>>>(t, F32_IN(0), I32_IN(1), call->op->attr.i[0]);
+    launch(total_bwd_kernel, 1, 1, 0, context->stream, t, F32_IN(0), I32_IN(1), call->op->attr.i[0]);
     return cuda_launched("total_bwd_kernel");
 }
 

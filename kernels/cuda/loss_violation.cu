@@ -111,6 +111,7 @@ __device__ AtomTerms atom_terms(const Violation &v, int64_t i, int a, double wei
 __global__ void violation_atoms_kernel(Violation v, float *clash, float *within, float *clash_bad, float *within_bad,
                                        double *pairs, double *terms)
 {
+    stage_wait();
     int64_t atom = global_warp();
     if (atom >= ATOMS * v.n) return;
     AtomTerms t = atom_terms(v, atom / ATOMS, (int)(atom % ATOMS), 0);
@@ -171,6 +172,7 @@ __device__ Bond bond_at(const Violation &v, int64_t i)
 /* One block: scale[k] = 1 / (eps + sum of masks), bonds[k] = mean of the term; per residue sums and masks. */
 __global__ void violation_bonds_kernel(Violation v, double *scale, double *bonds, float *loss, float *bad)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double masks[BOND_TERMS] = {0}, sums[BOND_TERMS] = {0};
     for (int64_t i = threadIdx.x; i < v.n; i += blockDim.x) {
@@ -242,6 +244,7 @@ struct ViolationOut {
 __global__ void violation_total_kernel(Violation v, const double *bonds, const double *pairs, const double *terms,
                                        ViolationOut out)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     int64_t atoms = ATOMS * v.n;
     double count = array_sum(pairs, atoms, shared), clashes = array_sum(terms, atoms, shared, 2);
@@ -266,12 +269,12 @@ static Status violation(CudaContext *context, const OpCall *call)
     Violation v = violation_set(call, 0);
     double *scale = (double *)call->scratch, *bonds = scale + BOND_TERMS, *pairs = bonds + BOND_TERMS;
     double *terms = pairs + ATOMS * v.n;
-    violation_bonds_kernel<<<1, SUM_THREADS / 4, 0, context->stream>>>(v, scale, bonds, F32_OUT(7), F32_OUT(8));
-    violation_atoms_kernel<<<blocks_for(ATOMS * v.n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
-        v, F32_OUT(5), F32_OUT(6), F32_OUT(9), F32_OUT(10), pairs, terms);
+    launch(violation_bonds_kernel, 1, SUM_THREADS / 4, 0, context->stream, v, scale, bonds, F32_OUT(7), F32_OUT(8));
+    launch(violation_atoms_kernel, blocks_for(ATOMS * v.n, LOSS_WARPS), LOSS_THREADS, 0, context->stream, v, F32_OUT(5),
+           F32_OUT(6), F32_OUT(9), F32_OUT(10), pairs, terms);
     ViolationOut out = {
         F32_OUT(0), {F32_OUT(1), F32_OUT(2), F32_OUT(3)}, F32_OUT(4), F32_OUT(8), F32_OUT(9), F32_OUT(10), F32_OUT(11)};
-    violation_total_kernel<<<1, SUM_THREADS, 0, context->stream>>>(v, bonds, pairs, terms, out);
+    launch(violation_total_kernel, 1, SUM_THREADS, 0, context->stream, v, bonds, pairs, terms, out);
     return cuda_launched("loss_violation");
 }
 
@@ -279,6 +282,7 @@ static Status violation(CudaContext *context, const OpCall *call)
 __global__ void violation_bwd_kernel(Violation v, const float *dl, const double *scale, const double *existing,
                                      float *dx)
 {
+    stage_wait();
     int64_t atom = global_warp(), i = atom / ATOMS;
     int a = (int)(atom % ATOMS);
     if (atom >= ATOMS * v.n) return;
@@ -302,6 +306,7 @@ __global__ void violation_bwd_kernel(Violation v, const float *dl, const double 
 
 __global__ void violation_existing_kernel(Violation v, double *existing)
 {
+    stage_wait();
     __shared__ double shared[WARP];
     double sum = array_sum(v.exists, ATOMS * v.n, shared);
     if (threadIdx.x == 0) *existing = sum;
@@ -311,10 +316,10 @@ static Status violation_bwd(CudaContext *context, const OpCall *call)
 {
     Violation v = violation_set(call, 1);
     double *scale = (double *)call->scratch, *bonds = scale + BOND_TERMS, *existing = bonds + BOND_TERMS;
-    violation_bonds_kernel<<<1, SUM_THREADS / 4, 0, context->stream>>>(v, scale, bonds, NULL, NULL);
-    violation_existing_kernel<<<1, SUM_THREADS, 0, context->stream>>>(v, existing);
-    violation_bwd_kernel<<<blocks_for(ATOMS * v.n, LOSS_WARPS), LOSS_THREADS, 0, context->stream>>>(
-        v, F32_IN(0), scale, existing, F32_OUT(0));
+    launch(violation_bonds_kernel, 1, SUM_THREADS / 4, 0, context->stream, v, scale, bonds, nullptr, nullptr);
+    launch(violation_existing_kernel, 1, SUM_THREADS, 0, context->stream, v, existing);
+    launch(violation_bwd_kernel, blocks_for(ATOMS * v.n, LOSS_WARPS), LOSS_THREADS, 0, context->stream, v, F32_IN(0),
+           scale, existing, F32_OUT(0));
     return cuda_launched("loss_violation_bwd");
 }
 

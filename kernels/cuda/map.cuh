@@ -16,6 +16,7 @@ template <typename T, int N_IN, int N_OUT> struct MapArgs {
 template <int V, typename T, int N_IN, int N_OUT, typename F>
 __global__ void __launch_bounds__(256) map_kernel(MapArgs<T, N_IN, N_OUT> a, F f)
 {
+    stage_wait();
     uint32_t first = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (first >= a.count) return;
     float x[N_IN > 0 ? N_IN : 1][V], y[N_OUT][V];
@@ -38,9 +39,9 @@ static Status map_launch(const MapArgs<T, N_IN, N_OUT> &a, int64_t inner, const 
     for (int k = 0; k < N_IN; k++) wide = wide && aligned16(a.in[k]);
     for (int k = 0; k < N_OUT; k++) wide = wide && aligned16(a.out[k]);
     if (wide)
-        map_kernel<V><<<blocks_for(a.count / V, 256), 256, 0, stream>>>(a, f);
+        launch(map_kernel<V, T, N_IN, N_OUT, F>, blocks_for(a.count / V, 256), 256, 0, stream, a, f);
     else
-        map_kernel<1><<<blocks_for(a.count, 256), 256, 0, stream>>>(a, f);
+        launch(map_kernel<1, T, N_IN, N_OUT, F>, blocks_for(a.count, 256), 256, 0, stream, a, f);
     return cuda_launched("map_kernel");
 }
 

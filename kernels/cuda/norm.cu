@@ -7,6 +7,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     layer_norm_kernel(const T *__restrict__ x, const float *__restrict__ gamma, const float *__restrict__ beta,
                       T *__restrict__ y, float *mean_out, float *rstd_out, int64_t rows, float eps)
 {
+    stage_wait();
     constexpr int V = Pack<T>::N, C = LANES * V * N;
     int lane = threadIdx.x % LANES;
     int64_t row = ((int64_t)blockIdx.x * NORM_THREADS + threadIdx.x) / LANES;
@@ -52,6 +53,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     layer_norm_any_kernel(const T *x, const float *gamma, const float *beta, T *y, float *mean_out, float *rstd_out,
                           int64_t rows, int c, float eps)
 {
+    stage_wait();
     int lane = threadIdx.x % WARP;
     int64_t row = ((int64_t)blockIdx.x * NORM_THREADS + threadIdx.x) / WARP;
     if (row >= rows) return;
@@ -74,11 +76,11 @@ static Status layer_norm_launch(const T *x, const float *gamma, const float *bet
                                 int64_t rows, int c, float eps, cudaStream_t stream)
 {
 #define RUN(LANES, N)                                                                                                  \
-    layer_norm_kernel<T, LANES, N><<<blocks_for(rows *LANES, NORM_THREADS), NORM_THREADS, 0, stream>>>(                \
-        x, gamma, beta, y, mean, rstd, rows, eps);
+    launch(layer_norm_kernel<T, LANES, N>, blocks_for(rows *LANES, NORM_THREADS), NORM_THREADS, 0, stream, x, gamma,   \
+           beta, y, mean, rstd, rows, eps);
     NORM_SIZES(RUN, Pack<T>::N, c)
-    else layer_norm_any_kernel<T><<<blocks_for(rows * WARP, NORM_THREADS), NORM_THREADS, 0, stream>>>(
-        x, gamma, beta, y, mean, rstd, rows, c, eps);
+    else launch(layer_norm_any_kernel<T>, blocks_for(rows * WARP, NORM_THREADS), NORM_THREADS, 0, stream, x, gamma,
+                beta, y, mean, rstd, rows, c, eps);
 #undef RUN
     return cuda_launched("layer_norm_kernel");
 }
@@ -128,6 +130,7 @@ static size_t layer_norm_bwd_scratch(const OpCall *call)
 
 template <typename T> __global__ void __launch_bounds__(256) softmax_kernel(const T *x, T *y, int64_t rows, int64_t c)
 {
+    stage_wait();
     int lane = threadIdx.x % WARP;
     int64_t row = ((int64_t)blockIdx.x * 256 + threadIdx.x) / WARP;
     if (row >= rows) return;
@@ -145,6 +148,7 @@ template <typename T> __global__ void __launch_bounds__(256) softmax_kernel(cons
 template <typename T>
 __global__ void __launch_bounds__(256) softmax_bwd_kernel(const T *dy, const T *y, T *dx, int64_t rows, int64_t c)
 {
+    stage_wait();
     int lane = threadIdx.x % WARP;
     int64_t row = ((int64_t)blockIdx.x * 256 + threadIdx.x) / WARP;
     if (row >= rows) return;
@@ -161,8 +165,8 @@ static Status softmax(CudaContext *ctx, const OpCall *call)
     int64_t rows = tensor_rows(x), c = tensor_last(x);
     if (rows == 0) return OK;
     DISPATCH_REAL(call, x->dtype, {
-        softmax_kernel<T>
-            <<<blocks_for(rows * WARP, 256), 256, 0, ctx->stream>>>((const T *)call->in[0], (T *)call->out[0], rows, c);
+        launch(softmax_kernel<T>, blocks_for(rows * WARP, 256), 256, 0, ctx->stream, (const T *)call->in[0],
+               (T *)call->out[0], rows, c);
     });
     return cuda_launched("softmax_kernel");
 }
@@ -173,8 +177,8 @@ static Status softmax_bwd(CudaContext *ctx, const OpCall *call)
     int64_t rows = tensor_rows(x), c = tensor_last(x);
     if (rows == 0) return OK;
     DISPATCH_REAL(call, x->dtype, {
-        softmax_bwd_kernel<T><<<blocks_for(rows * WARP, 256), 256, 0, ctx->stream>>>(
-            (const T *)call->in[0], (const T *)call->in[1], (T *)call->out[0], rows, c);
+        launch(softmax_bwd_kernel<T>, blocks_for(rows * WARP, 256), 256, 0, ctx->stream, (const T *)call->in[0],
+               (const T *)call->in[1], (T *)call->out[0], rows, c);
     });
     return cuda_launched("softmax_bwd_kernel");
 }

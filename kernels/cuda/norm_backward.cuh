@@ -150,6 +150,7 @@ __device__ __forceinline__ void norm_block_sums(float *shared, const float (&dga
 template <typename T, int LANES, int N, int RESIDENT, bool DROPS>
 __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(NormBackward<T> p)
 {
+    stage_wait();
     constexpr int V = Pack<T>::N, C = LANES * V * N, GROUPS = NORM_THREADS / LANES;
     typedef NormRing<T, LANES, N> Ring;
     extern __shared__ __align__(16) char memory[];
@@ -214,6 +215,7 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
 /* Any C: a block per run of rows; thread c owns channels c, c + 256, ... of dgamma and dbeta in shared memory. */
 template <typename T> __global__ void __launch_bounds__(NORM_THREADS) layer_norm_bwd_any_kernel(NormBackward<T> p)
 {
+    stage_wait();
     extern __shared__ float sums[]; /* dgamma[c], dbeta[c] */
     __shared__ float warp_sums[NORM_THREADS / WARP];
     const int c = p.c;
@@ -285,7 +287,7 @@ static Status layer_norm_bwd_run(NormBackward<T> p, int blocks, cudaStream_t str
                                   : layer_norm_bwd_kernel<T, LANES, N, RESIDENT, false>;
     norm_bwd_rounds(&p, blocks, NORM_THREADS / LANES);
     CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    kernel<<<blocks, NORM_THREADS, BYTES, stream>>>(p);
+    launch(kernel, blocks, NORM_THREADS, BYTES, stream, p);
     return OK;
 }
 
@@ -305,7 +307,7 @@ template <typename T> static Status layer_norm_bwd_launch(NormBackward<T> p, int
     NORM_SIZES(RUN, Pack<T>::N, p.c)
     else
     {
-        layer_norm_bwd_any_kernel<T><<<blocks, NORM_THREADS, 2 * (size_t)p.c * sizeof(float), stream>>>(p);
+        launch(layer_norm_bwd_any_kernel<T>, blocks, NORM_THREADS, 2 * (size_t)p.c * sizeof(float), stream, p);
         inside = false;
     }
 #undef RUN

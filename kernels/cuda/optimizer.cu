@@ -7,6 +7,7 @@ enum { SQUARE_BLOCKS = 1056, SQUARE_THREADS = 256 };
  */
 __global__ void __launch_bounds__(SQUARE_THREADS) sum_squares_kernel(const float *g, double *partial, int64_t n)
 {
+    stage_wait();
     __shared__ double shared[SQUARE_THREADS];
     double total = 0;
     int64_t step = (int64_t)gridDim.x * SQUARE_THREADS, vectors = n / 4;
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(SQUARE_THREADS) sum_squares_kernel(const float
 
 __global__ void sum_squares_join_kernel(const double *partial, float *s, int blocks)
 {
+    stage_wait();
     __shared__ double shared[SQUARE_THREADS];
     double total = 0;
     for (int k = threadIdx.x; k < blocks; k += SQUARE_THREADS) total += partial[k];
@@ -43,13 +45,14 @@ static Status sum_squares_launch(const float *g, int64_t n, double *partial, flo
     if (!aligned16(g)) return status_fail(ERR_INTERNAL, "sum_squares of a range that is not aligned to 16 bytes");
     int blocks = (int)blocks_for((n + 3) / 4, SQUARE_THREADS);
     if (blocks > SQUARE_BLOCKS) blocks = SQUARE_BLOCKS;
-    sum_squares_kernel<<<blocks, SQUARE_THREADS, 0, stream>>>(g, partial, n);
-    sum_squares_join_kernel<<<1, SQUARE_THREADS, 0, stream>>>(partial, s, blocks);
+    launch(sum_squares_kernel, blocks, SQUARE_THREADS, 0, stream, g, partial, n);
+    launch(sum_squares_join_kernel, 1, SQUARE_THREADS, 0, stream, partial, s, blocks);
     return cuda_launched("sum_squares_kernel");
 }
 
 __global__ void __launch_bounds__(SQUARE_THREADS) sum_squares_any_kernel(AnyReal g, double *partial, int64_t n)
 {
+    stage_wait();
     __shared__ double shared[SQUARE_THREADS];
     double total = 0;
     int64_t step = (int64_t)gridDim.x * SQUARE_THREADS;
@@ -66,9 +69,10 @@ static Status sum_squares(CudaContext *ctx, const OpCall *call)
 {
     if (call->in_tensor[0]->dtype == DT_BF16) {
         double *partial = (double *)call->scratch;
-        sum_squares_any_kernel<<<SQUARE_BLOCKS, SQUARE_THREADS, 0, ctx->stream>>>(any_in(call, 0), partial,
-                                                                                  tensor_count(call->in_tensor[0]));
-        sum_squares_join_kernel<<<1, SQUARE_THREADS, 0, ctx->stream>>>(partial, (float *)call->out[0], SQUARE_BLOCKS);
+        launch(sum_squares_any_kernel, SQUARE_BLOCKS, SQUARE_THREADS, 0, ctx->stream, any_in(call, 0), partial,
+               tensor_count(call->in_tensor[0]));
+        launch(sum_squares_join_kernel, 1, SQUARE_THREADS, 0, ctx->stream, partial, (float *)call->out[0],
+               SQUARE_BLOCKS);
         return cuda_launched("sum_squares_any_kernel");
     }
     if (call->in_tensor[0]->dtype != DT_F32) return cuda_bad_type(call, call->in_tensor[0]->dtype);
@@ -91,6 +95,7 @@ struct Squares {
 __global__ void __launch_bounds__(SQUARE_THREADS)
     clip_factor_kernel(Squares squares, float max_norm, float *norm_out, float *factor_out)
 {
+    stage_wait();
     __shared__ double shared[SQUARE_THREADS];
     double total = 0;
     for (int k = 0; k < squares.inputs; k++)
@@ -114,8 +119,8 @@ static Status clip_factor(CudaContext *ctx, const OpCall *call)
         squares.s[k] = (const float *)call->in[k];
         squares.count[k] = tensor_count(call->in_tensor[k]);
     }
-    clip_factor_kernel<<<1, SQUARE_THREADS, 0, ctx->stream>>>(squares, (float)call->op->attr.f[0],
-                                                              (float *)call->out[0], (float *)call->out[1]);
+    launch(clip_factor_kernel, 1, SQUARE_THREADS, 0, ctx->stream, squares, (float)call->op->attr.f[0],
+           (float *)call->out[0], (float *)call->out[1]);
     return cuda_launched("clip_factor_kernel");
 }
 
@@ -138,6 +143,7 @@ __device__ __forceinline__ float adam_step(const AdamArgs &a, float p, float g, 
 
 template <bool WITH_SWA> __global__ void __launch_bounds__(256) adam_kernel(AdamArgs a)
 {
+    stage_wait();
     constexpr int V = 4;
     int64_t first = ((int64_t)blockIdx.x * 256 + threadIdx.x) * V;
     float factor = *a.factor;
@@ -198,15 +204,16 @@ static Status adam(CudaContext *ctx, const OpCall *call)
         a.swa = (float *)call->out[3];
         a.decay = (float)f[3];
         if (call->op->n_out > 4 && call->out_tensor[4]) a.low = (bf16 *)call->out[4];
-        adam_kernel<true><<<blocks_for((a.n + 3) / 4, 256), 256, 0, ctx->stream>>>(a);
+        launch(adam_kernel<true>, blocks_for((a.n + 3) / 4, 256), 256, 0, ctx->stream, a);
     } else {
-        adam_kernel<false><<<blocks_for((a.n + 3) / 4, 256), 256, 0, ctx->stream>>>(a);
+        launch(adam_kernel<false>, blocks_for((a.n + 3) / 4, 256), 256, 0, ctx->stream, a);
     }
     return cuda_launched("adam_kernel");
 }
 
 __global__ void swa_kernel(float *swa, const float *p, const float *factor, const float *hyper, float decay, int64_t n)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= n || *factor == 0.0f) return;
     swa[e] = hyper[3] == 1.0f ? p[e] : decay * swa[e] + (1.0f - decay) * p[e];
@@ -216,14 +223,14 @@ static Status swa_update(CudaContext *ctx, const OpCall *call)
 {
     int64_t n = tensor_count(call->in_tensor[0]);
     if (n == 0) return OK;
-    swa_kernel<<<blocks_for(n, 256), 256, 0, ctx->stream>>>((float *)call->out[0], (const float *)call->in[1],
-                                                            (const float *)call->in[2], (const float *)call->in[3],
-                                                            (float)call->op->attr.f[0], n);
+    launch(swa_kernel, blocks_for(n, 256), 256, 0, ctx->stream, (float *)call->out[0], (const float *)call->in[1],
+           (const float *)call->in[2], (const float *)call->in[3], (float)call->op->attr.f[0], n);
     return cuda_launched("swa_kernel");
 }
 
 __global__ void param_lower_kernel(const float *p, bf16 *low, int64_t n)
 {
+    stage_wait();
     int64_t first = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (first >= n) return;
     if (first + 8 <= n) {
@@ -239,8 +246,8 @@ static Status param_lower(CudaContext *ctx, const OpCall *call)
 {
     int64_t n = tensor_count(call->in_tensor[0]);
     if (n == 0) return OK;
-    param_lower_kernel<<<blocks_for((n + 7) / 8, 256), 256, 0, ctx->stream>>>((const float *)call->in[0],
-                                                                              (bf16 *)call->out[0], n);
+    launch(param_lower_kernel, blocks_for((n + 7) / 8, 256), 256, 0, ctx->stream, (const float *)call->in[0],
+           (bf16 *)call->out[0], n);
     return cuda_launched("param_lower_kernel");
 }
 

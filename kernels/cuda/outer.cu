@@ -290,6 +290,7 @@ template <int C>
 static __global__ void __launch_bounds__(SCALE_THREADS)
     opm_scale_kernel(const bf16 *dy, bf16 *dz, AnyReal count, float eps, int64_t pairs, float *partial)
 {
+    stage_wait();
     constexpr int LANES = C / 8, PAIRS = SCALE_THREADS / LANES;
     __shared__ float shared[PAIRS][C];
     int channel = threadIdx.x % LANES * 8, own = threadIdx.x / LANES;
@@ -317,12 +318,12 @@ static Status opm_scale(const OpCall *call, DType type, void *dz, void *sums, cu
     int64_t channels = tensor_last(call->in_tensor[0]), pairs = tensor_count(call->in_tensor[0]) / channels;
     float eps = (float)call->op->attr.f[0], *dbias = (float *)call->out[3];
     if (type == DT_BF16 && channels == CHAIN_N && aligned16(call->in[0]) && aligned16(dz)) {
-        opm_scale_kernel<CHAIN_N><<<SCALE_BLOCKS, SCALE_THREADS, 0, stream>>>(
-            (const bf16 *)call->in[0], (bf16 *)dz, any_in(call, 4), eps, pairs, (float *)sums);
+        launch(opm_scale_kernel<CHAIN_N>, SCALE_BLOCKS, SCALE_THREADS, 0, stream, (const bf16 *)call->in[0], (bf16 *)dz,
+               any_in(call, 4), eps, pairs, (float *)sums);
         TRY(cuda_launched("opm_scale_kernel"));
         SumList<float> join = {{NULL}, {dbias}};
-        sum_list_join_kernel<<<blocks_for(channels, 32), 1024, 0, stream>>>(join, (const float *)sums,
-                                                                            (int64_t)SCALE_BLOCKS, channels);
+        launch(sum_list_join_kernel<float>, blocks_for(channels, 32), 1024, 0, stream, join, (const float *)sums,
+               (int64_t)SCALE_BLOCKS, channels);
         return cuda_launched("sum_list_join_kernel");
     }
     DISPATCH_REAL(call, type, {

@@ -212,6 +212,7 @@ template <typename T>
 __global__ void __launch_bounds__(128)
     gate_rows_bwd_kernel(const T *dy, const T *g, const T *x, T *dg, float *partial, int64_t rows, int64_t period)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * 128 + threadIdx.x;
     if (e >= period) return;
     int64_t run = (rows + gridDim.y - 1) / gridDim.y, from = run * blockIdx.y,
@@ -234,7 +235,7 @@ static Status gate_rows_bwd(CudaContext *ctx, const OpCall *call)
     if (n == 0) return OK;
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         dim3 grid(blocks_for(period, 128), (unsigned)runs);
-        gate_rows_bwd_kernel<T><<<grid, 128, 0, ctx->stream>>>(IN(0), IN(1), IN(2), OUT(0), partial, rows, period);
+        launch(gate_rows_bwd_kernel<T>, grid, 128, 0, ctx->stream, IN(0), IN(1), IN(2), OUT(0), partial, rows, period);
         TRY(cuda_launched("gate_rows_bwd_kernel"));
         return sum_middle_launch(partial, OUT(1), 1, runs, period, ctx->stream);
     });
@@ -291,6 +292,7 @@ template <typename T>
 __global__ void __launch_bounds__(256)
     dropout_shared_kernel(const T *x, T *y, Dropout d, uint32_t vectors, uint32_t shared, uint32_t threads)
 {
+    stage_wait();
     uint32_t id = blockIdx.x * blockDim.x + threadIdx.x, chunks = (shared + DROPOUT_PLACES - 1) / DROPOUT_PLACES;
     if (id >= threads) return;
     uint32_t vector = id % vectors, chunk = id / vectors % chunks, outer = id / vectors / chunks;
@@ -320,8 +322,8 @@ static Status dropout_launch(const T *x, T *y, const Dropout &d, int shared, int
     vectors /= 8;
     int64_t threads = count / (d.local[shared] * 8) * chunks;
     if (threads == 0) return OK;
-    dropout_shared_kernel<T>
-        <<<blocks_for(threads, 256), 256, 0, stream>>>(x, y, d, (uint32_t)vectors, d.local[shared], (uint32_t)threads);
+    launch(dropout_shared_kernel<T>, blocks_for(threads, 256), 256, 0, stream, x, y, d, (uint32_t)vectors,
+           d.local[shared], (uint32_t)threads);
     return cuda_launched("dropout_shared_kernel");
 }
 

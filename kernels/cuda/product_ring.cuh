@@ -194,6 +194,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_ring_kernel(const 
         barrier_publish();
     }
     __syncthreads();
+    stage_wait();
     if (threadIdx.x >= 256) {
         if (threadIdx.x == 256) product_produce<MT, BN, EDGE>(p, base);
         __syncwarp();
@@ -217,8 +218,9 @@ template <int MT, int BN, ProductEdge EDGE> static Status product_launch_edge(co
     int tiles = p.tiles_m * p.tiles_n;
     CUDA_TRY(
         cudaFuncSetAttribute(product_ring_kernel<MT, BN, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES));
-    return cluster_launch(product_ring_kernel<MT, BN, EDGE>, p, tiles < PRODUCT_BLOCKS ? tiles : PRODUCT_BLOCKS, 1,
-                          PRODUCT_THREADS, S::BYTES, stream);
+    launch(product_ring_kernel<MT, BN, EDGE>, tiles < PRODUCT_BLOCKS ? tiles : PRODUCT_BLOCKS, PRODUCT_THREADS,
+           S::BYTES, stream, p);
+    return cuda_launched("product_ring_kernel");
 }
 
 template <int MT, int BN> static Status product_launch_shape(RingProduct &p, ProductEdge edge, cudaStream_t stream)

@@ -7,6 +7,7 @@
 /* x[A, B, C] -> y[A, C] = sum over B, in order; one thread per output element. */
 template <typename T, typename U> __global__ void sum_middle_kernel(const T *x, U *y, int64_t a, int64_t b, int64_t c)
 {
+    stage_wait();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= a * c) return;
     const T *p = x + e / c * b * c + e % c;
@@ -20,7 +21,7 @@ template <typename T, typename U>
 static Status sum_middle_launch(const T *x, U *y, int64_t a, int64_t b, int64_t c, cudaStream_t stream)
 {
     if (a * c == 0) return OK;
-    sum_middle_kernel<T, U><<<blocks_for(a * c, 128), 128, 0, stream>>>(x, y, a, b, c);
+    launch(sum_middle_kernel<T, U>, blocks_for(a * c, 128), 128, 0, stream, x, y, a, b, c);
     return cuda_launched("sum_middle_kernel");
 }
 
@@ -38,6 +39,7 @@ template <typename T> struct SumList {
 template <int V, int COLUMNS, typename T>
 __global__ void __launch_bounds__(256) sum_rows_kernel(SumList<T> list, float *partial, int64_t rows, int64_t columns)
 {
+    stage_wait();
     constexpr int LANES = 256 / COLUMNS, WIDTH = COLUMNS * V;
     __shared__ float shared[LANES][WIDTH + 1];
     stage_release();
@@ -115,19 +117,20 @@ static Status sum_rows_list_launch(const SumList<T> &list, int count, int64_t ro
     if (runs < 1) runs = 1;
     dim3 grid(1, (unsigned)runs, (unsigned)count);
     if (wide && columns <= 8 * V) {
-        sum_rows_kernel<V, 8><<<grid, 256, 0, stream>>>(list, partial, rows, columns);
+        launch(sum_rows_kernel<V, 8, T>, grid, 256, 0, stream, list, partial, rows, columns);
     } else if (wide && columns <= 16 * V) {
-        sum_rows_kernel<V, 16><<<grid, 256, 0, stream>>>(list, partial, rows, columns);
+        launch(sum_rows_kernel<V, 16, T>, grid, 256, 0, stream, list, partial, rows, columns);
     } else {
         grid.x = blocks_for(columns, wide ? 32 * V : 32);
         if (wide)
-            sum_rows_kernel<V, 32><<<grid, 256, 0, stream>>>(list, partial, rows, columns);
+            launch(sum_rows_kernel<V, 32, T>, grid, 256, 0, stream, list, partial, rows, columns);
         else
-            sum_rows_kernel<1, 32><<<grid, 256, 0, stream>>>(list, partial, rows, columns);
+            launch(sum_rows_kernel<1, 32, T>, grid, 256, 0, stream, list, partial, rows, columns);
     }
     TRY(cuda_launched("sum_rows_kernel"));
-    return launch_behind(sum_list_join_kernel<T>, dim3(blocks_for(columns, 32), 1, (unsigned)count), 1024, stream,
-                         "sum_list_join_kernel", list, (const float *)partial, runs, columns);
+    launch(sum_list_join_kernel<T>, dim3(blocks_for(columns, 32), 1, (unsigned)count), 1024, 0, stream, list, partial,
+           runs, columns);
+    return cuda_launched("sum_list_join_kernel");
 }
 
 template <typename T>
@@ -154,8 +157,8 @@ static __global__ void __launch_bounds__(1024)
 static inline Status sum_partials_split_launch(const float *partial, float *a, float *b, int64_t runs, int64_t columns,
                                                cudaStream_t stream)
 {
-    return launch_behind(sum_split_kernel, dim3(blocks_for(2 * columns, 32)), 1024, stream, "sum_split_kernel", partial,
-                         a, b, runs, columns);
+    launch(sum_split_kernel, blocks_for(2 * columns, 32), 1024, 0, stream, partial, a, b, runs, columns);
+    return cuda_launched("sum_split_kernel");
 }
 
 #endif

@@ -20,7 +20,7 @@ __device__ __forceinline__ int residue_type(const int32_t *aatype, int64_t i)
 
 #define LAUNCH(kernel, count, ...)                                                                                     \
     do {                                                                                                               \
-        kernel<<<blocks_for((count), THREADS), THREADS, 0, context->stream>>>(__VA_ARGS__);                            \
+        launch(kernel, blocks_for((count), THREADS), THREADS, 0, context->stream, __VA_ARGS__);                        \
         return cuda_launched(#kernel);                                                                                 \
     } while (0)
 
@@ -33,6 +33,7 @@ __device__ __forceinline__ int residue_type(const int32_t *aatype, int64_t i)
 /* y = f with the rotation times a and the translation times b; identity: f NULL */
 __global__ void frame_parts_kernel(int64_t n, const float *f, float a, float b, float *y)
 {
+    stage_wait();
     FOR_EACH(e, 7 * n)
     int k = (int)(e % 7);
     y[e] = f ? f[e] * (k < 4 ? a : b) : (k == 0 ? 1.0f : 0.0f);
@@ -64,6 +65,7 @@ static Status scale(CudaContext *context, const OpCall *call)
 
 __global__ void frame_update_kernel(int64_t n, const float *frames, const float *updates, float *out)
 {
+    stage_wait();
     FOR_EACH(i, n)
     frame_update(frames + 7 * i, updates + 6 * i, out + 7 * i);
 }
@@ -77,6 +79,7 @@ static Status update(CudaContext *context, const OpCall *call)
 __global__ void frame_update_bwd_kernel(int64_t n, const float *grads, const float *frames, const float *updates,
                                         float *dframes, float *dupdates)
 {
+    stage_wait();
     FOR_EACH(i, n)
     frame_update_bwd(grads + 7 * i, frames + 7 * i, updates + 6 * i, dframes + 7 * i, dupdates + 6 * i);
 }
@@ -93,6 +96,7 @@ static Status update_bwd(CudaContext *context, const OpCall *call)
 
 __global__ void to_global_kernel(int64_t n, int64_t points, const float *frames, const float *in, float *out)
 {
+    stage_wait();
     FOR_EACH(e, n * points)
     int64_t i = e / points, p = e % points;
     Rigid f = rigid_from_frame(frames + 7 * i);
@@ -123,6 +127,7 @@ __device__ void store_frame_sum(const float *frame, Rigid *g, float *df)
 __global__ void to_global_bwd_kernel(int64_t n, int64_t points, const float *grads, const float *frames,
                                      const float *in, float *dframes, float *dpoints)
 {
+    stage_wait();
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     if (i >= n) return;
     Rigid f = rigid_from_frame(frames + 7 * i), g = {{0}, {0}};
@@ -141,6 +146,7 @@ static Status to_global_bwd(CudaContext *context, const OpCall *call)
 
 __global__ void to_local_kernel(int64_t n, int64_t points, const float *frames, const float *in, float *out)
 {
+    stage_wait();
     FOR_EACH(e, n * points)
     Rigid f = rigid_from_frame(frames + 7 * (e / points));
     point_to_local(&f, in + 3 * e, out + 3 * e);
@@ -155,6 +161,7 @@ static Status to_local(CudaContext *context, const OpCall *call)
 __global__ void to_local_bwd_kernel(int64_t n, int64_t points, const float *grads, const float *frames, const float *in,
                                     float *dframes, float *dpoints)
 {
+    stage_wait();
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     if (i >= n) return;
     Rigid f = rigid_from_frame(frames + 7 * i), g = {{0}, {0}};
@@ -175,6 +182,7 @@ static Status to_local_bwd(CudaContext *context, const OpCall *call)
 
 __global__ void normalize_kernel(int64_t n, double eps, const float *x, float *y)
 {
+    stage_wait();
     FOR_EACH(i, n)
     angle_normalize(x + 2 * i, eps, y + 2 * i);
 }
@@ -187,6 +195,7 @@ static Status normalize(CudaContext *context, const OpCall *call)
 
 __global__ void normalize_bwd_kernel(int64_t n, double eps, const float *dy, const float *x, float *dx)
 {
+    stage_wait();
     FOR_EACH(i, n)
     angle_normalize_bwd(dy + 2 * i, x + 2 * i, eps, dx + 2 * i);
 }
@@ -200,6 +209,7 @@ static Status normalize_bwd(CudaContext *context, const OpCall *call)
 __global__ void torsion_frames_kernel(int64_t n, const float *frames, const float *angles, const int32_t *aatype,
                                       const float *tables, float *out)
 {
+    stage_wait();
     FOR_EACH(i, n)
     groups_to_world(frames + 7 * i, angles + 14 * i, tables + 16 * GROUPS * residue_type(aatype, i),
                     out + 16 * GROUPS * i);
@@ -214,6 +224,7 @@ static Status torsion_frames(CudaContext *context, const OpCall *call)
 __global__ void torsion_frames_bwd_kernel(int64_t n, const float *grads, const float *frames, const float *angles,
                                           const int32_t *aatype, const float *tables, float *dframes, float *dangles)
 {
+    stage_wait();
     FOR_EACH(i, n)
     groups_to_world_bwd(grads + 16 * GROUPS * i, frames + 7 * i, angles + 14 * i,
                         tables + 16 * GROUPS * residue_type(aatype, i), dframes + 7 * i, dangles + 14 * i);
@@ -233,6 +244,7 @@ static Status torsion_frames_bwd(CudaContext *context, const OpCall *call)
 __global__ void to_atom14_kernel(int64_t n, const float *frames, const int32_t *aatype, const int32_t *group,
                                  const float *masks, const float *positions, float *out)
 {
+    stage_wait();
     FOR_EACH(e, n * ATOMS)
     int64_t i = e / ATOMS, slot = ATOMS * residue_type(aatype, i) + e % ATOMS;
     Rigid f = rigid_from_4x4(frames + 16 * (GROUPS * i + group[slot]));
@@ -254,6 +266,7 @@ static Status to_atom14(CudaContext *context, const OpCall *call)
 __global__ void to_atom14_bwd_kernel(int64_t n, const float *grads, const int32_t *aatype, const int32_t *group,
                                      const float *masks, const float *positions, float *out)
 {
+    stage_wait();
     FOR_EACH(e, n * GROUPS)
     int64_t i = e / GROUPS, first = ATOMS * residue_type(aatype, i);
     double g[12] = {0};
@@ -278,6 +291,7 @@ static Status to_atom14_bwd(CudaContext *context, const OpCall *call)
 
 __global__ void to_atom37_kernel(int64_t n, const float *x, const int32_t *index, const float *exists, float *out)
 {
+    stage_wait();
     FOR_EACH(e, n * ATOMS37)
     int slot = index[e] < 0 ? 0 : (index[e] >= ATOMS ? ATOMS - 1 : index[e]);
     for (int k = 0; k < 3; k++) out[3 * e + k] = x[3 * (ATOMS * (e / ATOMS37) + slot) + k] * exists[e];
@@ -291,6 +305,7 @@ static Status to_atom37(CudaContext *context, const OpCall *call)
 
 __global__ void pseudo_beta_kernel(int64_t n, const float *x, const int32_t *aatype, float *out)
 {
+    stage_wait();
     FOR_EACH(e, 3 * n)
     int64_t i = e / 3;
     out[e] = x[3 * (ATOMS37 * i + (aatype[i] == GLYCINE ? ATOM_CA : ATOM_CB)) + e % 3];
@@ -308,6 +323,7 @@ __global__ void rename_kernel(int64_t n, double eps, const float *x, const float
                               const float *exists, const float *alt_exists, const float *ambiguous, float *better,
                               float *gt_out, float *exists_out)
 {
+    stage_wait();
     __shared__ double shared[2][RENAME_THREADS / WARP];
     int64_t i = blockIdx.x;
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -343,9 +359,8 @@ static Status rename_symmetric(CudaContext *context, const OpCall *call)
 {
     int64_t n = call->in_tensor[0]->dim[0];
     if (n == 0) return OK;
-    rename_kernel<<<(unsigned)n, RENAME_THREADS, 0, context->stream>>>(n, call->op->attr.f[0], F32_IN(0), F32_IN(1),
-                                                                       F32_IN(2), F32_IN(3), F32_IN(4), F32_IN(5),
-                                                                       F32_OUT(0), F32_OUT(1), F32_OUT(2));
+    launch(rename_kernel, (unsigned)n, RENAME_THREADS, 0, context->stream, n, call->op->attr.f[0], F32_IN(0), F32_IN(1),
+           F32_IN(2), F32_IN(3), F32_IN(4), F32_IN(5), F32_OUT(0), F32_OUT(1), F32_OUT(2));
     return cuda_launched("rename_kernel");
 }
 

@@ -95,6 +95,7 @@ __device__ __forceinline__ float small_edges(const SmallProduct &p, float v, int
 
 template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) small_product_kernel(SmallProduct p)
 {
+    stage_wait();
     constexpr int TILE_FLOATS = SMALL_TILE * SMALL_PITCH, QUARTER = SMALL_TILE / 4;
     __shared__ __align__(16) float tiles[SMALL_STAGES][2][TILE_FLOATS];
     int row0 = blockIdx.y * SMALL_TILE, column0 = blockIdx.x * SMALL_TILE;
@@ -157,7 +158,7 @@ static inline bool small_fits(const SmallProduct &p)
 template <bool A_T, bool B_T> static Status small_launch(const SmallProduct &p, cudaStream_t stream)
 {
     dim3 grid(blocks_for(p.n, SMALL_TILE), blocks_for(p.m, SMALL_TILE));
-    small_product_kernel<A_T, B_T><<<grid, SMALL_THREADS, 0, stream>>>(p);
+    launch(small_product_kernel<A_T, B_T>, grid, SMALL_THREADS, 0, stream, p);
     return cuda_launched("small_product_kernel");
 }
 

@@ -92,6 +92,7 @@ __device__ __forceinline__ int stream_member(const StreamProblem &p, int column)
 
 template <int K, int NB> __global__ void __launch_bounds__(STREAM_THREADS, 1) stream_kernel(StreamProblem p)
 {
+    stage_wait();
     typedef StreamShape<K, NB> S;
     extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared), xs = base + S::W_BYTES;
@@ -165,7 +166,7 @@ template <int K, int NB> static Status stream_launch_shape(StreamProblem p, cuda
     if (along < 1) along = 1;
     if (along > tiles) along = tiles;
     CUDA_TRY(cudaFuncSetAttribute(stream_kernel<K, NB>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    stream_kernel<K, NB><<<along * p.column_blocks, STREAM_THREADS, BYTES, stream>>>(p);
+    launch(stream_kernel<K, NB>, along * p.column_blocks, STREAM_THREADS, BYTES, stream, p);
     return cuda_launched("stream_kernel");
 }
 

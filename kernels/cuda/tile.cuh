@@ -106,6 +106,7 @@ __device__ __forceinline__ void tile_multiply(float (&acc)[4][4][4], uint32_t sa
 template <bool A_MAJOR_K, bool B_MAJOR_K, typename Epilogue>
 __global__ void __launch_bounds__(TILE_THREADS, 2) tile_kernel(TileProblem p, Epilogue epilogue)
 {
+    stage_wait();
     extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared);
     int z = blockIdx.z, outer = z / p.inner_batch, inner = z - outer * p.inner_batch;
@@ -175,7 +176,7 @@ static Status tile_launch(TileProblem p, int64_t batch, const Epilogue &epilogue
     dim3 grid((unsigned)(p.tiles_n * ((p.m + TILE - 1) / TILE)), 1, (unsigned)batch);
     CUDA_TRY(cudaFuncSetAttribute(tile_kernel<A_MAJOR_K, B_MAJOR_K, Epilogue>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, TILE_SHARED_BYTES));
-    tile_kernel<A_MAJOR_K, B_MAJOR_K><<<grid, TILE_THREADS, TILE_SHARED_BYTES, stream>>>(p, epilogue);
+    launch(tile_kernel<A_MAJOR_K, B_MAJOR_K, Epilogue>, grid, TILE_THREADS, TILE_SHARED_BYTES, stream, p, epilogue);
     return cuda_launched("tile_kernel");
 }
 

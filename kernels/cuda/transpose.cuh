@@ -15,6 +15,7 @@ struct Permutation {
 /* One thread per element (of U) of y. */
 template <typename U> __global__ void permute_kernel(const U *x, U *y, Permutation p, uint32_t count)
 {
+    stage_wait();
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     uint32_t rest = e;
@@ -37,6 +38,7 @@ struct TransposeShape {
 /* Tiles of 64 x 64 through shared memory. */
 template <typename U> __global__ void __launch_bounds__(256) transpose_tiles_kernel(const U *x, U *y, TransposeShape s)
 {
+    stage_wait();
     constexpr int TILE = 64;
     __shared__ U tile[TILE][TILE + 4 / sizeof(U)];
     x += s.x_batch * blockIdx.z;
@@ -94,6 +96,7 @@ template <int R, int C> struct HalvesTile {
 template <int R, int C>
 static __global__ void __launch_bounds__(256) transpose_halves_kernel(const uint16_t *x, uint16_t *y, TransposeShape s)
 {
+    stage_wait();
     __shared__ HalvesTile<R, C> tile;
     x += s.x_batch * blockIdx.z;
     y += s.y_batch * blockIdx.z;
@@ -130,16 +133,16 @@ static Status transpose_tiles_launch(const U *x, U *y, const TransposeShape &s, 
         if (all % 8 == 0 && aligned16(x) && aligned16(y)) {
             if (s.rows >= s.columns) {
                 dim3 grid((unsigned)((s.columns + 31) / 32), (unsigned)((s.rows + 255) / 256), (unsigned)s.batch);
-                transpose_halves_kernel<256, 32><<<grid, 256, 0, stream>>>(x, y, s);
+                launch(transpose_halves_kernel<256, 32>, grid, 256, 0, stream, x, y, s);
             } else {
                 dim3 grid((unsigned)((s.columns + 63) / 64), (unsigned)((s.rows + 127) / 128), (unsigned)s.batch);
-                transpose_halves_kernel<128, 64><<<grid, 256, 0, stream>>>(x, y, s);
+                launch(transpose_halves_kernel<128, 64>, grid, 256, 0, stream, x, y, s);
             }
             return cuda_launched("transpose_halves_kernel");
         }
     }
     dim3 grid((unsigned)((s.columns + 63) / 64), (unsigned)((s.rows + 63) / 64), (unsigned)s.batch);
-    transpose_tiles_kernel<U><<<grid, 256, 0, stream>>>(x, y, s);
+    launch(transpose_tiles_kernel<U>, grid, 256, 0, stream, x, y, s);
     return cuda_launched("transpose_tiles_kernel");
 }
 
@@ -181,7 +184,7 @@ static Status permute_launch(const U *x, U *y, int rank, const int64_t *dim, con
     for (int k = rank - 1; k >= 0; k--) stride[k] = count, count *= dim[k];
     p.rank = rank;
     for (int k = 0; k < rank; k++) p.dim[k] = (uint32_t)dim[order[k]], p.stride[k] = stride[order[k]];
-    permute_kernel<U><<<blocks_for(count, 256), 256, 0, stream>>>(x, y, p, (uint32_t)count);
+    launch(permute_kernel<U>, blocks_for(count, 256), 256, 0, stream, x, y, p, (uint32_t)count);
     return cuda_launched("permute_kernel");
 }
 

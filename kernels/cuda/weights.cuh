@@ -100,6 +100,7 @@ __device__ __forceinline__ void weights_multiply(float (&acc)[BM / 32][BN / 16][
 /* grid (tiles of all members, runs) */
 template <int BM, int BN> __global__ void __launch_bounds__(WEIGHTS_THREADS, 2) weights_kernel(WeightsProblem p)
 {
+    stage_wait();
     extern __shared__ __align__(1024) char shared[];
     constexpr int STAGE_A = BM * WEIGHTS_DEPTH * 2, STAGE = STAGE_A + BN * WEIGHTS_DEPTH * 2;
     stage_release();
@@ -229,7 +230,8 @@ template <int LANES> static Status weights_join_lanes(const WeightsProblem &p, c
     unsigned blocks = blocks_for(p.first_dw[p.members], 256 / LANES * 4),
              columns = blocks_for(p.first_db[p.members], 8);
     if (columns > blocks) blocks = columns;
-    return launch_behind(weights_join_kernel<LANES>, dim3(blocks), 256, stream, "weights_join_kernel", p);
+    launch(weights_join_kernel<LANES>, blocks, 256, 0, stream, p);
+    return cuda_launched("weights_join_kernel");
 }
 
 static Status weights_join(const WeightsProblem &p, cudaStream_t stream)
@@ -244,7 +246,7 @@ template <int BM, int BN> static Status weights_run(WeightsProblem *p, void *scr
     weights_plan(p, BM, BN, scratch);
     CUDA_TRY(cudaFuncSetAttribute(weights_kernel<BM, BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     dim3 grid((unsigned)p->first_tile[p->members], (unsigned)p->runs);
-    weights_kernel<BM, BN><<<grid, WEIGHTS_THREADS, BYTES, stream>>>(*p);
+    launch(weights_kernel<BM, BN>, grid, WEIGHTS_THREADS, BYTES, stream, *p);
     TRY(cuda_launched("weights_kernel"));
     return weights_join(*p, stream);
 }

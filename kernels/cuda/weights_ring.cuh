@@ -256,6 +256,7 @@ __global__ void __launch_bounds__(RING_THREADS, 1) ring_weights_kernel(const __g
                                        id % (RING_PANEL_BYTES / 16) * 16) = make_uint4(0, 0, 0, 0);
     async_fence();
     __syncthreads();
+    stage_wait();
 
     int group = threadIdx.x / 128, half = (at.count + 1) / 2;
     if (group == 2) {
@@ -334,8 +335,8 @@ template <int MT, int BN> static Status ring_launch(const RingWeights &w, cudaSt
 {
     constexpr int BYTES = RingShape<MT, BN>::BYTES;
     CUDA_TRY(cudaFuncSetAttribute(ring_weights_kernel<MT, BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    return cluster_launch(ring_weights_kernel<MT, BN>, w, w.tiles * w.lanes * w.p.runs, w.lanes, RING_THREADS, BYTES,
-                          stream);
+    launch_clusters(ring_weights_kernel<MT, BN>, w.tiles * w.lanes * w.p.runs, RING_THREADS, BYTES, w.lanes, stream, w);
+    return cuda_launched("ring_weights_kernel");
 }
 
 static inline size_t ring_scratch(const WeightsProblem &problem)

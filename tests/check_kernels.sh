@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Kernels are launched behind one another (launch() in kernels/cuda/device.cuh): each has to wait for the one before it,
+# and none is launched in another way.
+cd "$(dirname "$0")/.."
+failed=0
+awk '
+    /__global__/ && !/^ *(\/)?\*/ { kernel = FILENAME ":" FNR; open = 1; waits = 0 }
+    open && /stage_wait\(\);/ { waits = 1 }
+    open && /^}/ { if (!waits) { print kernel ": a kernel without stage_wait()"; bad = 1 } open = 0 }
+    open && /^[^ ].*;$/ { open = 0 }
+    END { exit bad }' kernels/cuda/*.cu kernels/cuda/*.cuh || failed=1
+if grep -nE '<<<' kernels/cuda/*.cu kernels/cuda/*.cuh; then
+    echo "launched without launch()"
+    failed=1
+fi
+exit $failed
