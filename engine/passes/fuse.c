@@ -28,9 +28,14 @@ static Status run(Chain *chain, const Switches *s)
     if (has_stage(chain->now, STAGE_FORWARD)) {
         if (merges) TRY(advance(chain, fuse_merge(chain->now, s, &next), &next));
         if (s->fused_attention && s->fused_pointwise) TRY(advance(chain, fuse_transpose(chain->now, &next), &next));
-        if (s->fused_pointwise) { /* without what the first merges left behind: its readers would count */
+        /* each without what the merges before left behind: its readers would count */
+        if (s->fused_pointwise) {
             TRY(advance(chain, pass_prune(chain->now, &next), &next));
             TRY(advance(chain, fuse_branches(chain->now, &next), &next));
+        }
+        if (s->fused_pointwise && s->fused_layernorm) {
+            TRY(advance(chain, pass_prune(chain->now, &next), &next));
+            TRY(advance(chain, fuse_transitions(chain->now, &next), &next));
         }
         if (s->gemm_batching && s->fused_layernorm && s->fused_pointwise)
             TRY(advance(chain, fuse_triangle(chain->now, &next), &next));

@@ -11,6 +11,8 @@ Status fuse_merge(const Program *in, const Switches *switches, Program **out);
 Status fuse_transpose(const Program *in, Program **out);
 /* The product at the end of a branch with its gate, dropout and residual sum: once no swap is between them. */
 Status fuse_branches(const Program *in, Program **out);
+/* Layer norm, both products and residual sum of a transition, as fuse_branches() left them. */
+Status fuse_transitions(const Program *in, Program **out);
 /* fuse_triangle.c: triangle multiplications with their channels first. */
 Status fuse_triangle(const Program *in, Program **out);
 /* fuse_optimizer.c: one sweep over the parameter block instead of one per tensor; sums of squares from the gradient

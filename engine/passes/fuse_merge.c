@@ -281,7 +281,29 @@ static bool merge_branch(Merge *m, const Op *op)
     return false;
 }
 
-typedef enum MergeSwitch { BY_ATTENTION, BY_LAYER_NORM, BY_POINTWISE, OF_GATED_ATTENTION, OF_BRANCHES } MergeSwitch;
+/* LINEAR_RESIDUAL(r, relu(LINEAR(LAYER_NORM_FUSED(r)))) -> TRANSITION, whose gradient reads what is between. */
+static bool merge_transition(Merge *m, const Op *op)
+{
+    const Program *p = m->replay.in;
+    const Op *up = only_for(m, op->in[1], OP_LINEAR);
+    const Op *norm = up && up->attr.i[0] ? only_for(m, up->in[0], OP_LAYER_NORM_FUSED) : NULL;
+    bool plain = op->in[3] != VAL_NONE && op->in[4] == VAL_NONE && op->in[5] == VAL_NONE;
+    if (!norm || !plain || norm->in[0] != op->in[0] || up->n_in < 3 || up->in[2] == VAL_NONE) return false;
+    if (norm->full_precision != op->full_precision || up->full_precision != op->full_precision) return false;
+    Val in[] = {op->in[0], norm->in[1], norm->in[2], up->in[1], up->in[2], op->in[2], op->in[3]};
+    OpAttr attr = {.i = {p->loss != VAL_NONE}, .f = {norm->attr.f[0]}};
+    return emit(m, op, OP_TRANSITION, 7, in, &attr);
+}
+
+typedef enum MergeSwitch {
+    BY_ATTENTION,
+    BY_LAYER_NORM,
+    BY_POINTWISE,
+    OF_GATED_ATTENTION,
+    OF_BRANCHES,
+    OF_TRANSITIONS,
+    MERGE_SWITCHES
+} MergeSwitch;
 
 static const struct MergeRule {
     OpKind last;
@@ -298,6 +320,7 @@ static const struct MergeRule {
     {OP_RESIDUAL_DROPOUT, OF_BRANCHES, merge_branch},
     {OP_ADD, OF_BRANCHES, merge_branch},
     {OP_ADD, OF_BRANCHES, merge_mean_residual},
+    {OP_LINEAR_RESIDUAL, OF_TRANSITIONS, merge_transition},
 };
 
 static bool apply_rules(Merge *m, const bool *on, const Op *op)
@@ -377,13 +400,19 @@ static Status merge(const Program *in, bool groups, const bool *on, Program **ou
 
 Status fuse_merge(const Program *in, const Switches *s, Program **out)
 {
-    const bool on[] = {s->fused_attention, s->fused_layernorm, s->fused_pointwise,
-                       s->fused_attention && s->fused_pointwise, false};
+    const bool on[MERGE_SWITCHES] = {s->fused_attention, s->fused_layernorm, s->fused_pointwise,
+                                     s->fused_attention && s->fused_pointwise};
     return merge(in, s->gemm_batching, on, out);
 }
 
 Status fuse_branches(const Program *in, Program **out)
 {
-    const bool on[] = {false, false, false, false, true};
+    const bool on[MERGE_SWITCHES] = {[OF_BRANCHES] = true};
+    return merge(in, false, on, out);
+}
+
+Status fuse_transitions(const Program *in, Program **out)
+{
+    const bool on[MERGE_SWITCHES] = {[OF_TRANSITIONS] = true};
     return merge(in, false, on, out);
 }

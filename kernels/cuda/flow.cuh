@@ -127,16 +127,6 @@ __device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDra
     }
 }
 
-__device__ __forceinline__ uint32_t shared_word(uint32_t at)
-{
-    uint32_t v;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
-    return v;
-}
-__device__ __forceinline__ void shared_word_put(uint32_t at, uint32_t v)
-{
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
-}
 __device__ __forceinline__ float flow_sigmoid(float x)
 {
     return __fdividef(1.0f, 1.0f + __expf(-x));

@@ -125,6 +125,31 @@ __device__ __forceinline__ void async_fence()
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* --- ordinary accesses to shared memory by address */
+__device__ __forceinline__ uint32_t shared_word(uint32_t at)
+{
+    uint32_t v;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+    return v;
+}
+__device__ __forceinline__ void shared_word_put(uint32_t at, uint32_t v)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
+}
+/* 16 bytes */
+__device__ __forceinline__ void shared_chunk(uint32_t at, uint32_t (&v)[4])
+{
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(at)
+                 : "memory");
+}
+__device__ __forceinline__ void shared_chunk_put(uint32_t at, const uint32_t (&v)[4])
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+}
+
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int count)
 {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
@@ -197,10 +222,10 @@ __device__ __forceinline__ void tensor_store_commit()
 {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-/* until shared memory may be written again */
-__device__ __forceinline__ void tensor_store_wait_read()
+/* until shared memory may be written again, but for that of the last `pending` groups */
+template <int pending = 0> __device__ __forceinline__ void tensor_store_wait_read()
 {
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 }
 __device__ __forceinline__ void tensor_store_wait()
 {

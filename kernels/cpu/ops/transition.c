@@ -1,0 +1,43 @@
+/* Layer norm, two products with a relu between them, residual sum. */
+#include "kernels/cpu/entry.h"
+#include "kernels/cpu/ops/norm.h"
+
+/* Room for x and the hidden layer where they are not outputs. */
+static size_t transition_scratch(const Program *p, const Op *op, size_t real_size)
+{
+    const Tensor *r = prog_tensor(p, op->in[0]);
+    int64_t width = prog_tensor(p, op->in[3])->dim[0];
+    return (size_t)(tensor_count(r) + tensor_rows(r) * width) * real_size;
+}
+
+static Status transition(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    const Tensor *t = call->in_tensor[0];
+    int64_t rows = tensor_rows(t), c = tensor_last(t), width = call->in_tensor[3]->dim[0];
+    const real *r = IN(0), *gamma = IN(1), *beta = IN(2), *b1 = IN(4), *b2 = IN(6);
+    real *y = OUT(0), *room = call->scratch, *x = room, *hidden = room + rows * c, *mean = NULL, *rstd = NULL;
+    real eps = (real)call->op->attr.f[0];
+    if (call->op->attr.i[0]) {
+        if (call->out[1]) x = OUT(1);
+        if (call->out[4]) hidden = OUT(4);
+        mean = call->out[2], rstd = call->out[3];
+    }
+    PARALLEL_IF(rows * width)
+    for (int64_t i = 0; i < rows; i++) {
+        double row_mean, row_rstd;
+        row_statistics(c, r + i * c, eps, &row_mean, &row_rstd);
+        normalize_row(c, r + i * c, row_mean, row_rstd, gamma, beta, x + i * c);
+        if (mean) mean[i] = (real)row_mean;
+        if (rstd) rstd[i] = (real)row_rstd;
+        for (int64_t k = 0; k < width; k++) hidden[i * width + k] = b1[k];
+        for (int64_t k = 0; k < c; k++) y[i * c + k] = r[i * c + k] + b2[k];
+    }
+    gemm(false, true, rows, width, c, 1, x, c, IN(3), c, 1, hidden, width);
+    PARALLEL_IF(rows * width)
+    for (int64_t e = 0; e < rows * width; e++) hidden[e] = hidden[e] > 0 ? hidden[e] : 0;
+    gemm(false, true, rows, c, width, 1, hidden, width, IN(5), width, 1, y, c);
+    return OK;
+}
+
+const CpuEntry FN(cpu_transition)[] = {{OP_TRANSITION, transition, transition_scratch}, {0}};
