@@ -5,8 +5,9 @@
 #include <string.h>
 
 #include "engine/convert.h"
+#include "engine/timeline.h"
 
-enum { EXEC_ALIGN = 256, IN_FLIGHT = 2 };
+enum { EXEC_ALIGN = 256, IN_FLIGHT = 2, SAMPLE_EVERY = 64 };
 
 struct Workspace {
     Backend *backend;
@@ -17,17 +18,11 @@ struct Workspace {
 /* One of the runs that may be in flight: its own marks, so that a run does not overwrite those that nobody has read
  * yet, and hence its own graph. */
 typedef struct Flight {
+    const Timeline *timeline;
     int first_mark;
     void *graph;
     bool pending; /* enqueued, its times not read */
 } Flight;
-
-/* A stretch of ops between two marks: ops of one stage that are all collectives or all not. */
-typedef struct Interval {
-    int32_t first_op;
-    uint8_t stage;
-    bool comm;
-} Interval;
 
 struct Exec {
     Backend *backend;
@@ -39,11 +34,12 @@ struct Exec {
     OpCall *call;     /* ops that run a kernel, in order */
     size_t *call_end; /* highest byte of the arena that call i touches */
     int n_slots;
-    int n_intervals;
-    Interval *interval; /* one more than n_intervals: the end */
+    Timeline stages, fine;
     double *op_seconds; /* per op of the program; with time_ops */
     int64_t runs_timed, runs;
-    Flight flight[IN_FLIGHT];         /* of run i: i % IN_FLIGHT */
+    bool samples;                     /* not every run has the fine marks */
+    double comm_stage_s[STAGE_COUNT]; /* of the last run that had them */
+    Flight flight[IN_FLIGHT], sample; /* see flight_of */
     ExecTimes times[EXEC_TIMES_KEPT]; /* of run i: i % EXEC_TIMES_KEPT */
     size_t touched;
     Arena arena;
@@ -204,6 +200,26 @@ static Status make_call(Exec *exec, int32_t index, const ScratchPlan *plan, unsi
     return OK;
 }
 
+static bool uses_graph(const Exec *exec)
+{
+    return exec->options.graph && !exec->options.check_finite && exec->backend->replay;
+}
+
+static Status make_flights(Exec *exec)
+{
+    Backend *backend = exec->backend;
+    TRY(timelines_create(exec->n_calls, exec->call, exec->options.time_ops, &exec->arena, &exec->stages, &exec->fine));
+    bool always = exec->options.time_ops || exec->options.time_comm || !uses_graph(exec);
+    exec->samples = !always && exec->fine.n > exec->stages.n;
+    for (int k = 0; k < IN_FLIGHT; k++) {
+        Flight *flight = &exec->flight[k];
+        flight->timeline = exec->samples ? &exec->stages : &exec->fine;
+        TRY(backend->marks_reserve(backend, flight->timeline->n + 1, &flight->first_mark));
+    }
+    exec->sample.timeline = &exec->fine;
+    return exec->samples ? backend->marks_reserve(backend, exec->fine.n + 1, &exec->sample.first_mark) : OK;
+}
+
 static Status make_calls(Exec *exec, const ScratchPlan *plan)
 {
     const Program *p = exec->program;
@@ -211,9 +227,8 @@ static Status make_calls(Exec *exec, const ScratchPlan *plan)
     size_t ops = (size_t)p->n_ops + 1;
     exec->call = arena_array(&exec->arena, ops, sizeof *exec->call);
     exec->call_end = arena_array(&exec->arena, ops, sizeof *exec->call_end);
-    exec->interval = arena_array(&exec->arena, ops, sizeof *exec->interval);
     if (exec->options.time_ops) exec->op_seconds = arena_array(&exec->arena, ops, sizeof *exec->op_seconds);
-    if (!exec->call || !exec->call_end || !exec->interval || (exec->options.time_ops && !exec->op_seconds))
+    if (!exec->call || !exec->call_end || (exec->options.time_ops && !exec->op_seconds))
         return status_fail(ERR_MEMORY, "out of memory for an executor of %d ops", p->n_ops);
     unsigned char *scratch = exec->workspace->memory + padded(p->arena_bytes);
     for (int32_t i = 0; i < p->n_ops; i++) {
@@ -222,17 +237,10 @@ static Status make_calls(Exec *exec, const ScratchPlan *plan)
         TRY(backend->supports(backend, p, op));
         int n = exec->n_calls++;
         TRY(make_call(exec, i, plan, scratch, &exec->call[n], &exec->call_end[n]));
-        bool comm = op_def(op->kind)->flags & OPF_COMM;
-        Interval *last = exec->n_intervals ? &exec->interval[exec->n_intervals - 1] : NULL;
-        if (exec->options.time_ops || !last || last->stage != op->stage || last->comm != comm)
-            exec->interval[exec->n_intervals++] = (Interval){n, op->stage, comm};
     }
-    exec->interval[exec->n_intervals] = (Interval){exec->n_calls, 0, false};
     exec->n_slots = plan->n_slots;
     if (backend->comm_reserve) TRY(backend->comm_reserve(backend, plan->n_slots));
-    for (int k = 0; k < IN_FLIGHT; k++)
-        TRY(backend->marks_reserve(backend, exec->n_intervals + 1, &exec->flight[k].first_mark));
-    return OK;
+    return make_flights(exec);
 }
 
 Status exec_create(Backend *backend, const Program *program, Store *store, Workspace *workspace,
@@ -269,8 +277,8 @@ void exec_destroy(Exec **exec)
 {
     if (!*exec) return;
     Backend *backend = (*exec)->backend;
-    for (int k = 0; k < IN_FLIGHT; k++) {
-        void *graph = (*exec)->flight[k].graph;
+    for (int k = 0; k <= IN_FLIGHT; k++) {
+        void *graph = k < IN_FLIGHT ? (*exec)->flight[k].graph : (*exec)->sample.graph;
         if (!graph) continue;
         backend->finish(backend); /* failures of the last run were reported by whoever read its results */
         backend->graph_release(backend, graph);
@@ -306,70 +314,80 @@ static Status check_finite(Exec *exec, const OpCall *call)
 static Status run_calls(Exec *exec, const Flight *flight)
 {
     Backend *backend = exec->backend;
-    const Interval *next = exec->interval;
+    const Timeline *timeline = flight->timeline;
+    const Interval *next = timeline->interval;
     for (int n = 0; n < exec->n_calls; n++) {
-        if (next->first_op == n) {
-            TRY(backend->mark(backend, flight->first_mark + (int)(next - exec->interval)));
+        if (next->first_call == n) {
+            TRY(backend->mark(backend, flight->first_mark + (int)(next - timeline->interval)));
             next++;
         }
         TRY(backend->run(backend, &exec->call[n]));
         if (exec->call_end[n] > exec->touched) exec->touched = exec->call_end[n];
         if (exec->options.check_finite) TRY(check_finite(exec, &exec->call[n]));
     }
-    return backend->mark(backend, flight->first_mark + exec->n_intervals);
+    return backend->mark(backend, flight->first_mark + timeline->n);
+}
+
+/* A mark inside a graph costs as much as a small kernel and keeps kernels from overlapping: those around collectives
+ * are set in the first replay and in every SAMPLE_EVERYth run after it, from a graph of their own. */
+static Flight *flight_of(Exec *exec, int64_t run)
+{
+    bool sampled = exec->samples && run % SAMPLE_EVERY == 1;
+    return sampled ? &exec->sample : &exec->flight[run % IN_FLIGHT];
+}
+
+/* What a run without marks around its collectives spent in them: as much as the last that had them. */
+static void share_comm(Exec *exec, const Flight *flight, ExecTimes *times)
+{
+    bool measured = flight->timeline == &exec->fine;
+    for (int stage = 0; stage < STAGE_COUNT; stage++) {
+        if (measured) exec->comm_stage_s[stage] = times->comm_stage_s[stage];
+        times->comm_stage_s[stage] = fmin(exec->comm_stage_s[stage], times->stage_s[stage]);
+        times->comm_exposed_s += times->comm_stage_s[stage];
+    }
 }
 
 /* Waits for a run and reads its marks. */
 static Status collect(Exec *exec, int64_t run)
 {
-    Flight *flight = &exec->flight[run % IN_FLIGHT];
-    Backend *backend = exec->backend;
-    ExecTimes times = {0};
+    Flight *flight = flight_of(exec, run);
+    ExecTimes times;
     if (!flight->pending) return OK;
     flight->pending = false;
-    TRY(backend->mark_wait(backend, flight->first_mark + exec->n_intervals));
-    for (int i = 0; i < exec->n_intervals; i++) {
-        const Interval *interval = &exec->interval[i];
-        double seconds;
-        TRY(backend->elapsed(backend, flight->first_mark + i, flight->first_mark + i + 1, &seconds));
-        times.stage_s[interval->stage] += seconds;
-        if (interval->comm) {
-            times.comm_stage_s[interval->stage] += seconds;
-            times.comm_exposed_s += seconds;
-        }
-        times.total_s += seconds;
-        if (exec->options.time_ops) exec->op_seconds[exec->call[interval->first_op].op_index] += seconds;
-    }
+    TRY(timeline_read(flight->timeline, exec->backend, flight->first_mark, exec->call, &times, exec->op_seconds));
+    share_comm(exec, flight, &times);
     exec->times[run % EXEC_TIMES_KEPT] = times;
     exec->runs_timed++;
     return OK;
 }
 
-static Status capture(Exec *exec)
+static Status capture(Exec *exec, Flight *flight)
 {
     Backend *backend = exec->backend;
-    for (int k = 0; k < IN_FLIGHT; k++) {
-        TRY(backend->capture_begin(backend));
-        Status status = run_calls(exec, &exec->flight[k]);
-        Status ended = backend->capture_end(backend, &exec->flight[k].graph);
-        TRY(status);
-        TRY(ended);
-    }
-    return OK;
+    TRY(backend->capture_begin(backend));
+    Status status = run_calls(exec, flight);
+    Status ended = backend->capture_end(backend, &flight->graph);
+    TRY(status);
+    return ended;
+}
+
+static Status capture_all(Exec *exec)
+{
+    for (int k = 0; k < IN_FLIGHT; k++) TRY(capture(exec, &exec->flight[k]));
+    return exec->samples ? capture(exec, &exec->sample) : OK;
 }
 
 Status exec_run(Exec *exec)
 {
     Backend *backend = exec->backend;
-    Flight *flight = &exec->flight[exec->runs % IN_FLIGHT];
+    Flight *flight = flight_of(exec, exec->runs);
     if (exec->runs >= IN_FLIGHT) TRY(collect(exec, exec->runs - IN_FLIGHT));
     exec->touched = 0;
-    bool graph = exec->options.graph && !exec->options.check_finite && backend->replay;
     /* the first run is eager: libraries choose their kernels in it, which a capture does not allow */
-    if (!graph || exec->runs == 0) {
+    if (!uses_graph(exec) || exec->runs == 0) {
         TRY(run_calls(exec, flight));
     } else {
-        if (!flight->graph) TRY(capture(exec));
+        if (!flight->graph) TRY(capture_all(exec));
         exec->touched = exec->program->arena_bytes;
         TRY(backend->replay(backend, flight->graph));
     }

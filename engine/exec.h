@@ -15,6 +15,7 @@ typedef struct ExecOptions {
     bool time_ops; /* a mark around every op, in the graph too: a replayed op is timed without the gaps of its launch */
     bool check_finite; /* after every op: ERR_NUMERIC naming the first op with a non-finite output (slow; rerun mode) */
     bool graph;        /* capture once, replay afterwards, where the backend can */
+    bool time_comm;    /* marks around collectives in every run of a graph: see ExecTimes */
 } ExecOptions;
 
 /* Bytes of workspace this planned program needs on this backend: arena + scratch. */
@@ -30,10 +31,12 @@ void exec_destroy(Exec **exec);
 Status exec_run(Exec *exec);
 int64_t exec_runs(const Exec *exec); /* how many there were: the number of the next one */
 
-/* Wall seconds of a run's phases, summed over ops by stage and stream; waits for the run. comm_exposed_s: time the
- * compute stream spent in or waiting for collectives. */
+/* Wall seconds of a run's phases; waits for the run. comm_exposed_s: time the compute stream spent in or waiting for
+ * collectives. Marks around collectives slow a replayed graph, so that only its first replay and every 64th run after
+ * it have them, unless options say otherwise; the times of the runs between repeat what the last of these found, at
+ * most the time of the stage. */
 typedef struct ExecTimes {
-    double stage_s[STAGE_COUNT];
+    double stage_s[STAGE_COUNT];      /* STAGE_SYNC: in the stage it runs in */
     double comm_stage_s[STAGE_COUNT]; /* the part of stage_s spent in or waiting for collectives */
     double comm_exposed_s;            /* their sum */
     double total_s;

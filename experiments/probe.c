@@ -39,7 +39,7 @@ static Status bench_start(Bench *b, int dap)
 static Status bench_time(Bench *b, Backend *backend, Precision precision, double per_run, ProbeResult *out)
 {
     Switches switches = {.precision = precision, .dap = b->recorded->dap, .dp = 1};
-    ExecOptions options = {.graph = b->graph};
+    ExecOptions options = {.graph = b->graph, .time_comm = true};
     double best = INFINITY, sum = 0, squares = 0;
     TRY(prog_status(b->recorded));
     TRY(pass_plan(b->recorded, &switches, &b->planned));

@@ -81,7 +81,8 @@ static Status run(Chain *c, Backend *backend, double *seconds_out)
     TRY(pass_plan(c->recorded, &(Switches){.dap = 1, .dp = 1}, &c->planned));
     TRY(store_create(backend, c->registry, PRECISION_F32, STORE_FORWARD, &c->store));
     TRY(workspace_create(backend, exec_workspace_bytes(backend, c->planned), &c->workspace));
-    TRY(exec_create(backend, c->planned, c->store, c->workspace, &(ExecOptions){.graph = true}, &c->exec));
+    TRY(exec_create(backend, c->planned, c->store, c->workspace, &(ExecOptions){.graph = true, .time_comm = true},
+                    &c->exec));
     for (int i = 0; i < REPEATS; i++) {
         ExecTimes t;
         TRY(backend->barrier(backend));
