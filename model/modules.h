@@ -14,7 +14,7 @@
 /* Gated multi-head attention of every row of x [G?,B,N,C] (linear_q, linear_k, linear_v, linear_g, linear_o in the
  * current scope); mask [G?,B,N] or [N], bias [G?,N,N,H] or VAL_NONE. */
 Val attention_heads(Program *p, Val x, Val mask, Val bias, int heads, int c_hidden, double inf);
-/* Algorithm 7: MSA row attention with pair bias; m by rows, z by its first axis; returns the update. */
+/* Algorithm 7: MSA row attention with pair bias; m by rows, z by either axis; returns the update. */
 Val msa_row_attention(Program *p, Val m, Val z, Val mask, int heads, int c_hidden);
 /* Algorithm 8: MSA column attention; m sharded on residues. */
 Val msa_column_attention(Program *p, Val m, Val mask, int heads, int c_hidden);
@@ -27,7 +27,7 @@ Val triangle_attention(Program *p, Val z, Val mask, bool ending, int heads, int 
 /* ---- pair.c, transition.c, outer_product_mean.c
  * --------------------------------------------------------------------------- */
 
-/* Algorithms 11 and 12: z [G?,N,N,C] with mask [G?,N,N]; outgoing: z sharded on rows; incoming: on columns. */
+/* Algorithms 11 and 12: z [G?,N,N,C] with mask [G?,N,N]; z sharded on rows. */
 Val triangle_multiplication(Program *p, Val z, Val mask, bool incoming, int c_hidden);
 /* Algorithms 9 and 15: LN, linear to n C, ReLU, linear. */
 Val transition(Program *p, Val x, int n);
@@ -35,7 +35,8 @@ Val transition(Program *p, Val x, int n);
 Val outer_product_mean(Program *p, Val m, Val mask, int c_hidden, int c_z);
 
 /* Triangle multiplications, triangle attentions, transition with their residuals (Algorithm 6 lines 6 to 10); template
- * order: attention first (Algorithm 16). z [G?,N,N,C] sharded on rows before and after. */
+ * order: attention first (Algorithm 16). z [G?,N,N,C] sharded on rows before and, with attention first, after; else on
+ * columns. */
 typedef enum PairOrder { PAIR_MULTIPLICATION_FIRST, PAIR_ATTENTION_FIRST } PairOrder;
 Val pair_stack_block(Program *p, const ModelConfig *config, const PairStackConfig *pair, Val z, Val mask,
                      PairOrder order);
@@ -60,7 +61,8 @@ Val extra_msa_embedder(Program *p, const ModelConfig *config, Val feat); /* [S,N
 /* ---- stacks
  * ---------------------------------------------------------------------------------------------------------------- */
 
-/* One block (Algorithm 6; Algorithm 18 for the extra stack). m by rows, z by rows; masks whole. */
+/* One block (Algorithm 6; Algorithm 18 for the extra stack). m by rows; z by rows or columns before, by columns after;
+ * masks whole. */
 void evoformer_block(Program *p, const ModelConfig *config, Val *m, Val *z, Val msa_mask, Val pair_mask);
 void extra_msa_block(Program *p, const ModelConfig *config, Val *m, Val *z, Val msa_mask, Val pair_mask);
 

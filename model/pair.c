@@ -5,7 +5,7 @@ Val triangle_multiplication(Program *p, Val z, Val mask, bool incoming, int c_hi
 {
     if (p->status != OK) return VAL_NONE;
     int rank = prog_tensor(p, z)->rank, channels = (int)tensor_last(prog_tensor(p, z));
-    Val local = layer_mask_reshard(p, mask, incoming ? rank - 2 : rank - 3);
+    Val local = layer_mask_reshard(p, mask, rank - 3);
     Val norm = layer_norm(p, "layer_norm_in", z);
     const LayerSpec spec[5] = {{"linear_a_p", c_hidden, LINEAR_LECUN, true},
                                {"linear_a_g", c_hidden, LINEAR_GATING, true},
@@ -15,19 +15,18 @@ Val triangle_multiplication(Program *p, Val z, Val mask, bool incoming, int c_hi
     Val proj[4], side[2];
     layer_declare(p, channels, 5, spec);
     layer_linear_group(p, norm, 4, spec, proj);
-    /* The operand that other ranks need comes first, so that its gather runs while the other one is gated. Outgoing
-     * (algorithm 11): x_ij = sum_k a_ik b_jk with rows i here and rows j everywhere; incoming (algorithm 12):
-     * x_ij = sum_k a_ki b_kj with columns j here and columns i everywhere. */
-    int whole = incoming ? 0 : 1;
-    for (int turn = 0; turn < 2; turn++) {
-        int k = turn == 0 ? whole : 1 - whole;
+    /* Outgoing (algorithm 11): x_ij = sum_k a_ik b_jk with rows i here and rows j everywhere; b comes first, so that
+     * its gather runs while a is gated. Incoming (algorithm 12): x_ij = sum_k a_ki b_kj with rows k here: every rank's
+     * part of the sum, for all i and j. */
+    for (int k = 1; k >= 0; k--) {
         Val gate = prog_add(p, OP_GATE, 2, (Val[]){proj[2 * k + 1], proj[2 * k]}, NULL);
         side[k] = prog_add(p, OP_MASK_MUL, 2, (Val[]){gate, local}, NULL);
-        if (turn == 0) side[k] = layer_reshard(p, side[k], SHARD_NONE);
+        if (k == 1 && !incoming) side[k] = layer_reshard(p, side[k], SHARD_NONE);
     }
     /* recorded behind the gather, for which it is work to overlap (FastFold) */
     Val output_gate = layer_linear(p, spec[4].name, norm, channels, spec[4].init, true);
     Val x = prog_add(p, OP_TRI_PRODUCT, 2, side, &(OpAttr){.i = {incoming, !incoming}});
+    if (incoming) x = layer_reshard(p, x, rank - 3);
     x = layer_norm(p, "layer_norm_out", x);
     x = layer_linear(p, "linear_z", x, channels, LINEAR_FINAL, true);
     return prog_add(p, OP_GATE, 2, (Val[]){output_gate, x}, NULL);
@@ -50,7 +49,6 @@ static void multiplications(PairBlock *b)
 {
     for (int incoming = 0; incoming < 2; incoming++) {
         const char *name = incoming ? "tri_mul_in" : "tri_mul_out";
-        if (incoming) b->z = layer_reshard(b->p, b->z, b->columns);
         prog_scope_push(b->p, "%s", name);
         Val update = triangle_multiplication(b->p, b->z, b->mask, incoming, b->pair->c_hidden_mul);
         prog_scope_pop(b->p);
@@ -82,11 +80,10 @@ Val pair_stack_block(Program *p, const ModelConfig *config, const PairStackConfi
         multiplications(&b);
     } else {
         multiplications(&b);
-        b.z = layer_reshard(p, b.z, b.rows);
         attentions(&b);
     }
     prog_scope_push(p, "pair_transition");
     Val update = transition(p, b.z, pair->transition_n);
     prog_scope_pop(p);
-    return layer_reshard(p, layer_add(p, b.z, update), b.rows);
+    return layer_add(p, b.z, update);
 }

@@ -45,15 +45,19 @@ static void weight_gradients_run_behind_collectives(void **state)
     Recording r = recording_model("initial_training", true);
     Switches s = overlapping(4, 1);
     Program *p = passed(r.p, &s, PASS_SCHEDULE);
-    int hidden = 0, all = 0;
+    int beside = 0, all = 0;
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
         if (op->stage != STAGE_BACKWARD || !(op_def(op->kind)->flags & OPF_COMM) || op->kind == OP_COMM_WAIT) continue;
         all++;
-        hidden += is_start(op) && (p->op[i + 1].kind == OP_LINEAR_DW || p->op[i + 1].kind == OP_LAYER_NORM_BWD);
+        for (int32_t k = i + 1; is_start(op) && p->op[k].kind != OP_COMM_WAIT; k++)
+            if (p->op[k].kind == OP_LINEAR_DW || p->op[k].kind == OP_LAYER_NORM_BWD) {
+                beside++;
+                break;
+            }
     }
-    assert_true(all > 48 * 12);
-    assert_true(hidden * 2 > all);
+    assert_true(all > 48 * 9);
+    assert_true(beside * 2 > all);
     prog_destroy(&p);
     recording_free(&r);
 }

@@ -13,6 +13,14 @@ static const Op *source(const Program *p, const int32_t *uses, Val v)
     return &p->op[p->value[v].def_op];
 }
 
+/* The mark behind a product whose factors are sharded along the summed axis: the sum of the ranks' products, by rows.
+ */
+static const Op *mark_of(const Program *p, const int32_t *uses, Val v)
+{
+    const Op *op = source(p, uses, v);
+    return op && op->kind == OP_RESHARD ? op : NULL;
+}
+
 /* The LINEAR_GATES whose gated pair `which` becomes v, maybe made whole on the way. */
 static const Op *gates_of(const Program *p, const int32_t *uses, Val v, int *which_out)
 {
@@ -36,12 +44,14 @@ static void mark(const Program *p, const int32_t *uses, bool *first)
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *norm = &p->op[i], *product = NULL;
         if (norm->stage != STAGE_FORWARD || norm->kind != OP_LAYER_NORM_FUSED) continue;
-        product = source(p, uses, norm->in[0]);
+        const Op *sum = mark_of(p, uses, norm->in[0]);
+        product = source(p, uses, sum ? sum->in[0] : norm->in[0]);
         if (!product || product->kind != OP_TRI_PRODUCT) continue;
         int a = 0, b = 0;
         const Op *gates = gates_of(p, uses, product->in[0], &a);
         if (!gates || gates != gates_of(p, uses, product->in[1], &b) || a == b) continue;
         first[i] = first[product - p->op] = first[gates - p->op] = true;
+        if (sum) first[sum - p->op] = true;
     }
 }
 
@@ -51,6 +61,7 @@ static Op with_channels_first(const Op *op)
     if (op->kind == OP_LAYER_NORM_FUSED) made.kind = OP_LAYER_NORM_CHANNELS;
     if (op->kind == OP_TRI_PRODUCT) made.attr.i[2] = 1;
     if (op->kind == OP_LINEAR_GATES) made.attr.i[3] = 1;
+    if (op->kind == OP_RESHARD) made.attr.i[0]++; /* its axis is one of the matrix */
     return made;
 }
 

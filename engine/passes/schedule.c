@@ -144,7 +144,10 @@ Status pass_schedule(const Program *in, const Switches *switches, Program **out)
     Program *now = NULL, *next = NULL;
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
-    if (switches->comm_overlap && in->dap > 1) TRY(advance(&now, schedule_fill(now, &next), &next));
+    if (switches->comm_overlap && in->dap > 1) {
+        TRY(advance(&now, schedule_early(now, &next), &next));
+        TRY(advance(&now, schedule_fill(now, &next), &next));
+    }
     if (switches->comm_overlap && in->loss != VAL_NONE && in->dap > 1)
         TRY(advance(&now, schedule_defer(now, &next), &next));
     if (switches->comm_overlap) TRY(advance(&now, split_collectives(now, &next), &next));

@@ -43,6 +43,20 @@ static bool touches_gradients(const Program *p, const Op *op)
     return false;
 }
 
+/* What a collective that starts at i and takes so long has to wait for at its first reader; weight gradients between
+ * do not count: they are held back. */
+static double uncovered(const Program *p, int32_t i, double seconds)
+{
+    Val result = p->op[i].out[0];
+    for (int32_t k = i + 1; k < p->n_ops && seconds > 0; k++) {
+        const Op *op = &p->op[k];
+        for (int j = 0; j < op->n_in; j++)
+            if (op->in[j] == result) return seconds;
+        if (!writes_gradients_only(p, op)) seconds -= schedule_seconds(p, op);
+    }
+    return seconds;
+}
+
 /* Those that cover a collective of so many seconds. */
 static void push_held(Program *p, Held *held, double seconds)
 {
@@ -71,7 +85,7 @@ static void defer(const Program *in, Program *p)
         edit_push_op(p, op);
         if (!schedule_is_collective(op)) continue;
         double seconds = schedule_seconds(in, op);
-        if (seconds > schedule_aside_seconds()) push_held(p, &held, seconds);
+        if (seconds > schedule_aside_seconds()) push_held(p, &held, uncovered(in, i, seconds));
     }
     push_held(p, &held, INFINITY);
 }

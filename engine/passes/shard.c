@@ -34,6 +34,18 @@ static Val indivisible(Program *p, const Op *op, const Value *v, int64_t axis)
         p->scope[op->scope], v->name ? ", " : "", v->name ? v->name : "", (int)axis, (long)v->t.dim[axis], p->dap);
 }
 
+/* What sums over a sharded axis leaves every rank a part of the sum. */
+static bool is_part(const Program *p, Val x)
+{
+    const Value *v = &p->value[x];
+    if (v->t.shard != SHARD_NONE || v->place != PLACE_ARENA) return false;
+    const Op *op = &p->op[v->def_op];
+    if (op_def(op->kind)->flags & OPF_COMM) return false;
+    for (int k = 0; k < op->n_in; k++)
+        if (op->in[k] != VAL_NONE && p->value[op->in[k]].t.shard != SHARD_NONE) return true;
+    return false;
+}
+
 /* The collective from x's layout to `axis`, or x itself. */
 static Val lower(Program *p, const Op *mark, Val x)
 {
@@ -44,7 +56,7 @@ static Val lower(Program *p, const Op *mark, Val x)
     if (to != SHARD_NONE && v->t.dim[to] % p->dap) return indivisible(p, mark, v, to);
     Op op = *mark;
     op.attr = (OpAttr){.i = {to}};
-    op.kind = OP_SHARD_SLICE;
+    op.kind = is_part(p, x) ? OP_REDUCE_SCATTER : OP_SHARD_SLICE;
     if (to == SHARD_NONE) {
         op.kind = OP_ALL_GATHER;
         op.attr.i[0] = from;
@@ -121,7 +133,7 @@ static Status find_shares(Program *p, const bool *needs, uint8_t *share)
         int bits = share_of_outputs(p, op, share);
         if (!bits) continue;
         if (op->kind == OP_ALL_GATHER) op->attr.i[1] = (bits & SHARE_PART) != 0;
-        if (op->kind == OP_SHARD_SLICE) bits = SHARE_WHOLE;
+        if (op->kind == OP_SHARD_SLICE || op->kind == OP_REDUCE_SCATTER) bits = SHARE_WHOLE;
         for (int k = 0; k < op->n_in; k++) {
             Val v = op->in[k];
             if (v == VAL_NONE || !needs[v]) continue;
