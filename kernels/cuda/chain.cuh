@@ -165,11 +165,16 @@ __device__ __forceinline__ void chain_exchange(uint32_t (&w)[4])
 }
 
 /* Rows `row`, row + 8 of r_p, in runs of 8 columns. Epilogue: float scale(i, p); uint32_t lower(scale, n, a, b) for
- * columns n, n + 1; void store(i, p, n, uint4) for columns n .. n + 7. */
+ * columns n, n + 1; for columns n .. n + 7 uint4 before(i, p, n), what is read of them, all of it before the first void
+ * store(i, p, n, uint4, before). */
 template <typename Epilogue>
 __device__ __forceinline__ void chain_store(const Epilogue &epilogue, const float (&r)[64], int row, int p)
 {
     int t = threadIdx.x % 4;
+    uint4 before[2][CHAIN_N / 32];
+#pragma unroll
+    for (int k = 0; k < 2 * (CHAIN_N / 32); k++)
+        before[k % 2][k / 2] = epilogue.before(row + k % 2 * 8, p, (k / 2 * 4 + t) * 8);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float scale = epilogue.scale(row + 8 * half, p);
@@ -182,7 +187,7 @@ __device__ __forceinline__ void chain_store(const Epilogue &epilogue, const floa
                 w[k] = epilogue.lower(scale, (j + k) * 8 + t * 2, r[at], r[at + 1]);
             }
             chain_exchange(w);
-            epilogue.store(row + 8 * half, p, (j + t) * 8, make_uint4(w[0], w[1], w[2], w[3]));
+            epilogue.store(row + 8 * half, p, (j + t) * 8, make_uint4(w[0], w[1], w[2], w[3]), before[half][j / 4]);
         }
     }
 }

@@ -113,7 +113,7 @@ __device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDra
                                           FlowKept *kept)
 {
     int lane = threadIdx.x % WARP, rows = p.repeat == FLOW_REPEATS_ROWS ? 1 : 16;
-#pragma unroll 1
+#pragma unroll 4 /* a draw is one long chain */
     for (int r = 0; r < rows; r++) {
         uint32_t w[4], bits[4];
         uint32_t at = p.drop.mask_element((uint32_t)(row0 + r) * (uint32_t)p.columns) + column0 + lane * 4;

@@ -182,14 +182,17 @@ struct OpmEpilogue {
     {
         return pack_bf16((a + bias[n]) * scale, (b + bias[n + 1]) * scale);
     }
-    __device__ __forceinline__ void store(int i, int j, int n, uint4 v) const
+    __device__ __forceinline__ int64_t place(int i, int j, int n) const { return ((int64_t)i * m + j) * CHAIN_N + n; }
+    __device__ __forceinline__ uint4 before(int i, int j, int n) const
     {
-        int64_t at = ((int64_t)i * m + j) * CHAIN_N + n;
+        return residual ? *reinterpret_cast<const uint4 *>(residual + place(i, j, n)) : make_uint4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ void store(int i, int j, int n, uint4 v, uint4 r) const
+    {
         if (residual) {
-            uint4 r = *reinterpret_cast<const uint4 *>(residual + at);
             v.x = add_bf16(v.x, r.x), v.y = add_bf16(v.y, r.y), v.z = add_bf16(v.z, r.z), v.w = add_bf16(v.w, r.w);
         }
-        *reinterpret_cast<uint4 *>(y + at) = v;
+        *reinterpret_cast<uint4 *>(y + place(i, j, n)) = v;
     }
     static __device__ __forceinline__ uint32_t add_bf16(uint32_t a, uint32_t b)
     {
