@@ -22,7 +22,10 @@ void structure_angle_resnet(Program *p, const ModelConfig *config, Val s, Val s_
         prog_scope_pop(p);
     }
     Val flat = layer_linear(p, "linear_out", relu(p, x), 14, LINEAR_LECUN, true);
-    *raw_out = prog_add(p, OP_RESHAPE, 1, &flat, &(OpAttr){.i = {3, config->n_res, 7, 2}});
+    OpAttr pairs = {.i = {prog_status(p) == OK ? prog_tensor(p, flat)->rank + 1 : 0}};
+    for (int axis = 0; axis < pairs.i[0] - 2; axis++) pairs.i[1 + axis] = prog_tensor(p, flat)->dim[axis];
+    pairs.i[pairs.i[0] - 1] = 7, pairs.i[pairs.i[0]] = 2;
+    *raw_out = prog_add(p, OP_RESHAPE, 1, &flat, &pairs);
     *angles_out = prog_add(p, OP_ANGLE_NORMALIZE, 1, raw_out, &(OpAttr){.f = {1e-8}});
     prog_full_precision(p, former);
 }

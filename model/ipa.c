@@ -1,5 +1,6 @@
 /* Invariant point attention (AlphaFold2 supplement, algorithm 22). */
 #include <math.h>
+#include <string.h>
 
 #include "model/layers.h"
 #include "model/structure.h"
@@ -40,24 +41,51 @@ static Val context(Program *p, Val a, Val v, int64_t n, int64_t heads, int64_t w
     return reshape(p, o, 2, (int64_t[]){n, width});
 }
 
-Val structure_ipa(Program *p, const ModelConfig *config, Val s, Val z, Val frames, Val mask)
+enum { PROJECTIONS = 4 };
+
+static void projections_of(const ModelConfig *config, LayerSpec *spec)
+{
+    const int heads = config->sm_heads, c = config->sm_c_hidden_ipa;
+    const int qk = config->sm_qk_points, vp = config->sm_v_points;
+    const LayerSpec projections[PROJECTIONS] = {{"linear_q", heads * c, LINEAR_LECUN, true},
+                                                {"linear_kv", 2 * heads * c, LINEAR_LECUN, true},
+                                                {"linear_q_points", 3 * heads * qk, LINEAR_LECUN, true},
+                                                {"linear_kv_points", 3 * heads * (qk + vp), LINEAR_LECUN, true}};
+    memcpy(spec, projections, sizeof projections);
+}
+
+static Val head_weights_of(Program *p, int64_t heads)
+{
+    return prog_param(p, "head_weights", 1, &heads, INIT_CONSTANT, log(expm1(1.0))); /* softplus^-1(1) */
+}
+
+Val structure_pair_bias(Program *p, const ModelConfig *config, Val z)
+{
+    LayerSpec projections[PROJECTIONS];
+    projections_of(config, projections);
+    bool former = prog_full_precision(p, true);
+    head_weights_of(p, config->sm_heads); /* the parameters of the module stay in the order of its equations */
+    layer_declare(p, config->c_s, PROJECTIONS, projections);
+    Val bias = layer_linear(p, "linear_b", z, config->sm_heads, LINEAR_LECUN, true);
+    prog_full_precision(p, former);
+    return bias;
+}
+
+Val structure_ipa(Program *p, const ModelConfig *config, Val s, Val z, Val pair_bias, Val frames, Val mask)
 {
     const int64_t n = config->n_res, heads = config->sm_heads, c = config->sm_c_hidden_ipa;
     const int64_t qk = config->sm_qk_points, vp = config->sm_v_points;
-    const LayerSpec projections[] = {{"linear_q", (int)(heads * c), LINEAR_LECUN, true},
-                                     {"linear_kv", (int)(2 * heads * c), LINEAR_LECUN, true},
-                                     {"linear_q_points", (int)(3 * heads * qk), LINEAR_LECUN, true},
-                                     {"linear_kv_points", (int)(3 * heads * (qk + vp)), LINEAR_LECUN, true}};
+    LayerSpec projections[PROJECTIONS];
+    projections_of(config, projections);
     bool former = prog_full_precision(p, true);
-    Val head_weights = prog_param(p, "head_weights", 1, &heads, INIT_CONSTANT, log(expm1(1.0))); /* softplus^-1(1) */
-    Val x[4], k, v, key_points, value_points;
-    layer_linear_group(p, s, 4, projections, x);
-    Val bias = layer_linear(p, "linear_b", z, (int)heads, LINEAR_LECUN, true);
+    Val head_weights = head_weights_of(p, heads);
+    Val x[PROJECTIONS], k, v, key_points, value_points;
+    layer_linear_group(p, s, PROJECTIONS, projections, x);
     split_heads(p, x[1], n, heads, c, c, 1, &k, &v);
     Val queries = prog_add(p, OP_POINTS_TO_GLOBAL, 2, (Val[]){frames, x[2]}, NULL);
     Val points = prog_add(p, OP_POINTS_TO_GLOBAL, 2, (Val[]){frames, x[3]}, NULL);
     split_heads(p, points, n, heads, qk, vp, 3, &key_points, &value_points);
-    Val scores = prog_add(p, OP_IPA_SCORES, 7, (Val[]){x[0], k, queries, key_points, bias, head_weights, mask},
+    Val scores = prog_add(p, OP_IPA_SCORES, 7, (Val[]){x[0], k, queries, key_points, pair_bias, head_weights, mask},
                           &(OpAttr){.i = {heads}, .f = {IPA_INF}});
     Val a = prog_add(p, OP_SOFTMAX, 1, &scores, NULL);
     Val o = context(p, a, v, n, heads, heads * c);

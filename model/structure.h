@@ -8,9 +8,12 @@
 #include "model/constants.h"
 #include "model/model.h"
 
-/* Invariant point attention, algorithm 22: s[N,c_s] z[N,N,c_z] frames[N,7] mask[N] -> update of s [N,c_s].
- * Parameters linear_q, linear_kv, linear_q_points, linear_kv_points, linear_b, head_weights, linear_out. */
-Val structure_ipa(Program *p, const ModelConfig *config, Val s, Val z, Val frames, Val mask);
+/* Algorithm 22, line 3: z[N,N,c_z] -> b[N,N,H], the same in all blocks, as they share z and weights; linear_b. */
+Val structure_pair_bias(Program *p, const ModelConfig *config, Val z);
+
+/* Invariant point attention, algorithm 22: s[N,c_s] z[N,N,c_z] pair_bias[N,N,H] frames[N,7] mask[N] -> update of s
+ * [N,c_s]. Parameters linear_q, linear_kv, linear_q_points, linear_kv_points, head_weights, linear_out. */
+Val structure_ipa(Program *p, const ModelConfig *config, Val s, Val z, Val pair_bias, Val frames, Val mask);
 
 /* Algorithm 21: s -> s [N,c_s], with dropout before the layer norm. Explicit dropout input: "dropout_mask" + suffix. */
 Val structure_transition(Program *p, const ModelConfig *config, Val s, const char *mask_suffix);
@@ -19,7 +22,7 @@ Val structure_transition(Program *p, const ModelConfig *config, Val s, const cha
  * OP_FRAME_UPDATE. */
 Val structure_backbone_update(Program *p, const ModelConfig *config, Val s);
 
-/* Algorithm 20, lines 11 to 14: s, s_initial [N,c_s] -> raw and normalised angles [N,7,2] (sin, cos). */
+/* Algorithm 20, lines 11 to 14: s[B?,N,c_s], s_initial[N,c_s] -> raw and normalised angles [B?,N,7,2] (sin, cos). */
 void structure_angle_resnet(Program *p, const ModelConfig *config, Val s, Val s_initial, Val *raw_out, Val *angles_out);
 
 /* [*] per block stacked on axis 0; B = sm_blocks. Positions and translations in A. */

@@ -44,35 +44,19 @@ Val structure_backbone_update(Program *p, const ModelConfig *config, Val s)
     return update;
 }
 
-/* What one block hands out, before stacking. */
+/* What one block hands out, before stacking; frames with translations as they are inside. */
 typedef struct BlockOut {
-    Val frames, sidechain_frames, raw_angles, angles, positions, states;
+    Val frames, sidechain_frames, positions, states;
 } BlockOut;
 
-/* Lines 11 to 30: angles, rigid groups and atoms of the frames in A. */
-static void block_atoms(Program *p, const ModelConfig *config, Val s_initial, Val frames, Val aatype, BlockOut *out)
-{
-    out->frames = prog_add(p, OP_FRAME_SCALE, 1, &frames, &(OpAttr){.f = {POSITION_SCALE}});
-    prog_scope_push(p, "angle_resnet");
-    structure_angle_resnet(p, config, out->states, s_initial, &out->raw_angles, &out->angles);
-    prog_scope_pop(p);
-    out->sidechain_frames =
-        prog_add(p, OP_TORSION_FRAMES, 4,
-                 (Val[]){out->frames, out->angles, aatype, model_constant(p, CONST_DEFAULT_FRAMES)}, NULL);
-    out->positions = prog_add(p, OP_FRAMES_TO_ATOM14, 5,
-                              (Val[]){out->sidechain_frames, aatype, model_constant(p, CONST_ATOM14_GROUP),
-                                      model_constant(p, CONST_ATOM14_MASK), model_constant(p, CONST_ATOM14_POSITION)},
-                              NULL);
-}
-
 /* One iteration of the weight-shared block; s and frames are updated in place. */
-static void block(Program *p, const ModelConfig *config, int index, Val *s, Val s_initial, Val z, Val *frames,
-                  Val aatype, Val mask, BlockOut *out)
+static void block(Program *p, const ModelConfig *config, int index, Val *s, Val z, Val pair_bias, Val *frames, Val mask,
+                  BlockOut *out)
 {
     char suffix[32];
     snprintf(suffix, sizeof suffix, ".%d.ipa", index);
     prog_scope_push(p, "ipa");
-    Val update = structure_ipa(p, config, *s, z, *frames, mask);
+    Val update = structure_ipa(p, config, *s, z, pair_bias, *frames, mask);
     prog_scope_pop(p);
     Val x = dropout(p, config, layer_add(p, *s, update), suffix);
     x = layer_norm(p, "layer_norm_ipa", x);
@@ -83,10 +67,30 @@ static void block(Program *p, const ModelConfig *config, int index, Val *s, Val 
     prog_scope_push(p, "bb_update");
     Val move = structure_backbone_update(p, config, *s);
     prog_scope_pop(p);
-    *frames = prog_add(p, OP_FRAME_UPDATE, 2, (Val[]){*frames, move}, NULL);
-    block_atoms(p, config, s_initial, *frames, aatype, out);
+    out->frames = prog_add(p, OP_FRAME_UPDATE, 2, (Val[]){*frames, move}, NULL);
     /* line 20: no gradient through the orientations between blocks */
-    *frames = prog_add(p, OP_FRAME_STOP_ROTATION, 1, frames, NULL);
+    *frames = prog_add(p, OP_FRAME_STOP_ROTATION, 1, &out->frames, NULL);
+}
+
+static Val in_angstrom(Program *p, Val frames)
+{
+    return prog_add(p, OP_FRAME_SCALE, 1, &frames, &(OpAttr){.f = {POSITION_SCALE}});
+}
+
+/* Lines 24 to 30: rigid groups and atoms of block b; angles [B,N,7,2] are those of all blocks. */
+static void block_atoms(Program *p, int b, Val angles, Val aatype, BlockOut *out)
+{
+    if (prog_status(p) != OK) return;
+    const Tensor all = *prog_tensor(p, angles);
+    Val own = prog_add(p, OP_SLICE, 1, &angles, &(OpAttr){.i = {0, b, 1}});
+    own = prog_add(p, OP_RESHAPE, 1, &own, &(OpAttr){.i = {3, all.dim[1], all.dim[2], all.dim[3]}});
+    out->sidechain_frames =
+        prog_add(p, OP_TORSION_FRAMES, 4,
+                 (Val[]){in_angstrom(p, out->frames), own, aatype, model_constant(p, CONST_DEFAULT_FRAMES)}, NULL);
+    out->positions = prog_add(p, OP_FRAMES_TO_ATOM14, 5,
+                              (Val[]){out->sidechain_frames, aatype, model_constant(p, CONST_ATOM14_GROUP),
+                                      model_constant(p, CONST_ATOM14_MASK), model_constant(p, CONST_ATOM14_POSITION)},
+                              NULL);
 }
 
 /* n values of one shape -> [n, ...] */
@@ -101,21 +105,34 @@ static Val stack(Program *p, int n, const Val *x)
     return n == 1 ? row[0] : prog_add(p, OP_CONCAT, n, row, &(OpAttr){.i = {0}});
 }
 
-static void stack_outputs(Program *p, int blocks, const BlockOut *block_out, const char *prefix, StructureOut *out)
+/* block_out[] stacked, and what rests on the states of all blocks: as the blocks share their weights, the angles of all
+ * are one batch. */
+static void stack_outputs(Program *p, const ModelConfig *config, BlockOut *block_out, Val s_initial, Val aatype,
+                          const char *prefix, StructureOut *out)
 {
-    Val column[6][MAX_BLOCKS], *target[6] = {&out->frames, &out->sidechain_frames, &out->raw_angles,
-                                             &out->angles, &out->positions,        &out->states};
-    static const char *const names[6] = {"sm_frames", "sm_sidechain_frames", "sm_unnormalized_angles",
-                                         "sm_angles", "sm_positions",        "sm_states"};
+    const int blocks = config->sm_blocks;
+    Val frames[MAX_BLOCKS], states[MAX_BLOCKS], sidechain_frames[MAX_BLOCKS], positions[MAX_BLOCKS];
+    for (int b = 0; b < blocks; b++) frames[b] = block_out[b].frames, states[b] = block_out[b].states;
+    out->frames = in_angstrom(p, prog_add(p, OP_CONCAT, blocks, frames, &(OpAttr){.i = {0}}));
+    out->frames = prog_add(p, OP_RESHAPE, 1, &out->frames, &(OpAttr){.i = {3, blocks, config->n_res, 7}});
+    out->states = stack(p, blocks, states);
+    prog_scope_push(p, "angle_resnet");
+    structure_angle_resnet(p, config, out->states, s_initial, &out->raw_angles, &out->angles);
+    prog_scope_pop(p);
     for (int b = 0; b < blocks; b++) {
-        const BlockOut *o = &block_out[b];
-        Val row[6] = {o->frames, o->sidechain_frames, o->raw_angles, o->angles, o->positions, o->states};
-        for (int k = 0; k < 6; k++) column[k][b] = row[k];
+        block_atoms(p, b, out->angles, aatype, &block_out[b]);
+        sidechain_frames[b] = block_out[b].sidechain_frames, positions[b] = block_out[b].positions;
     }
-    for (int k = 0; k < 6; k++) {
-        *target[k] = stack(p, blocks, column[k]);
-        prog_tap(p, *target[k], "%s%s", prefix, names[k]);
-    }
+    out->sidechain_frames = stack(p, blocks, sidechain_frames);
+    out->positions = stack(p, blocks, positions);
+    out->last_sidechain_frames = block_out[blocks - 1].sidechain_frames;
+    out->last_positions = block_out[blocks - 1].positions;
+    prog_tap(p, out->frames, "%ssm_frames", prefix);
+    prog_tap(p, out->sidechain_frames, "%ssm_sidechain_frames", prefix);
+    prog_tap(p, out->raw_angles, "%ssm_unnormalized_angles", prefix);
+    prog_tap(p, out->angles, "%ssm_angles", prefix);
+    prog_tap(p, out->positions, "%ssm_positions", prefix);
+    prog_tap(p, out->states, "%ssm_states", prefix);
     prog_tap(p, out->single, "%ssm_single", prefix);
 }
 
@@ -132,11 +149,12 @@ void structure_module(Program *p, const ModelConfig *config, Val s, Val z, Val a
     Val pair = layer_norm(p, "layer_norm_z", z);
     Val single = layer_linear(p, "linear_in", s_initial, config->c_s, LINEAR_LECUN, true);
     Val frames = prog_add(p, OP_FRAME_IDENTITY, 1, &single, NULL);
+    prog_scope_push(p, "ipa");
+    Val pair_bias = structure_pair_bias(p, config, pair);
+    prog_scope_pop(p);
     for (int b = 0; b < config->sm_blocks; b++)
-        block(p, config, b, &single, s_initial, pair, &frames, aatype, mask, &block_out[b]);
-    const BlockOut *last = &block_out[config->sm_blocks - 1];
-    *out = (StructureOut){
-        .single = single, .last_sidechain_frames = last->sidechain_frames, .last_positions = last->positions};
-    stack_outputs(p, config->sm_blocks, block_out, tap_prefix, out);
+        block(p, config, b, &single, pair, pair_bias, &frames, mask, &block_out[b]);
+    *out = (StructureOut){.single = single};
+    stack_outputs(p, config, block_out, s_initial, aatype, tap_prefix, out);
     prog_full_precision(p, former);
 }

@@ -39,7 +39,8 @@ static void ipa(ModuleCase *c)
 {
     ModelConfig m = ipa_sizes(c);
     Val s = module_in(c, "s"), z = module_in(c, "z"), frames = frames_in(c), mask = module_in(c, "mask");
-    module_out(c, "s_update", structure_ipa(c->p, &m, s, z, frames, mask), PARITY_REPRESENTATION, "R");
+    Val pair_bias = structure_pair_bias(c->p, &m, z);
+    module_out(c, "s_update", structure_ipa(c->p, &m, s, z, pair_bias, frames, mask), PARITY_REPRESENTATION, "R");
 }
 
 static void single_transition(ModuleCase *c)

@@ -131,7 +131,7 @@ static void test_ipa_is_invariant(void **state)
     Val s = prog_input(p, "s", DT_F32, 2, (int64_t[]){N, C_S}),
         z = prog_input(p, "z", DT_F32, 3, (int64_t[]){N, N, C_Z});
     Val f = prog_input(p, "f", DT_F32, 2, (int64_t[]){N, 7}), mask = prog_input(p, "mask", DT_F32, 1, (int64_t[]){N});
-    prog_output(p, "update", structure_ipa(p, &config, s, z, f, mask));
+    prog_output(p, "update", structure_ipa(p, &config, s, z, structure_pair_bias(p, &config, z), f, mask));
     small_ready(&run);
     double values[4096], frames[7 * N], first[N * C_S], second[N * C_S];
     for (int k = 0; k < run.registry->n_params; k++) {
