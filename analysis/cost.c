@@ -137,7 +137,7 @@ CostClass cost_classify(const Program *p, const Op *op, double times, bool nogra
 {
     Cost cost;
     prog_op_cost(p, op, &cost);
-    CostClass item = {.kind = op_def(op->kind)->name,
+    CostClass item = {.kind = op_priced_as(op),
                       .stage = cost_stage(op, nograd),
                       .rate = rate_of(p, op),
                       .sharded = touches_shard(p, op),

@@ -58,11 +58,18 @@ static int by_shape(const void *a, const void *b)
     return (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
-/* Timings [first, end) are of one shape. *square_sum and *degrees collect how its time differs between them. */
+/* Timings [first, end) are of one shape; those that are known better weigh more. *square_sum and *degrees collect how
+ * its time differs between them. */
 static OpSample merge(const OpTiming *t, int first, int end, const Machine *m, double *square_sum, double *degrees)
 {
-    double calls = 0, time_s = 0, weight = 0, mean = 0;
-    for (int i = first; i < end; i++) calls += t[i].calls, time_s += t[i].time_s;
+    double all = 0, calls = 0, time_s = 0, weight = 0, mean = 0, sd = t[first].sd;
+    for (int i = first; i < end; i++) {
+        double trust = t[i].sd > 0 ? 1 / (t[i].sd * t[i].sd) : 1;
+        all += t[i].calls;
+        calls += trust * t[i].calls;
+        time_s += trust * t[i].time_s;
+        sd = fmin(sd, t[i].sd);
+    }
     for (int i = first; i < end; i++) {
         double l = log(t[i].time_s / t[i].calls);
         mean += t[i].time_s * l;
@@ -78,7 +85,8 @@ static OpSample merge(const OpTiming *t, int first, int end, const Machine *m, d
                       .log_bytes = log2(1 + t[first].bytes),
                       .roofline_s = opprice_roofline(m, t[first].rate, t[first].flops, t[first].bytes),
                       .time_s = time_s / calls,
-                      .weight = sqrt(calls)};
+                      .weight = sqrt(all),
+                      .sd = sd};
 }
 
 /* Weight from 0.2 for the shortest to 1 for the longest call, by share of time, times the root of how often it ran. */
@@ -216,11 +224,22 @@ double opcurve_misfit(const OpPrices *p, const OpCurve *curve, CostRate rate, do
     for (int i = curve->first; i < curve->first + curve->samples; i++) {
         const OpSample *s = &p->sample[i];
         if (s->rate != rate || s->log_flops != log_flops || s->log_bytes != log_bytes) continue;
-        *sd_out = p->context_sd;
+        *sd_out = s->sd > 0 ? s->sd : p->context_sd;
         *measured_out = true;
         return s->misfit;
     }
     *measured_out = false;
     *sd_out = curve->sd;
     return neighbours(p, curve, -1, rate, log_flops, log_bytes);
+}
+
+double opcurve_reach(const OpPrices *p, const OpCurve *curve, CostRate rate, double bytes)
+{
+    double low = INFINITY, high = -INFINITY, log_bytes = log2(1 + bytes);
+    for (int i = curve->first; i < curve->first + curve->samples; i++) {
+        if (p->sample[i].rate != rate) continue;
+        low = fmin(low, p->sample[i].log_bytes);
+        high = fmax(high, p->sample[i].log_bytes);
+    }
+    return low <= high ? fmax(0, fmax(low - log_bytes, log_bytes - high)) : 0;
 }

@@ -12,6 +12,9 @@ Status opcurve_fit(OpPrices *prices, const OpTiming *timing, int count, const Ma
 double opcurve_misfit(const OpPrices *prices, const OpCurve *curve, CostRate rate, double flops, double bytes,
                       double *sd_out, bool *measured_out);
 
+/* Octaves of bytes by which a shape lies outside of what was measured of its kind. */
+double opcurve_reach(const OpPrices *prices, const OpCurve *curve, CostRate rate, double bytes);
+
 /* NULL for a kind that nobody measured. */
 const OpCurve *opcurve_find(const OpPrices *prices, const char *kind);
 

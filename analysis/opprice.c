@@ -85,7 +85,7 @@ static int collect(const OpRow *rows, int64_t count, CostRate rate, OpTiming *ti
     for (int64_t i = 0; i < count; i++) {
         const OpRow *r = &rows[i];
         if (r->calls < 1 || !(r->time_s > 0) || r->wire_bytes > 0) continue;
-        timing[used++] = (OpTiming){r->kind, rate, r->flops, r->bytes, (double)r->calls, r->time_s};
+        timing[used++] = (OpTiming){r->kind, rate, r->flops, r->bytes, (double)r->calls, r->time_s, 0};
     }
     return used;
 }
@@ -196,6 +196,7 @@ typedef struct StepSum {
     StepPrice price;
     double launches[COST_STAGE_COUNT]; /* ops that the host issues */
     double measured_s;
+    double reach_s;   /* time of shapes outside of those measured, times octaves */
     double *spread_s; /* [kinds + 1], the last for those without a curve */
 } StepSum;
 
@@ -210,7 +211,10 @@ static void add_compute(const OpPrices *p, const Machine *m, const StepCost *cos
     sum->price.overhead_s += time - c->calls * opprice_roofline(m, c->rate, c->flops, c->bytes);
     if (!c->sharded && cost->dap > 1) sum->price.unsharded_s += time;
     sum->launches[c->stage] += c->calls;
-    if (measured) sum->measured_s += time;
+    if (measured)
+        sum->measured_s += time;
+    else if (curve != &p->pooled)
+        sum->reach_s += time * opcurve_reach(p, curve, c->rate, c->bytes);
     sum->spread_s[curve == &p->pooled ? p->count : (int)(curve - p->curve)] += sd * time;
 }
 
@@ -246,7 +250,7 @@ Status opprice_step(const OpPrices *p, const Machine *m, const StepCost *cost, i
         if (local ? opcurve_find(p, op.kind) != NULL : !c->comm) add_compute(p, m, cost, &op, &sum);
     }
     if (p->from_graphs && !cost->in_graph) wait_for_host(p, m, &sum);
-    double variance = 0;
+    double variance = pow(OPPRICE_OCTAVE_SD * sum.reach_s, 2);
     for (int k = 0; k <= p->count; k++) variance += sum.spread_s[k] * sum.spread_s[k];
     free(sum.spread_s);
     if (sum.price.compute_s > 0) {

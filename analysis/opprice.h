@@ -17,6 +17,7 @@ typedef struct OpTiming {
     CostRate rate;
     double flops, bytes, calls; /* flops and bytes per call */
     double time_s;              /* of all calls */
+    double sd; /* log standard deviation of this time where the prices are wanted; 0: as equal shapes differ */
 } OpTiming;
 
 /* One shape that was measured: its place between shapes of its kind (logarithms of flops and bytes) and how far it lies
@@ -27,6 +28,7 @@ typedef struct OpSample {
     double log_flops, log_bytes;
     double roofline_s, time_s; /* per call */
     double weight;             /* in the fit of a curve */
+    double sd;                 /* of the logarithm of its time; 0: OpPrices.context_sd */
     double misfit;             /* log(measured / curve) */
 } OpSample;
 
@@ -62,6 +64,11 @@ typedef struct OpPrices {
  * efficiency differs between GPUs of neighbouring generations (assumed; validate reports what it achieved). */
 #define OPPRICE_OTHER_MACHINE_SD 0.08
 
+/* The same for shapes smaller or larger than any that was measured of their kind, per octave, all kinds alike: DAP 8 of
+ * the step in experiments/results/h200/validation priced from DAP 1, and DAP 1 from DAP 8, three octaves apart
+ * (logarithms of errors -0.64 and 0.28). */
+#define OPPRICE_OCTAVE_SD 0.16
+
 /* Fits the curves. `rate` is the element type of the profiled products. Rows without calls or time are left out;
  * ERR_INPUT when nothing is left. */
 Status opprice_fit(const OpRow *rows, int64_t count, const Machine *machine, CostRate rate, OpPrices **prices_out);
@@ -93,7 +100,8 @@ typedef struct StepPrice {
     double overhead_s;        /* part of compute_s that is overhead: launches and small-size losses */
     double latency_s, wire_s; /* exposed collectives, by term */
     double comm_total_s;      /* before hiding */
-    double sd;                /* log standard deviation of compute_s: shapes of one kind err together, kinds apart */
+    double sd;                /* log standard deviation of compute_s: shapes of one kind err together, kinds apart, but
+                                 for sizes that nobody measured */
     double measured;          /* share of compute_s whose very shapes were measured */
 } StepPrice;
 

@@ -58,6 +58,8 @@ typedef struct OpDef {
      * arrives). NULL for OPF_NODIFF. */
     Status (*vjp)(Program *, const Op *, const Val *dout, Val *din);
     void (*cost)(const Program *, const Op *, Cost *);
+    /* Name under which its time is kept where an attribute chooses another kernel; NULL: the op's name. */
+    const char *(*priced_as)(const Op *);
     uint32_t flags;
     uint32_t exact_in;     /* bit i: input i keeps the real type under bf16 (masks, norm scales, biases) */
     uint32_t exact_out;    /* bit i: output i keeps the real type under bf16 (statistics, parameter gradients) */

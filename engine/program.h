@@ -152,6 +152,12 @@ static inline const OpDef *op_def(OpKind kind)
     return op_defs[kind];
 }
 
+static inline const char *op_priced_as(const Op *op)
+{
+    const OpDef *def = op_def(op->kind);
+    return def->priced_as ? def->priced_as(op) : def->name;
+}
+
 /* Full name "scope/kind#id" into buffer (snprintf semantics). */
 int prog_op_name(const Program *program, int32_t op, char *buffer, size_t size);
 

@@ -82,14 +82,19 @@ static Status measure_device(Backend *backend, Machine *m)
     return OK;
 }
 
+/* That one rank sends. */
+static double wire_bytes(const MachineSample *sample)
+{
+    double n = (double)sample->ranks, wire = sample->bytes * (n - 1) / n;
+    return sample->collective == COLLECTIVE_ALL_REDUCE ? 2 * wire : wire;
+}
+
 /* One row per collective and size: for the reader and for strong_scaling.sh; machine.yaml has those of one group. */
 static void write_sample(FILE *csv, const Backend *backend, const MachineSample *sample)
 {
-    double n = (double)sample->ranks, wire = sample->bytes * (n - 1) / n;
-    if (sample->collective == COLLECTIVE_ALL_REDUCE) wire *= 2;
     fprintf(csv, "%d,%lld,%d,%s,%.0f,%.9g,%.6g,%s\n", backend->layout.world, (long long)sample->ranks,
             backend->layout.dp, COLLECTIVE_NAMES[sample->collective], sample->bytes, sample->time_s,
-            wire / sample->time_s, sample->graph ? "graph" : "host");
+            wire_bytes(sample) / sample->time_s, sample->graph ? "graph" : "host");
 }
 
 /* All sizes of one kind of collective, adding to the machine's samples. */
@@ -105,8 +110,8 @@ static Status measure_kind(Backend *backend, Machine *m, Collective kind, bool g
         TRY(probe_collective(backend, kind, count, graph, &result));
         MachineSample *sample = &m->sample[m->samples++];
         *sample = (MachineSample){kind, ranks, 4.0 * (double)count, result.seconds, graph};
-        double wire = 4.0 * (double)count * (double)(ranks - 1) / (double)ranks / result.seconds;
-        if (kind != COLLECTIVE_ALL_REDUCE) m->node.link_bytes_per_s.value = fmax(m->node.link_bytes_per_s.value, wire);
+        double wire = wire_bytes(sample) / sample->time_s;
+        m->node.link_bytes_per_s.value = fmax(m->node.link_bytes_per_s.value, wire);
         if (csv) write_sample(csv, backend, sample);
     }
     return OK;
@@ -129,7 +134,7 @@ static Status measure_collectives(Backend *backend, Machine *m, const char *path
         if (status == OK && graphs) status = measure_kind(backend, m, (Collective)kind, true, csv);
     }
     if (csv && fclose(csv) && status == OK) status = status_fail(ERR_IO, "%s: cannot write", path);
-    m->collectives_source = strdup("measured: best of 12, programs of one collective; from graphs, of eight");
+    m->collectives_source = strdup("measured: best of 10; in graphs what five take more than one");
     if (status == OK && graphs) {
         status = probe_overlap(backend, &hidden);
         m->node.overlap = (Figure){fmax(hidden.seconds, 0.01), hidden.relative,
@@ -153,7 +158,8 @@ static void describe(Backend *backend, Machine *m)
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     m->node.devices = gpu ? backend->layout.world : cores > 8 ? cores : 8; /* ranks may share cores */
     m->node.fabric = gpu ? FABRIC_NVLINK : FABRIC_SHARED_MEMORY;
-    m->node.link_bytes_per_s = (Figure){4e9, 0.5, strdup("assumed: calibrate with more than one rank measures it")};
+    if (m->node.devices > 1) /* of one GPU nothing leads away */
+        m->node.link_bytes_per_s = (Figure){4e9, 0.5, strdup("assumed: calibrate with more than one rank measures it")};
     m->network.nodes = 1;
 }
 
@@ -163,13 +169,15 @@ static Status probe_all(const Config *config, const CalibrateArguments *a)
     Machine m = {0};
     ProbeResult noise;
     char path[4096];
+    bool gpu = config->backend == BACKEND_CUDA;
     KernelOptions kernels = {.dap = (int)(a->ranks / a->groups), .threads = config->parallel.threads};
     TRY(kernels_open(config_backend_name(config->backend), &kernels, &backend));
     describe(backend, &m);
     snprintf(path, sizeof path, "%s/collectives.csv", a->folder);
     Status status = a->collectives ? OK : measure_device(backend, &m);
     if (status == OK) status = measure_collectives(backend, &m, path);
-    if (status == OK) status = probe_product(backend, PRECISION_F32, 256, &noise);
+    /* long enough not to measure the clock */
+    if (status == OK) status = probe_product(backend, PRECISION_F32, gpu ? 4096 : 256, &noise);
     if (status == OK && !a->collectives) {
         m.rank_noise =
             (Figure){fmin(fmax(noise.relative, 1e-3), 1), 0.5, strdup("measured: spread of ten equal products")};

@@ -64,7 +64,7 @@ static double measured(const Explain *e, SessionProgram which, int32_t op)
     const char *stage = COST_STAGE_NAMES[cost_stage(o, which == SESSION_NOGRAD)];
     for (int64_t i = 0; i < e->measured.count; i++) {
         const OpRow *row = &e->measured.rows[i];
-        if (row->op == op && strcmp(row->stage, stage) == 0 && strcmp(row->kind, op_def(o->kind)->name) == 0)
+        if (row->op == op && strcmp(row->stage, stage) == 0 && strcmp(row->kind, op_priced_as(o)) == 0)
             return row->calls ? row->time_s / (double)row->calls : 0;
     }
     return NAN;
@@ -79,9 +79,8 @@ static void price(const Explain *e, SessionProgram which, int32_t op, Total *t)
     t->predicted_s = t->measured_s = NAN;
     bool comm = op_def(p->op[op].kind)->flags & OPF_COMM;
     if (e->pricing && !comm)
-        t->predicted_s =
-            opprice_time(pricing_ops(e->pricing), pricing_machine(e->pricing), op_def(p->op[op].kind)->name, e->rate,
-                         t->cost.flops, t->cost.bytes, e->config->switches.cuda_graph, &sd);
+        t->predicted_s = opprice_time(pricing_ops(e->pricing), pricing_machine(e->pricing), op_priced_as(&p->op[op]),
+                                      e->rate, t->cost.flops, t->cost.bytes, e->config->switches.cuda_graph, &sd);
     if (e->has_measured) t->measured_s = measured(e, which, op);
 }
 

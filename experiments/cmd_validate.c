@@ -243,7 +243,7 @@ Status cmd_validate(int argc, char **argv)
         {"fitted-ranks", OPTION_INT, &a.fitted_ranks, "N", "fit the study's runs up to N ranks (default 2)", 1, 65536},
         {"published", OPTION_TEXT, &a.published, "FILE", "published runs (default: data/published)", 0, 0},
         {"experiment", OPTION_TEXT, &a.experiment, "EXP.yaml", "what they ran (default: initial_training.yaml)", 0, 0},
-        {"own", OPTION_TEXT, &a.own, "DIR", "this engine's measured steps (default: experiments/results/h200)", 0, 0},
+        {"own", OPTION_TEXT, &a.own, "DIR", "this engine's measured steps (default: .../results/h200/validation)", 0, 0},
         {"simgrid", OPTION_FLAG, &a.simgrid, NULL, "replay the same step with SimGrid and print both times", 0, 0},
         {"out", OPTION_TEXT, &a.out, "FILE", "write the rows as CSV", 0, 0},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of that experiment", 0, 0},

@@ -17,7 +17,7 @@ Status probe_copy(Backend *backend, int64_t count, ProbeResult *result_out);
 /* One op on 16 elements; `graph`: replayed from a captured graph, where the backend has them. */
 Status probe_launch(Backend *backend, bool graph, ProbeResult *result_out);
 /* A collective over the model-parallel group on a tensor of `count` f32 elements (the whole tensor, see MachineSample);
- * count must be a multiple of the ranks squared. In a graph: the mean of eight one after the other. */
+ * count must be a multiple of the ranks squared. Without what precedes it: one of several in a row. */
 Status probe_collective(Backend *backend, Collective kind, int64_t count, bool graph, ProbeResult *result_out);
 /* Of an exchange beside as much memory-bound computation, the share of time that hides (0 to 1, in `seconds`). */
 Status probe_overlap(Backend *backend, ProbeResult *result_out);

@@ -181,7 +181,7 @@ static Status write_program(TableWriter *writer, Session *s, SessionProgram whic
         prog_op_name(p, i, name, sizeof name);
         TRY(exec_op_times(s->exec[which], i, &seconds, &calls));
         OpRow row = {.op = i,
-                     .kind = op_def(op->kind)->name,
+                     .kind = op_priced_as(op),
                      .name = name,
                      .stage = COST_STAGE_NAMES[cost_stage(op, which == SESSION_NOGRAD)],
                      .calls = 1,

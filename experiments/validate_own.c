@@ -6,14 +6,12 @@
 #include <unistd.h>
 
 #include "experiments/machines.h"
-#include "experiments/own.h"
+#include "experiments/own_prices.h"
 #include "experiments/pricing.h"
 
 #ifndef FOLDSCALE_SOURCE_DIR
 #define FOLDSCALE_SOURCE_DIR "."
 #endif
-
-static const double RUNS[OWN_PROGRAMS] = {1.5, 1, 1}; /* of each program in a mean step: recycling 0 to 3 */
 
 typedef enum Reason { REASON_NONE, REASON_COMMIT, REASON_PRESET, REASON_PRECISION, REASON_OPS, REASON_COUNT } Reason;
 
@@ -26,86 +24,10 @@ typedef struct Own {
     Machine *machine;
     Config *config;
     Pricing *pricing;
-    OpPrices *prices;
+    OwnPrices prices;
     double run_sd; /* of the logarithm of a setting's step from run to run */
     int left_out[REASON_COUNT];
 } Own;
-
-/* --- prices out of the op tables
- * ---------------------------------------------------------------------------------------------------- */
-
-/* Times of the table's ops and of the whole programs, over those programs where `counts` says so. */
-typedef struct TableSums {
-    double ops, ops_s, whole_s;
-} TableSums;
-
-static TableSums sums_of(const OwnData *d, const OwnTable *t, int first_program, int last_program)
-{
-    TableSums s = {0};
-    for (int p = first_program; p <= last_program; p++) s.whole_s += d->step[t->step].program_s[p];
-    for (int i = t->first; i < t->first + t->count; i++) {
-        if (d->program[i] < first_program || d->program[i] > last_program) continue;
-        s.ops += d->timing[i].calls;
-        s.ops_s += d->timing[i].time_s;
-    }
-    return s;
-}
-
-/* What the marks around every op of a graph add to it: the ops' sum over the whole programs' time. */
-static double mark_seconds(const OwnData *d)
-{
-    double ops = 0, extra = 0;
-    for (int t = 0; t < d->tables; t++) {
-        if (!d->step[d->table[t].step].switches.cuda_graph) continue;
-        TableSums s = sums_of(d, &d->table[t], 0, 1); /* the optimizer has two ops */
-        ops += s.ops;
-        extra += s.ops_s - s.whole_s;
-    }
-    return ops > 0 ? fmax(extra / ops, 0) : 0;
-}
-
-/* What a launch by the host adds to an op: on the device between ops (long programs), or the host's own time where that
- * is longer (an optimizer of thousands of small ops). */
-static void set_launches(const OwnData *d, double mark_s, const Machine *machine, OpPrices *prices)
-{
-    double ops = 0, late = 0;
-    prices->from_graphs = true;
-    prices->host_s = machine->device.launch_s.value;
-    for (int t = 0; t < d->tables; t++) {
-        if (d->step[d->table[t].step].switches.cuda_graph) continue;
-        TableSums s = sums_of(d, &d->table[t], 0, 1);
-        ops += s.ops;
-        late += s.whole_s - (s.ops_s - s.ops * mark_s);
-    }
-    prices->gap_s = ops > 0 ? fmax(late / ops, 0) : prices->launch_s - prices->graph_launch_s;
-    for (int t = 0; t < d->tables; t++) {
-        if (d->step[d->table[t].step].switches.cuda_graph) continue;
-        TableSums s = sums_of(d, &d->table[t], 2, 2);
-        if (s.ops > 100 && s.whole_s > s.ops_s - s.ops * (mark_s - prices->gap_s)) prices->host_s = s.whole_s / s.ops;
-    }
-}
-
-static Status make_prices(Own *own)
-{
-    OwnData *d = &own->data;
-    static const double LEAST = 0.1; /* of an op's time stays when the marks are taken off */
-    int used = 0;
-    OpTiming *timing = arena_array(&d->arena, (size_t)d->timings, sizeof *timing);
-    if (!timing) return status_fail(ERR_MEMORY, "validate: out of memory");
-    for (int t = 0; t < d->tables; t++)
-        if (d->table[t].step < 0)
-            return status_fail(ERR_INPUT, "op_table.csv: setting %s (dap %lld) has op times but no whole step",
-                               d->table[t].setting, (long long)d->table[t].dap);
-    double mark_s = mark_seconds(d);
-    for (int i = 0; i < d->timings; i++) {
-        OpTiming now = d->timing[i];
-        now.time_s = fmax(now.time_s - mark_s * now.calls, LEAST * now.time_s);
-        if (now.time_s > 0) timing[used++] = now;
-    }
-    TRY(opprice_fit_timings(timing, used, own->machine, &own->prices));
-    set_launches(d, mark_s, own->machine, own->prices);
-    return OK;
-}
 
 /* --- which rows
  * ----------------------------------------------------------------------------------------------------- */
@@ -140,7 +62,7 @@ static Reason reason_against(const OwnData *d, const OwnStep *s, const StepCost 
     if (strcmp(s->preset, "initial_training")) return REASON_PRESET;
     if (!commit) return REASON_COMMIT;
     if (!precision) return REASON_PRECISION;
-    for (int p = 0; p < OWN_PROGRAMS; p++) measured += RUNS[p] * s->program_ops[p];
+    for (int p = 0; p < OWN_PROGRAMS; p++) measured += OWN_RUNS[p] * s->program_ops[p];
     return fabs(cost->kernels + cost->waits - measured) > 0.02 * measured ? REASON_OPS : REASON_NONE;
 }
 
@@ -162,6 +84,34 @@ static double run_spread(const OwnData *d)
 /* --- predictions
  * ------------------------------------------------------------------------------------------------------------- */
 
+/* The benchmark knows no loader and no evaluation. */
+static const char *const step_switches[] = {
+#define SWITCH(name) #name,
+#include "engine/switch_list.def"
+#undef SWITCH
+    "bf16", NULL};
+
+/* "all", "none", "all but bf16 cuda_graph", "only bf16", whichever names fewer switches. One rank has no communication
+ * to overlap. */
+static char *setting_text(const OwnStep *s, Arena *arena)
+{
+    static const char *const checkpoints[] = {"", ", blocks recomputed", ", parts of blocks recomputed"};
+    const char *names[2] = {"", ""}; /* of the switches that are off, on */
+    int count[2] = {0};
+    for (int i = 0; step_switches[i]; i++) {
+        const char *name = step_switches[i];
+        if (s->ranks == 1 && !strcmp(name, "comm_overlap")) continue;
+        bool on = config_switch_get(&s->switches, name);
+        names[on] = arena_printf(arena, "%s %s", names[on], name);
+        if (!names[on]) return NULL;
+        count[on]++;
+    }
+    const char *recomputed = checkpoints[s->switches.checkpoint];
+    if (!count[0] || !count[1]) return arena_printf(arena, "%s%s", count[1] ? "all" : "none", recomputed);
+    bool few_on = count[1] < count[0];
+    return arena_printf(arena, "%s%s%s", few_on ? "only" : "all but", names[few_on], recomputed);
+}
+
 /* Spread of collectives: of the fits to the samples that the step's launches go by, wider where only the others exist.
  */
 static double comm_sd(const Machine *m, bool in_graph)
@@ -177,14 +127,20 @@ static Status predict_step(Own *own, const OwnStep *s, const StepCost *cost, Are
 {
     static const double QUANTILE = 1.6449; /* 90 % of a normal, both sides */
     StepPrice price;
+    OpPrices *prices = NULL;
     StepCost mine = *cost;
     mine.comm_left_out = s->no_comm;
-    TRY(opprice_step(own->prices, own->machine, &mine, s->no_comm ? 1 : s->dp, &price));
+    TRY(own_prices_fit(&own->prices, s, -1, &prices));
+    Status status = opprice_step(prices, own->machine, &mine, s->no_comm ? 1 : s->dp, &price);
+    opprice_destroy(&prices);
+    TRY(status);
     double comm = price.latency_s + price.wire_s, slowest = 1;
     if (s->ranks > 1) slowest += own->machine->rank_noise.value * fit_expected_max((double)s->ranks);
     double step = price.compute_s * slowest + comm;
-    double sd =
-        hypot(hypot(price.sd * price.compute_s, comm_sd(own->machine, cost->in_graph) * comm) / step, own->run_sd);
+    double sd = hypot(price.sd * price.compute_s, comm_sd(own->machine, cost->in_graph) * comm) / step;
+    sd = hypot(hypot(sd, own->run_sd), own_prices_mark_sd(&own->prices, s, cost->kernels + cost->waits, step));
+    const char *setting = setting_text(s, arena);
+    if (!setting) return status_fail(ERR_MEMORY, "validate: out of memory");
     *out = (ValidationRow){.set = "own",
                            .fitted = is_fitted(&own->data, s),
                            .predicted = step,
@@ -193,7 +149,7 @@ static Status predict_step(Own *own, const OwnStep *s, const StepCost *cost, Are
                            .truth = s->step_s,
                            .naive = NAN,
                            .naive2 = NAN};
-    out->what = arena_printf(arena, "%s, %s%lld x %lld%s: step (s)", s->setting, s->ranks > 1 ? "" : "one of ",
+    out->what = arena_printf(arena, "%s, %s%lld x %lld%s: step (s)", setting, s->ranks > 1 ? "" : "one of ",
                              (long long)s->dp, (long long)s->dap, s->no_comm ? ", no exchange" : "");
     out->basis = out->fitted
                      ? arena_strdup(arena, "its op times were measured")
@@ -243,7 +199,7 @@ Status validate_own(const char *folder, Arena *arena, ValidationRow **rows_out, 
     if (status == OK)
         status = config_load(FOLDSCALE_SOURCE_DIR "/experiments/initial_training.yaml", &none, &own.config);
     if (status == OK) status = pricing_open(own.config, "h200", NULL, &own.pricing);
-    if (status == OK) status = make_prices(&own);
+    if (status == OK) status = own_prices_open(&own.data, own.machine, &own.prices);
     if (status == OK) {
         own.run_sd = run_spread(&own.data);
         rows = arena_array(arena, (size_t)own.data.steps, sizeof *rows);
@@ -251,7 +207,7 @@ Status validate_own(const char *folder, Arena *arena, ValidationRow **rows_out, 
     }
     char *note = status == OK ? note_of(&own, arena) : NULL;
     if (status == OK && !note) status = status_fail(ERR_MEMORY, "validate: out of memory");
-    if (own.prices) opprice_destroy(&own.prices);
+    own_prices_close(&own.prices);
     if (own.machine) machine_destroy(&own.machine);
     pricing_close(&own.pricing);
     config_destroy(&own.config);
@@ -265,6 +221,7 @@ Status validate_own(const char *folder, Arena *arena, ValidationRow **rows_out, 
 
 const char *validate_own_default(void)
 {
-    static const char folder[] = FOLDSCALE_SOURCE_DIR "/experiments/results/h200";
-    return access(FOLDSCALE_SOURCE_DIR "/experiments/results/h200/op_table.csv", R_OK) == 0 ? folder : NULL;
+    static const char table[] = FOLDSCALE_SOURCE_DIR "/experiments/results/h200/validation/op_table.csv",
+                      folder[] = FOLDSCALE_SOURCE_DIR "/experiments/results/h200/validation";
+    return access(table, R_OK) == 0 ? folder : NULL;
 }

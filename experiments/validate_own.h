@@ -11,7 +11,7 @@
  * why, "" for none. */
 Status validate_own(const char *folder, Arena *arena, ValidationRow **rows_out, int *count_out, char **note_out);
 
-/* experiments/results/h200 beside the sources; NULL when it has no op table. */
+/* experiments/results/h200/validation beside the sources; NULL when it has no op table. */
 const char *validate_own_default(void);
 
 #endif

@@ -35,7 +35,7 @@ static Status make_prices(const Machine *machine, OpPrices **out)
     char kind[CLASSES][20];
     for (int i = 0; i < CLASSES; i++) {
         snprintf(kind[i], sizeof kind[i], "kind%d", i % 60);
-        timing[i] = (OpTiming){kind[i], RATE_BF16, 1.3e8 * (1 + i), 1.1e6 * (1 + i % 37), 4, 4e-5 * (1 + i % 37)};
+        timing[i] = (OpTiming){kind[i], RATE_BF16, 1.3e8 * (1 + i), 1.1e6 * (1 + i % 37), 4, 4e-5 * (1 + i % 37), 0};
     }
     return opprice_fit_timings(timing, CLASSES, machine, out);
 }

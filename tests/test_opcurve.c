@@ -32,7 +32,7 @@ static int teardown(void **state)
 static OpTiming timing(const char *kind, double bytes, double slowness, double calls)
 {
     double time = 3e-6 + slowness * bytes / machine->device.copy_bytes_per_s.value;
-    return (OpTiming){kind, RATE_BF16, 0, bytes, calls, calls * time};
+    return (OpTiming){kind, RATE_BF16, 0, bytes, calls, calls * time, 0};
 }
 
 static OpPrices *fitted(const OpTiming *t, int count)
@@ -100,6 +100,29 @@ static void times_that_differ_between_programs_widen(void **state)
     opprice_destroy(&q);
 }
 
+/* Smaller than anything measured: all kinds may err alike. Between measured sizes they do not. */
+static void far_shapes_widen(void **state)
+{
+    (void)state;
+    OpTiming t[] = {timing("a", 1e8, 2, 4), timing("a", 1e9, 2, 4), timing("b", 1e8, 2, 4), timing("b", 1e9, 2, 4)};
+    OpPrices *p = fitted(t, 4);
+    StepPrice price[2];
+    for (int far = 0; far < 2; far++) {
+        StepCost *cost;
+        assert_int_equal(cost_create(1, true, &cost), OK);
+        for (int k = 0; k < 2; k++) {
+            CostClass c = {.kind = k ? "b" : "a", .rate = RATE_BF16, .calls = 10, .bytes = far ? 1.25e7 : 5e8};
+            assert_int_equal(cost_add(cost, &c), OK);
+        }
+        assert_int_equal(opprice_step(p, machine, cost, 1, &price[far]), OK);
+        cost_destroy(&cost);
+    }
+    double octaves = 3 * OPPRICE_OCTAVE_SD;
+    assert_true(price[0].sd < octaves / 2);
+    assert_true(fabs(sqrt(pow(price[1].sd, 2) - pow(price[0].sd, 2)) - octaves) < 0.05 * octaves);
+    opprice_destroy(&p);
+}
+
 static void launches_come_on_top_of_graphs(void **state)
 {
     (void)state;
@@ -138,9 +161,12 @@ static void nothing_measured_is_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(measured_shapes_take_their_time), cmocka_unit_test(between_shapes_neighbours_count),
-        cmocka_unit_test(unknown_kinds_are_pooled),        cmocka_unit_test(times_that_differ_between_programs_widen),
-        cmocka_unit_test(launches_come_on_top_of_graphs),  cmocka_unit_test(nothing_measured_is_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(measured_shapes_take_their_time),
+                                       cmocka_unit_test(between_shapes_neighbours_count),
+                                       cmocka_unit_test(unknown_kinds_are_pooled),
+                                       cmocka_unit_test(times_that_differ_between_programs_widen),
+                                       cmocka_unit_test(far_shapes_widen),
+                                       cmocka_unit_test(launches_come_on_top_of_graphs),
+                                       cmocka_unit_test(nothing_measured_is_refused)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

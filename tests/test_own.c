@@ -11,7 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "experiments/own.h"
+#include "experiments/machines.h"
+#include "experiments/own_prices.h"
 #include "experiments/validate_own.h"
 
 static char folder[] = "/tmp/foldscale_own_XXXXXX";
@@ -141,6 +142,47 @@ static void tables_need_their_step(void **state)
     arena_free(&arena);
 }
 
+/* Two graphs of 1000 ops: 30 us each between marks, 25 us each in a whole program without marks; the other's shape is
+ * 10 % slower, its marks cost as much. */
+static const char two_tables[] =
+    "c1,GPU,initial_training,all,1,0,grad,backward,linear,0,bf16,1000,30e-3,1e9,1e6,0\n"
+    "c1,GPU,initial_training,left_out,1,0,grad,backward,linear,0,bf16,1000,32.5e-3,1e9,1e6,0\n";
+static const char two_steps[] =
+    "c1,1,GPU,initial_training,1,1,1,0,all,on,on,on,on,on,on,off,on,on,none,5,0.025,1e-4,0,0.025,0,0,1000,0\n"
+    "c1,1,GPU,initial_training,1,1,1,0,left_out,on,off,off,on,on,on,off,on,on,none,5,0.0275,1e-4,0,0.0275,0,0,1000,0\n";
+
+static void marks_come_off(void **state)
+{
+    (void)state;
+    OwnData d;
+    OwnPrices prices;
+    Machine *machine;
+    OpPrices *ops = NULL;
+    put("op_table.csv", op_header, two_tables);
+    put("step.csv", step_header, two_steps);
+    if (own_read(folder, &d) != OK || machines_open("h200", &machine) != OK ||
+        own_prices_open(&d, machine, &prices) != OK)
+        fail_msg("%s", status_text());
+    assert_true(fabs(prices.mark_s[0] - 5e-6) < 1e-9 && fabs(prices.mark_s[1] - 5e-6) < 1e-9);
+    assert_true(prices.mark_drift < 1e-20);
+    assert_true(fabs(prices.time_drift - pow(log(1.1), 2) / 2) < 1e-9); /* two switches apart */
+    assert_true(own_distance(&d.step[0], &d.step[1]) == 2);
+    for (int t = 0; t < 2; t++) { /* each setting by its own time, nearly; the other's alone otherwise */
+        double sd, own = t ? 27.5e-6 : 25e-6, other = t ? 25e-6 : 27.5e-6;
+        assert_int_equal(own_prices_fit(&prices, &d.step[t], -1, &ops), OK);
+        assert_true(fabs(opprice_time(ops, machine, "linear", RATE_BF16, 1e9, 1e6, true, &sd) / own - 1) < 0.01);
+        assert_true(sd < 0.02);
+        opprice_destroy(&ops);
+        assert_int_equal(own_prices_fit(&prices, &d.step[t], t, &ops), OK);
+        assert_true(fabs(opprice_time(ops, machine, "linear", RATE_BF16, 1e9, 1e6, true, &sd) / other - 1) < 1e-6);
+        assert_true(fabs(sd - log(1.1)) < 1e-6);
+        opprice_destroy(&ops);
+    }
+    own_prices_close(&prices);
+    machine_destroy(&machine);
+    own_free(&d);
+}
+
 /* The shipped measurements: every step is fitted or predicted, never both, and none of the fitted is scored. */
 static void shipped_measurements(void **state)
 {
@@ -151,7 +193,7 @@ static void shipped_measurements(void **state)
     char *note;
     int count, fitted = 0;
     if (!shipped) {
-        printf("no op table in experiments/results/h200\n");
+        printf("no op table in experiments/results/h200/validation\n");
         skip();
     }
     if (validate_own(shipped, &arena, &rows, &count, &note) != OK) fail_msg("%s", status_text());
@@ -169,7 +211,7 @@ static void shipped_measurements(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(reads_back), cmocka_unit_test(bad_files_are_refused),
-                                       cmocka_unit_test(tables_need_their_step),
+                                       cmocka_unit_test(tables_need_their_step), cmocka_unit_test(marks_come_off),
                                        cmocka_unit_test(shipped_measurements)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

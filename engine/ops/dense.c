@@ -396,7 +396,13 @@ static void linear_gates_cost(const Program *p, const Op *op, Cost *cost)
     cost->bytes = rule_bytes(p, op);
 }
 
+static const char *linear_gates_priced_as(const Op *op)
+{
+    return op->attr.i[3] ? "linear_gates_channels" : "linear_gates";
+}
+
 const OpDef op_linear_gates = {.name = "linear_gates",
+                               .priced_as = linear_gates_priced_as,
                                .infer = linear_gates_infer,
                                .vjp = linear_gates_vjp,
                                .cost = linear_gates_cost,

@@ -68,7 +68,13 @@ static void tri_product_cost(const Program *p, const Op *op, Cost *cost)
     cost->bytes = rule_bytes(p, op);
 }
 
+static const char *tri_product_priced_as(const Op *op)
+{
+    return op->attr.i[2] ? "tri_product_channels" : "tri_product";
+}
+
 const OpDef op_tri_product = {.name = "tri_product",
+                              .priced_as = tri_product_priced_as,
                               .infer = tri_product_infer,
                               .vjp = tri_product_vjp,
                               .cost = tri_product_cost,
