@@ -26,6 +26,7 @@ static int find_clusters(const FitSetup *setup, int *cluster)
 typedef struct FormState {
     FitProblem problem;
     FitSolution fit;
+    double *variance;             /* [ROW_HOST + 1][clusters] of the rows of one run */
     double lack_sd[ROW_HOST + 1]; /* of configurations, beyond the noise of repeats */
     bool solved;
 } FormState;
@@ -45,29 +46,33 @@ static double row_residual(const FitProblem *problem, const FitSolution *fit, co
     return row->target - log(value + FIT_TINY_S * 1e-3);
 }
 
-/* Lack of fit per kind of row: variance of the configurations' mean residuals beyond noise / runs. */
+/* Lack of fit per kind of row: variance of the configurations' mean residuals beyond noise / runs. Configurations count
+ * by their precision: the logarithm of a phase that hardly exists in one of them says little of the others. */
 static void measure_lack(FormState *state, const int *cluster, int clusters, double *sum, int *runs)
 {
     for (int kind = ROW_STEP; kind <= ROW_HOST; kind++) {
+        double *variance = state->variance + (size_t)kind * (size_t)clusters;
         memset(sum, 0, (size_t)clusters * sizeof *sum);
         memset(runs, 0, (size_t)clusters * sizeof *runs);
-        double sd = 0, square = 0, noise = 0;
+        double square = 0, weights = 0;
         int used = 0;
         for (int r = 0; r < state->problem.rows; r++) {
             const FitRow *row = &state->problem.row[r];
             if (row->kind != (RowKind)kind) continue;
             sum[cluster[row->point]] += row_residual(&state->problem, &state->fit, row);
+            variance[cluster[row->point]] += row->sd * row->sd;
             runs[cluster[row->point]]++;
-            sd = row->sd;
         }
         for (int c = 0; c < clusters; c++) {
             if (!runs[c]) continue;
-            square += pow(sum[c] / runs[c], 2);
-            noise += sd * sd / runs[c];
+            variance[c] /= runs[c];
+            double noise = variance[c] / runs[c];
+            square += (pow(sum[c] / runs[c], 2) - noise) / noise;
+            weights += 1 / noise;
             used++;
         }
         /* degrees of freedom are too few to subtract the parameters; two are taken by level and slope */
-        double excess = used > 0 ? (square - noise) / fmax(1, used - 2) : 0;
+        double excess = used > 0 ? square / weights * used / fmax(1, used - 2) : 0;
         state->lack_sd[kind] = sqrt(fmax(0, excess));
     }
 }
@@ -93,13 +98,13 @@ static void draw_runs(const Draw *d)
 }
 
 /* Resampling n runs gives (n-1)/n of their variance and none at all for n = 1: the rest is added as noise. */
-static void draw_shifts(const Draw *d, const FormState *state, const double *sd)
+static void draw_shifts(const Draw *d, const FormState *state)
 {
     for (int c = 0; c < d->clusters; c++) {
         int runs = 0;
         for (int i = 0; i < d->points; i++) runs += d->cluster[i] == c;
         for (int kind = 0; kind <= ROW_HOST; kind++) {
-            double missing = sd[kind] * sd[kind] / runs / runs;
+            double missing = state->variance[kind * d->clusters + c] / runs / runs;
             double total = sqrt(missing + pow(state->lack_sd[kind], 2));
             d->shift[c * (ROW_HOST + 1) + kind] = gsl_ran_gaussian_ziggurat(d->rng, total);
         }
@@ -117,13 +122,10 @@ static double target_of(const FitProblem *problem, RowKind kind, int point)
 static Status draw_once(const Draw *d, const FormState *state, FitRow *scratch, double *param_out)
 {
     FitProblem problem = state->problem;
-    double sd[ROW_HOST + 1] = {0};
     memcpy(scratch, state->problem.row, (size_t)problem.rows * sizeof *scratch);
     problem.row = scratch;
-    for (int r = 0; r < problem.rows; r++)
-        if (scratch[r].kind <= ROW_HOST) sd[scratch[r].kind] = scratch[r].sd;
     draw_runs(d);
-    draw_shifts(d, state, sd);
+    draw_shifts(d, state);
     for (int r = 0; r < problem.rows; r++) {
         FitRow *row = &scratch[r];
         if (row->kind <= ROW_HOST)
@@ -159,6 +161,8 @@ static Status prepare_forms(const FitSetup *setup, const FitModel *model, const 
         if (model->candidate[f].weight <= 0) continue;
         fit_problem_build(setup, (FitForm)f, INFINITY, rows + f * FIT_ROW_LIMIT(setup->points), &state[f].problem);
         status = fit_solve(&state[f].problem, &state[f].fit, NULL);
+        state[f].variance = calloc((size_t)clusters * (ROW_HOST + 1), sizeof *state[f].variance);
+        if (status == OK && !state[f].variance) status = status_fail(ERR_MEMORY, "fit: out of memory");
         if (status == OK) measure_lack(&state[f], cluster, clusters, sum, runs);
         state[f].solved = status == OK;
     }
@@ -205,6 +209,7 @@ Status fit_bootstrap(const FitSetup *setup, FitModel *model)
     }
     if (status == OK) status = draw_all(&d, state, rows + (size_t)limit * FORM_COUNT, model);
     if (d.rng) gsl_rng_free(d.rng);
+    for (int f = 0; f < FORM_COUNT; f++) free(state[f].variance);
     free(cluster);
     free(rows);
     free(d.pick);

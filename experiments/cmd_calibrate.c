@@ -14,8 +14,9 @@
 
 typedef struct CalibrateArguments {
     const char *folder;
-    int64_t ranks, groups, steps;
+    int64_t ranks, groups, devices, steps;
     bool collectives; /* nothing else */
+    bool no_profile;
     TextList overrides;
 } CalibrateArguments;
 
@@ -143,7 +144,7 @@ static Status measure_collectives(Backend *backend, Machine *m, const char *path
     return status;
 }
 
-static void describe(Backend *backend, Machine *m)
+static void describe(Backend *backend, int64_t devices, Machine *m)
 {
     char text[512];
     bool gpu = strcmp(backend->name, "cuda") == 0;
@@ -156,7 +157,10 @@ static void describe(Backend *backend, Machine *m)
     m->device.memory_bytes = (Figure){(double)(backend->memory_bytes ? backend->memory_bytes : (size_t)8e9), 0.01,
                                       strdup(backend->memory_bytes ? "reported by the backend" : "assumed: 8 GB")};
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    m->node.devices = gpu ? backend->layout.world : cores > 8 ? cores : 8; /* ranks may share cores */
+    m->node.devices = devices     ? devices
+                      : gpu       ? backend->layout.world
+                      : cores > 8 ? cores
+                                  : 8; /* ranks may share cores */
     m->node.fabric = gpu ? FABRIC_NVLINK : FABRIC_SHARED_MEMORY;
     if (m->node.devices > 1) /* of one GPU nothing leads away */
         m->node.link_bytes_per_s = (Figure){4e9, 0.5, strdup("assumed: calibrate with more than one rank measures it")};
@@ -172,7 +176,7 @@ static Status probe_all(const Config *config, const CalibrateArguments *a)
     bool gpu = config->backend == BACKEND_CUDA;
     KernelOptions kernels = {.dap = (int)(a->ranks / a->groups), .threads = config->parallel.threads};
     TRY(kernels_open(config_backend_name(config->backend), &kernels, &backend));
-    describe(backend, &m);
+    describe(backend, a->devices, &m);
     snprintf(path, sizeof path, "%s/collectives.csv", a->folder);
     Status status = a->collectives ? OK : measure_device(backend, &m);
     if (status == OK) status = measure_collectives(backend, &m, path);
@@ -236,7 +240,10 @@ Status cmd_calibrate(int argc, char **argv)
         {"out", OPTION_TEXT, &a.folder, "DIR", "folder of the results (default runs/machine)", 0, 0},
         {"ranks", OPTION_INT, &a.ranks, "N", "ranks for the collectives (default 1: none)", 1, 8},
         {"collectives", OPTION_FLAG, &a.collectives, NULL, "measure collectives alone: DIR/collectives.csv", 0, 0},
+        {"no-profile", OPTION_FLAG, &a.no_profile, NULL, "the machine alone, no run of the experiment", 0, 0},
         {"groups", OPTION_INT, &a.groups, "N", "with --collectives: that many groups of ranks / N at a time", 1, 8},
+        {"devices", OPTION_INT, &a.devices, "N", "of this node, where more than the ranks (default: GPUs as ranks)", 1,
+         64},
         {"steps", OPTION_INT, &a.steps, "N", "steps of the profiled run (default 4)", 1, 1000},
         {"set", OPTION_LIST, &a.overrides, "A.B=C", "override a key of the experiment; may be repeated", 0, 0},
         {0}};
@@ -246,14 +253,18 @@ Status cmd_calibrate(int argc, char **argv)
         return status_fail(ERR_USAGE,
                            "calibrate: --groups goes with --collectives and divides --ranks (found %d of %d)",
                            (int)a.groups, (int)a.ranks);
+    if (a.devices && a.devices < a.ranks)
+        return status_fail(ERR_USAGE, "calibrate: --devices %d for %d ranks (expected at least as many)",
+                           (int)a.devices, (int)a.ranks);
     Config *config = NULL;
     TRY(config_load(operands.item[0], &a.overrides, &config));
     Status status = files_make_folder(a.folder);
     bool inside = launch_under_mpi();
     if (status == OK) status = a.ranks > 1 && !inside ? launch_ranks((int)a.ranks, argc, argv) : probe_all(config, &a);
     if (status == OK && !inside && !a.collectives) {
-        status = profile(operands.item[0], &a);
-        if (status == OK) printf("%s/machine.yaml, %s/profile/ops.csv\n", a.folder, a.folder);
+        if (!a.no_profile) status = profile(operands.item[0], &a);
+        if (status == OK) printf("%s/machine.yaml\n", a.folder);
+        if (status == OK && !a.no_profile) printf("%s/profile/ops.csv\n", a.folder);
     }
     config_destroy(&config);
     return status;

@@ -53,12 +53,13 @@ static Status write_diagnostics(const char *out, const FitModel *model, const Fi
 }
 
 /* Other machines are only reached through the form that knows collectives and devices: kept beside the chosen one. */
-static Status write_anchored(const FitArguments *a, const FitModel *chosen, const FitPoint *points, int count,
-                             const char *out)
+static Status write_anchored(const FitArguments *a, const Pricing *pricing, const FitModel *chosen,
+                             const FitPoint *points, int count, const char *out)
 {
     char path[4096];
     FitModel *model = NULL;
     FitOptions options = {.draws = (int)a->draws, .seed = 1, .form = FORM_ANCHORED};
+    pricing_serial_share(pricing, &options);
     const char *dot = strrchr(out, '.');
     snprintf(path, sizeof path, "%.*s_anchored.json", dot ? (int)(dot - out) : (int)strlen(out), out);
     TRY(fit_run(points, count, &options, &model));
@@ -78,6 +79,7 @@ static Status fit(const FitArguments *a, const RunTable *runs, Pricing *pricing,
     TRY(form_of(a->form, &form));
     TRY(pricing_points(pricing, runs, a->all, &points, &used, &count));
     FitOptions options = {.draws = (int)a->draws, .seed = 1, .form = form, .totals_only = a->totals};
+    pricing_serial_share(pricing, &options);
     Status status = fit_run(points, count, &options, &model);
     if (status == OK) {
         model->backend = runs->rows[used[0]].backend;
@@ -85,7 +87,7 @@ static Status fit(const FitArguments *a, const RunTable *runs, Pricing *pricing,
         status = fit_write(model, out);
     }
     if (status == OK) status = write_diagnostics(out, model, points, count);
-    if (status == OK) status = write_anchored(a, model, points, count, out);
+    if (status == OK) status = write_anchored(a, pricing, model, points, count, out);
     if (status == OK) printf("%d runs -> %s\n", count, out);
     if (model) fit_destroy(&model);
     free(points);
@@ -103,7 +105,9 @@ Status cmd_fit(int argc, char **argv)
          "model of the runs (default: run.json of the first point)", 0, 0},
         {"machine", OPTION_TEXT, &a.machine, "NAME|FILE",
          "where they ran (default: machine/machine.yaml beside RUNS.csv, or cpu)", 0, 0},
-        {"ops", OPTION_TEXT, &a.ops, "FILE", "measured ops (default: machine/profile/ops.csv beside RUNS.csv)", 0, 0},
+        {"ops", OPTION_TEXT, &a.ops, "FILE|DIR",
+         "measured ops, or a folder of bench_step's op_table.csv (default: machine/profile/ops.csv beside RUNS.csv)", 0,
+         0},
         {"out", OPTION_TEXT, &a.out, "FILE", "fit.json (default: beside RUNS.csv)", 0, 0},
         {"form", OPTION_TEXT, &a.form, "FORM", "amdahl, log, linear, usl or anchored (default: the best)", 0, 0},
         {"draws", OPTION_INT, &a.draws, "N", "bootstrap draws (default 1000)", 50, 100000},

@@ -9,6 +9,12 @@
 
 enum { ROW_LIMIT = 1 << 20 };
 
+const char *const own_switch_names[] = {
+#define SWITCH(name) #name,
+#include "engine/switch_list.def"
+#undef SWITCH
+    "bf16", NULL};
+
 static const char *const step_files[] = {"step.csv", "ablation.csv", "dap_local.csv", "two_gpus.csv"};
 static const char *const program_names[OWN_PROGRAMS] = {"nograd", "grad", "optimizer"};
 

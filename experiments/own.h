@@ -21,6 +21,9 @@ typedef struct OwnStep {
     double program_ops[OWN_PROGRAMS];
 } OwnStep;
 
+/* Those of a step: the benchmark knows no loader and no evaluation. NULL ends them. */
+extern const char *const own_switch_names[];
+
 /* Op times of one setting: rows [first, first + count) of OwnData.timing, and the step that they belong to. */
 typedef struct OwnTable {
     const char *commit, *setting;

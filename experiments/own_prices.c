@@ -12,9 +12,9 @@ enum { MARKED_PROGRAMS = 2 };
 double own_distance(const OwnStep *a, const OwnStep *b)
 {
     double distance = fabs(log2((double)a->dap / (double)b->dap)) + (a->switches.checkpoint != b->switches.checkpoint);
-    for (int i = 0; config_switch_names[i]; i++)
-        distance += config_switch_get(&a->switches, config_switch_names[i]) !=
-                    config_switch_get(&b->switches, config_switch_names[i]);
+    for (int i = 0; own_switch_names[i]; i++)
+        distance += config_switch_get(&a->switches, own_switch_names[i]) !=
+                    config_switch_get(&b->switches, own_switch_names[i]);
     return distance;
 }
 

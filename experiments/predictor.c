@@ -140,8 +140,10 @@ Status predictor_shape(Predictor *predictor, const Machine *machine, const Switc
     /* replaces what it replaced for the machine before */
     if (other && p->anchored) TRY(transfer_fit(p->anchored, machine, TRANSFER_COMM_SD));
     *fit_out = other && p->anchored ? p->anchored : p->fit;
-    /* kernels that no fitted run ran are priced, not measured */
-    *extra_sd_out = other || !is_fitted_model(p) || !were_measured(p, switches) ? price.sd : 0;
+    /* kernels that no fitted run ran are priced, not measured; so are shards that none had */
+    bool measured =
+        is_fitted_model(p) && were_measured(p, switches) && !(p->measured.known && dap > p->measured.most_dap);
+    *extra_sd_out = other || !measured ? price.sd : 0;
     return OK;
 }
 

@@ -2,10 +2,12 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "analysis/points.h"
 #include "experiments/machines.h"
+#include "experiments/own_prices.h"
 #include "experiments/session.h"
 
 enum { MAX_COSTS = 256 };
@@ -24,6 +26,7 @@ struct Pricing {
     CachedCost cached[MAX_COSTS];
     int count;
     double reference_s;
+    bool from_tables;
 };
 
 static CostRate rate_of(const Config *config)
@@ -32,8 +35,25 @@ static CostRate rate_of(const Config *config)
     return config->train.real == REAL_F64 ? RATE_F64 : RATE_F32;
 }
 
+/* Tables of the benchmark: a shape of several settings goes by the one most like the experiment's. */
+static Status fit_tables(Pricing *p, const char *folder)
+{
+    OwnData data;
+    OwnPrices prices = {0};
+    const OwnStep like = {.switches = p->config->switches, .dap = 1};
+    TRY(own_read(folder, &data));
+    Status status = own_prices_open(&data, p->machine, &prices);
+    if (status == OK) status = own_prices_fit(&prices, &like, -1, &p->prices);
+    own_prices_close(&prices);
+    own_free(&data);
+    p->from_tables = true;
+    return status;
+}
+
 static Status fit_prices(Pricing *p, const char *ops_path)
 {
+    struct stat what;
+    if (stat(ops_path, &what) == 0 && S_ISDIR(what.st_mode)) return fit_tables(p, ops_path);
     OpTable ops;
     TRY(schema_read_ops(ops_path, &ops));
     Status status = opprice_fit(ops.rows, ops.count, p->machine, rate_of(p->config), &p->prices);
@@ -77,6 +97,15 @@ const Machine *pricing_machine(const Pricing *pricing)
 OpPrices *pricing_ops(const Pricing *pricing)
 {
     return pricing->prices;
+}
+
+/* The weak prior leaves room for what profiles of single ops do not hold. Tables of ops add up to their whole steps,
+ * and what no rank shares stands in them. */
+void pricing_serial_share(const Pricing *pricing, FitOptions *options)
+{
+    if (!pricing->from_tables) return;
+    options->serial_share = 0.003;
+    options->serial_share_sd = 0.7;
 }
 
 static bool same_switches(const SwitchSection *a, const SwitchSection *b)

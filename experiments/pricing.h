@@ -8,13 +8,17 @@
 
 typedef struct Pricing Pricing;
 
-/* `machine_name`: where the ops were measured (machines_open). `ops_path`: ops.csv of a profiled run there; NULL: every
- * kind of op at half the machine's ceilings, with a spread of 30 %. */
+/* `machine_name`: where the ops were measured (machines_open). `ops_path`: ops.csv of a profiled run there, or the
+ * folder of tables of ops that the benchmark timed there (own.h); NULL: every kind of op at half the machine's
+ * ceilings, with a spread of 30 %. */
 Status pricing_open(const Config *config, const char *machine_name, const char *ops_path, Pricing **pricing_out);
 void pricing_close(Pricing **pricing);
 
 const Machine *pricing_machine(const Pricing *pricing);
 OpPrices *pricing_ops(const Pricing *pricing);
+
+/* Sets the share of a step that a fit on these prices expects beside the priced work. */
+void pricing_serial_share(const Pricing *pricing, FitOptions *options);
 
 /* Cost of one rank's step under these switches and this DAP degree; recorded once, kept. Another experiment's step when
  * `config` is not the one of pricing_open. */

@@ -2,24 +2,28 @@
 # Strong scaling on one host with 2, 4 or 8 GPUs: the full-size step at every DP x DAP that fits (1x1, 2x1, 1x2, 4x1, 2x2,
 # 1x4, 8x1, 4x2, 2x4, 1x8; all switches on), each switch left out at the largest DAP (overlap among them), step times of
 # every rank, latency and bandwidth of every collective on 2, 4, 8 ranks, one, two and four groups at a time, and the
-# errors of the prediction for 4 and 8 GPUs that was made from one and two GPUs before anything larger ran.
+# errors of the prediction for 4 and 8 GPUs that was made from one and two GPUs before anything larger ran: times of all
+# ops of one rank's share of DAP 1, 2, 4 and 8 (each on one GPU, collectives left out), collectives of two ranks, and the
+# steps of 1x1, 2x1 and 1x2.
 #
 #   experiments/strong_scaling.sh [OUT] [SECONDS]            (default experiments/results/DEVICE-scaling, 600)
 #   experiments/strong_scaling.sh --rehearse [OUT] [SECONDS] (8 MPI ranks on the CPU, tiny model)
 #
 # Every point is a run of its own; started again with the same OUT it goes on where it stopped, and with more GPUs it
-# fills in what an earlier run left. Writes OUT/runs.csv (a row a point), points/*/steps.csv (a row a step and rank),
-# machine/, collectives.csv, prediction/ (fit.json, predictions.csv, made_at.txt), errors.csv, scaling.txt, log.txt.
-# Environment: FOLDSCALE (build/foldscale), MACHINE (machine description for the prediction: h200 or h100_sxm by the
-# device, the calibrated one in a rehearsal), REPEATS (1), SET (further "--set A.B=C").
+# fills in what an earlier run left. No run takes longer than 150 s, the budget is never exceeded by more than 30 s. Writes
+# OUT/runs.csv (a row a point), points/*/steps.csv (a row a step and rank), machine/, ops/, collectives.csv, prediction/
+# (fit.json, predictions.csv, made_at.txt), errors.csv, scaling.txt, log.txt.
+# Environment: FOLDSCALE (build/foldscale), BENCH (build/tests/bench_step), REPEATS (1), SET (further "--set A.B=C").
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 foldscale=${FOLDSCALE:-$root/build/foldscale}
+bench=${BENCH:-$root/build/tests/bench_step}
 fail() { echo "strong_scaling: $1" >&2; exit 1; }
 
 rehearse=0
 if [ "${1:-}" = --rehearse ]; then rehearse=1; shift; fi
 [ -x "$foldscale" ] || fail "no $foldscale (build it: ninja -C build foldscale)"
+[ -x "$bench" ] || fail "no $bench (build it: ninja -C build tests/bench_step)"
 command -v mpirun >/dev/null || fail "no mpirun (Debian: apt-get install openmpi-bin)"
 if [ $rehearse = 1 ]; then
     device=rehearsal
@@ -38,16 +42,25 @@ started=$SECONDS
 log=$out/log.txt
 say() { printf '%s  %4d s  %s\n' "$(date -u +%H:%M:%S)" $((SECONDS - started)) "$1" | tee -a "$log"; }
 over() { [ $((SECONDS - started)) -ge "$budget" ]; }
+bounded() { # what is left of the budget, at least 30 s, at most 150 s; a run that hangs leaves nothing behind
+    local left=$((budget - (SECONDS - started)))
+    timeout -k 10 $((left < 30 ? 30 : left < 150 ? left : 150)) "$@" >>"$log" 2>&1
+}
 
 export NCCL_NVLS_ENABLE=0 # NVLink multicast stays off: not every lent machine allows it
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 read -r -a common <<<"${SET:-}"
-common+=(--set "study.repeats=${REPEATS:-1}" --set eval.every=0 --set switches.async_eval=off --set train.seed=11)
+repeats=${REPEATS:-1}
+common+=(--set "study.repeats=$repeats" --set eval.every=0 --set switches.async_eval=off --set train.seed=11)
 experiment=$root/experiments/initial_training.yaml
 if [ $rehearse = 1 ]; then
     common+=(--set model.preset=tiny --set backend=cpu --set switches.bf16=off --set parallel.threads=1 --set data.workers=1)
     switches=gemm_batching,fused_attention,fused_layernorm,fused_pointwise,fused_optimizer,comm_overlap,overlap_clip,nonblocking_loader
+    timed=(--backend cpu --preset tiny --precision f32 --threads 1)
+    at_once=1
 else
+    timed=(--backend cuda)
+    at_once=$gpus
     switches=gemm_batching,fused_attention,fused_layernorm,fused_pointwise,fused_optimizer,bf16,comm_overlap,overlap_clip,cuda_graph,nonblocking_loader
     common+=(--set "data.workers=$(($(nproc) / gpus > 2 ? $(nproc) / gpus - 1 : 1))" --set "parallel.tune_cache=$out/work/tune.txt")
 fi
@@ -80,14 +93,38 @@ done_rows() { # PREFIX of the run id: how many rows runs.csv has
 point() { # RANKS DAP [ABLATION]
     local name
     name="DP $(($1 / $2)) x DAP $2${3:+, $3}"
-    if [ -z "${3:-}" ] && [ "$(done_rows "n$1_dap$2_")" -ge "${REPEATS:-1}" ]; then return 0; fi
+    if [ -z "${3:-}" ] && [ "$(done_rows "n$1_dap$2_")" -ge "$repeats" ]; then return 0; fi
     if over; then
         say "left for the next run: $name"
         return 0
     fi
     say "point $name"
-    "$foldscale" sweep "$experiment" --out "$out" --keep-going "${common[@]}" --set "study.ranks=[$1]" \
-        --set "study.dap=[$2]" --set "study.ablations=[${3:-}]" >>"$log" 2>&1 || say "failed: $name (see $log)"
+    bounded "$foldscale" sweep "$experiment" --out "$out" --keep-going "${common[@]}" --set "study.ranks=[$1]" \
+        --set "study.dap=[$2]" --set "study.ablations=[${3:-}]" || say "failed: $name (see $log)"
+}
+
+# --- op times of one rank's share of every DAP degree, one GPU each
+tables() {
+    local at=0 dap part
+    [ -f "$out/ops/op_table.csv" ] && return 0
+    say "op times of DAP 1, 2, 4, 8 on one GPU each"
+    rm -rf "$out/work/ops" && mkdir -p "$out/work/ops" "$out/ops"
+    for dap in 1 2 4 8; do
+        part=$out/work/ops/$dap
+        CUDA_VISIBLE_DEVICES=$((at % at_once)) timeout -k 10 120 "$bench" "${timed[@]}" --repeats 3 --dap $dap \
+            $([ $dap = 1 ] || echo --no-comm) --tune-cache "$part.tune" --csv "$part.step" --op-table "$part.table" >"$part.log" 2>&1 &
+        at=$((at + 1))
+        [ $((at % at_once)) = 0 ] && wait
+    done
+    wait
+    cat "$out"/work/ops/*.log >>"$log"
+    for dap in 1 2 4 8; do
+        [ -s "$out/work/ops/$dap.table" ] && [ -s "$out/work/ops/$dap.step" ] || fail "no op times of DAP $dap (see $log)"
+    done
+    join step step && join table op_table
+}
+join() { # files of all degrees with one header; the second name last, which marks the end
+    awk 'FNR == 1 && NR > 1 { next } { print }' "$out"/work/ops/[1248]."$1" >"$out/ops/$2.part" && mv "$out/ops/$2.part" "$out/ops/$2.csv"
 }
 
 collectives() { # RANKS GROUPS
@@ -95,8 +132,7 @@ collectives() { # RANKS GROUPS
     [ -f "$folder/collectives.csv" ] && return 0
     over && { say "left for the next run: collectives on $1 ranks, $2 groups"; return 0; }
     say "collectives on $1 ranks, $2 groups at a time"
-    if "$foldscale" calibrate "$experiment" --ranks "$1" --groups "$2" --collectives --out "$folder.part" "${common[@]}" \
-        >>"$log" 2>&1; then
+    if bounded "$foldscale" calibrate "$experiment" --ranks "$1" --groups "$2" --collectives --out "$folder.part" "${common[@]}"; then
         mv "$folder.part" "$folder"
     else
         say "failed: collectives on $1 ranks, $2 groups (see $log)"
@@ -106,8 +142,10 @@ collectives() { # RANKS GROUPS
 # --- one and two GPUs, and the prediction from them
 if [ ! -f "$out/machine/machine.yaml" ]; then
     say "calibration on 2 ranks"
-    "$foldscale" calibrate "$experiment" --ranks 2 --out "$out/machine" "${common[@]}" >>"$log" 2>&1 || fail "calibrate failed (see $log)"
+    bounded "$foldscale" calibrate "$experiment" --ranks 2 --devices 8 --no-profile --out "$out/machine" "${common[@]}" ||
+        fail "calibrate failed (see $log)"
 fi
+tables
 point 1 1
 point 2 1
 point 2 2
@@ -115,18 +153,13 @@ if [ ! -f "$out/prediction/made_at.txt" ]; then
     larger=$( (done_rows n4_; done_rows n8_) | awk '{ n += $1 } END { print n + 0 }')
     [ "$larger" -eq 0 ] || fail "runs.csv has 4 or 8 ranks already, but there is no prediction made before them: use another OUT"
     [ $(($(done_rows n1_) > 0 && $(done_rows n2_) > 1)) = 1 ] || fail "the points on one and two GPUs are not there (see $log)"
-    case $device in
-        *H200*) machine=${MACHINE:-h200} ;;
-        *H100*) machine=${MACHINE:-h100_sxm} ;;
-        *) machine=${MACHINE:-$out/machine/machine.yaml} ;;
-    esac
-    say "prediction for 4 and 8 ranks from one and two, on $machine"
+    say "prediction for 4 and 8 ranks from one and two"
+    machine=$out/machine/machine.yaml
     cp "$out/runs.csv" "$out/prediction/runs_before.csv"
-    "$foldscale" fit "$out/runs.csv" \
-        --machine "$machine" --ops "$out/machine/profile/ops.csv" --out "$out/prediction/fit.json" >>"$log" 2>&1 ||
+    "$foldscale" fit "$out/runs.csv" --machine "$machine" --ops "$out/ops" --out "$out/prediction/fit.json" >>"$log" 2>&1 ||
         fail "fit failed (see $log)"
-    "$foldscale" predict "$out" --fit "$out/prediction/fit.json" --measured-machine "$machine" --machine "$machine" \
-        --gpus 1,2,4,8 --dap 1,2,4,8 --out "$out/prediction/predictions.csv" >>"$log" 2>&1 || fail "predict failed (see $log)"
+    "$foldscale" predict "$out" --fit "$out/prediction/fit.json" --measured-machine "$machine" --ops "$out/ops" \
+        --machine "$machine" --gpus 1,2,4,8 --dap 1,2,4,8 --out "$out/prediction/predictions.csv" >>"$log" 2>&1 || fail "predict failed (see $log)"
     { date -u +%Y-%m-%dT%H:%M:%SZ; sha256sum "$out/prediction/predictions.csv"; } >"$out/prediction/made_at.txt"
 fi
 

@@ -84,13 +84,6 @@ static double run_spread(const OwnData *d)
 /* --- predictions
  * ------------------------------------------------------------------------------------------------------------- */
 
-/* The benchmark knows no loader and no evaluation. */
-static const char *const step_switches[] = {
-#define SWITCH(name) #name,
-#include "engine/switch_list.def"
-#undef SWITCH
-    "bf16", NULL};
-
 /* "all", "none", "all but bf16 cuda_graph", "only bf16", whichever names fewer switches. One rank has no communication
  * to overlap. */
 static char *setting_text(const OwnStep *s, Arena *arena)
@@ -98,8 +91,8 @@ static char *setting_text(const OwnStep *s, Arena *arena)
     static const char *const checkpoints[] = {"", ", blocks recomputed", ", parts of blocks recomputed"};
     const char *names[2] = {"", ""}; /* of the switches that are off, on */
     int count[2] = {0};
-    for (int i = 0; step_switches[i]; i++) {
-        const char *name = step_switches[i];
+    for (int i = 0; own_switch_names[i]; i++) {
+        const char *name = own_switch_names[i];
         if (s->ranks == 1 && !strcmp(name, "comm_overlap")) continue;
         bool on = config_switch_get(&s->switches, name);
         names[on] = arena_printf(arena, "%s %s", names[on], name);
