@@ -401,18 +401,27 @@ int64_t exec_runs(const Exec *exec)
     return exec->runs;
 }
 
-int64_t exec_graph_kernels(const Exec *exec)
-{
-    const Backend *backend = exec->backend;
-    void *graph = exec->flight[0].graph;
-    return graph && backend->graph_kernels ? backend->graph_kernels(backend, graph) : 0;
-}
-
 /* All runs so far, in their order. */
 static Status collect_all(Exec *exec)
 {
     for (int64_t run = exec->runs > IN_FLIGHT ? exec->runs - IN_FLIGHT : 0; run < exec->runs; run++)
         TRY(collect(exec, run));
+    return OK;
+}
+
+Status exec_count_kernels(Exec *exec, int64_t *kernels_out)
+{
+    const Backend *backend = exec->backend;
+    Flight *flight = &exec->flight[0];
+    bool captured = flight->graph;
+    *kernels_out = 0;
+    if (exec->runs == 0 || !backend->graph_kernels) return OK;
+    TRY(collect_all(exec)); /* a capture writes the marks of the run before */
+    if (!captured) TRY(capture(exec, flight));
+    *kernels_out = backend->graph_kernels(backend, flight->graph);
+    if (captured) return OK;
+    backend->graph_release(exec->backend, flight->graph);
+    flight->graph = NULL;
     return OK;
 }
 

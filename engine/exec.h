@@ -47,8 +47,9 @@ Status exec_times(Exec *exec, ExecTimes *times_out); /* of the last run; waits f
 /* Seconds of op i over all runs so far, and how often it ran; needs time_ops. */
 Status exec_op_times(Exec *exec, int op, double *seconds_out, int64_t *calls_out);
 
-/* Kernels that one replay launches: an op may need several. 0 before the first replay and where there are no graphs. */
-int64_t exec_graph_kernels(const Exec *exec);
+/* Kernels that one run launches: an op may need several. 0 before the first run and where there are no graphs. A
+ * program that the host launches is captured for it, without being run. */
+Status exec_count_kernels(Exec *exec, int64_t *kernels_out);
 
 /* Copies a named output to the host, converted. count must match. */
 Status exec_output(Exec *exec, const char *name, DType host_type, void *values_out, int64_t count);

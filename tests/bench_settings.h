@@ -3,6 +3,7 @@
 #define FOLDSCALE_TESTS_BENCH_SETTINGS_H
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/passes.h"
@@ -155,7 +156,7 @@ static inline Status settings_make(const SettingArguments *a, const Switches *ba
         switch_set(&s, i, false);
         if (switch_get(&full, i) && !kept[i]) add_setting(list, count, &s, "without:", switch_names[i]);
     }
-    add_setting(list, count, &none, "none", "");
+    if (cumulative || alone) add_setting(list, count, &none, a->keep.count ? "base" : "none", "");
     for (int i = 0; i < SWITCHES && cumulative; i++) {
         switch_set(&sum, i, switch_get(&full, i));
         if (switch_get(&full, i) && !kept[i]) add_setting(list, count, &sum, "upto:", switch_names[i]);
@@ -166,6 +167,45 @@ static inline Status settings_make(const SettingArguments *a, const Switches *ba
         if (switch_get(&full, i) && !kept[i]) add_setting(list, count, &s, "alone:", switch_names[i]);
     }
     return OK;
+}
+
+/* --- rows that an earlier run wrote
+ * ---------------------------------------------------------------------------------------------------------- */
+
+/* Has the file of --csv a row of this very build, machine and setting? Its columns are those of write_row. */
+typedef struct RowKey {
+    const char *commit, *device, *preset;
+    int ranks, dap, no_comm;
+    int64_t repeats;
+    bool fit; /* blocks may have been recomputed for want of memory */
+} RowKey;
+
+static const char *const checkpoint_names[] = {"none", "block", "selective"};
+
+static inline bool row_matches(char *line, const RowKey *key, const Switches *switches)
+{
+    enum { COMMIT, DEVICE = 2, PRESET = 4, RANKS, DP, DAP, NO_COMM, SETTING, FIRST_SWITCH };
+    enum { CHECKPOINT = FIRST_SWITCH + SWITCHES, REPEATS };
+    char *cell[REPEATS + 1];
+    for (int i = 0; i <= REPEATS; i++)
+        if (!(cell[i] = strsep(&line, ","))) return false;
+    bool same = !strcmp(cell[COMMIT], key->commit) && !strcmp(cell[DEVICE], key->device) &&
+                !strcmp(cell[PRESET], key->preset) && atoi(cell[RANKS]) == key->ranks && atoi(cell[DAP]) == key->dap &&
+                atoi(cell[NO_COMM]) == key->no_comm && atoll(cell[REPEATS]) >= key->repeats;
+    same = same && (!strcmp(cell[CHECKPOINT], checkpoint_names[switches->checkpoint]) ||
+                    (key->fit && !strcmp(cell[CHECKPOINT], "block")));
+    for (int i = 0; i < SWITCHES; i++) same = same && !strcmp(cell[FIRST_SWITCH + i], "on") == switch_get(switches, i);
+    return same;
+}
+
+static inline bool row_exists(const char *path, const RowKey *key, const Switches *switches)
+{
+    char line[4096];
+    FILE *csv = fopen(path, "r");
+    bool found = false;
+    while (csv && !found && fgets(line, sizeof line, csv)) found = row_matches(line, key, switches);
+    if (csv) fclose(csv);
+    return found;
 }
 
 #endif

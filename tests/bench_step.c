@@ -32,7 +32,7 @@ typedef struct Arguments {
     const char *backend, *preset, *csv, *ops_csv, *op_table, *tune_cache;
     int64_t dap, repeats, threads, n_res, evo_blocks;
     double budget_s;
-    bool no_comm, ops, block, no_step, fit, eager;
+    bool no_comm, ops, block, no_step, fit, eager, resume;
 } Arguments;
 
 /* --- measurement
@@ -80,24 +80,32 @@ static Status time_run(BenchSession *s, int which, double *seconds_out)
     return OK;
 }
 
-/* Rounds of all programs in turn: an eager one that lets the backend choose its kernels, one that captures, then
- * `repeats` that count, fewer when `budget_s` runs out, but never none: a capturing round takes 10 to 40 % longer. */
-static Status time_programs(BenchSession *s, int repeats, double budget_s, Result *r)
+/* Loss and gradient norm of the first round, before any update. */
+static Status read_scalar(BenchSession *s, int which, Result *r)
 {
-    double start = clock_now_s(), forward = 0, backward = 0, comm = 0;
+    Val norm = which == BENCH_OPTIMIZER ? prog_find(s->program[which], "grad_norm") : VAL_NONE;
+    if (norm != VAL_NONE) return exec_read_value(s->exec[which], norm, DT_F64, &r->gradient_norm, 1);
+    if (which != BENCH_GRAD) return OK;
+    return exec_read_value(s->exec[which], s->program[which]->loss, DT_F64, &r->loss, 1);
+}
+
+/* Rounds of all programs in turn: one launched by the host that lets the backend choose its kernels, with graphs one
+ * that captures (it takes 10 to 40 % longer), then `repeats` that count. */
+static Status time_programs(BenchSession *s, int repeats, bool graph, Result *r)
+{
+    double forward = 0, backward = 0, comm = 0;
     static const int order[] = {BENCH_NOGRAD, BENCH_GRAD, BENCH_OPTIMIZER};
-    int counted = 0;
-    for (int round = -2; round < repeats; round++) {
-        double spent = clock_now_s() - start; /* all ranks go by rank 0's clock */
-        TRY(s->backend->host_broadcast(s->backend, &spent, sizeof spent, 0));
-        if (counted > 0 && budget_s > 0 && spent > budget_s) break;
+    int first = graph ? -2 : -1;
+    for (int round = first; round < repeats; round++) {
         bool counts = round >= 0;
-        counted += counts;
         for (int k = 0; k < BENCH_PROGRAMS; k++) {
             double seconds = 0;
             if (!s->exec[order[k]]) continue;
             TRY(time_run(s, order[k], &seconds));
-            if (round == -2) r->first_s += seconds;
+            if (round == first) {
+                r->first_s += seconds;
+                TRY(read_scalar(s, order[k], r));
+            }
             if (counts) r->run_s[order[k]].value[r->run_s[order[k]].count++] = seconds;
             if (!counts || order[k] != BENCH_GRAD) continue;
             ExecTimes t;
@@ -107,7 +115,8 @@ static Status time_programs(BenchSession *s, int repeats, double budget_s, Resul
             comm += t.comm_exposed_s;
         }
     }
-    for (int k = 0; k < BENCH_PROGRAMS; k++) r->kernels[k] = s->exec[k] ? exec_graph_kernels(s->exec[k]) : 0;
+    for (int k = 0; k < BENCH_PROGRAMS; k++)
+        if (s->exec[k]) TRY(exec_count_kernels(s->exec[k], &r->kernels[k]));
     int n = r->run_s[BENCH_GRAD].count;
     r->forward_s = forward / n;
     r->backward_s = backward / n;
@@ -129,17 +138,8 @@ static void count_ops(const BenchSession *s, Result *r)
     }
 }
 
-static Status read_scalars(BenchSession *s, Result *r)
-{
-    Val norm = prog_find(s->program[BENCH_OPTIMIZER], "grad_norm");
-    TRY(exec_run(s->exec[BENCH_GRAD]));
-    TRY(exec_read_value(s->exec[BENCH_GRAD], s->program[BENCH_GRAD]->loss, DT_F64, &r->loss, 1));
-    TRY(exec_run(s->exec[BENCH_OPTIMIZER]));
-    return norm == VAL_NONE ? OK : exec_read_value(s->exec[BENCH_OPTIMIZER], norm, DT_F64, &r->gradient_norm, 1);
-}
-
 static Status measure_step(BenchSession *s, const Arguments *a, const ModelConfig *config, const Switches *switches,
-                           double budget_s, Result *r)
+                           Result *r)
 {
     TRY(bench_record_step(s, config, switches));
     TRY(bench_measure_memory(s, switches->precision));
@@ -148,9 +148,7 @@ static Status measure_step(BenchSession *s, const Arguments *a, const ModelConfi
     r->prepare_s = s->prepare_s;
     count_ops(s, r);
     TRY(bench_allocate(s, config, switches));
-    TRY(time_programs(s, (int)a->repeats, budget_s, r));
-    TRY(read_scalars(s, r));
-    return OK;
+    return time_programs(s, (int)a->repeats, switches->cuda_graph, r);
 }
 
 /* The table's times come from graphs whatever the setting runs with: one meaning for all of its rows. */
@@ -176,7 +174,7 @@ static Status measure_block(BenchSession *s, const Arguments *a, const ModelConf
         TRY(bench_record_chain(s, config, switches, blocks[i]));
         TRY(bench_measure_memory(s, switches->precision));
         TRY(bench_allocate(s, config, switches));
-        TRY(time_programs(s, (int)a->repeats, 0, &chain));
+        TRY(time_programs(s, (int)a->repeats, switches->cuda_graph, &chain));
         seconds[i][0] = mean(&chain.run_s[BENCH_NOGRAD]);
         seconds[i][1] = mean(&chain.run_s[BENCH_GRAD]);
         if (i == 0 && a->ops && a->no_step) TRY(bench_report_ops(s, switches->cuda_graph && !a->eager, 5, a->ops_csv));
@@ -237,9 +235,15 @@ static void print_result(const Arguments *a, const Setting *setting, const Resul
     fflush(stdout);
 }
 
+/* Without commas: awk reads these files. */
+static void device_text(const Backend *backend, char *text, size_t size)
+{
+    snprintf(text, size, "%s", backend->device);
+    for (char *c = text; *c; c++) *c = *c == ',' ? ';' : *c;
+}
+
 static Status write_row(const Arguments *a, const Backend *backend, const Setting *setting, const Result *r)
 {
-    static const char *const checkpoints[] = {"none", "block", "selective"};
     FILE *csv = fopen(a->csv, "a");
     if (!csv) return status_fail(ERR_IO, "%s: cannot write", a->csv);
     if (ftell(csv) == 0) {
@@ -250,9 +254,8 @@ static Status write_row(const Arguments *a, const Backend *backend, const Settin
                      "optimizer_ops,store_bytes,workspace_bytes,step_flops,prepare_s,first_s,loss,gradient_norm,nograd_"
                      "kernels,grad_kernels,optimizer_kernels\n");
     }
-    char device[200]; /* without commas: awk reads these files */
-    snprintf(device, sizeof device, "%s", backend->device);
-    for (char *c = device; *c; c++) *c = *c == ',' ? ';' : *c;
+    char device[200];
+    device_text(backend, device, sizeof device);
     const Sample *run = r->run_s;
     double sd[] = {1.5 * deviation(&run[0]), deviation(&run[1]), deviation(&run[2])};
     fprintf(csv, "%s,%lld,%s,%s,%s,%d,%d,%d,%d,%s", version_commit(), (long long)time(NULL), device, backend->name,
@@ -261,7 +264,7 @@ static Status write_row(const Arguments *a, const Backend *backend, const Settin
     fprintf(csv,
             ",%s,%d,%.9g,%.3g,%.9g,%.3g,%.9g,%.3g,%.9g,%.9g,%.9g,%.9g,%.3g,%.9g,%.9g,%d,%d,%d,%zu,%zu,%.6g,%.4g,%.4g,"
             "%.9g,%.9g,%lld,%lld,%lld\n",
-            checkpoints[setting->switches.checkpoint], run[1].count, mean_step(r),
+            checkpoint_names[setting->switches.checkpoint], run[1].count, mean_step(r),
             sqrt(sd[0] * sd[0] + sd[1] * sd[1] + sd[2] * sd[2]), mean(&run[0]), deviation(&run[0]), mean(&run[1]),
             deviation(&run[1]), r->forward_s, r->backward_s, r->comm_s, mean(&run[2]), deviation(&run[2]),
             r->block_forward_s, r->block_both_s, r->ops[0], r->ops[1], r->ops[2], r->store_bytes, r->workspace_bytes,
@@ -270,18 +273,17 @@ static Status write_row(const Arguments *a, const Backend *backend, const Settin
     return fclose(csv) ? status_fail(ERR_IO, "%s: cannot write", a->csv) : OK;
 }
 
-static Status run_setting(Backend *backend, const Arguments *a, const ModelConfig *config, Setting *setting,
-                          double budget_s)
+static Status run_setting(Backend *backend, const Arguments *a, const ModelConfig *config, Setting *setting)
 {
     BenchSession s = {.backend = backend};
     Result r = {0};
-    Status status = a->no_step ? OK : measure_step(&s, a, config, &setting->switches, budget_s, &r);
+    Status status = a->no_step ? OK : measure_step(&s, a, config, &setting->switches, &r);
     if (status == ERR_MEMORY && a->fit && setting->switches.checkpoint == CHECKPOINT_NONE) {
         printf("%s: %s; again with block checkpointing\n", setting->name, status_text());
         bench_close(&s);
         r = (Result){0};
         setting->switches.checkpoint = CHECKPOINT_BLOCK;
-        status = measure_step(&s, a, config, &setting->switches, budget_s, &r);
+        status = measure_step(&s, a, config, &setting->switches, &r);
     }
     if (status == OK && !a->no_step) status = measure_ops(&s, a, setting);
     if (status == OK && a->block) status = measure_block(&s, a, config, &setting->switches, &r);
@@ -291,6 +293,25 @@ static Status run_setting(Backend *backend, const Arguments *a, const ModelConfi
         if (a->csv && !a->no_step) status = write_row(a, backend, setting, &r);
     }
     return status;
+}
+
+/* Why a setting of a study is not measured now; NULL when it is. All ranks go by rank 0. */
+static Status reason_to_skip(const Arguments *a, Backend *backend, const Setting *setting, double spent_s,
+                             const char **reason_out)
+{
+    static const char *const reasons[] = {NULL, "there already", "left for another run (--budget, --resume)"};
+    char device[200];
+    device_text(backend, device, sizeof device);
+    const RowKey key = {version_commit(),      device,     a->preset,  backend->layout.world,
+                        setting->switches.dap, a->no_comm, a->repeats, a->fit};
+    int reason = 0;
+    if (a->resume && a->csv && row_exists(a->csv, &key, &setting->switches))
+        reason = 1;
+    else if (a->budget_s > 0 && spent_s > a->budget_s)
+        reason = 2;
+    TRY(backend->host_broadcast(backend, &reason, sizeof reason, 0));
+    *reason_out = reasons[reason];
+    return OK;
 }
 
 static Status run(const Arguments *a, Backend *backend)
@@ -313,9 +334,10 @@ static Status run(const Arguments *a, Backend *backend)
         printf("%s, %s, %d ranks, dap %d%s%s\n", backend->device, a->preset, backend->layout.world, base.dap,
                backend->comm && *backend->comm ? ", " : "", backend->comm ? backend->comm : "");
     for (int i = 0; i < count && status == OK; i++) {
-        double left = a->budget_s - (clock_now_s() - start);
-        double share = a->budget_s > 0 ? fmax(left, 0.1) / (count - i) : 0;
-        Status one = run_setting(backend, a, &config, &list[i], share);
+        const char *reason = NULL;
+        Status one = reason_to_skip(a, backend, &list[i], clock_now_s() - start, &reason);
+        if (one == OK && reason && backend->layout.rank == 0) printf("%s: %s\n", list[i].name, reason);
+        if (one == OK && !reason) one = run_setting(backend, a, &config, &list[i]);
         if (one == OK) continue;
         if (count == 1 || one != ERR_MEMORY) {
             status = one;
@@ -355,7 +377,8 @@ int main(int argc, char **argv)
         {"dap", OPTION_INT, &a.dap, "N", "ranks of a model-parallel group", 1, 8},
         {"no-comm", OPTION_FLAG, &a.no_comm, NULL, "one rank's share, collectives left out", 0, 0},
         {"repeats", OPTION_INT, &a.repeats, "N", "counted rounds (default 5)", 1, MAX_REPEATS},
-        {"budget", OPTION_REAL, &a.budget_s, "SECONDS", "fewer repeats when all settings would take longer", 0, 1e6},
+        {"budget", OPTION_REAL, &a.budget_s, "SECONDS", "no further setting of --study after that", 0, 1e6},
+        {"resume", OPTION_FLAG, &a.resume, NULL, "not what --csv has of this build, machine and setting", 0, 0},
         {"block", OPTION_FLAG, &a.block, NULL, "one Evoformer block alone as well", 0, 0},
         {"no-step", OPTION_FLAG, &a.no_step, NULL, "with --block: nothing but the block", 0, 0},
         {"ops", OPTION_FLAG, &a.ops, NULL, "time of every op against its floor", 0, 0},
