@@ -14,7 +14,7 @@
 # the step times of an H200 at commit b69352a. Two GPUs share the two long parts.
 #
 # Writes OUT/ablation.csv, step.csv, dap_local.csv, ops.csv, block_ops.csv (a row of the first three has its commit,
-# device and time), ablation.txt, provenance.txt, log.txt. Environment: BENCH (build/tests/bench_step), PRESET and BACKEND
+# device and time), ablation.txt, provenance.txt, log.GPU.txt. Environment: BENCH (build/tests/bench_step), PRESET and BACKEND
 # (initial_training, cuda; "tiny" and "cpu" rehearse it anywhere), REPEATS (5), PARTS ("step local left_out build_up none").
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
