@@ -193,6 +193,28 @@ static void pointwise_sequences_become_one_op(void **state)
     recording_free(&r);
 }
 
+/* A transition is one op with everything on; it keeps what gradients need where there will be some. Its parts stay
+ * where the layer norm is not fused. */
+static void transitions_become_one_op(void **state)
+{
+    (void)state;
+    for (int loss = 0; loss < 2; loss++) {
+        Recording r = recording_model("tiny", loss);
+        Program *all = fused(r.p, (Switches){.fused_layernorm = true, .fused_pointwise = true});
+        Program *parts = fused(r.p, (Switches){.fused_pointwise = true});
+        int merged = count_kind(all, OP_TRANSITION);
+        assert_true(merged > 0);
+        assert_int_equal(count_kind(parts, OP_TRANSITION), 0);
+        assert_int_equal(count_kind(all, OP_LINEAR_RESIDUAL) + merged, count_kind(parts, OP_LINEAR_RESIDUAL));
+        assert_int_equal(count_kind(all, OP_LINEAR) + merged, count_kind(parts, OP_LINEAR));
+        assert_int_equal(count_kind(all, OP_LAYER_NORM_FUSED) + merged, count_kind(parts, OP_LAYER_NORM));
+        for (int n = 0; n < merged; n++) assert_int_equal(nth_kind(all, OP_TRANSITION, n)->attr.i[0], loss);
+        prog_destroy(&all);
+        prog_destroy(&parts);
+        recording_free(&r);
+    }
+}
+
 /* The gates of a triangle multiplication move into the group of its projections; with fused layer norms the channels
  * come first from there to the norm behind the product. Only a program with a loss keeps what gradients need. */
 static void triangle_multiplications_put_channels_first(void **state)
@@ -328,6 +350,7 @@ int main(void)
         cmocka_unit_test(attention_takes_its_gate),
         cmocka_unit_test(a_value_that_is_fetched_is_not_fused_away),
         cmocka_unit_test(pointwise_sequences_become_one_op),
+        cmocka_unit_test(transitions_become_one_op),
         cmocka_unit_test(triangle_multiplications_put_channels_first),
         cmocka_unit_test(transposes_sink_into_attention),
         cmocka_unit_test(branches_end_in_one_op),

@@ -30,16 +30,6 @@ __device__ __forceinline__ void cluster_meet()
 {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-/* Brings a box to the L2 cache. */
-__device__ __forceinline__ void tensor_prefetch_box(const CUtensorMap *map, int row, int column)
-{
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
-                 : "memory");
-}
-__device__ __forceinline__ void tensor_prefetch(const CUtensorMap *map)
-{
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
 __device__ __forceinline__ float4 cluster_load(uint32_t at)
 {
     float4 v;

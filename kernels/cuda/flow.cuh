@@ -228,7 +228,12 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     at.bias = bias, at.column0 = block * NB, at.first = blockIdx.x - p.first[block];
     at.step = p.first[block + 1] - p.first[block], at.tiles = (p.rows + FLOW_ROWS - 1) / FLOW_ROWS;
     slot_barriers<S::SLOTS>(&at, shared_address(bias) + S::BIAS_BYTES);
+    if (threadIdx.x == 0) {
+        tensor_prefetch(&p.x);
+        for (int k = 0; k < K / 64; k++) tensor_prefetch_box(&p.w, at.column0, k * 64);
+    }
     stage_wait();
+    stage_release();
     for (int c = threadIdx.x; c < NB; c += FLOW_THREADS) {
         int column = at.column0 + c, k = flow_member(p, column);
         bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;

@@ -117,10 +117,6 @@ template <int K, int N> __device__ __forceinline__ void gates_product(float (&ac
     wgmma_wait<0>();
 }
 
-__device__ __forceinline__ void gates_word_put(uint32_t at, uint32_t v)
-{
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
-}
 /* Four 8 x 8 matrices transposed: rows of the results at the addresses of lanes 0-7, 8-15, 16-23, 24-31. */
 __device__ __forceinline__ void gates_put_transposed(uint32_t at, const uint32_t (&v)[4])
 {
@@ -147,8 +143,8 @@ template <int N> __device__ __forceinline__ void gates_put_products(const float 
 #pragma unroll
     for (int j = 0; j < N / 8; j++) {
         uint32_t at = y + j / 8 * GATES_CHUNK + row * 128 + ((j % 8 ^ lane / 4) << 4) + lane % 4 * 4;
-        gates_word_put(at, pack_bf16(acc[4 * j], acc[4 * j + 1]));
-        gates_word_put(at + 8 * 128, pack_bf16(acc[4 * j + 2], acc[4 * j + 3]));
+        shared_word_put(at, pack_bf16(acc[4 * j], acc[4 * j + 1]));
+        shared_word_put(at + 8 * 128, pack_bf16(acc[4 * j + 2], acc[4 * j + 3]));
     }
 }
 
@@ -219,7 +215,12 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
     at.w = shared_address(shared), at.slots = at.w + S::W_BYTES;
     at.bias = bias;
     slot_barriers<S::SLOTS>(&at, shared_address(bias) + S::BIAS_BYTES);
+    if (threadIdx.x == 0) {
+        tensor_prefetch(&p.x);
+        for (int k = 0; k < K / 64; k++) tensor_prefetch_box(&p.w, at.column0, k * 64);
+    }
     stage_wait();
+    stage_release();
     for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_THREADS) {
         int column = at.column0 + c;
         bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;

@@ -69,8 +69,8 @@ __device__ __forceinline__ void grouped_put(const float (&acc)[GATES_COLUMNS / 2
 #pragma unroll
     for (int j = 0; j < GATES_COLUMNS / 8; j++) {
         uint32_t at = y + j / 4 * GROUPED_RUN_BYTES + row * 64 + ((j % 4 ^ (row / 2 & 3)) << 4) + lane % 4 * 4;
-        gates_word_put(at, pack_bf16(acc[4 * j], acc[4 * j + 1]));
-        gates_word_put(at + 8 * 64, pack_bf16(acc[4 * j + 2], acc[4 * j + 3]));
+        shared_word_put(at, pack_bf16(acc[4 * j], acc[4 * j + 1]));
+        shared_word_put(at + 8 * 64, pack_bf16(acc[4 * j + 2], acc[4 * j + 3]));
     }
 }
 
@@ -103,6 +103,7 @@ static __global__ void __launch_bounds__(GATES_THREADS, 1) grouped_kernel(const 
     slot_barriers<GROUPED_SLOTS>(&at, at.slots + GROUPED_SLOTS * GROUPED_SLOT);
     __syncthreads();
     stage_wait();
+    stage_release();
     /* registers of the copying warps go to the products */
     if (group == GATES_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");

@@ -212,6 +212,16 @@ __device__ __forceinline__ void tensor_load(uint32_t target, const CUtensorMap *
                  "l"(map), "r"(barrier), "r"(column), "r"(row)
                  : "memory");
 }
+/* Brings a box to the L2 cache. */
+__device__ __forceinline__ void tensor_prefetch_box(const CUtensorMap *map, int row, int column)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
+                 : "memory");
+}
+__device__ __forceinline__ void tensor_prefetch(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 __device__ __forceinline__ void tensor_store(const CUtensorMap *map, uint32_t source, int row, int column)
 {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),

@@ -195,6 +195,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_ring_kernel(const 
     }
     __syncthreads();
     stage_wait();
+    stage_release();
     if (threadIdx.x >= 256) {
         if (threadIdx.x == 256) product_produce<MT, BN, EDGE>(p, base);
         __syncwarp();

@@ -426,7 +426,13 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1) transition_kernel(const
         for (int k = 0; k < TRANSITION_GROUPS * 2; k++) barrier_init(transition_arrived<S>(at.base, k / 2, k % 2), 1);
         barrier_publish();
     }
+    if (threadIdx.x == 0) {
+        tensor_prefetch(&p.r);
+        for (int k = 0; k < S::BOXES; k++) tensor_prefetch_box(&p.w1, 0, k * 64);
+        for (int n = 0; n < S::PARTS; n++) tensor_prefetch_box(&p.w2, n * S::N, 0);
+    }
     stage_wait();
+    stage_release();
     float *vectors = reinterpret_cast<float *>(shared + S::BIAS_AT);
     for (int c = threadIdx.x; c < S::C; c += TRANSITION_THREADS)
         vectors[c] = p.gamma[c], vectors[S::C + c] = p.beta[c], vectors[2 * S::C + c] = p.b2[c];
