@@ -1,5 +1,5 @@
-/* Every op kind of the trunk: checked at a small size in f32 and bf16, timed at the size of the Evoformer block in
- * bf16. */
+/* Every op kind of the trunk and the large ones of the structure module: checked at a small size in f32 and bf16, timed
+ * at the size of the Evoformer block in bf16, or in f32 what always runs in f32. */
 #include "tests/bench_cuda.cuh"
 
 #define F(...)                                                                                                         \
@@ -48,6 +48,7 @@
     }
 
 #include "tests/bench_cuda_checks.h"
+#include "tests/bench_cuda_structure.h"
 #include "tests/bench_cuda_times.h"
 
 static bool wanted(int argc, char **argv, const char *name)
@@ -57,19 +58,32 @@ static bool wanted(int argc, char **argv, const char *name)
     return argc == 1;
 }
 
+static void check_case(Bench *b, const Case &c)
+{
+    bench_check(b, c, DT_F32);
+    bool optimizer = c.in_place || c.kind == OP_SUM_SQUARES || c.kind == OP_CLIP_FACTOR;
+    if (!optimizer && !(op_defs[c.kind]->flags & OPF_FULL)) bench_check(b, c, DT_BF16);
+}
+
+static void time_case(Bench *b, const Case &c)
+{
+    bool full = c.in_place || c.kind == OP_SUM_SQUARES || op_defs[c.kind]->flags & OPF_FULL;
+    bench_time(b, c, full ? DT_F32 : DT_BF16);
+}
+
 int main(int argc, char **argv)
 {
     Bench b;
     bench_open(&b);
     for (const Case &c : small_cases)
-        if (wanted(argc, argv, c.name)) {
-            bench_check(&b, c, DT_F32);
-            bool optimizer = c.in_place || c.kind == OP_SUM_SQUARES || c.kind == OP_CLIP_FACTOR;
-            if (!optimizer && !(op_defs[c.kind]->flags & OPF_FULL)) bench_check(&b, c, DT_BF16);
-        }
+        if (wanted(argc, argv, c.name)) check_case(&b, c);
+    for (const Case &c : structure_cases)
+        if (wanted(argc, argv, c.name)) check_case(&b, c);
     fflush(stdout);
     for (const Case &c : large_cases)
-        if (wanted(argc, argv, c.name)) bench_time(&b, c, c.in_place || c.kind == OP_SUM_SQUARES ? DT_F32 : DT_BF16);
+        if (wanted(argc, argv, c.name)) time_case(&b, c);
+    for (const Case &c : large_structure_cases)
+        if (wanted(argc, argv, c.name)) time_case(&b, c);
     printf("%s: %d failures\n", argv[0], b.failures);
     gemm_destroy(&b.ctx.gemm);
     return b.failures ? 1 : 0;

@@ -122,9 +122,18 @@ static Att context_make(const Tensor *p, const Tensor *v, const OpAttr *attr)
     return att_make(&q, v, NULL, NULL, attr, false);
 }
 
+static bool context_is_few(const OpCall *call, const Att &a, const void *v, const void *o, const void *third)
+{
+    return call->in_tensor[0]->dtype == DT_F32 && context_few_fits(a) && aligned16(v) && aligned16(o) &&
+           aligned16(third);
+}
+
 static Status att_context(CudaContext *ctx, const OpCall *call)
 {
     Att a = context_make(call->in_tensor[0], call->in_tensor[1], &call->op->attr);
+    if (context_is_few(call, a, call->in[1], call->out[0], NULL))
+        return context_few_launch(a, (const float *)call->in[0], (const float *)call->in[1], (float *)call->out[0],
+                                  ctx->stream);
     Contract c = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), 1);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype,
                   { return contract_launch(IN(0), IN(1), OUT(0), c, ContractPlain(), ctx->stream); });
@@ -133,6 +142,10 @@ static Status att_context(CudaContext *ctx, const OpCall *call)
 static Status att_context_bwd(CudaContext *ctx, const OpCall *call)
 {
     Att a = context_make(call->in_tensor[1], call->in_tensor[2], &call->op->attr);
+    if (context_is_few(call, a, call->in[2], call->in[0], call->out[1]))
+        return context_few_backward_launch(a, (const float *)call->in[0], (const float *)call->in[1],
+                                           (const float *)call->in[2], (float *)call->out[0], (float *)call->out[1],
+                                           ctx->stream);
     Contract to_p = product(a, a.n, a.m, a.d, q_operand(a), flip(k_operand(a)), s_operand(a), 1);
     Contract to_v = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), 1);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {

@@ -67,4 +67,10 @@ bool att_few_fits(const Att &a, bool bias);
 template <typename T> Status att_few_forward_launch(const Att &a, const AttOperands<T> &x, cudaStream_t stream);
 template <typename T> Status att_few_backward_launch(const Att &a, const AttOperands<T> &x, cudaStream_t stream);
 
+/* Weights in memory, few channels a head, f32 (attention_context.cu); rows of 16 bytes. */
+bool context_few_fits(const Att &a);
+Status context_few_launch(const Att &a, const float *p, const float *v, float *o, cudaStream_t stream);
+Status context_few_backward_launch(const Att &a, const float *go, const float *p, const float *v, float *dp, float *dv,
+                                   cudaStream_t stream);
+
 #endif
