@@ -16,7 +16,7 @@ static const GradCase gradcheck_trunk[] = {
      {G(4, 5, 3), G(4, 5, 2), G(3, 2), NONE, NONE, INTS(0, 99, 4)}},
     {OP_LINEAR_RESIDUAL, "gate and dropout", {{7, 0, 1}, {0.25}}, 1,
      {G(4, 5, 3), G(4, 5, 2), G(3, 2), G(3), G(4, 5, 3), INTS(0, 99, 4)}},
-    {OP_TRANSITION, "kept", {{1}, {1e-5}}, 0, {G(2, 3, 4), G(4), G(4), G(6, 4), G(6), G(4, 6), G(4)}},
+    {OP_TRANSITION, "kept", {{1}, {1e-5}}, 1, {G(2, 3, 4), G(4), G(4), G(6, 4), G(6), G(4, 6), G(4)}},
     {OP_LINEAR_GATES,
      "two gates, one more, a bias missing",
      {{5, 2, 1}, {0}},
