@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that `foldscale validate --own OUT` needs, on one or two GPUs in about 100 s: op times of three settings on
-# one GPU (all switches, none, one rank's share of DAP 8), from which the rest is predicted; whole steps under other
+# Everything that `foldscale validate --own OUT` needs, on one or two GPUs in about 60 s on two (90 s on one): op times of three
+# settings on one GPU each (all switches, none, one rank's share of DAP 8), from which the rest is predicted; whole steps under other
 # switches; the local compute of DAP 2 and 4; with a second GPU also collectives, DAP 2 and DP 2.
 #
 #   experiments/gpu_validation.sh [OUT]     (default experiments/results/DEVICE-validation)
@@ -16,6 +16,7 @@ backend=${BACKEND:-cuda}
 preset=${PRESET:-initial_training}
 experiment=${EXPERIMENT:-$root/experiments/initial_training.yaml}
 repeats=${REPEATS:-5}
+export NCCL_NVLS_ENABLE=0 # NVLink multicast stays off: not every lent machine allows it
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 fail() { echo "gpu_validation: $1" >&2; exit 1; }
@@ -28,7 +29,7 @@ if [ "$backend" = cuda ]; then
     device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)
 fi
 out=${1:-$root/experiments/results/$(tr ' ' '_' <<<"$device")-validation}
-mkdir -p "$out/work"
+rm -rf "$out/work" && mkdir -p "$out/work"
 rm -f "$out"/{op_table,step,ablation,dap_local,two_gpus,collectives}.csv "$out"/log_*.txt
 failures=0
 
@@ -43,16 +44,23 @@ step() {
     return $status
 }
 
+# settings whose op times are fitted: GPU, limit in seconds, further arguments
 fitted() {
-    step 0 step 40 --op-table "$out/op_table.csv" || return 1
-    step 0 step 60 --switches none --precision bf16 --op-table "$out/op_table.csv" || return 1
-    step 0 dap_local 40 --dap 8 --no-comm --op-table "$out/op_table.csv"
+    local gpu=$1 table=$2 limit=$3
+    shift 3
+    step "$gpu" "$table" "$limit" --op-table "$out/work/op_table.$gpu.csv" "$@" || touch "$out/work/failed"
 }
 
-beside() {
-    step 1 dap_local 30 --dap 2 --no-comm
-    step 1 dap_local 30 --dap 4 --no-comm
-    step 1 ablation 40 --leave-out fused_attention
+first_lane() {
+    fitted 0 step 40
+    fitted 0 dap_local 40 --dap 8 --no-comm
+    step 0 dap_local 30 --dap 2 --no-comm
+    step 0 dap_local 30 --dap 4 --no-comm
+}
+
+second_lane() {
+    fitted "$1" step 60 --switches none --precision bf16
+    step "$1" ablation 40 --leave-out fused_attention
 }
 
 pair() {
@@ -67,7 +75,7 @@ pair() {
 pairs() {
     local steps=("$bench" --backend "$backend" --preset "$preset" --repeats "$repeats" --csv "$out/two_gpus.csv")
     pair 40 "${steps[@]}" --tune-cache "$out/work/tune1.txt" --dap 2
-    pair 40 "$foldscale" calibrate "$experiment" --ranks 2 --set "backend=$backend" --out "$out"
+    pair 40 "$foldscale" calibrate "$experiment" --ranks 2 --no-profile --set "backend=$backend" --out "$out"
     pair 40 "${steps[@]}" --tune-cache "$out/work/tune1.txt" --dap 2 --leave-out comm_overlap
     pair 40 "${steps[@]}" --tune-cache "$out/work/tune0.txt" --dap 1
 }
@@ -89,17 +97,18 @@ others() {
 
 second=$((gpus > 1 ? 1 : 0))
 if [ "$second" = 1 ]; then
-    { fitted || touch "$out/work/failed"; } & beside & wait
+    first_lane & second_lane 1 & wait
     command -v mpirun >/dev/null || fail "no mpirun for two ranks"
     pairs
     left_out & others 1 & wait
 else
-    fitted || touch "$out/work/failed"
+    first_lane
+    second_lane 0
     left_out
     others 0
 fi
-[ ! -e "$out/work/failed" ] || fail "a setting that is fitted did not run: see $out/log_gpu0.txt"
-for table in step ablation dap_local; do
+[ ! -e "$out/work/failed" ] || fail "a setting that is fitted did not run: see $out/log_gpu*.txt"
+for table in op_table step ablation dap_local; do
     for part in "$out/work/$table".*.csv; do
         [ -s "$part" ] || continue
         if [ -s "$out/$table.csv" ]; then tail -n +2 "$part" >>"$out/$table.csv"; else cp "$part" "$out/$table.csv"; fi

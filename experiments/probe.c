@@ -58,7 +58,7 @@ static Status bench_time(Bench *b, Backend *backend, Precision precision, double
         squares += seconds * seconds;
     }
     double n = REPEATS - SKIPPED, mean = sum / n, variance = squares / n - mean * mean;
-    *out = (ProbeResult){best, mean > 0 && variance > 0 ? sqrt(variance) / mean : 0};
+    *out = (ProbeResult){best, mean, mean > 0 && variance > 0 ? sqrt(variance) / mean : 0};
     return OK;
 }
 
@@ -186,7 +186,8 @@ Status probe_collective(Backend *backend, Collective kind, int64_t count, bool g
     TRY(time_collectives(backend, kind, count, few, graph, &some));
     TRY(time_collectives(backend, kind, count, many, graph, &all));
     double seconds = (all.seconds - some.seconds) / (many - few);
-    *result_out = (ProbeResult){fmax(seconds, LEAST * all.seconds / many), all.relative};
+    seconds = fmax(seconds, LEAST * all.seconds / many);
+    *result_out = (ProbeResult){seconds, seconds, all.relative};
     return OK;
 }
 
@@ -224,6 +225,7 @@ Status probe_overlap(Backend *backend, ProbeResult *result_out)
     TRY(time_chain(backend, 0, scales, COUNT, VECTOR, &computing));
     TRY(time_chain(backend, LENGTH, scales, COUNT, VECTOR, &both));
     double hidden = (alone + computing - both) / fmin(alone, computing);
-    *result_out = (ProbeResult){fmin(fmax(hidden, 0), 1), 0.15};
+    hidden = fmin(fmax(hidden, 0), 1);
+    *result_out = (ProbeResult){hidden, hidden, 0.15};
     return OK;
 }

@@ -7,6 +7,7 @@
 
 typedef struct ProbeResult {
     double seconds;  /* best of the repeats */
+    double mean;     /* of their seconds */
     double relative; /* standard deviation / mean of the repeats */
 } ProbeResult;
 
