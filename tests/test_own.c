@@ -13,7 +13,9 @@
 
 #include "experiments/machines.h"
 #include "experiments/own_prices.h"
+#include "experiments/pricing.h"
 #include "experiments/validate_own.h"
+#include "tests/source_dir.h"
 
 static char folder[] = "/tmp/foldscale_own_XXXXXX";
 
@@ -183,6 +185,31 @@ static void marks_come_off(void **state)
     own_free(&d);
 }
 
+/* fit and predict take the folder where they take ops.csv. */
+static void tables_price_studies(void **state)
+{
+    (void)state;
+    char path[4096];
+    const TextList none = {0};
+    Config *config;
+    Pricing *pricing;
+    FitOptions options = {0};
+    put("op_table.csv", op_header, two_tables);
+    put("step.csv", step_header, two_steps);
+    snprintf(path, sizeof path, "%s/experiments/initial_training.yaml", source_dir());
+    if (config_load(path, &none, &config) != OK || pricing_open(config, "h200", folder, &pricing) != OK)
+        fail_msg("%s", status_text());
+    assert_true(pricing_ops(pricing)->from_graphs);
+    assert_true(
+        fabs(opprice_time(pricing_ops(pricing), pricing_machine(pricing), "linear", RATE_BF16, 1e9, 1e6, true, NULL) /
+                 25e-6 -
+             1) < 0.01);
+    pricing_serial_share(pricing, &options);
+    assert_true(options.serial_share > 0 && options.serial_share < 0.01);
+    pricing_close(&pricing);
+    config_destroy(&config);
+}
+
 /* The shipped measurements: every step is fitted or predicted, never both, and none of the fitted is scored. */
 static void shipped_measurements(void **state)
 {
@@ -210,8 +237,11 @@ static void shipped_measurements(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(reads_back), cmocka_unit_test(bad_files_are_refused),
-                                       cmocka_unit_test(tables_need_their_step), cmocka_unit_test(marks_come_off),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(reads_back),
+                                       cmocka_unit_test(bad_files_are_refused),
+                                       cmocka_unit_test(tables_need_their_step),
+                                       cmocka_unit_test(marks_come_off),
+                                       cmocka_unit_test(tables_price_studies),
                                        cmocka_unit_test(shipped_measurements)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
