@@ -12,9 +12,12 @@ enum { MARKED_PROGRAMS = 2 };
 double own_distance(const OwnStep *a, const OwnStep *b)
 {
     double distance = fabs(log2((double)a->dap / (double)b->dap)) + (a->switches.checkpoint != b->switches.checkpoint);
-    for (int i = 0; own_switch_names[i]; i++)
+    for (int i = 0; own_switch_names[i]; i++) {
+        /* without a group there is nothing to overlap */
+        if (a->dap == 1 && b->dap == 1 && !strcmp(own_switch_names[i], "comm_overlap")) continue;
         distance += config_switch_get(&a->switches, own_switch_names[i]) !=
                     config_switch_get(&b->switches, own_switch_names[i]);
+    }
     return distance;
 }
 
