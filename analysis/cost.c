@@ -148,7 +148,7 @@ CostClass cost_classify(const Program *p, const Op *op, double times, bool nogra
     item.comm = find_collective(op->kind, &item.collective);
     item.wait = op->kind == OP_COMM_WAIT;
     if (!item.comm) return item;
-    item.aside = op->stream == 1;
+    item.aside = op->stream == STREAM_COMM;
     item.group = COST_GROUP_MODEL;
     if (op->kind == OP_ALL_REDUCE && op->attr.i[0] == GROUP_DP) item.group = COST_GROUP_DATA;
     if (op->kind == OP_ALL_REDUCE && op->attr.i[0] == GROUP_WORLD) item.group = COST_GROUP_ALL;
@@ -184,7 +184,7 @@ static Status walk(StepCost *cost, const Program *p, double times, bool nograd, 
         }
         if (item.comm) {
             /* one that blocks (compute stream) has nothing between its start and its end */
-            flight->value[flight->count] = op->stream == 1 ? op->out[0] : VAL_NONE;
+            flight->value[flight->count] = op->stream == STREAM_COMM ? op->out[0] : VAL_NONE;
             flight->item[flight->count++] = item;
             land(flight, VAL_NONE);
             continue;

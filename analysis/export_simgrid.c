@@ -124,7 +124,7 @@ static Members members_of(const Trace *t, const TraceOp *op, int64_t rank)
  * on one another and are waited for at once. */
 static bool runs_aside(const TraceOp *op, const Members *g)
 {
-    return op->stream == 1 && (g->members <= ONE_ROUND || op->collective == COLLECTIVE_ALL_TO_ALL);
+    return op->stream == STREAM_COMM && (g->members <= ONE_ROUND || op->collective == COLLECTIVE_ALL_TO_ALL);
 }
 
 /* Waits for the exchanges whose results op i reads; in_flight[] by op. Tags are op numbers, from 1. */

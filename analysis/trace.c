@@ -81,7 +81,7 @@ static Status add_op(Builder *b, const Program *p, const Op *op, bool nograd)
                      .flops = c.flops,
                      .bytes = c.bytes,
                      .duration_s = price(b, &c),
-                     .stream = op->stream == 1,
+                     .stream = op->stream == STREAM_COMM,
                      .first_dep = t->dep_count};
     const char *scope = p->scope[op->scope];
     out->name = arena_printf(&t->arena, "%s%s%s", scope, *scope ? "/" : "", out->kind);

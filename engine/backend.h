@@ -12,6 +12,8 @@ typedef struct RankLayout {
     int world, rank, dap, dap_rank, dp, dp_rank;
 } RankLayout;
 
+enum { ASIDE_GROUPS = 2 }; /* groups of ops aside in flight at a time */
+
 /* One op ready to run: addresses resolved. in[i]/out[i] are NULL where the op has no such operand. */
 typedef struct OpCall {
     const Op *op;
@@ -19,8 +21,9 @@ typedef struct OpCall {
     const Tensor *out_tensor[OP_MAX_OUT];
     const void *in[OP_MAX_IN];
     void *out[OP_MAX_OUT];
-    void *scratch;    /* scratch_bytes(...) of backend memory: one area for all calls without comm_slot, one per slot */
-    int32_t op_index; /* in the program: the key of timings */
+    void *scratch;     /* scratch_bytes(...) of backend memory: one area for all calls without comm_slot, one for those
+                          aside, one per slot */
+    int32_t op_index;  /* in the program: the key of timings */
     int32_t comm_slot; /* pairs a started collective (stream 1) with its COMM_WAIT; reused afterwards; -1 otherwise */
 } OpCall;
 
@@ -52,6 +55,12 @@ struct Backend {
     size_t (*scratch_bytes)(const Backend *, const Program *, const Op *);
 
     Status (*run)(Backend *, const OpCall *); /* enqueue or execute one op */
+    /* What is run between begin and end starts when all that was enqueued before has ended, in its order and beside
+     * what is enqueued after; wait: what is enqueued from now on starts when the group that last ended in this slot,
+     * below ASIDE_GROUPS, is done. All NULL where the backend runs one thing after the other. */
+    Status (*aside_begin)(Backend *);
+    Status (*aside_end)(Backend *, int slot);
+    Status (*aside_wait)(Backend *, int slot);
     /* Told once per executor: how many collectives it may have in flight. NULL where the backend needs no table. */
     Status (*comm_reserve)(Backend *, int slots);
     Status (*finish)(Backend *); /* wait for everything enqueued; reports deferred failures */

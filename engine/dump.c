@@ -78,7 +78,8 @@ static void dump_op(const Program *p, int32_t index, FILE *f)
     fprintf(f, " ; %s %s #%d", stage_names[op->stage], *p->scope[op->scope] ? p->scope[op->scope] : "-", op->origin);
     if (op->block >= 0) fprintf(f, " block=%d", op->block);
     if (op->recomputed) fputs(" recomputed", f);
-    if (op->stream) fputs(" stream=comm", f);
+    if (op->stream) fputs(op->stream == STREAM_COMM ? " stream=comm" : " stream=aside", f);
+    if (op->joins) fprintf(f, " joins=%d", op->joins);
     if (op->segment) fprintf(f, " segment=%d", op->segment);
     fputc('\n', f);
 }

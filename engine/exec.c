@@ -5,9 +5,10 @@
 #include <string.h>
 
 #include "engine/convert.h"
+#include "engine/scratch.h"
 #include "engine/timeline.h"
 
-enum { EXEC_ALIGN = 256, IN_FLIGHT = 2, SAMPLE_EVERY = 64 };
+enum { IN_FLIGHT = 2, SAMPLE_EVERY = 64 };
 
 struct Workspace {
     Backend *backend;
@@ -32,6 +33,7 @@ struct Exec {
     ExecOptions options;
     int n_calls;
     OpCall *call;     /* ops that run a kernel, in order */
+    int *joins;       /* groups aside to wait for before call i */
     size_t *call_end; /* highest byte of the arena that call i touches */
     int n_slots;
     Timeline stages, fine;
@@ -45,17 +47,12 @@ struct Exec {
     Arena arena;
 };
 
-static size_t padded(size_t bytes)
-{
-    return (bytes + EXEC_ALIGN - 1) / EXEC_ALIGN * EXEC_ALIGN;
-}
-
 Status workspace_create(Backend *backend, size_t bytes, Workspace **workspace_out)
 {
     Workspace *workspace = calloc(1, sizeof *workspace);
     if (!workspace) return status_fail(ERR_MEMORY, "out of memory for a workspace");
     void *memory = NULL;
-    Status status = backend->alloc(backend, bytes ? bytes : EXEC_ALIGN, &memory);
+    Status status = backend->alloc(backend, bytes ? bytes : SCRATCH_ALIGN, &memory);
     if (status != OK) {
         free(workspace);
         return status;
@@ -73,80 +70,11 @@ void workspace_destroy(Workspace **workspace)
     *workspace = NULL;
 }
 
-static bool is_start(const Op *op)
-{
-    return op->stream == 1 && op->kind != OP_COMM_WAIT && (op_def(op->kind)->flags & OPF_COMM);
-}
-
-/* Ops whose output is their input under another name run no kernel; waiting does. */
-static bool runs_kernel(const Op *op)
-{
-    return op->kind == OP_COMM_WAIT || !(op_def(op->kind)->flags & OPF_ALIAS);
-}
-
-/* Scratch memory: one area for the compute stream, one per slot of collectives in flight (their packed messages). */
-typedef struct ScratchPlan {
-    int n_slots;
-    size_t compute, *slot; /* bytes; slot offsets follow the compute area in order */
-    int32_t *op_slot;      /* per op; -1 = none */
-} ScratchPlan;
-
-static void scratch_plan_free(ScratchPlan *plan)
-{
-    free(plan->slot);
-    free(plan->op_slot);
-}
-
-static Status scratch_plan_make(const Backend *backend, const Program *p, ScratchPlan *plan)
-{
-    *plan = (ScratchPlan){0};
-    int starts = 0;
-    for (int32_t i = 0; i < p->n_ops; i++) starts += is_start(&p->op[i]);
-    size_t values = (size_t)p->n_values + 1;
-    int32_t *slot_of = malloc(values * sizeof *slot_of), *unused = malloc(((size_t)starts + 1) * sizeof *unused);
-    plan->slot = calloc((size_t)starts + 1, sizeof *plan->slot);
-    plan->op_slot = malloc(((size_t)p->n_ops + 1) * sizeof *plan->op_slot);
-    if (!slot_of || !unused || !plan->slot || !plan->op_slot) {
-        free(slot_of);
-        free(unused);
-        scratch_plan_free(plan);
-        return status_fail(ERR_MEMORY, "out of memory for %d collectives", starts);
-    }
-    memset(slot_of, -1, values * sizeof *slot_of);
-    int n_unused = 0;
-    for (int32_t i = 0; i < p->n_ops; i++) {
-        const Op *op = &p->op[i];
-        plan->op_slot[i] = -1;
-        size_t bytes = runs_kernel(op) ? padded(backend->scratch_bytes(backend, p, op)) : 0;
-        if (is_start(op)) {
-            int32_t slot = n_unused ? unused[--n_unused] : plan->n_slots++;
-            plan->op_slot[i] = slot_of[op->out[0]] = slot;
-            if (bytes > plan->slot[slot]) plan->slot[slot] = bytes;
-        } else if (op->kind == OP_COMM_WAIT && slot_of[op->in[0]] >= 0) {
-            plan->op_slot[i] = slot_of[op->in[0]];
-            unused[n_unused++] = slot_of[op->in[0]];
-            slot_of[op->in[0]] = -1;
-        } else if (bytes > plan->compute) {
-            plan->compute = bytes;
-        }
-    }
-    free(slot_of);
-    free(unused);
-    return OK;
-}
-
-static size_t scratch_plan_bytes(const ScratchPlan *plan)
-{
-    size_t bytes = plan->compute;
-    for (int i = 0; i < plan->n_slots; i++) bytes += plan->slot[i];
-    return bytes;
-}
-
 size_t exec_workspace_bytes(const Backend *backend, const Program *program)
 {
     ScratchPlan plan;
     if (scratch_plan_make(backend, program, &plan) != OK) return SIZE_MAX;
-    size_t bytes = padded(program->arena_bytes) + scratch_plan_bytes(&plan);
+    size_t bytes = scratch_padded(program->arena_bytes) + plan.bytes;
     scratch_plan_free(&plan);
     return bytes;
 }
@@ -178,7 +106,7 @@ static Status make_call(Exec *exec, int32_t index, const ScratchPlan *plan, unsi
 {
     const Program *p = exec->program;
     const Op *op = &p->op[index];
-    *call = (OpCall){.op = op, .op_index = index, .comm_slot = plan->op_slot[index]};
+    *call = (OpCall){.op = op, .op_index = index, .comm_slot = plan->slot[index], .scratch = scratch + plan->at[index]};
     for (int k = 0; k < op->n_in; k++) {
         if (op->in[k] == VAL_NONE) continue;
         void *address;
@@ -190,12 +118,6 @@ static Status make_call(Exec *exec, int32_t index, const ScratchPlan *plan, unsi
         if (op->out[k] == VAL_NONE) continue;
         TRY(resolve(exec, op->out[k], &call->out[k], end_out));
         call->out_tensor[k] = &p->value[op->out[k]].t;
-    }
-    call->scratch = scratch;
-    if (call->comm_slot >= 0) {
-        unsigned char *at = scratch + plan->compute;
-        for (int i = 0; i < call->comm_slot; i++) at += plan->slot[i];
-        call->scratch = at;
     }
     return OK;
 }
@@ -226,20 +148,22 @@ static Status make_calls(Exec *exec, const ScratchPlan *plan)
     Backend *backend = exec->backend;
     size_t ops = (size_t)p->n_ops + 1;
     exec->call = arena_array(&exec->arena, ops, sizeof *exec->call);
+    exec->joins = arena_array(&exec->arena, ops, sizeof *exec->joins);
     exec->call_end = arena_array(&exec->arena, ops, sizeof *exec->call_end);
     if (exec->options.time_ops) exec->op_seconds = arena_array(&exec->arena, ops, sizeof *exec->op_seconds);
-    if (!exec->call || !exec->call_end || (exec->options.time_ops && !exec->op_seconds))
+    if (!exec->call || !exec->joins || !exec->call_end || (exec->options.time_ops && !exec->op_seconds))
         return status_fail(ERR_MEMORY, "out of memory for an executor of %d ops", p->n_ops);
-    unsigned char *scratch = exec->workspace->memory + padded(p->arena_bytes);
+    unsigned char *scratch = exec->workspace->memory + scratch_padded(p->arena_bytes);
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
-        if (!runs_kernel(op)) continue;
+        exec->joins[exec->n_calls] += op->joins; /* another name runs nothing: the next op waits */
+        if (!scratch_runs_kernel(op)) continue;
         TRY(backend->supports(backend, p, op));
         int n = exec->n_calls++;
         TRY(make_call(exec, i, plan, scratch, &exec->call[n], &exec->call_end[n]));
     }
-    exec->n_slots = plan->n_slots;
-    if (backend->comm_reserve) TRY(backend->comm_reserve(backend, plan->n_slots));
+    exec->n_slots = plan->slots;
+    if (backend->comm_reserve) TRY(backend->comm_reserve(backend, plan->slots));
     return make_flights(exec);
 }
 
@@ -311,20 +235,46 @@ static Status check_finite(Exec *exec, const OpCall *call)
     return OK;
 }
 
+/* Groups aside, of one run. Times and values of single ops are for ops in a line. */
+typedef struct Groups {
+    bool beside, within; /* there are groups; the last call belongs to one */
+    int begun, joined;
+} Groups;
+
+static Status join(Backend *backend, Groups *groups, int count)
+{
+    for (; count > 0; count--) TRY(backend->aside_wait(backend, groups->joined++ % ASIDE_GROUPS));
+    return OK;
+}
+
+static Status enter(Backend *backend, Groups *groups, bool aside)
+{
+    if (aside == groups->within) return OK;
+    groups->within = aside;
+    return aside ? backend->aside_begin(backend) : backend->aside_end(backend, groups->begun++ % ASIDE_GROUPS);
+}
+
 static Status run_calls(Exec *exec, const Flight *flight)
 {
     Backend *backend = exec->backend;
     const Timeline *timeline = flight->timeline;
     const Interval *next = timeline->interval;
+    Groups groups = {.beside = backend->aside_begin && !exec->options.time_ops && !exec->options.check_finite};
     for (int n = 0; n < exec->n_calls; n++) {
         if (next->first_call == n) {
             TRY(backend->mark(backend, flight->first_mark + (int)(next - timeline->interval)));
             next++;
         }
+        if (groups.beside) {
+            TRY(enter(backend, &groups, exec->call[n].op->stream == STREAM_ASIDE));
+            TRY(join(backend, &groups, exec->joins[n]));
+        }
         TRY(backend->run(backend, &exec->call[n]));
         if (exec->call_end[n] > exec->touched) exec->touched = exec->call_end[n];
         if (exec->options.check_finite) TRY(check_finite(exec, &exec->call[n]));
     }
+    TRY(enter(backend, &groups, false));
+    TRY(join(backend, &groups, groups.begun - groups.joined));
     return backend->mark(backend, flight->first_mark + timeline->n);
 }
 

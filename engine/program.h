@@ -50,10 +50,14 @@ typedef struct Value {
 
 typedef enum Stage { STAGE_FORWARD, STAGE_BACKWARD, STAGE_SYNC, STAGE_OPTIMIZER, STAGE_COUNT } Stage;
 
+/* Neighbouring ops of STREAM_ASIDE are a group that runs beside what follows them (passes/aside.h). */
+typedef enum OpStream { STREAM_COMPUTE, STREAM_COMM, STREAM_ASIDE } OpStream;
+
 typedef struct Op {
     OpKind kind;
     uint8_t stage;       /* Stage */
-    uint8_t stream;      /* 0 compute, 1 communication (schedule pass) */
+    uint8_t stream;      /* OpStream (schedule pass) */
+    uint8_t joins;       /* groups of STREAM_ASIDE to wait for before this op, oldest first (schedule pass) */
     bool full_precision; /* recorded in a region that bf16 leaves alone */
     bool recomputed;     /* clone made by remat */
     int16_t n_in, n_out;

@@ -243,6 +243,81 @@ static void what_does_not_fit_is_refused(void **state)
     fixture_close(&f);
 }
 
+/* The CPU as a backend whose groups aside run as late as they may: when they are waited for. */
+static struct {
+    Status (*run)(Backend *, const OpCall *);
+    const OpCall *call[ASIDE_GROUPS][1024];
+    const OpCall *now[1024];
+    int count[ASIDE_GROUPS], n;
+    bool within;
+    int groups;
+} late;
+
+static Status late_run(Backend *backend, const OpCall *call)
+{
+    if (!late.within) return late.run(backend, call);
+    assert_true(late.n < 1024);
+    late.now[late.n++] = call;
+    return OK;
+}
+
+static Status late_begin(Backend *backend)
+{
+    (void)backend;
+    late.within = true;
+    late.n = 0;
+    return OK;
+}
+
+static Status late_end(Backend *backend, int slot)
+{
+    (void)backend;
+    late.within = false;
+    assert_int_equal(late.count[slot], 0);
+    memcpy(late.call[slot], late.now, sizeof late.now);
+    late.count[slot] = late.n;
+    late.groups++;
+    return OK;
+}
+
+static Status late_wait(Backend *backend, int slot)
+{
+    assert_true(late.count[slot] > 0);
+    for (int k = 0; k < late.count[slot]; k++) TRY(late.run(backend, late.call[slot][k]));
+    late.count[slot] = 0;
+    return OK;
+}
+
+static void groups_aside_may_run_late(void **state)
+{
+    (void)state;
+    Backend *backend = NULL;
+    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1}, &backend), OK);
+    late.run = backend->run;
+    double *result[2] = {NULL, NULL};
+    int64_t count = 0;
+    for (int aside = 0; aside < 2; aside++) {
+        TinyStep step;
+        Switches s = {.dap = 1, .dp = 1, .overlap_clip = true, .cuda_graph = true};
+        if (aside) {
+            backend->run = late_run;
+            backend->aside_begin = late_begin;
+            backend->aside_end = late_end;
+            backend->aside_wait = late_wait;
+        }
+        if (tiny_open(backend, &s, &step) != OK) fail_msg("%s", status_text());
+        count = tiny_result_count(&step);
+        result[aside] = malloc((size_t)count * sizeof *result[aside]);
+        if (tiny_run(&step, 0, result[aside]) != OK) fail_msg("%s", status_text());
+        tiny_close(&step);
+    }
+    assert_true(late.groups > 10);
+    assert_memory_equal(result[0], result[1], (size_t)count * sizeof *result[0]);
+    free(result[0]);
+    free(result[1]);
+    kernels_close(&backend);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -254,6 +329,7 @@ int main(void)
         cmocka_unit_test(a_step_is_reproducible),
         cmocka_unit_test(a_step_that_is_not_finite_is_skipped),
         cmocka_unit_test(what_does_not_fit_is_refused),
+        cmocka_unit_test(groups_aside_may_run_late),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

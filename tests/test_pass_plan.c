@@ -124,6 +124,36 @@ static void transfers_keep_their_operands(void **state)
     registry_destroy(&registry);
 }
 
+/* So does what a group aside reads and writes, until it is waited for. */
+static void groups_keep_their_operands(void **state)
+{
+    (void)state;
+    Registry *registry;
+    Program *p = begin(&registry);
+    Val x = fill(p, 256, 1), twice = add(p, x, x);
+    p->op[1].stream = STREAM_ASIDE;
+    Val during = fill(p, 256, 2), more = add(p, during, during);
+    Val four = add(p, twice, twice);
+    p->op[p->n_ops - 1].joins = 1;
+    Val after = fill(p, 256, 3);
+    prog_output(p, "a", more);
+    prog_output(p, "b", four);
+    prog_output(p, "c", after);
+    Program *out = planned(p);
+    Val working[] = {x, twice};
+    for (int k = 0; k < 2; k++) {
+        assert_int_not_equal(out->value[during].offset, out->value[working[k]].offset);
+        assert_int_not_equal(out->value[more].offset, out->value[working[k]].offset);
+    }
+    assert_true(out->value[after].offset <= out->value[four].offset);
+    out->value[during].offset = out->value[x].offset;
+    assert_int_equal(prog_verify(out, PASS_PLAN), ERR_INTERNAL);
+    assert_non_null(strstr(status_text(), "lies on a value that is still needed"));
+    prog_destroy(&out);
+    prog_destroy(&p);
+    registry_destroy(&registry);
+}
+
 /* The verifier is what other tests rely on: it must see an overlap. */
 static void an_overlap_is_found(void **state)
 {
@@ -223,6 +253,7 @@ int main(void)
         cmocka_unit_test(the_smallest_hole_that_fits_is_taken),
         cmocka_unit_test(another_name_keeps_the_memory),
         cmocka_unit_test(transfers_keep_their_operands),
+        cmocka_unit_test(groups_keep_their_operands),
         cmocka_unit_test(an_overlap_is_found),
         cmocka_unit_test(random_programs_compute_the_right_thing),
         cmocka_unit_test(the_peak_is_what_a_step_touches),

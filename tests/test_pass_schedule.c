@@ -2,6 +2,7 @@
 #include "tests/pass_program.h"
 
 #include "engine/backend.h"
+#include "engine/passes/aside.h"
 
 static Switches overlapping(int dap, int dp)
 {
@@ -146,6 +147,58 @@ static void graphs_are_one_segment(void **state)
     recording_free(&r);
 }
 
+static bool writes_gradients(const Program *p, const Op *op)
+{
+    return op->n_out && op->out[0] != VAL_NONE && p->value[op->out[0]].place == PLACE_GRAD;
+}
+
+/* Under graphs gradients of parameters run aside, in groups that are waited for one behind the next. */
+static void weight_gradients_run_aside(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", true);
+    for (int dap = 1; dap <= 4; dap *= 4) {
+        Switches s = {.dap = dap, .dp = 1, .comm_overlap = true, .overlap_clip = true, .cuda_graph = true};
+        Program *p = passed(r.p, &s, PASS_SCHEDULE);
+        int32_t first = 0, end;
+        int groups = 0, joins = 0, ops = 0, products = 0;
+        for (; aside_next(p, &first, &end); first = end) {
+            groups++;
+            ops += end - first;
+        }
+        for (int32_t i = 0; i < p->n_ops; i++) {
+            const Op *op = &p->op[i];
+            bool product = op->kind == OP_LINEAR_DW || op->kind == OP_LINEAR_GROUP_DW;
+            joins += op->joins;
+            products += product;
+            if (product && writes_gradients(p, op)) assert_int_equal(op->stream, STREAM_ASIDE);
+        }
+        assert_true(products > 48 * 20 && ops >= products);
+        assert_true(groups > ops / 24 && groups < ops / 8);
+        assert_int_equal(joins, groups); /* the clip needs all of them */
+        prog_destroy(&p);
+    }
+    recording_free(&r);
+}
+
+static void the_verifier_sees_a_group_that_nobody_waits_for(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Switches s = {.dap = 1, .dp = 1, .overlap_clip = true, .cuda_graph = true};
+    Program *p = passed(r.p, &s, PASS_SCHEDULE);
+    int32_t last = p->n_ops - 1;
+    while (!p->op[last].joins) last--;
+    p->op[last].joins--; /* the clip reads sums that are still on their way */
+    assert_int_equal(prog_verify(p, PASS_SCHEDULE), ERR_INTERNAL);
+    assert_non_null(strstr(status_text(), "touches what a group aside is working on"));
+    p->op[last].joins += 2;
+    assert_int_equal(prog_verify(p, PASS_SCHEDULE), ERR_INTERNAL);
+    assert_non_null(strstr(status_text(), "waits for more groups than there are"));
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
 static void the_verifier_sees_a_missing_wait(void **state)
 {
     (void)state;
@@ -179,6 +232,8 @@ int main(void)
         cmocka_unit_test(squares_cover_the_gradient_once),
         cmocka_unit_test(graphs_are_one_segment),
         cmocka_unit_test(the_verifier_sees_a_missing_wait),
+        cmocka_unit_test(weight_gradients_run_aside),
+        cmocka_unit_test(the_verifier_sees_a_group_that_nobody_waits_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,14 +1,16 @@
 /* Liveness -> one offset per temporary in one arena.
  *
  * A value lives from the op that writes it to the last op that touches it or an alias of it; outputs live to the end. A
- * collective that was split into start and COMM_WAIT reads and writes its operands until the wait. Offsets are handed
- * out in program order, best fit among the holes, as ggml's allocator and tinygrad's memory planner do. */
+ * collective that was split into start and COMM_WAIT reads and writes its operands until the wait, and so does a group
+ * of ops aside. Offsets are handed out in program order, best fit among the holes, as ggml's allocator and tinygrad's
+ * memory planner do. */
 #include "engine/passes.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/array.h"
+#include "engine/passes/aside.h"
 
 enum { PLAN_ALIGN = 256 };
 
@@ -124,12 +126,24 @@ static void find_lives(const Program *p, Life *life, int32_t *starter)
             if (start < 0) continue;
             const Op *began = &p->op[start];
             for (int k = 0; k < began->n_in; k++) touch(p, life, began->in[k], i);
-        } else if (op->stream == 1 && op->n_out > 0 && op->out[0] != VAL_NONE) {
+        } else if (op->stream == STREAM_COMM && op->n_out > 0 && op->out[0] != VAL_NONE) {
             starter[op->out[0]] = i;
         }
     }
     for (int32_t v = 0; v < p->n_values; v++)
         if (p->value[v].output) touch(p, life, v, p->n_ops);
+}
+
+static void keep_for_groups(const Program *p, Life *life)
+{
+    int32_t first = 0, end;
+    for (int32_t i = 0; i <= p->n_ops; i++)
+        for (int left = i < p->n_ops ? p->op[i].joins : p->n_ops; left > 0 && aside_next(p, &first, &end); left--)
+            for (; first < end; first++) {
+                const Op *op = &p->op[first];
+                for (int k = 0; k < op->n_in; k++) touch(p, life, op->in[k], i);
+                for (int k = 0; k < op->n_out; k++) touch(p, life, op->out[k], i);
+            }
 }
 
 /* Outputs that their op may leave out and nobody reads are not written. */
@@ -197,6 +211,7 @@ Status pass_plan(const Program *in, const Switches *switches, Program **out)
     } else {
         find_lives(p, life, starter);
         drop_unread(p, life);
+        keep_for_groups(p, life);
         status = assign_offsets(p, life, born, dead, &heap);
     }
     free(life);

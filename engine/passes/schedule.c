@@ -39,7 +39,7 @@ static void find_waits(Overlap *o)
             if (pays(p, i, at)) {
                 o->next_wait[i] = o->waits[at];
                 o->waits[at] = i;
-                o->p->op[i].stream = 1;
+                o->p->op[i].stream = STREAM_COMM;
             }
         }
         for (int k = 0; k < op->n_in; k++)
@@ -142,15 +142,17 @@ static Status advance(Program **now, Status status, Program **next)
 Status pass_schedule(const Program *in, const Switches *switches, Program **out)
 {
     Program *now = NULL, *next = NULL;
+    bool aside = switches->cuda_graph && in->loss != VAL_NONE;
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
     if (switches->comm_overlap && in->dap > 1) {
         TRY(advance(&now, schedule_early(now, &next), &next));
         TRY(advance(&now, schedule_fill(now, &next), &next));
     }
-    if (switches->comm_overlap && in->loss != VAL_NONE && in->dap > 1)
+    if (switches->comm_overlap && in->loss != VAL_NONE && in->dap > 1 && !aside)
         TRY(advance(&now, schedule_defer(now, &next), &next));
     if (switches->comm_overlap) TRY(advance(&now, split_collectives(now, &next), &next));
+    if (aside) TRY(advance(&now, schedule_aside(now, &next), &next));
     for (int32_t i = 0; i < now->n_ops; i++) now->op[i].segment = switches->cuda_graph ? 0 : -1;
     *out = now;
     return OK;

@@ -13,6 +13,9 @@ Status schedule_fill(const Program *in, Program **out);
 /* schedule_defer.c: weight gradients move behind the collectives that follow them. */
 Status schedule_defer(const Program *in, Program **out);
 
+/* schedule_aside.c: gradients of parameters in groups beside the computation. Program with a loss; last of all. */
+Status schedule_aside(const Program *in, Program **out);
+
 /* schedule_time.c: a guess of an op's seconds, good enough to weigh a collective against what could run meanwhile. */
 double schedule_seconds(const Program *program, const Op *op);
 /* What starting a collective aside and waiting for it costs: a shorter one, or one beside less work, stays in line. */

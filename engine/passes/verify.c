@@ -122,6 +122,7 @@ Status prog_verify(const Program *p, PassStage after)
         }
     }
     if (status == OK && after >= PASS_SCHEDULE) status = verify_waits(p, after);
+    if (status == OK && after >= PASS_SCHEDULE) status = verify_groups(p, after);
     if (status == OK && after >= PASS_PLAN) status = verify_arena(p, after);
     free(needs);
     free(written);

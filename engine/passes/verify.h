@@ -6,6 +6,8 @@
 
 /* Every started collective is waited for once, and nobody reads or writes its result before. */
 Status verify_waits(const Program *p, PassStage after);
+/* Groups aside are waited for before anybody touches what they work on. */
+Status verify_groups(const Program *p, PassStage after);
 /* No two values that live at the same time share bytes of the arena. */
 Status verify_arena(const Program *p, PassStage after);
 /* ERR_INTERNAL naming the op. */

@@ -1,11 +1,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/backend.h"
+#include "engine/passes/aside.h"
 #include "engine/passes/verify.h"
 
 static bool is_start(const Op *op)
 {
-    return op->stream == 1 && op->kind != OP_COMM_WAIT && op->out[0] != VAL_NONE;
+    return op->stream == STREAM_COMM && op->kind != OP_COMM_WAIT && op->out[0] != VAL_NONE;
 }
 
 Status verify_waits(const Program *p, PassStage after)
@@ -31,6 +33,28 @@ Status verify_waits(const Program *p, PassStage after)
         if (started[v] >= 0) status = verify_fail(p, started[v], after, "a collective is started and never waited for");
     free(started);
     return status;
+}
+
+Status verify_groups(const Program *p, PassStage after)
+{
+    int32_t oldest = 0, end = 0;
+    int groups = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        bool aside = op->stream == STREAM_ASIDE;
+        if (op->joins > groups) return verify_fail(p, i, after, "waits for more groups than there are");
+        for (int left = op->joins; left > 0 && aside_next(p, &oldest, &end); left--) oldest = end;
+        groups -= op->joins;
+        if (aside && op->joins) return verify_fail(p, i, after, "waits for a group within a group");
+        if (aside && (op_def(op->kind)->flags & (OPF_COMM | OPF_ALIAS)))
+            return verify_fail(p, i, after, "cannot run aside");
+        groups += aside && (i == 0 || p->op[i - 1].stream != STREAM_ASIDE);
+        if (groups > ASIDE_GROUPS) return verify_fail(p, i, after, "too many groups run aside");
+        for (int32_t k = oldest; !aside && groups && k < i; k++)
+            if (p->op[k].stream == STREAM_ASIDE && aside_conflicts(p, &p->op[k], op))
+                return verify_fail(p, i, after, "touches what a group aside is working on");
+    }
+    return OK;
 }
 
 /* Births and deaths of values in program order against a tree over the offsets that occur: a birth in a stretch that is
@@ -88,20 +112,29 @@ static Val root_of(const Program *p, Val v)
     return v;
 }
 
+static void find_last(const Program *p, Lives *l, const Op *op, int32_t at)
+{
+    for (int k = 0; k < op->n_in + op->n_out; k++) {
+        Val v = k < op->n_in ? op->in[k] : op->out[k - op->n_in];
+        if (v != VAL_NONE && at > l->last[root_of(p, v)]) l->last[root_of(p, v)] = at;
+    }
+}
+
 static void find_deaths(const Program *p, Lives *l)
 {
     memset(l->last, 0xff, (size_t)p->n_values * sizeof *l->last);
     memset(l->starter, 0xff, (size_t)p->n_values * sizeof *l->starter);
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
-        for (int k = 0; k < op->n_in; k++)
-            if (op->in[k] != VAL_NONE) l->last[root_of(p, op->in[k])] = i;
-        for (int k = 0; k < op->n_out; k++)
-            if (op->out[k] != VAL_NONE) l->last[root_of(p, op->out[k])] = i;
+        find_last(p, l, op, i);
         if (is_start(op)) l->starter[op->out[0]] = i;
         if (op->kind == OP_COMM_WAIT && l->starter[op->in[0]] >= 0) /* what is sent must stay until it has gone */
             l->last[root_of(p, p->op[l->starter[op->in[0]]].in[0])] = i;
     }
+    int32_t first = 0, end;
+    for (int32_t i = 0; i <= p->n_ops; i++) /* what a group aside touches must stay until it was waited for */
+        for (int left = i < p->n_ops ? p->op[i].joins : p->n_ops; left > 0 && aside_next(p, &first, &end); left--)
+            for (; first < end; first++) find_last(p, l, &p->op[first], i);
     for (int32_t v = 0; v < p->n_values; v++)
         if (p->value[v].output) l->last[root_of(p, v)] = p->n_ops;
     memset(l->dies, 0xff, ((size_t)p->n_ops + 1) * sizeof *l->dies);

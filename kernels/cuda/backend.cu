@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/cuda/comm.h"
+#include "kernels/cuda/dense.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/upload.h"
 
@@ -14,7 +15,9 @@ typedef struct CudaBackend {
     Comm *host;
     CudaComm *comm;
     CudaUpload *upload;
-    CudaContext context;
+    CudaContext context, aside; /* of the computation, of the ops that run beside it */
+    bool within;                /* between aside_begin and aside_end */
+    cudaEvent_t begin, end[ASIDE_GROUPS];
     const CudaEntry *entry[OP_COUNT];
     cudaEvent_t *mark;
     int marks;
@@ -157,7 +160,31 @@ static Status backend_run(Backend *backend, const OpCall *call)
     OpKind kind = call->op->kind;
     if (is_collective(kind)) return cuda_comm_run(cuda->comm, call, cuda->context.stream);
     if (!cuda->entry[kind]) return status_fail(ERR_UNSUPPORTED, "cuda: there is no kernel for %s", op_def(kind)->name);
-    return cuda->entry[kind]->run(&cuda->context, call);
+    /* weight gradients do not need one another; others may need them */
+    if (cuda->within && kind != OP_LINEAR_DW && kind != OP_LINEAR_GROUP_DW) TRY(weights_flush(&cuda->aside));
+    return cuda->entry[kind]->run(cuda->within ? &cuda->aside : &cuda->context, call);
+}
+
+static Status backend_aside_begin(Backend *backend)
+{
+    CudaBackend *cuda = self(backend);
+    cuda->within = true;
+    CUDA_TRY(cudaEventRecord(cuda->begin, cuda->context.stream));
+    return cuda_check(cudaStreamWaitEvent(cuda->aside.stream, cuda->begin, 0), "begin of a group aside");
+}
+
+static Status backend_aside_end(Backend *backend, int slot)
+{
+    CudaBackend *cuda = self(backend);
+    cuda->within = false;
+    TRY(weights_flush(&cuda->aside));
+    return cuda_check(cudaEventRecord(cuda->end[slot], cuda->aside.stream), "end of a group aside");
+}
+
+static Status backend_aside_wait(Backend *backend, int slot)
+{
+    CudaBackend *cuda = self(backend);
+    return cuda_check(cudaStreamWaitEvent(cuda->context.stream, cuda->end[slot], 0), "waiting for a group aside");
 }
 
 static Status backend_comm_reserve(Backend *backend, int slots)
@@ -311,7 +338,12 @@ static void backend_close(Backend *backend)
     free(cuda->mark);
     cuda_upload_close(&cuda->upload);
     cuda_comm_close(&cuda->comm);
+    weights_batch_destroy(&cuda->aside.batch);
     gemm_destroy(&cuda->context.gemm);
+    for (cudaEvent_t end : cuda->end)
+        if (end) cudaEventDestroy(end);
+    if (cuda->begin) cudaEventDestroy(cuda->begin);
+    if (cuda->aside.stream) cudaStreamDestroy(cuda->aside.stream);
     if (cuda->context.stream) cudaStreamDestroy(cuda->context.stream);
     comm_close(&cuda->host);
     free(cuda);
@@ -332,6 +364,9 @@ static void fill_operations(Backend *b)
     b->supports = backend_supports;
     b->scratch_bytes = backend_scratch_bytes;
     b->run = backend_run;
+    b->aside_begin = backend_aside_begin;
+    b->aside_end = backend_aside_end;
+    b->aside_wait = backend_aside_wait;
     b->comm_reserve = backend_comm_reserve;
     b->finish = backend_finish;
     b->marks_reserve = backend_marks_reserve;
@@ -382,17 +417,31 @@ static Status choose_device(CudaBackend *cuda)
     return OK;
 }
 
+/* The chain that others wait for goes first. */
+static Status open_streams(CudaBackend *cuda)
+{
+    int least, most; /* collectives have the highest (comm_nccl.cu) */
+    CUDA_TRY(cudaDeviceGetStreamPriorityRange(&least, &most));
+    CUDA_TRY(cudaStreamCreateWithPriority(&cuda->context.stream, cudaStreamNonBlocking, most + 1));
+    CUDA_TRY(cudaStreamCreateWithPriority(&cuda->aside.stream, cudaStreamNonBlocking, least));
+    CUDA_TRY(cudaEventCreateWithFlags(&cuda->begin, cudaEventDisableTiming));
+    for (cudaEvent_t &end : cuda->end) CUDA_TRY(cudaEventCreateWithFlags(&end, cudaEventDisableTiming));
+    return OK;
+}
+
 static Status open_parts(CudaBackend *cuda, const KernelOptions *options)
 {
     TRY(fill_table(cuda));
     TRY(comm_open(options, &cuda->host));
     cuda->base.layout = *comm_layout(cuda->host);
     TRY(choose_device(cuda));
-    CUDA_TRY(cudaStreamCreateWithFlags(&cuda->context.stream, cudaStreamNonBlocking));
+    TRY(open_streams(cuda));
     cuda->context.layout = &cuda->base.layout;
     /* rank 0 measures and writes the file, the others read it at their next start */
     bool measure = options->tune_cache && cuda->base.layout.rank == 0;
     TRY(gemm_create(options->tune_cache, measure, &cuda->context.gemm));
+    cuda->aside = (CudaContext){cuda->aside.stream, cuda->context.layout, cuda->context.gemm, true, NULL};
+    TRY(weights_batch_create(&cuda->aside.batch));
     TRY(cuda_upload_open(&cuda->upload));
     TRY(cuda_comm_open(cuda->host, options->no_comm, &cuda->comm));
     cuda->base.comm = cuda_comm_name(cuda->comm);

@@ -21,4 +21,10 @@ typedef struct Group {
 /* call->scratch: room for the biases in bf16, the widest member. */
 Status dense_group_run(CudaContext *ctx, const OpCall *call, const Group *g);
 
+/* Weight gradients that wait for one another, so that they share a launch (CudaContext.batch). */
+Status weights_batch_create(WeightsBatch **batch_out);
+void weights_batch_destroy(WeightsBatch **batch);
+/* Launches those that wait. */
+Status weights_flush(CudaContext *ctx);
+
 #endif

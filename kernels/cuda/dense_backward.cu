@@ -7,7 +7,7 @@
 #include "kernels/cuda/product_ring.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/small.cuh"
-#include "kernels/cuda/weights_ring.cuh"
+#include "kernels/cuda/weights_batch.cuh"
 
 /* x where y > 0, else 0 */
 struct ReluMask {
@@ -149,40 +149,82 @@ static bool weights_problem(const OpCall *call, int members, int biases, Weights
     return true;
 }
 
+static bool ring_fits(const WeightsProblem &p)
+{
+    int narrow = 0;
+    bool copies = p.in % PANEL == 0;
+    for (int k = 0; k < p.members; k++) {
+        narrow += p.out[k] == RING_NARROW;
+        copies = copies && (p.out[k] % 8 == 0 || p.out[k] == RING_NARROW);
+    }
+    return copies && narrow <= 1 && narrow < p.members;
+}
+
 /* As measured on an H200: the ring from 512 x 128 weights on; below, x wider than 128 with outputs wider than 64 is the
- * library's. */
-static WeightsWay weights_way(const OpCall *call, int members, int biases, WeightsProblem *p)
+ * library's. In company the ring takes all it can. */
+static WeightsWay weights_way(const OpCall *call, int members, int biases, bool company, WeightsProblem *p)
 {
     if (!weights_problem(call, members, biases, p)) return WEIGHTS_LIBRARY;
     int64_t elements = 0;
-    int widest = 0, narrow = 0;
-    bool copies = p->in % PANEL == 0;
+    int widest = 0;
     for (int k = 0; k < members; k++) {
         elements += (int64_t)p->out[k] * p->in;
         widest = p->out[k] > widest ? p->out[k] : widest;
-        narrow += p->out[k] == RING_NARROW;
-        copies = copies && (p->out[k] % 8 == 0 || p->out[k] == RING_NARROW);
     }
     bool alone = members == 1 && !biases; /* the library: 11 us against 20 for [256, 256] x 32768 */
-    if (copies && !alone && narrow <= 1 && narrow < members && elements >= 512 * 128) return WEIGHTS_RING;
+    if (ring_fits(*p) && (company || (!alone && elements >= 512 * 128))) return WEIGHTS_RING;
     bool one_pass = widest <= 64 ? p->in <= 1024 : p->in <= 128 && widest <= 1024;
     return one_pass ? WEIGHTS_PASS : WEIGHTS_LIBRARY;
 }
 
-/* Under DAP weight gradients are held back to run beside collectives, which take a quarter of the SMs (comm_peer.cu): a
- * block that had to wait for one of those would run when all others are done. */
+/* Under DAP weight gradients run beside collectives, which take a quarter of the SMs (comm_peer.cu): a block that had
+ * to wait for one of those would run when all others are done. */
 static int free_blocks(const CudaContext *ctx)
 {
     return ctx->layout->dap > 1 ? RING_BLOCKS * 3 / 4 : RING_BLOCKS;
 }
 
+Status weights_flush(CudaContext *ctx)
+{
+    WeightsBatch *batch = ctx->batch;
+    TRY(batch_run(*batch, free_blocks(ctx), ctx->stream));
+    batch->problems = 0;
+    return OK;
+}
+
+Status weights_batch_create(WeightsBatch **batch_out)
+{
+    *batch_out = (WeightsBatch *)calloc(1, sizeof **batch_out);
+    return *batch_out ? OK : status_fail(ERR_MEMORY, "no memory for weight gradients");
+}
+
+void weights_batch_destroy(WeightsBatch **batch)
+{
+    free(*batch);
+    *batch = NULL;
+}
+
+/* All members and biases in one pass where a kernel can: *done. With company the pass is left to weights_flush(). */
+static Status joint_gradients(CudaContext *ctx, const OpCall *call, int members, int biases, bool *done)
+{
+    WeightsBatch alone = {};
+    WeightsBatch *batch = ctx->batch ? ctx->batch : &alone;
+    WeightsProblem p;
+    WeightsWay way = weights_way(call, members, biases, ctx->batch != NULL, &p);
+    *done = way != WEIGHTS_LIBRARY;
+    if (way == WEIGHTS_PASS) return weights_launch(p, call->scratch, ctx->stream);
+    if (way == WEIGHTS_LIBRARY) return OK;
+    if (batch->problems == RING_BATCH) TRY(weights_flush(ctx));
+    batch->problem[batch->problems] = p;
+    batch->scratch[batch->problems++] = call->scratch;
+    return ctx->batch ? OK : batch_run(alone, free_blocks(ctx), ctx->stream);
+}
+
 static Status linear_dw(CudaContext *ctx, const OpCall *call)
 {
-    bool bias = call->op->attr.i[0] != 0;
-    WeightsProblem p;
-    WeightsWay way = weights_way(call, 1, bias, &p);
-    if (way == WEIGHTS_RING) return ring_run(p, free_blocks(ctx), call->scratch, ctx->stream);
-    if (way == WEIGHTS_PASS) return weights_launch(p, call->scratch, ctx->stream);
+    bool bias = call->op->attr.i[0] != 0, done;
+    TRY(joint_gradients(ctx, call, 1, bias, &done));
+    if (done) return OK;
     return weight_gradient(ctx, call, call->in_tensor[0], call->in[0], call->in_tensor[1], call->in[1], call->out[0],
                            call->out_tensor[0]->dtype, bias ? call->out[1] : NULL);
 }
@@ -195,10 +237,11 @@ static size_t weight_gradient_scratch(const OpCall *call)
         if (call->in_tensor[k] && tensor_last(call->in_tensor[k]) > widest) widest = tensor_last(call->in_tensor[k]);
     int biases = (int)call->op->attr.i[call->op->kind == OP_LINEAR_DW ? 0 : 1];
     WeightsProblem p;
-    WeightsWay way = weights_way(call, members, biases, &p);
+    WeightsWay way = weights_way(call, members, biases, call->op->stream == STREAM_ASIDE, &p);
     /* addresses, known when it runs, may send it to the library after all */
     size_t library = sum_rows_scratch(widest) * (size_t)(members > 1 ? SUM_LIST : 1);
-    size_t bytes = way == WEIGHTS_RING ? ring_scratch(p) : way == WEIGHTS_PASS ? weights_scratch(p) : 0;
+    size_t ring = way == WEIGHTS_RING ? ring_scratch(p) : 0, pass = way == WEIGHTS_LIBRARY ? 0 : weights_scratch(p);
+    size_t bytes = ring > pass ? ring : pass; /* what has company here may run alone, in a line */
     return bytes > library ? bytes : library;
 }
 
@@ -231,10 +274,9 @@ static Status group_biases(CudaContext *ctx, const OpCall *call, int n, int bias
 static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
 {
     int n = (int)call->op->attr.i[0], biases = (int)call->op->attr.i[1];
-    WeightsProblem p;
-    WeightsWay way = weights_way(call, n, biases, &p);
-    if (way == WEIGHTS_RING) return ring_run(p, free_blocks(ctx), call->scratch, ctx->stream);
-    if (way == WEIGHTS_PASS) return weights_launch(p, call->scratch, ctx->stream);
+    bool done;
+    TRY(joint_gradients(ctx, call, n, biases, &done));
+    if (done) return OK;
     for (int k = 0; k < n; k++)
         TRY(weight_gradient(ctx, call, call->in_tensor[k], call->in[k], call->in_tensor[n], call->in[n], call->out[k],
                             call->out_tensor[k]->dtype, NULL));

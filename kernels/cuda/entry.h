@@ -9,12 +9,15 @@ extern "C" {
 }
 
 typedef struct Gemm Gemm;
+typedef struct WeightsBatch WeightsBatch;
 
 /* Where a kernel is enqueued. One per stream. */
 typedef struct CudaContext {
     cudaStream_t stream;
     const RankLayout *layout;
     Gemm *gemm;
+    bool aside;          /* beside the computation: nothing is shared with ops of the other stream */
+    WeightsBatch *batch; /* NULL: weight gradients run at once */
 } CudaContext;
 
 /* Enqueues one op; operands are device addresses. */

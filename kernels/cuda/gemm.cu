@@ -17,7 +17,7 @@ typedef struct GemmPlan {
 
 struct Gemm {
     cublasLtHandle_t handle;
-    void *workspace;
+    void *workspace[2]; /* of the computation, of the ops that run beside it */
     size_t workspace_bytes;
     cudaStream_t stream; /* for measurements */
     cudaEvent_t from, to;
@@ -108,11 +108,11 @@ static Status epilogue_set(const GemmDesc *desc, const GemmShape *s, const void 
 }
 
 static Status matmul(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, const void *a, const void *b, const void *c,
-                     void *d, const cublasLtMatmulAlgo_t *algo, cudaStream_t stream)
+                     void *d, const cublasLtMatmulAlgo_t *algo, void *workspace, cudaStream_t stream)
 {
     float alpha = 1, beta = s->accumulate ? 1.0f : 0.0f;
     return lt_check(cublasLtMatmul(gemm->handle, desc->op, &alpha, b, desc->b, a, desc->a, &beta, c, desc->d, d,
-                                   desc->d, algo, gemm->workspace, gemm->workspace_bytes, stream),
+                                   desc->d, algo, workspace, gemm->workspace_bytes, stream),
                     "cublasLtMatmul");
 }
 
@@ -168,16 +168,16 @@ __global__ void noise_kernel(uint32_t *p, int64_t words, bool half)
     }
 }
 
-static Status measure_one(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, void *const memory[3],
+static Status measure_one(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, void *const memory[4],
                           const cublasLtMatmulAlgo_t *algo, float *microseconds_out)
 {
     float best = 0;
-    TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], memory[2], algo, gemm->stream));
+    TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], memory[2], algo, memory[3], gemm->stream));
     for (int trial = 0; trial < 3; trial++) {
         float milliseconds = 0;
         CUDA_TRY(cudaEventRecord(gemm->from, gemm->stream));
         for (int run = 0; run < TIMED_RUNS; run++)
-            TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], memory[2], algo, gemm->stream));
+            TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], memory[2], algo, memory[3], gemm->stream));
         CUDA_TRY(cudaEventRecord(gemm->to, gemm->stream));
         CUDA_TRY(cudaEventSynchronize(gemm->to));
         CUDA_TRY(cudaEventElapsedTime(&milliseconds, gemm->from, gemm->to));
@@ -188,7 +188,7 @@ static Status measure_one(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, 
     return OK;
 }
 
-static Status measure_all(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, void *const memory[3],
+static Status measure_all(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, void *const memory[4],
                           const cublasLtMatmulHeuristicResult_t *result, int found, GemmPlan *plan)
 {
     for (int k = 0; k < found; k++) {
@@ -209,21 +209,21 @@ static Status quiet(CudaContext *ctx)
     cudaStreamCaptureStatus capture;
     CUDA_TRY(cudaStreamIsCapturing(ctx->stream, &capture));
     if (capture != cudaStreamCaptureStatusNone) return OK;
-    return cuda_check(cudaStreamSynchronize(ctx->stream), "waiting before a measurement");
+    return cuda_check(cudaDeviceSynchronize(), "waiting before a measurement");
 }
 
 static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s,
                       const cublasLtMatmulHeuristicResult_t *result, int found, GemmPlan *plan)
 {
     Gemm *gemm = ctx->gemm;
-    void *memory[3] = {NULL, NULL, NULL}, *workspace = gemm->workspace;
+    void *memory[4] = {NULL, NULL, NULL, NULL};
     size_t size = dtype_size((DType)s->type_ab);
     int64_t count[3] = {extent(s->a_t ? s->k : s->m, s->lda, s->batch, s->stride_a),
                         extent(s->b_t ? s->n : s->k, s->ldb, s->batch, s->stride_b),
                         extent(s->m, s->ldd, s->batch, s->stride_d)};
     Status status = OK;
     TRY(quiet(ctx));
-    TRY_GOTO(status, cuda_check(cudaMalloc(&gemm->workspace, gemm->workspace_bytes), "workspace"), done);
+    TRY_GOTO(status, cuda_check(cudaMalloc(&memory[3], gemm->workspace_bytes), "workspace"), done);
     for (int k = 0; k < 3; k++) {
         int64_t words = (count[k] * (int64_t)(k < 2 ? size : dtype_size((DType)s->type_d)) + 3) / 4;
         TRY_GOTO(status, cuda_check(cudaMalloc(&memory[k], (size_t)words * 4), "operands of a measured product"), done);
@@ -232,9 +232,7 @@ static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s
     TRY_GOTO(status, cuda_launched("noise_kernel"), done);
     status = measure_all(gemm, desc, s, memory, result, found, plan);
 done:
-    for (int k = 0; k < 3; k++) cudaFree(memory[k]);
-    if (gemm->workspace != workspace) cudaFree(gemm->workspace);
-    gemm->workspace = workspace;
+    for (void *m : memory) cudaFree(m);
     return status;
 }
 
@@ -336,7 +334,9 @@ static Status product(CudaContext *ctx, const GemmShape *shape, const void *a, c
     Status status = desc_create(&s, &desc);
     if (status == OK) status = epilogue_set(&desc, &s, bias);
     if (status == OK && !plan_find(gemm, &s)) status = plan_make(ctx, &desc, &s);
-    if (status == OK) status = matmul(gemm, &desc, &s, a, b, c, d, &plan_find(gemm, &s)->algo, ctx->stream);
+    if (status == OK)
+        status =
+            matmul(gemm, &desc, &s, a, b, c, d, &plan_find(gemm, &s)->algo, gemm->workspace[ctx->aside], ctx->stream);
     desc_destroy(&desc);
     return status;
 }
@@ -362,7 +362,7 @@ static Status gemm_open(Gemm *gemm, const char *tune_cache)
     LT_TRY(cublasLtCreate(&gemm->handle));
     snprintf(gemm->device, sizeof gemm->device, "%.200s|%zu", properties.name, cublasLtGetVersion());
     gemm->workspace_bytes = (size_t)WORKSPACE_MIB << 20;
-    CUDA_TRY(cudaMalloc(&gemm->workspace, gemm->workspace_bytes));
+    for (void *&workspace : gemm->workspace) CUDA_TRY(cudaMalloc(&workspace, gemm->workspace_bytes));
     CUDA_TRY(cudaStreamCreateWithFlags(&gemm->stream, cudaStreamNonBlocking));
     CUDA_TRY(cudaEventCreate(&gemm->from));
     CUDA_TRY(cudaEventCreate(&gemm->to));
@@ -391,7 +391,7 @@ void gemm_destroy(Gemm **gemm)
     Gemm *g = *gemm;
     if (!g) return;
     if (g->handle) cublasLtDestroy(g->handle);
-    if (g->workspace) cudaFree(g->workspace);
+    for (void *workspace : g->workspace) cudaFree(workspace);
     if (g->stream) cudaStreamDestroy(g->stream);
     if (g->from) cudaEventDestroy(g->from);
     if (g->to) cudaEventDestroy(g->to);

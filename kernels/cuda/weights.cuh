@@ -6,7 +6,14 @@
 
 #include "kernels/cuda/mma.cuh"
 
-enum { WEIGHTS_MEMBERS = 6, WEIGHTS_DEPTH = 64, WEIGHTS_STAGES = 3, WEIGHTS_THREADS = 128, WEIGHTS_BLOCKS = 264 };
+enum {
+    WEIGHTS_MEMBERS = 6,
+    WEIGHTS_DEPTH = 64,
+    WEIGHTS_STAGES = 3,
+    WEIGHTS_THREADS = 128,
+    WEIGHTS_BLOCKS = 264,
+    WEIGHTS_JOINED = 16
+};
 
 struct WeightsProblem {
     int members, rows, in;
@@ -164,14 +171,25 @@ template <int BM, int BN> __global__ void __launch_bounds__(WEIGHTS_THREADS, 2) 
         }
 }
 
+/* Problems whose runs are added in one launch. */
+struct WeightsJoin {
+    WeightsProblem p[WEIGHTS_JOINED];
+    int first_block[WEIGHTS_JOINED + 1], problems;
+};
+
 /* Adds the runs: vectors of 4 elements x LANES lanes of runs, joined in lane order; then a warp per column of db. */
-template <int LANES> __global__ void __launch_bounds__(256) weights_join_kernel(WeightsProblem p)
+template <int LANES>
+__global__ void __launch_bounds__(256) weights_join_kernel(const __grid_constant__ WeightsJoin join)
 {
     constexpr int VECTORS = 256 / LANES;
     __shared__ float4 shared[LANES][VECTORS];
     stage_wait();
+    int problem = 0;
+    while ((int)blockIdx.x >= join.first_block[problem + 1]) problem++;
+    const WeightsProblem &p = join.p[problem];
+    int block = (int)blockIdx.x - join.first_block[problem];
     int vector = threadIdx.x % VECTORS, lane = threadIdx.x / VECTORS;
-    int64_t width = p.first_dw[p.members], at = ((int64_t)blockIdx.x * VECTORS + vector) * 4;
+    int64_t width = p.first_dw[p.members], at = ((int64_t)block * VECTORS + vector) * 4;
     float4 sum = make_float4(0, 0, 0, 0);
     if (at < width) {
 #pragma unroll 8
@@ -193,7 +211,7 @@ template <int LANES> __global__ void __launch_bounds__(256) weights_join_kernel(
         while (at >= p.first_dw[member + 1]) member++;
         *reinterpret_cast<float4 *>(p.dw[member] + at - p.first_dw[member]) = sum;
     }
-    int columns = p.first_db[p.members], column = blockIdx.x * 8 + threadIdx.x / WARP;
+    int columns = p.first_db[p.members], column = block * 8 + threadIdx.x / WARP;
     if (column >= columns) return;
     int member = 0;
     while (column >= p.first_db[member + 1]) member++;
@@ -225,19 +243,24 @@ static inline size_t weights_plan(WeightsProblem *p, int tile_m, int tile_n, voi
     return sums_at + align_up((size_t)p->runs * (size_t)p->first_db[p->members] * sizeof(float));
 }
 
-template <int LANES> static Status weights_join_lanes(const WeightsProblem &p, cudaStream_t stream)
+template <int LANES> static Status weights_join_lanes(WeightsJoin &join, cudaStream_t stream)
 {
-    unsigned blocks = blocks_for(p.first_dw[p.members], 256 / LANES * 4),
-             columns = blocks_for(p.first_db[p.members], 8);
-    if (columns > blocks) blocks = columns;
-    launch(weights_join_kernel<LANES>, blocks, 256, 0, stream, p);
+    for (int k = 0; k < join.problems; k++) {
+        const WeightsProblem &p = join.p[k];
+        unsigned blocks = blocks_for(p.first_dw[p.members], 256 / LANES * 4),
+                 columns = blocks_for(p.first_db[p.members], 8);
+        join.first_block[k + 1] = join.first_block[k] + (int)(columns > blocks ? columns : blocks);
+    }
+    launch(weights_join_kernel<LANES>, (unsigned)join.first_block[join.problems], 256, 0, stream, join);
     return cuda_launched("weights_join_kernel");
 }
 
-static Status weights_join(const WeightsProblem &p, cudaStream_t stream)
+static Status weights_join(WeightsJoin &join, cudaStream_t stream)
 {
-    if (p.runs <= 8) return weights_join_lanes<1>(p, stream);
-    return p.runs <= 32 ? weights_join_lanes<2>(p, stream) : weights_join_lanes<8>(p, stream);
+    int runs = 0;
+    for (int k = 0; k < join.problems; k++) runs = join.p[k].runs > runs ? join.p[k].runs : runs;
+    if (runs <= 8) return weights_join_lanes<1>(join, stream);
+    return runs <= 32 ? weights_join_lanes<2>(join, stream) : weights_join_lanes<8>(join, stream);
 }
 
 template <int BM, int BN> static Status weights_run(WeightsProblem *p, void *scratch, cudaStream_t stream)
@@ -248,7 +271,9 @@ template <int BM, int BN> static Status weights_run(WeightsProblem *p, void *scr
     dim3 grid((unsigned)p->first_tile[p->members], (unsigned)p->runs);
     launch(weights_kernel<BM, BN>, grid, WEIGHTS_THREADS, BYTES, stream, *p);
     TRY(cuda_launched("weights_kernel"));
-    return weights_join(*p, stream);
+    WeightsJoin join = {};
+    join.p[join.problems++] = *p;
+    return weights_join(join, stream);
 }
 
 static inline int weights_tile_m(const WeightsProblem &p)

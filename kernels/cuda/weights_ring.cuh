@@ -27,6 +27,7 @@ struct RingWeights {
     int first_panel[WEIGHTS_MEMBERS + 1], tiles, tiles_n;
     int lanes, steps, run_steps;
     int narrow; /* member of four outputs, -1 = none */
+    int mt, bn;
     bool any_db;
 };
 
@@ -55,10 +56,10 @@ __device__ __forceinline__ int ring_member(const RingWeights &w, int panel)
     return member;
 }
 
-__device__ __forceinline__ RingPlace ring_place(const RingWeights &w)
+__device__ __forceinline__ RingPlace ring_place(const RingWeights &w, int block)
 {
     RingPlace at;
-    int cluster = blockIdx.x / w.lanes, tile = cluster % w.tiles, tile_m = tile / w.tiles_n;
+    int cluster = block / w.lanes, tile = cluster % w.tiles, tile_m = tile / w.tiles_n;
     int tiles_m = w.tiles / w.tiles_n, panels = w.first_panel[w.p.members];
     at.lane = (int)cluster_rank();
     at.cluster_run = cluster / w.tiles;
@@ -232,14 +233,12 @@ __device__ __forceinline__ void ring_join(const RingWeights &w, const RingPlace 
     }
 }
 
-template <int MT, int BN>
-__global__ void __launch_bounds__(RING_THREADS, 1) ring_weights_kernel(const __grid_constant__ RingWeights w)
+template <int MT, int BN> __device__ __forceinline__ void ring_block(const RingWeights &w, int block)
 {
     typedef RingShape<MT, BN> S;
     extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared);
-    RingPlace at = ring_place(w);
-    stage_release();
+    RingPlace at = ring_place(w, block);
     if ((int)threadIdx.x <= w.p.members && (int)threadIdx.x != w.narrow)
         tensor_prefetch((int)threadIdx.x < w.p.members ? &w.dy_map[threadIdx.x] : &w.x_map);
     if (threadIdx.x == 0) {
@@ -256,7 +255,6 @@ __global__ void __launch_bounds__(RING_THREADS, 1) ring_weights_kernel(const __g
                                        id % (RING_PANEL_BYTES / 16) * 16) = make_uint4(0, 0, 0, 0);
     async_fence();
     __syncthreads();
-    stage_wait();
 
     int group = threadIdx.x / 128, half = (at.count + 1) / 2;
     if (group == 2) {
@@ -287,85 +285,94 @@ __global__ void __launch_bounds__(RING_THREADS, 1) ring_weights_kernel(const __g
     cluster_meet(); /* nobody leaves while its tile is read */
 }
 
+/* Problems that share a launch: blocks [first_block[k], first_block[k + 1]) belong to problem k. */
+enum { RING_BATCH = WEIGHTS_JOINED };
+struct RingBatch {
+    RingWeights w[RING_BATCH];
+    int first_block[RING_BATCH + 1], problems;
+};
+
+__global__ void __launch_bounds__(RING_THREADS, 1) ring_weights_kernel(const __grid_constant__ RingBatch batch)
+{
+    stage_release();
+    int problem = 0;
+    while ((int)blockIdx.x >= batch.first_block[problem + 1]) problem++;
+    const RingWeights &w = batch.w[problem];
+    int block = (int)blockIdx.x - batch.first_block[problem];
+    stage_wait();
+    if (w.bn == 256)
+        ring_block<1, 256>(w, block);
+    else if (w.bn == 128 && w.mt == 1)
+        ring_block<1, 128>(w, block);
+    else if (w.bn == 128)
+        ring_block<2, 128>(w, block);
+    else if (w.mt == 1)
+        ring_block<1, 64>(w, block);
+    else
+        ring_block<2, 64>(w, block);
+}
+
 /* --- host */
 
 enum { RING_LANES = 2, RING_LEAST_STEPS = 4 /* of a run */ };
 
 /* Panels per warpgroup and inputs per tile, as measured: accumulators of 64 or 128 registers. */
-static inline void ring_tile(const WeightsProblem &p, int *mt, int *bn)
+static inline void ring_tile(RingWeights *w)
 {
-    int panels = 0;
-    for (int k = 0; k < p.members; k++) panels += (p.out[k] + PANEL - 1) / PANEL;
+    const WeightsProblem &p = w->p;
+    int panels = w->first_panel[p.members];
     bool wide = p.in > 128 && p.rows > 16384; /* fewer rows: more and smaller tiles, whose sums are soon added */
-    *bn = p.in <= 64 ? 64 : (wide && p.in <= 256 ? 256 : 128);
-    *mt = panels > 2 && (p.in <= 64 || (wide && p.in > 256)) ? 2 : 1;
+    w->bn = p.in <= 64 ? 64 : (wide && p.in <= 256 ? 256 : 128);
+    w->mt = panels > 2 && (p.in <= 64 || (wide && p.in > 256)) ? 2 : 1;
 }
 
-/* Tiles, clusters, runs; scratch may be NULL. Returns its bytes. */
-static inline size_t ring_plan(RingWeights *w, int mt, int bn, int blocks, void *scratch)
+/* Everything but the number of runs. */
+static inline RingWeights ring_shape(const WeightsProblem &problem)
 {
-    WeightsProblem &p = w->p;
-    w->narrow = -1;
+    RingWeights w = {};
+    WeightsProblem &p = w.p;
+    p = problem;
+    w.narrow = -1;
     for (int k = 0; k < p.members; k++) {
-        if (p.out[k] == RING_NARROW) w->narrow = k;
-        w->first_panel[k + 1] = w->first_panel[k] + (p.out[k] + PANEL - 1) / PANEL;
+        if (p.out[k] == RING_NARROW) w.narrow = k;
+        w.first_panel[k + 1] = w.first_panel[k] + (p.out[k] + PANEL - 1) / PANEL;
         p.first_dw[k + 1] = p.first_dw[k] + (int64_t)p.out[k] * p.in;
         p.first_db[k + 1] = p.first_db[k] + p.out[k];
-        w->any_db = w->any_db || p.db[k];
+        w.any_db = w.any_db || p.db[k];
     }
-    int panels = w->first_panel[p.members], tiles_m = (panels + 2 * mt - 1) / (2 * mt);
-    w->tiles_n = (p.in + bn - 1) / bn;
-    w->tiles = tiles_m * w->tiles_n;
-    w->steps = (p.rows + RING_ROWS - 1) / RING_ROWS;
-    int most = w->steps / RING_LEAST_STEPS;
-    w->lanes = most >= RING_LANES ? RING_LANES : 1;
-    p.runs = blocks / w->lanes / w->tiles;
-    if (p.runs > most / w->lanes) p.runs = most / w->lanes;
-    if (p.runs < 1) p.runs = 1;
-    int runs = p.runs * w->lanes;
-    w->run_steps = (w->steps + runs - 1) / runs;
-    if (p.runs == 1) return 0;
-    size_t sums_at = align_up((size_t)p.runs * (size_t)p.first_dw[p.members] * sizeof(float));
-    p.partial = (float *)scratch;
-    p.partial_db = (float *)((char *)scratch + sums_at);
-    return sums_at + align_up((size_t)p.runs * (size_t)p.first_db[p.members] * sizeof(float));
+    ring_tile(&w);
+    w.tiles_n = (p.in + w.bn - 1) / w.bn;
+    w.tiles = (w.first_panel[p.members] + 2 * w.mt - 1) / (2 * w.mt) * w.tiles_n;
+    w.steps = (p.rows + RING_ROWS - 1) / RING_ROWS;
+    w.lanes = w.steps / RING_LEAST_STEPS >= RING_LANES ? RING_LANES : 1;
+    return w;
 }
 
-template <int MT, int BN> static Status ring_launch(const RingWeights &w, cudaStream_t stream)
+/* Runs that the scratch memory has room for. */
+static inline int ring_most_runs(const RingWeights &w)
 {
-    constexpr int BYTES = RingShape<MT, BN>::BYTES;
-    CUDA_TRY(cudaFuncSetAttribute(ring_weights_kernel<MT, BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    launch_clusters(ring_weights_kernel<MT, BN>, w.tiles * w.lanes * w.p.runs, RING_THREADS, BYTES, w.lanes, stream, w);
-    return cuda_launched("ring_weights_kernel");
+    int runs = RING_BLOCKS / w.lanes / w.tiles, most = w.steps / RING_LEAST_STEPS / w.lanes;
+    runs = runs < most ? runs : most;
+    return runs > 1 ? runs : 1;
+}
+
+/* scratch may be NULL. Returns its bytes. */
+static inline size_t ring_split(RingWeights *w, int runs, void *scratch)
+{
+    WeightsProblem &p = w->p;
+    p.runs = runs;
+    w->run_steps = (w->steps + runs * w->lanes - 1) / (runs * w->lanes);
+    if (runs == 1) return 0;
+    size_t sums_at = align_up((size_t)runs * (size_t)p.first_dw[p.members] * sizeof(float));
+    p.partial = (float *)scratch;
+    p.partial_db = (float *)((char *)scratch + sums_at);
+    return sums_at + align_up((size_t)runs * (size_t)p.first_db[p.members] * sizeof(float));
 }
 
 static inline size_t ring_scratch(const WeightsProblem &problem)
 {
-    RingWeights w = {};
-    int mt, bn;
-    w.p = problem;
-    ring_tile(w.p, &mt, &bn);
-    return ring_plan(&w, mt, bn, RING_BLOCKS, NULL);
-}
-
-/* blocks: how many SMs are free for it; scratch: ring_scratch(), enough for any number. */
-static Status ring_run(const WeightsProblem &problem, int blocks, void *scratch, cudaStream_t stream)
-{
-    RingWeights w = {};
-    int mt, bn;
-    w.p = problem;
-    ring_tile(w.p, &mt, &bn);
-    ring_plan(&w, mt, bn, blocks, scratch);
-    TRY(tensor_map(w.p.x, w.p.rows, w.p.in, RING_ROWS, &w.x_map));
-    for (int k = 0; k < w.p.members; k++)
-        if (k != w.narrow) TRY(tensor_map(w.p.dy[k], w.p.rows, w.p.out[k], RING_ROWS, &w.dy_map[k]));
-    if (bn == 256)
-        TRY((ring_launch<1, 256>(w, stream)));
-    else if (bn == 64)
-        TRY((mt == 2 ? ring_launch<2, 64>(w, stream) : ring_launch<1, 64>(w, stream)));
-    else
-        TRY((mt == 2 ? ring_launch<2, 128>(w, stream) : ring_launch<1, 128>(w, stream)));
-    return w.p.runs == 1 ? OK : weights_join(w.p, stream);
+    RingWeights w = ring_shape(problem);
+    return ring_split(&w, ring_most_runs(w), NULL);
 }
 
 #endif

@@ -1,0 +1,140 @@
+/* Nobody waits for the gradients of parameters before the end of the backward pass: the ops that compute them run
+ * beside the chain that carries the gradient on, and fill what it leaves idle. They are held back until there are
+ * enough for a group; an op that needs a result of a group waits for it, and so does the one behind the start of the
+ * next group, so that operands do not stay in memory for long. */
+#include "engine/passes/schedule.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/backend.h"
+#include "engine/passes/aside.h"
+#include "engine/passes/edit.h"
+
+/* Ops of a group: on an H200 16 ran faster than 8, by 0.5 to 1 % of a gradient step, and 8 faster than 2. */
+enum { GROUP_OPS = 16 };
+
+typedef struct Aside {
+    const Program *in;
+    Program *p;
+    bool *late;   /* per op of `in` */
+    bool *needed; /* per root value of `in`: read by an op that cannot run aside */
+    Op *side;     /* late ops in their order: first those that were started, then those held back */
+    int32_t started, count;
+    int32_t begin[ASIDE_GROUPS + 1]; /* of `side`: group g in flight is [begin[g], begin[g + 1]) */
+    int groups;
+} Aside;
+
+static Val root_of(const Program *p, Val v)
+{
+    while (p->value[v].alias != VAL_NONE) v = p->value[v].alias;
+    return v;
+}
+
+static bool lives_in(const Program *p, int n, const Val *v, Place place)
+{
+    int there = 0;
+    for (int k = 0; k < n; k++) {
+        if (v[k] == VAL_NONE) continue;
+        if (p->value[v[k]].place != place) return false;
+        there++;
+    }
+    return there > 0;
+}
+
+/* An op that writes gradients of parameters or what is added up to them; one that reads nothing else. */
+static bool is_late(const Aside *a, const Op *op)
+{
+    const Program *p = a->in;
+    bool backward = op->stage == STAGE_BACKWARD || op->stage == STAGE_SYNC;
+    if (!backward || op->stream || (op_def(op->kind)->flags & (OPF_COMM | OPF_EFFECT | OPF_ALIAS))) return false;
+    if (lives_in(p, op->n_in, op->in, PLACE_GRAD) && lives_in(p, op->n_out, op->out, PLACE_ARENA)) return true;
+    for (int k = 0; k < op->n_out; k++) {
+        if (op->out[k] == VAL_NONE) continue;
+        const Value *v = &p->value[op->out[k]];
+        if (v->place == PLACE_GRAD) continue;
+        if (v->place != PLACE_ARENA || v->output || a->needed[root_of(p, op->out[k])]) return false;
+    }
+    return op->n_out > 0;
+}
+
+static void find_late(Aside *a)
+{
+    const Program *p = a->in;
+    if (p->loss != VAL_NONE) a->needed[root_of(p, p->loss)] = true;
+    for (int32_t i = p->n_ops - 1; i >= 0; i--) {
+        const Op *op = &p->op[i];
+        a->late[i] = is_late(a, op);
+        bool adds_up = op->kind == OP_ADD || op->kind == OP_CAST;
+        if (a->late[i] && adds_up) continue;
+        for (int k = 0; k < op->n_in; k++)
+            if (op->in[k] != VAL_NONE) a->needed[root_of(p, op->in[k])] = true;
+    }
+}
+
+static void start_group(Aside *a)
+{
+    Program *p = a->p;
+    if (a->started == a->count) return;
+    bool grows = p->n_ops && p->op[p->n_ops - 1].stream == STREAM_ASIDE;
+    for (; a->started < a->count; a->started++) edit_push_op(p, &a->side[a->started]);
+    if (!grows) a->groups++;
+    a->begin[a->groups] = a->started;
+}
+
+static void push_main(Aside *a, const Op *op)
+{
+    Op main = *op;
+    bool held_up = false;
+    for (int32_t i = a->started; i < a->count && !held_up; i++) held_up = aside_conflicts(a->in, &a->side[i], op);
+    if (held_up) start_group(a);
+    int joins = a->groups > 1 ? a->groups - 1 : 0;
+    for (int32_t i = a->begin[joins]; i < a->begin[a->groups] && joins < a->groups; i++)
+        if (aside_conflicts(a->in, &a->side[i], op))
+            while (a->begin[joins] <= i) joins++;
+    main.joins = (uint8_t)joins;
+    a->groups -= joins;
+    memmove(a->begin, a->begin + joins, (size_t)(a->groups + 1) * sizeof *a->begin);
+    edit_push_op(a->p, &main);
+}
+
+static void take_aside(Aside *a)
+{
+    free(edit_restart(a->p, a->in->n_ops));
+    for (int32_t i = 0; i < a->in->n_ops; i++) {
+        if (!a->late[i]) {
+            push_main(a, &a->in->op[i]);
+            continue;
+        }
+        Op *side = &a->side[a->count++];
+        *side = a->in->op[i];
+        side->stream = STREAM_ASIDE;
+        if (a->count - a->started >= GROUP_OPS) start_group(a);
+    }
+    start_group(a);
+}
+
+Status schedule_aside(const Program *in, Program **out)
+{
+    Aside a = {.in = in};
+    TRY(prog_clone(in, &a.p));
+    a.late = calloc((size_t)in->n_ops + 1, sizeof *a.late);
+    a.needed = calloc((size_t)in->n_values + 1, sizeof *a.needed);
+    a.side = malloc(((size_t)in->n_ops + 1) * sizeof *a.side);
+    Status status = OK;
+    if (!a.late || !a.needed || !a.side) {
+        status = status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", in->n_ops);
+    } else {
+        find_late(&a);
+        take_aside(&a);
+        status = prog_status(a.p);
+    }
+    free(a.late);
+    free(a.needed);
+    free(a.side);
+    if (status == OK)
+        *out = a.p;
+    else
+        prog_destroy(&a.p);
+    return status;
+}
