@@ -201,25 +201,28 @@ struct NormChannels {
     float eps;
 };
 
-/* x of a tile into shared memory */
-template <int C>
-__device__ __forceinline__ void norm_load(HalvesTile<C, CHANNELS_TILE / C> &tile, const bf16 *x, int64_t pairs,
-                                          int64_t pair0)
-{
-    constexpr int PAIRS = CHANNELS_TILE / C, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS;
+/* x of a tile: into registers, from there into shared memory */
+template <int C> struct NormTile {
+    static constexpr int PAIRS = CHANNELS_TILE / C, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS;
     uint4 v[STEPS];
+    __device__ __forceinline__ void load(const bf16 *x, int64_t pairs, int64_t pair0)
+    {
 #pragma unroll
-    for (int it = 0; it < STEPS; it++) {
-        int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (PAIRS / 8), c = k % (PAIRS / 8) * 8;
-        v[it] = make_uint4(0, 0, 0, 0);
-        if (pair0 + c < pairs) v[it] = load16(x + r * pairs + pair0 + c);
+        for (int it = 0; it < STEPS; it++) {
+            int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (PAIRS / 8), c = k % (PAIRS / 8) * 8;
+            v[it] = make_uint4(0, 0, 0, 0);
+            if (pair0 + c < pairs) v[it] = load16(x + r * pairs + pair0 + c);
+        }
     }
+    __device__ __forceinline__ void put(HalvesTile<C, PAIRS> &tile) const
+    {
 #pragma unroll
-    for (int it = 0; it < STEPS; it++) {
-        int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (PAIRS / 8), c = k % (PAIRS / 8) * 8;
-        tile.put_row(r, c, v[it]);
+        for (int it = 0; it < STEPS; it++) {
+            int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (PAIRS / 8), c = k % (PAIRS / 8) * 8;
+            tile.put_row(r, c, v[it]);
+        }
     }
-}
+};
 
 /* grid (tiles of pairs, groups) */
 template <int C> static __global__ void __launch_bounds__(CHANNELS_THREADS) layer_norm_channels_kernel(NormChannels p)
@@ -229,10 +232,12 @@ template <int C> static __global__ void __launch_bounds__(CHANNELS_THREADS) laye
     __shared__ HalvesTile<C, PAIRS> tile;
     int64_t group = blockIdx.y, pair0 = (int64_t)blockIdx.x * PAIRS;
     int channel = threadIdx.x % LANES * 8;
-    norm_load<C>(tile, (const bf16 *)p.x + group * C * p.s.pairs, p.s.pairs, pair0);
+    NormTile<C> x;
+    x.load((const bf16 *)p.x + group * C * p.s.pairs, p.s.pairs, pair0);
     float gamma[8], beta[8];
     load_floats<8>(p.gamma + channel, gamma);
     load_floats<8>(p.beta + channel, beta);
+    x.put(tile);
     __syncthreads();
 #pragma unroll
     for (int it = 0; it < STEPS; it++) {
@@ -328,7 +333,28 @@ __device__ __forceinline__ void norm_sums(const float (&dgamma)[8], const float 
     }
 }
 
-/* dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)); the tile holds x, then dx. Blocks go round the tiles. */
+/* What a thread reads of a tile for its gradient. */
+template <int C> struct NormOperands {
+    static constexpr int STEPS = NormTile<C>::STEPS;
+    NormTile<C> x;
+    uint4 dy[STEPS];
+    float mean[STEPS], rstd[STEPS];
+    __device__ __forceinline__ void load(const NormChannels &p, int64_t group, int64_t pair0)
+    {
+        int channel = threadIdx.x % (C / 8) * 8;
+#pragma unroll
+        for (int it = 0; it < STEPS; it++) {
+            int64_t pair = pair0 + (it * CHANNELS_THREADS + threadIdx.x) / (C / 8), row = group * p.s.pairs + pair;
+            bool live = pair < p.s.pairs;
+            dy[it] = live ? load16((const bf16 *)p.dy + row * C + channel) : make_uint4(0, 0, 0, 0);
+            mean[it] = live ? p.mean_in[row] : 0.0f, rstd[it] = live ? p.rstd_in[row] : 0.0f;
+        }
+        x.load((const bf16 *)p.x + group * C * p.s.pairs, p.s.pairs, pair0);
+    }
+};
+
+/* dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)); the tile holds x, then dx. Blocks go round the tiles; the next
+ * one is on its way meanwhile. */
 template <int C>
 static __global__ void __launch_bounds__(CHANNELS_THREADS, 2) layer_norm_channels_bwd_kernel(NormChannels p)
 {
@@ -337,27 +363,26 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS, 2) layer_norm_channel
     __shared__ HalvesTile<C, PAIRS> tile;
     __shared__ float shared[CHANNELS_THREADS / WARP][C];
     int channel = threadIdx.x % LANES * 8;
-    int64_t pairs = p.s.pairs, row_tiles = (pairs + PAIRS - 1) / PAIRS;
-    float gamma[8], dgamma[8] = {}, dbeta[8] = {};
-    load_floats<8>(p.gamma + channel, gamma);
-    for (int64_t work = blockIdx.x; work < row_tiles * p.s.groups; work += gridDim.x) {
+    int64_t pairs = p.s.pairs;
+    uint32_t row_tiles = (uint32_t)((pairs + PAIRS - 1) / PAIRS), works = row_tiles * (uint32_t)p.s.groups;
+    float dgamma[8] = {}, dbeta[8] = {};
+    NormOperands<C> next;
+    next.load(p, blockIdx.x / row_tiles, blockIdx.x % row_tiles * PAIRS);
+    if (threadIdx.x < C) shared[0][threadIdx.x] = p.gamma[threadIdx.x]; /* until the sums */
+    for (uint32_t work = blockIdx.x; work < works; work += gridDim.x) {
         int64_t group = work / row_tiles, pair0 = work % row_tiles * PAIRS;
-        uint4 d[STEPS];
-#pragma unroll
-        for (int it = 0; it < STEPS; it++) {
-            int64_t pair = pair0 + (it * CHANNELS_THREADS + threadIdx.x) / LANES, row = group * pairs + pair;
-            bool live = pair < pairs;
-            d[it] = live ? load16((const bf16 *)p.dy + row * C + channel) : make_uint4(0, 0, 0, 0);
-        }
-        norm_load<C>(tile, (const bf16 *)p.x + group * C * pairs, pairs, pair0);
+        uint32_t after = work + gridDim.x;
+        NormOperands<C> here = next;
+        here.x.put(tile);
         __syncthreads();
+        if (after < works) next.load(p, after / row_tiles, after % row_tiles * PAIRS);
+        float gamma[8];
+        load_floats<8>(&shared[0][channel], gamma);
 #pragma unroll
         for (int it = 0; it < STEPS; it++) {
             int pair = (it * CHANNELS_THREADS + threadIdx.x) / LANES;
-            bool live = pair0 + pair < pairs;
-            int64_t row = group * pairs + pair0 + pair;
-            float v[8], dy[8], a = 0, b = 0, mean = live ? p.mean_in[row] : 0.0f, rstd = live ? p.rstd_in[row] : 0.0f;
-            unpack8(tile.get_column(channel, pair), v), unpack8(d[it], dy);
+            float v[8], dy[8], a = 0, b = 0, mean = here.mean[it], rstd = here.rstd[it];
+            unpack8(tile.get_column(channel, pair), v), unpack8(here.dy[it], dy);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 v[j] = (v[j] - mean) * rstd;
