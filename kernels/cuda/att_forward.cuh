@@ -1,15 +1,14 @@
 /* Fused attention in bf16, forward, on warpgroup products: Dao et al. 2022; Shah et al. 2024 for the overlap of
  * exponentials with products. The gate sigmoid(g) o in the epilogue.
  *
- * A block owns 64 queries per warpgroup of one head and goes through rows of the group. Queries, keys, values and mask
- * of the next rows are on their way while one is computed; the bias of the block's queries stays in shared memory, in
- * the order of the accumulators. Keys come in pieces of 64: scores of the next piece (of the next row after the last)
- * are on the tensor cores while the exponentials of this one are computed; sums of probabilities come from the tensor
- * cores as well (a column of ones beside the values).
+ * A block owns 64 queries per warpgroup of one head and goes through rows of the group. One more warp asks for queries,
+ * keys, values, gate and mask of the next rows while one is computed; the bias of the block's queries stays in
+ * registers, in the order of the accumulators. Keys come in pieces of 64: scores of the next piece (of the next row
+ * after the last) are on the tensor cores while the exponentials of this one are computed. Results leave from where
+ * queries and gate arrived.
  *
- * Probabilities are relative to the maximum of the first piece, so that no sum has to be rescaled. That is as exact as
- * any other reference point unless later scores exceed it by 2^64: then the sum tells, and the row is computed again
- * relative to the maximum of all its scores. */
+ * Probabilities are relative to no maximum: bf16 and f32 have the same range of exponents, and the sum tells whether a
+ * row left it (2^-64 .. 2^64). Such a row is computed again relative to the maximum of its scores. */
 #ifndef FOLDSCALE_KERNELS_CUDA_ATT_FORWARD_CUH
 #define FOLDSCALE_KERNELS_CUDA_ATT_FORWARD_CUH
 
@@ -17,13 +16,14 @@
 #include "kernels/cuda/att_products.cuh"
 
 #define FORWARD_LARGE 1.8446744073709552e19f /* 2^64 */
+#define FORWARD_SMALL 5.421010862427522e-20f
 
-enum { PIECE_ELEMENTS = 64 * 64, FLAG_ANY = 1, FLAG_PLAIN = 2 };
+enum { PIECE_ELEMENTS = 64 * 64, FORWARD_GROUPS = 2 /* warpgroups of a block */ };
 
 /* --- mask and bias, made ready by one small kernel:
- * add[R][padded + 4]: inf (mask - 1) / scale, ATT_PAD for keys that do not exist; then flags as a float: FLAG_ANY: some
- * key is not masked (else the softmax is uniform: inf = 1e9 swallows the scores in f32), FLAG_PLAIN: all are zero;
- * bias[G][H][tiles][pieces]: 64 queries x 64 keys in the order of the accumulators of a warpgroup. */
+ * add[R][padded + 4]: log2(e) inf (mask - 1), ATT_PAD for keys that do not exist; then two flags: some key is not
+ * masked (else the softmax is uniform: inf = 1e9 swallows the scores in f32), all are zero; bias[G][H][tiles][pieces]:
+ * 64 queries x 64 keys in the order of the accumulators of a warpgroup. */
 struct ForwardPlan {
     int tiles, pieces, padded; /* tiles of 64 queries, pieces of 64 keys (even), 64 x pieces */
     int64_t mask_rows;
@@ -34,12 +34,6 @@ struct ForwardPrepared {
     bf16 *bias;
 };
 
-/* warpgroups of a block */
-static __host__ __device__ constexpr int forward_groups(int pieces)
-{
-    return pieces == 4 ? 4 : 2;
-}
-
 struct ForwardProblem {
     Att a;
     AttOperands<bf16> x;
@@ -47,202 +41,203 @@ struct ForwardProblem {
     int tiles, rows_per_block;
 };
 
-/* Offsets in shared memory. A stage: queries, keys, values; the masks and barriers of all stages lie at the end. */
+/* Offsets in shared memory. A stage: queries, keys, values, gate; the masks and barriers of all stages lie at the end.
+ */
 template <int D_, bool BIAS_, int PIECES_> struct ForwardLayout {
     static constexpr int D = D_, PIECES = PIECES_;
     static constexpr bool BIAS = BIAS_;
-    static constexpr int GROUPS = forward_groups(PIECES), BLOCKS = PIECES == 2 ? 2 : 1;
+    static constexpr int GROUPS = FORWARD_GROUPS, THREADS = (GROUPS + 1) * 128;
+    static constexpr int READY = PIECES > 4 ? 0 : PIECES > 2 ? 3 : 2;  /* pieces of the bias that are kept ready */
     static constexpr int BOX = PIECES > 4 ? PIECES * 32 : PIECES * 64; /* keys that arrive at once, at most 256 */
-    static constexpr uint32_t TILE = PIECES * 64 * D * 2, KEYS = GROUPS * 64 * D * 2, VALUES = KEYS + TILE;
-    static constexpr uint32_t STAGE = VALUES + TILE, STAGES_AT = BIAS ? GROUPS * PIECES * PIECE_ELEMENTS * 2 : 0;
-    static constexpr uint32_t ADD = (PIECES * 64 + 4) * 4;
-    static constexpr uint32_t ROOM = (227 / BLOCKS) * 1024 - STAGES_AT - (D == 8 ? 1024 : 0) - 128,
-                              MOST = ROOM / (STAGE + ADD);
-    static constexpr int STAGES = MOST > 4 ? 4 : MOST;
+    static constexpr uint32_t TILE = PIECES * 64 * D * 2, QUERIES = GROUPS * 64 * D * 2, VALUES = QUERIES + TILE;
+    static constexpr uint32_t GATE = VALUES + TILE, STAGE = GATE + QUERIES, ADD = (PIECES * 64 + 4) * 4;
+    static constexpr uint32_t ROOM = 227 * 1024 - (D == 8 ? 1024 : 0) - 128, MOST = ROOM / (STAGE + ADD);
+    static constexpr int STAGES = MOST > 6 ? 6 : MOST;
     static_assert(STAGES >= 2, "the next row arrives while this one is computed");
-    static constexpr uint32_t ZERO_AT = STAGES_AT + STAGES * STAGE, ADD_AT = ZERO_AT + (D == 8 ? 1024 : 0);
-    static constexpr uint32_t BARRIERS_AT = ADD_AT + STAGES * ADD, READY_AT = BARRIERS_AT + STAGES * 16;
-    static constexpr uint32_t BYTES = READY_AT + 8;
+    static constexpr uint32_t ZERO_AT = STAGES * STAGE, ADD_AT = ZERO_AT + (D == 8 ? 1024 : 0);
+    static constexpr uint32_t BARRIERS_AT = ADD_AT + STAGES * ADD, BYTES = BARRIERS_AT + STAGES * 16;
 };
 
 struct ForwardMaps {
-    CUtensorMap q, k, v;
+    CUtensorMap q, k, v, gate, o, y;
 };
 
 struct ForwardPlace {
     int head, group, tile0, first, last; /* tile0: of 64 queries; rows [first, last) */
 };
 
-/* One thread asks for row `row` of the block's. */
+/* One thread asks for row `row` of the block's, all but its mask; then for its mask. */
 template <typename L>
 __device__ __forceinline__ void forward_load(const ForwardProblem &p, const ForwardPlace &w, const ForwardMaps &maps,
                                              uint32_t base, int row)
 {
     constexpr int D = L::D;
     int id = row - w.first, stage = id % L::STAGES, round = id / L::STAGES;
-    uint32_t at = base + L::STAGES_AT + stage * L::STAGE, full = base + L::BARRIERS_AT + stage * 8;
+    uint32_t at = base + stage * L::STAGE, full = base + L::BARRIERS_AT + stage * 8;
     if (round > 0) barrier_wait(full + L::STAGES * 8, (round - 1) & 1);
-    barrier_expect(full, L::STAGE + L::ADD);
+    barrier_expect(full, (p.x.gate ? L::STAGE : L::GATE) + L::ADD);
     tensor_load_box(at, &maps.q, w.head * D, w.tile0 * 64, row, w.group, full);
 #pragma unroll
     for (int key = 0; key < L::PIECES * 64; key += L::BOX) {
-        tensor_load_box(at + L::KEYS + key * D * 2, &maps.k, w.head * D, key, row, w.group, full);
+        tensor_load_box(at + L::QUERIES + key * D * 2, &maps.k, w.head * D, key, row, w.group, full);
         tensor_load_box(at + L::VALUES + key * D * 2, &maps.v, w.head * D, key, row, w.group, full);
     }
+    if (p.x.gate) tensor_load_box(at + L::GATE, &maps.gate, w.head * D, w.tile0 * 64, row, w.group, full);
+}
+template <typename L>
+__device__ __forceinline__ void forward_load_mask(const ForwardProblem &p, const ForwardPlace &w, uint32_t base,
+                                                  int row)
+{
+    int stage = (row - w.first) % L::STAGES;
     bulk_load(base + L::ADD_AT + stage * L::ADD,
-              p.prepared.add + (int64_t)att_mask_index(p.a, w.group, row) * (L::PIECES * 64 + 4), L::ADD, full);
+              p.prepared.add + (int64_t)att_mask_index(p.a, w.group, row) * (L::PIECES * 64 + 4), L::ADD,
+              base + L::BARRIERS_AT + stage * 8);
 }
 
-template <typename L>
-__device__ __forceinline__ void forward_start(const ForwardProblem &p, const ForwardPlace &w, const ForwardMaps &maps,
-                                              uint32_t base)
+__device__ __forceinline__ float reciprocal_fast(float x)
 {
-    if (L::BIAS) {
-        uint32_t bytes = L::STAGES_AT, ready = base + L::READY_AT;
-        int64_t tile = ((int64_t)w.group * p.a.h + w.head) * p.tiles + w.tile0;
-        barrier_expect(ready, bytes);
-        bulk_load(base, p.prepared.bias + tile * L::PIECES * PIECE_ELEMENTS, bytes, ready);
-    }
-    for (int row = w.first; row < min(w.first + L::STAGES - 1, w.last); row++) forward_load<L>(p, w, maps, base, row);
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float log2_fast(float x)
+{
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 /* What a warp knows of a row. */
 struct ForwardRow {
     uint32_t tile, add; /* queries of the stage; mask, at this lane's first column */
-    float unit;         /* scores to powers of two; 0 where all keys are masked */
+    float any;          /* 0 where all keys are masked */
     bool plain;
 };
 
+/* shift: what probabilities are relative to, a power of two */
 template <int D> struct ForwardState {
-    float o[D / 2], sum[4], peak[2];
+    float o[D / 2], sum[2], shift[2];
 };
 
-__device__ __forceinline__ void load_shared(uint32_t (&r)[4], uint32_t address)
+/* The bias of a warp's queries: times log2(e), or as it was read where that takes too many registers. */
+template <typename L> struct ForwardBias {
+    static constexpr int READ = L::BIAS ? L::PIECES - L::READY : 0, READY = L::BIAS ? L::READY : 0;
+    float ready[READY ? READY : 1][32];
+    uint32_t read[READ ? READ : 1][16];
+
+    __device__ __forceinline__ void load(const bf16 *from) /* this lane's first elements */
+    {
+#pragma unroll
+        for (int piece = 0; piece < READY + READ; piece++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                uint4 x = *reinterpret_cast<const uint4 *>(from + piece * PIECE_ELEMENTS + i * 256);
+                uint32_t word[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    if (piece >= READY) {
+                        read[piece - READY][4 * i + k] = word[k];
+                        continue;
+                    }
+                    float2 y = unpack_bf16(word[k]);
+                    ready[piece][8 * i + 2 * k] = y.x * ATT_LOG2E, ready[piece][8 * i + 2 * k + 1] = y.y * ATT_LOG2E;
+                }
+            }
+    }
+    /* scores of a piece -> exponents of two */
+    __device__ __forceinline__ void add(float (&s)[32], int piece, float unit) const
+    {
+#pragma unroll
+        for (int k = 0; k < 32; k++) {
+            if (piece < READY) {
+                s[k] = fmaf(s[k], unit, ready[piece][k]);
+                continue;
+            }
+            s[k] *= unit;
+            if (READ == 0) continue;
+            float2 x = unpack_bf16(read[piece - READY][k / 2]);
+            s[k] = fmaf(k & 1 ? x.y : x.x, ATT_LOG2E, s[k]);
+        }
+    }
+};
+
+__device__ __forceinline__ uint32_t load_shared(uint32_t address)
 {
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
+    uint32_t x;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+    return x;
+}
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t x)
+{
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
 __device__ __forceinline__ void load_shared(float (&r)[2], uint32_t address)
 {
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(r[0]), "=f"(r[1]) : "r"(address) : "memory");
 }
 
-/* s + bias / scale + mask, in units of 1 / scale */
-template <bool BIAS>
-__device__ __forceinline__ void forward_scores(float (&t)[32], const float (&s)[32], uint32_t bias, uint32_t add,
-                                               bool plain, float inverse)
+/* The same for a piece whose bias is read now. */
+template <bool BIAS> __device__ __forceinline__ void forward_exponents(float (&s)[32], const bf16 *bias, float unit)
 {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        uint32_t word[4] = {};
-        if (BIAS) load_shared(word, bias + i * 512);
+        float x[8] = {};
+        if (BIAS) load_floats<8>(bias + i * 256, x);
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            float2 x = unpack_bf16(word[k]);
-            int at = 8 * i + 2 * k;
-            t[at] = BIAS ? fmaf(x.x, inverse, s[at]) : s[at];
-            t[at + 1] = BIAS ? fmaf(x.y, inverse, s[at + 1]) : s[at + 1];
-        }
+        for (int k = 0; k < 8; k++) s[8 * i + k] = fmaf(x[k], ATT_LOG2E, s[8 * i + k] * unit);
     }
-    if (plain) return;
+}
+
+/* exponents + mask of the columns */
+__device__ __forceinline__ void forward_mask(float (&t)[32], const ForwardRow &r, int piece)
+{
+    if (r.plain) return;
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         float m[2];
-        load_shared(m, add + j * 32);
-        t[4 * j] += m[0], t[4 * j + 1] += m[1], t[4 * j + 2] += m[0], t[4 * j + 3] += m[1];
+        load_shared(m, r.add + piece * 256 + j * 32);
+#pragma unroll
+        for (int k = 0; k < 4; k++) t[4 * j + k] = fmaf(t[4 * j + k], r.any, m[k & 1]);
     }
 }
 
-template <int D> __device__ __forceinline__ void forward_peak(ForwardState<D> &x, const float (&t)[32])
-{
-    float low = fmaxf(t[0], t[1]), high = fmaxf(t[2], t[3]);
-#pragma unroll
-    for (int j = 1; j < 8; j++) {
-        low = fmaxf(low, fmaxf(t[4 * j], t[4 * j + 1]));
-        high = fmaxf(high, fmaxf(t[4 * j + 2], t[4 * j + 3]));
-    }
-    x.peak[0] = lanes_max<4>(low), x.peak[1] = lanes_max<4>(high);
-}
-
-/* Scores -> exponents of two */
-template <int D> __device__ __forceinline__ void forward_exponents(const ForwardState<D> &x, float (&t)[32], float unit)
-{
-    float shift[2] = {-x.peak[0] * unit, -x.peak[1] * unit};
-#pragma unroll
-    for (int k = 0; k < 32; k++) t[k] = fmaf(t[k], unit, shift[k >> 1 & 1]);
-}
-
-/* Probabilities as A fragments, their sums, and their products with the values of a piece. */
+/* Exponents -> probabilities as A fragments, and their sums over this lane's columns */
 template <int D>
-__device__ __forceinline__ void forward_values(ForwardState<D> &x, uint32_t (&p)[16], const float (&t)[32],
-                                               uint64_t values, int add)
+__device__ __forceinline__ void forward_probabilities(ForwardState<D> &x, uint32_t (&p)[16], float (&t)[32])
 {
-    constexpr uint32_t ONES = 0x3f803f80u;
 #pragma unroll
-    for (int k = 0; k < 16; k++) p[k] = pack_bf16(exp2_fast(t[2 * k]), exp2_fast(t[2 * k + 1]));
+    for (int k = 0; k < 16; k++) {
+        float a = exp2_fast(t[2 * k]), b = exp2_fast(t[2 * k + 1]);
+        p[k] = pack_bf16(a, b);
+        x.sum[k & 1] += a, x.sum[k & 1] += b;
+    }
+}
+/* times the values of a piece */
+template <int D>
+__device__ __forceinline__ void forward_values(ForwardState<D> &x, const uint32_t (&p)[16], uint32_t values, int add)
+{
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; k++)
-        wgmma_values<D>(x.o, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3], values + k * (16 * D * 2 >> 4),
-                        k > 0 || add);
+        wgmma_values<D>(x.o, p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3],
+                        att_descriptor<D>(values + k * (16 * D * 2 >> 4)), k > 0 || add);
     wgmma_commit();
-    if (!add) x.sum[0] = x.sum[1] = x.sum[2] = x.sum[3] = 0;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-        uint32_t a[4] = {p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3]};
-        mma16816(x.sum, a, ONES, ONES);
-    }
 }
 
 /* sigmoid of two values with one reciprocal; 2^60 bounds the product of the denominators */
 __device__ __forceinline__ float2 sigmoid_pair(float2 g)
 {
-    float a, b, r;
+    float a, b;
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(a) : "f"(-g.x * ATT_LOG2E), "f"(60.0f));
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(b) : "f"(-g.y * ATT_LOG2E), "f"(60.0f));
     a = 1.0f + exp2_fast(a), b = 1.0f + exp2_fast(b);
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a * b));
+    float r = reciprocal_fast(a * b);
     return make_float2(r * b, r * a);
 }
 __device__ __forceinline__ uint32_t gate_pair(uint32_t gate, uint32_t x)
 {
     float2 g = sigmoid_pair(unpack_bf16(gate)), v = unpack_bf16(x);
     return pack_bf16(g.x * v.x, g.y * v.y);
-}
-
-/* The 16 rows of a warp through the place of its queries, which nobody reads any more, out in 16-byte pieces. */
-template <int D>
-__device__ __forceinline__ void forward_store(const ForwardProblem &p, const ForwardState<D> &x, float sum_low,
-                                              float sum_high, uint32_t tile, int64_t block, int query0)
-{
-    constexpr int CHUNKS = D / 8;
-    int lane = threadIdx.x % WARP, row0 = threadIdx.x / WARP % 4 * 16;
-    float low = 1.0f / sum_low, high = 1.0f / sum_high;
-#pragma unroll
-    for (int j = 0; j < CHUNKS; j++) {
-        uint32_t a = pack_bf16(x.o[4 * j] * low, x.o[4 * j + 1] * low);
-        uint32_t b = pack_bf16(x.o[4 * j + 2] * high, x.o[4 * j + 3] * high);
-        uint32_t at = lane % 4 * 4;
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile + att_place<D>(row0 + lane / 4, j) + at), "r"(a) : "memory");
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile + att_place<D>(row0 + lane / 4 + 8, j) + at), "r"(b)
-                     : "memory");
-    }
-    __syncwarp();
-#pragma unroll
-    for (int k = 0; k < (16 * CHUNKS + WARP - 1) / WARP; k++) {
-        int id = k * WARP + lane, row = id / CHUNKS, chunk = id % CHUNKS;
-        if (id >= 16 * CHUNKS || query0 + row >= p.a.n) continue;
-        int64_t to = block + (query0 + row) * p.a.pitch + chunk * 8;
-        uint32_t v[4];
-        load_shared(v, tile + att_place<D>(row0 + row, chunk));
-        if (p.x.o) *reinterpret_cast<uint4 *>(p.x.o + to) = make_uint4(v[0], v[1], v[2], v[3]);
-        if (!p.x.gate) continue;
-        uint4 g = *reinterpret_cast<const uint4 *>(p.x.gate + to);
-        *reinterpret_cast<uint4 *>(p.x.y + to) =
-            make_uint4(gate_pair(g.x, v[0]), gate_pair(g.y, v[1]), gate_pair(g.z, v[2]), gate_pair(g.w, v[3]));
-    }
 }
 
 /* A vote of the warpgroup, and a barrier: its queries are not read any more. */
@@ -257,173 +252,214 @@ __device__ __forceinline__ bool forward_vote(int warpgroup, bool mine)
     return any;
 }
 
+/* The 16 rows of a warp leave from the places of its queries and its gate, which nobody reads any more. */
+template <typename L>
+__device__ __forceinline__ void forward_store(const ForwardProblem &p, const ForwardPlace &w, const ForwardMaps &maps,
+                                              const ForwardState<L::D> &x, uint32_t tile, int query0, int row)
+{
+    constexpr int D = L::D;
+    int lane = threadIdx.x % WARP;
+    float low = reciprocal_fast(x.sum[0]), high = reciprocal_fast(x.sum[1]);
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) {
+        uint32_t a = pack_bf16(x.o[4 * j] * low, x.o[4 * j + 1] * low);
+        uint32_t b = pack_bf16(x.o[4 * j + 2] * high, x.o[4 * j + 3] * high);
+        uint32_t at = tile + att_place<D>(lane / 4, j) + lane % 4 * 4, below = 8 * D * 2;
+        if (p.x.o) store_shared(at, a), store_shared(at + below, b);
+        if (!p.x.gate) continue;
+        at += L::GATE;
+        store_shared(at, gate_pair(load_shared(at), a));
+        store_shared(at + below, gate_pair(load_shared(at + below), b));
+    }
+    async_fence();
+    __syncwarp();
+    if (lane > 0) return;
+    if (p.x.o) tensor_store_box(&maps.o, tile, w.head * D, query0, row, w.group);
+    if (p.x.gate) tensor_store_box(&maps.y, tile + L::GATE, w.head * D, query0, row, w.group);
+    tensor_store_commit();
+}
+
 template <typename L> struct ForwardWarp {
     static constexpr int D = L::D, PIECES = L::PIECES;
     const ForwardProblem &p;
     const ForwardPlace &w;
-    uint32_t base;
+    const bf16 *bias_at;                    /* this lane's first elements */
+    uint32_t base, queries, from_q, from_k; /* the warp's queries in a stage; descriptors of the first stage */
     int warpgroup, query0;
-    uint32_t bias; /* this lane's first elements */
-    float inverse;
+    float unit; /* scores to powers of two */
 
-    __device__ __forceinline__ uint32_t tile(int stage) const { return base + L::STAGES_AT + stage * L::STAGE; }
+    __device__ __forceinline__ ForwardWarp(const ForwardProblem &problem, const ForwardPlace &place, uint32_t shared)
+        : p(problem), w(place), base(shared)
+    {
+        int warp = __shfl_sync(0xffffffffu, threadIdx.x / WARP, 0), lane = threadIdx.x % WARP;
+        warpgroup = warp / 4, query0 = w.tile0 * 64 + warp * 16, unit = p.a.scale * ATT_LOG2E;
+        uint32_t tile = base + warpgroup * 64 * D * 2;
+        queries = warp * 16 * D * 2;
+        from_q = att_low(tile, D == 8 ? base + L::ZERO_AT - tile : 16);
+        from_k = att_low(base + L::QUERIES, D == 8 ? 0 : 16);
+        int64_t first = ((int64_t)w.group * p.a.h + w.head) * p.tiles + w.tile0 + warpgroup;
+        bias_at = p.prepared.bias + first * PIECES * PIECE_ELEMENTS + warp % 4 * 1024 + lane * 8;
+    }
     __device__ __forceinline__ ForwardRow row(int stage) const
     {
         uint32_t add = base + L::ADD_AT + stage * L::ADD;
         float flag[2];
         load_shared(flag, add + PIECES * 256);
-        int flags = (int)flag[0];
-        return {tile(stage), add + threadIdx.x % 4 * 8, flags & FLAG_ANY ? p.a.scale * ATT_LOG2E : 0.0f,
-                (flags & FLAG_PLAIN) != 0};
+        return {base + stage * L::STAGE, add + threadIdx.x % 4 * 8, flag[0], flag[1] != 0.0f};
     }
-    __device__ __forceinline__ uint32_t queries(uint32_t tile) const { return tile + warpgroup * 64 * D * 2; }
     /* queries times keys of a piece; D = 8: the second half of the inner extent is zero in the queries, anything finite
      * in the keys */
-    __device__ __forceinline__ void multiply(float (&s)[32], uint32_t tile, int piece) const
+    __device__ __forceinline__ void multiply(float (&s)[32], int stage, int piece) const
     {
-        uint32_t q = queries(tile), k = tile + L::KEYS + piece * 64 * D * 2;
-        uint64_t from_q = att_tile<D>(q, D == 8 ? base + L::ZERO_AT - q : 16);
-        uint64_t from_k = att_tile<D>(k, D == 8 ? 0 : 16);
+        uint32_t at = stage * (L::STAGE >> 4), q = from_q + at, k = from_k + at + piece * (64 * D * 2 >> 4);
+        if (D == 8) q -= at << 16;
         wgmma_fence();
-        wgmma_scores(s, from_q, from_k);
-        if constexpr (D == 32) wgmma_step<64>(s, from_q + 2, from_k + 2, 1);
+        wgmma_scores(s, att_descriptor<D>(q), att_descriptor<D>(k));
+        if constexpr (D == 32) wgmma_step<64>(s, att_descriptor<D>(q + 2), att_descriptor<D>(k + 2), 1);
         wgmma_commit();
     }
-    __device__ __forceinline__ void finish(float (&t)[32], const float (&s)[32], const ForwardRow &r, int piece) const
+    __device__ __forceinline__ uint32_t values(int stage, int piece) const
     {
-        forward_scores<L::BIAS>(t, s, bias + piece * 8192, r.add + piece * 256, r.plain, inverse);
-    }
-    __device__ __forceinline__ uint64_t values(const ForwardRow &r, int piece) const
-    {
-        return att_tile<D>(r.tile + L::VALUES + piece * 64 * D * 2, 128);
+        return att_low(base + L::VALUES, 128) + stage * (L::STAGE >> 4) + piece * (64 * D * 2 >> 4);
     }
 
-    /* The row again with the maximum of all its scores. */
-    __device__ __forceinline__ void again(ForwardState<D> &x, const ForwardRow &r) const
+    /* The row again relative to the maximum of its scores; s: registers for them. */
+    __device__ __forceinline__ void again(ForwardState<D> &x, float (&s)[32], const ForwardRow &r, int stage) const
     {
-        float s[32], t[32];
-        uint32_t probability[16];
-        ForwardState<D> y;
         float peak[2] = {ATT_PAD, ATT_PAD};
-        for (int piece = 0; piece < 2 * L::PIECES; piece++) {
-            int at = piece % L::PIECES;
-            multiply(s, r.tile, at);
+        uint32_t probability[16];
+#pragma unroll 1
+        for (int step = 0; step < 2 * PIECES; step++) {
+            int piece = step % PIECES;
+            multiply(s, stage, piece);
             wgmma_wait<0>();
-            finish(t, s, r, at);
-            if (piece < L::PIECES) {
-                forward_peak<D>(y, t);
-                peak[0] = fmaxf(peak[0], y.peak[0]), peak[1] = fmaxf(peak[1], y.peak[1]);
-            } else {
-                y.peak[0] = peak[0], y.peak[1] = peak[1];
-                forward_exponents<D>(y, t, r.unit);
-                forward_values<D>(y, probability, t, values(r, at), at > 0);
-                wgmma_wait<0>();
+            forward_exponents<L::BIAS>(s, bias_at + piece * PIECE_ELEMENTS, unit);
+            forward_mask(s, r, piece);
+#pragma unroll
+            for (int k = 0; k < 32; k++)
+                if (step < PIECES)
+                    peak[k >> 1 & 1] = fmaxf(peak[k >> 1 & 1], s[k]);
+                else
+                    s[k] -= x.shift[k >> 1 & 1];
+            if (step < PIECES) {
+                x.shift[0] = lanes_max<4>(peak[0]), x.shift[1] = lanes_max<4>(peak[1]);
+                continue;
             }
+            if (step == PIECES) x.sum[0] = x.sum[1] = 0;
+            forward_probabilities<D>(x, probability, s);
+            forward_values<D>(x, probability, values(stage, piece), step > PIECES);
+            wgmma_wait<0>();
         }
-        x = y;
+        x.sum[0] = lanes_sum<4>(x.sum[0]), x.sum[1] = lanes_sum<4>(x.sum[1]);
     }
 
-    __device__ __forceinline__ void store(const ForwardState<D> &x, const ForwardRow &r, int row) const
+    __device__ __forceinline__ void store_lse(const ForwardState<D> &x, const ForwardRow &r, int row) const
     {
         const Att &a = p.a;
-        int lane = threadIdx.x % WARP;
-        bool any = r.unit != 0.0f;
-        float low = any ? x.sum[0] : (float)a.m, high = any ? x.sum[2] : (float)a.m; /* without the padding */
-        forward_store<D>(p, x, low, high, queries(r.tile), a.q_block(w.group, row, w.head), query0);
+        int lane = threadIdx.x % WARP, at = query0 + lane / 4;
         if (!p.x.lse || lane % 4 != 0) return;
         float *lse = p.x.lse + (((int64_t)w.group * a.b + row) * a.h + w.head) * a.n;
-        int at = query0 + lane / 4;
-        if (at < a.n) lse[at] = any ? (x.peak[0] * r.unit + log2f(low)) * ATT_LN2 : -a.inf;
-        if (at + 8 < a.n) lse[at + 8] = any ? (x.peak[1] * r.unit + log2f(high)) * ATT_LN2 : -a.inf;
+        bool any = r.any != 0.0f;
+        if (at < a.n) lse[at] = any ? (x.shift[0] + log2_fast(x.sum[0])) * ATT_LN2 : -a.inf;
+        if (at + 8 < a.n) lse[at + 8] = any ? (x.shift[1] + log2_fast(x.sum[1])) * ATT_LN2 : -a.inf;
     }
 };
 
 template <typename L> __device__ __forceinline__ void forward_rows(const ForwardWarp<L> &f, const ForwardMaps &maps)
 {
-    const ForwardProblem &p = f.p;
     const ForwardPlace &w = f.w;
     constexpr int D = L::D;
     uint32_t full = f.base + L::BARRIERS_AT, empty = full + L::STAGES * 8;
-    float s0[32], s1[32], t[32];
+    float s0[32], s1[32];
     uint32_t probability[16];
+    ForwardBias<L> bias;
     ForwardState<D> x;
-    int stage = 0, parity = 0;
-    if (L::BIAS) barrier_wait(f.base + L::READY_AT, 0);
+    bias.load(f.bias_at);
+    int stage = 0, parity = 0, lane = threadIdx.x % WARP;
     barrier_wait(full, 0);
-    f.multiply(s0, f.tile(0), 0);
+    f.multiply(s0, 0, 0);
     wgmma_wait<0>();
+#pragma unroll 1
     for (int row = w.first; row < w.last; row++) {
         ForwardRow r = f.row(stage);
-        int from = stage;
-#pragma unroll 1
-        for (int pair = 0; pair < L::PIECES; pair += 2) {
+        int from = stage, before = stage == 0 ? L::STAGES - 1 : stage - 1;
+        x.shift[0] = x.shift[1] = x.sum[0] = x.sum[1] = 0;
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float(&now)[32] = half ? s1 : s0, (&then)[32] = half ? s0 : s1;
-                int piece = pair + half;
-                bool last = half == 1 && piece + 1 == L::PIECES;
-                if (last && row + 1 < w.last) {
-                    if (++stage == L::STAGES) stage = 0, parity ^= 1;
-                    barrier_wait(full + stage * 8, parity);
-                }
-                wgmma_wait<1>(); /* these scores; not the values of the piece before */
-                f.multiply(then, f.tile(stage), last ? 0 : piece + 1); /* after the last row once in vain */
-                f.finish(t, now, r, piece);
-                if (piece == 0) forward_peak<D>(x, t);
-                forward_exponents<D>(x, t, r.unit);
-                wgmma_wait<1>();
-                forward_values<D>(x, probability, t, f.values(r, piece), piece > 0);
-                if (piece == 0 && threadIdx.x == 0 && row + L::STAGES - 1 < w.last)
-                    forward_load<L>(p, w, maps, f.base, row + L::STAGES - 1);
-                __syncwarp();
+        for (int piece = 0; piece < L::PIECES; piece++) {
+            float(&now)[32] = piece & 1 ? s1 : s0, (&then)[32] = piece & 1 ? s0 : s1;
+            bool last = piece + 1 == L::PIECES;
+            if (last && row + 1 < w.last) {
+                if (++stage == L::STAGES) stage = 0, parity ^= 1;
+                barrier_wait(full + stage * 8, parity);
             }
-            wgmma_wait<0>(); /* nothing under way where the loop turns, or the compiler lets nothing overlap */
+            wgmma_wait<1>();                               /* these scores; not the values of the piece before */
+            f.multiply(then, stage, last ? 0 : piece + 1); /* after the last row once in vain */
+            bias.add(now, piece, f.unit);
+            forward_mask(now, r, piece);
+            wgmma_wait<1>();
+            forward_probabilities<D>(x, probability, now);
+            forward_values<D>(x, probability, f.values(from, piece), piece > 0);
+            if (piece == 0 && lane == 0 && row > w.first) {
+                tensor_store_wait_read();
+                barrier_arrive(empty + before * 8);
+            }
+            __syncwarp();
         }
-        bool over = !(x.sum[0] < FORWARD_LARGE && x.sum[2] < FORWARD_LARGE);
-        if (forward_vote(f.warpgroup, over)) {
-            f.again(x, r);
+        x.sum[0] = lanes_sum<4>(x.sum[0]), x.sum[1] = lanes_sum<4>(x.sum[1]);
+        wgmma_wait<0>(); /* nothing under way where the loop turns, or the compiler lets nothing overlap */
+        bool inside = fminf(x.sum[0], x.sum[1]) > FORWARD_SMALL && fmaxf(x.sum[0], x.sum[1]) < FORWARD_LARGE;
+        if (forward_vote(f.warpgroup, !inside)) {
+            f.again(x, s0, r, from);
+            f.multiply(s0, stage, 0);
+            wgmma_wait<0>();
             forward_vote(f.warpgroup, false);
         }
-        f.store(x, r, row);
-        async_fence(); /* the next queries arrive where results went */
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(empty + from * 8);
+        forward_store<L>(f.p, w, maps, x, r.tile + f.queries, f.query0, row);
+        f.store_lse(x, r, row);
     }
+    if (lane == 0) tensor_store_wait();
 }
 
-/* grid: query tiles of 64 L::GROUPS, heads of groups, row chunks */
+/* grid: query tiles of 64 L::GROUPS, heads of groups, row chunks. Only mask and bias come from the kernel before, which
+ * lets this one start when all before it are complete: what else the first rows read need not wait. */
 template <typename L>
-__global__ void __launch_bounds__(L::GROUPS * 128, L::BLOCKS)
+__global__ void __launch_bounds__(L::THREADS, 1)
     att_forward_tc_kernel(const __grid_constant__ ForwardProblem p, const __grid_constant__ ForwardMaps maps)
 {
-    stage_wait();
     extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared);
-    int warp = __shfl_sync(0xffffffffu, threadIdx.x / WARP, 0);
     ForwardPlace w;
     w.head = blockIdx.y % p.a.h, w.group = blockIdx.y / p.a.h;
     w.tile0 = blockIdx.x * L::GROUPS;
     w.first = blockIdx.z * p.rows_per_block, w.last = min(w.first + p.rows_per_block, p.a.b);
-    if (threadIdx.x == 0) {
+    bool asks = threadIdx.x == L::GROUPS * 128;
+    int ahead = min(w.first + L::STAGES, w.last);
+    if (asks) {
         uint32_t full = base + L::BARRIERS_AT, empty = full + L::STAGES * 8;
         for (int s = 0; s < L::STAGES; s++) {
             barrier_init(full + s * 8, 1);
             barrier_init(empty + s * 8, L::GROUPS * 4);
         }
-        barrier_init(empty + L::STAGES * 8, 1);
         barrier_publish();
+        for (int row = w.first; row < ahead; row++) forward_load<L>(p, w, maps, base, row);
     }
     if (L::D == 8) {
-        for (int k = threadIdx.x; k < 256; k += L::GROUPS * 128)
-            reinterpret_cast<float *>(shared + L::ZERO_AT)[k] = 0.0f;
+        for (int k = threadIdx.x; k < 256; k += L::THREADS) reinterpret_cast<float *>(shared + L::ZERO_AT)[k] = 0.0f;
         async_fence();
     }
     __syncthreads();
-    if (threadIdx.x == 0) forward_start<L>(p, w, maps, base);
-    __syncwarp();
-    uint32_t bias = base + (warp / 4 * L::PIECES * 4 + warp % 4) * 2048 + threadIdx.x % WARP * 16;
-    ForwardWarp<L> f = {p, w, base, warp / 4, w.tile0 * 64 + warp * 16, bias, 1.0f / p.a.scale};
-    forward_rows<L>(f, maps);
+    stage_wait();
+    if (threadIdx.x < L::GROUPS * 128) {
+        /* 168 registers a thread at the start: 240 here, 24 there */
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+        forward_rows<L>(ForwardWarp<L>(p, w, base), maps);
+    } else {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        for (int row = w.first; asks && row < w.last; row++) {
+            if (row >= ahead) forward_load<L>(p, w, maps, base, row);
+            forward_load_mask<L>(p, w, base, row);
+        }
+    }
 }
 
 #endif

@@ -7,12 +7,18 @@
 #include "kernels/cuda/hopper.cuh"
 
 /* Descriptor of a tile of rows of 2 D bytes (PTX ISA, "Matrix Descriptor Format"): groups of eight rows 16 D bytes
- * apart; `leading`: for D = 8 bytes between the two halves of an inner extent of 16, else unused. */
-template <int D> __device__ __forceinline__ uint64_t att_tile(uint32_t shared, uint32_t leading)
+ * apart; `leading`: for D = 8 bytes between the two halves of an inner extent of 16, else unused. The low half is kept
+ * apart: places within a stage are added to it, the high half is a constant. */
+__device__ __forceinline__ uint32_t att_low(uint32_t shared, uint32_t leading)
 {
-    constexpr uint64_t SWIZZLE = D == 32 ? 2 : D == 16 ? 3 : 0;
-    return (uint64_t)((shared & 0x3ffff) >> 4) | (uint64_t)((leading & 0x3ffff) >> 4) << 16 |
-           (uint64_t)(16 * D >> 4) << 32 | SWIZZLE << 62;
+    return (shared & 0x3ffff) >> 4 | ((leading & 0x3ffff) >> 4) << 16;
+}
+template <int D> __device__ __forceinline__ uint64_t att_descriptor(uint32_t low)
+{
+    constexpr uint32_t SWIZZLE = D == 32 ? 2 : D == 16 ? 3 : 0;
+    uint64_t d;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(d) : "r"(low), "n"((uint32_t)(16 * D >> 4) | SWIZZLE << 30));
+    return d;
 }
 
 /* s[64 x 64] = A[64 x 16] B[64 x 16]^T, s not read before (wgmma_step<64> adds) */

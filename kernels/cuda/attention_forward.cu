@@ -5,8 +5,7 @@ static ForwardPlan forward_plan(const Att &a, bool bias)
 {
     ForwardPlan p = {};
     p.pieces = (a.m + 127) / 128 * 2;
-    int groups = forward_groups(p.pieces);
-    p.tiles = (a.n + groups * 64 - 1) / (groups * 64) * groups;
+    p.tiles = (a.n + FORWARD_GROUPS * 64 - 1) / (FORWARD_GROUPS * 64) * FORWARD_GROUPS;
     p.padded = p.pieces * 64;
     p.mask_rows = a.mask_rank < 2 ? 1 : a.mask_rank == 2 ? a.b : (int64_t)a.g * a.b;
     p.bias_at = align_up((size_t)p.mask_rows * (p.padded + 4) * sizeof(float));
@@ -29,8 +28,8 @@ __device__ void forward_prepare_mask(const Att &a, float *add, int64_t row, int 
     plain = __all_sync(0xffffffffu, plain);
     add += row * (padded + 4);
     for (int j = lane; j < padded; j += WARP)
-        add[j] = j >= a.m ? ATT_PAD : mask && any ? a.inf * (mask[j] - 1.0f) / a.scale : 0.0f;
-    if (lane < 4) add[padded + lane] = (float)((any ? FLAG_ANY : 0) + (plain ? FLAG_PLAIN : 0));
+        add[j] = j >= a.m ? ATT_PAD : mask && any ? a.inf * (mask[j] - 1.0f) * ATT_LOG2E : 0.0f;
+    if (lane < 4) add[padded + lane] = lane == 0 && any || lane == 1 && plain ? 1.0f : 0.0f;
 }
 
 /* Eight elements of every head: accumulators 2 i and 2 i + 1 (of 8 keys each) of one lane. H: heads, 0 for any. */
@@ -75,6 +74,7 @@ __global__ void __launch_bounds__(128)
     att_forward_prepare_kernel(Att a, const bf16 *bias, ForwardPrepared out, ForwardPlan p)
 {
     stage_wait();
+    stage_release(); /* what else the attention reads is complete */
     int64_t masks = (p.mask_rows + 3) / 4, id = blockIdx.x;
     if (id < masks) {
         int64_t row = id * 4 + threadIdx.x / WARP;
@@ -121,14 +121,17 @@ static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const For
                              const ForwardPlan &plan, cudaStream_t stream)
 {
     int blocks_x = plan.tiles / L::GROUPS;
-    ForwardProblem p = {a, x, prepared, plan.tiles, att_rows_per_block(a, blocks_x, 132 * L::BLOCKS)};
+    ForwardProblem p = {a, x, prepared, plan.tiles, att_rows_per_block(a, blocks_x, 132)};
     ForwardMaps maps;
     TRY(forward_map(a, x.q, a.n, a.q_row, a.q_group, L::GROUPS * 64, &maps.q));
     TRY(forward_map(a, x.k, a.m, a.k_row, a.k_group, L::BOX, &maps.k));
     TRY(forward_map(a, x.v, a.m, a.k_row, a.k_group, L::BOX, &maps.v));
+    if (x.gate) TRY(forward_map(a, x.gate, a.n, a.q_row, a.q_group, L::GROUPS * 64, &maps.gate));
+    if (x.gate) TRY(forward_map(a, x.y, a.n, a.q_row, a.q_group, 16, &maps.y));
+    if (x.o) TRY(forward_map(a, x.o, a.n, a.q_row, a.q_group, 16, &maps.o));
     CUDA_TRY(cudaFuncSetAttribute(att_forward_tc_kernel<L>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::BYTES));
     dim3 grid(blocks_x, a.g * a.h, (a.b + p.rows_per_block - 1) / p.rows_per_block);
-    launch(att_forward_tc_kernel<L>, grid, L::GROUPS * 128, L::BYTES, stream, p, maps);
+    launch(att_forward_tc_kernel<L>, grid, L::THREADS, L::BYTES, stream, p, maps);
     return cuda_launched("att_forward_tc_kernel");
 }
 

@@ -251,6 +251,13 @@ __device__ __forceinline__ void tensor_load_box(uint32_t target, const CUtensorM
                  "l"(map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
                  : "memory");
 }
+/* the same out of shared memory; what lies beyond the edges stays */
+__device__ __forceinline__ void tensor_store_box(const CUtensorMap *map, uint32_t source, int x, int y, int z, int w)
+{
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+                 "r"(source), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
+}
 /* bytes: a multiple of 16 */
 __device__ __forceinline__ void bulk_load(uint32_t target, const void *source, uint32_t bytes, uint32_t barrier)
 {
