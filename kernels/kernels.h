@@ -5,9 +5,11 @@
 #include "engine/backend.h"
 
 typedef struct KernelOptions {
-    int dap;      /* ranks per model-parallel group; must divide the number of ranks */
-    int threads;  /* CPU threads of this rank; 0 = OMP_NUM_THREADS, else cores / ranks on this host */
-    bool no_comm; /* leave collectives out: time one rank's share of a DAP n step alone (dap is taken as given) */
+    int dap;         /* ranks per model-parallel group; must divide the number of ranks */
+    int threads;     /* CPU threads of this rank; 0 = OMP_NUM_THREADS, else cores / ranks on this host */
+    bool no_comm;    /* leave collectives out: time one rank's share of a DAP n step alone (dap is taken as given) */
+    uint64_t dither; /* cpu: bf16 results are rounded up or down at random, by their distance to either, drawn from this
+                        seed: a sample of what rounding may do to a program; 0 = to nearest even */
     const char *tune_cache; /* file with measured GEMM choices (cuda), or NULL */
 } KernelOptions;
 

@@ -10,8 +10,9 @@
 #include "model/model.h"
 
 typedef struct ParityOptions {
-    const char *dir, *backend, *only; /* only: substring that a case's name must contain, or NULL */
-    const char *save, *beside;        /* files of --save and --beside, or NULL */
+    const char *dir, *backend, *only;   /* only: substring that a case's name must contain, or NULL */
+    const char *save, *beside, *spread; /* files of these options, or NULL */
+    uint64_t dither;
     Switches switches;
     bool verbose; /* also print values that pass with exact zero error */
 } ParityOptions;
@@ -31,12 +32,14 @@ typedef enum ParityKind {
 } ParityKind;
 
 typedef struct ParityBeside ParityBeside;
+typedef struct ParitySpread ParitySpread;
 
 typedef struct Parity {
     ParityOptions options;
     Backend *backend;
     bool full; /* the 48-block golden: other measured tolerances */
     ParityBeside *beside;
+    ParitySpread *spread;
     int checks, failures, skipped;
 } Parity;
 
@@ -65,13 +68,18 @@ double parity_error(const double *a, const double *b, int rank, const int64_t *d
  * by their absolute size. */
 double parity_l2_error(const double *a, const double *b, int64_t count, double floor);
 
-/* parity_beside.c: values of a run that was saved. theirs_out: those of this quantity, NULL where there is nothing to
- * compare with; then parity_beside_limit(their error) is the tolerance. */
+/* parity_beside.c: keeps the values of a run, or measures their distances to those of the run that was kept. */
 Status parity_beside_open(const char *save, const char *beside, ParityBeside **out);
 Status parity_beside(Parity *parity, const char *name, const double *ours, const double *truth, int64_t count,
-                     Arena *arena, const double **theirs_out);
-double parity_beside_limit(double their_error);
+                     Arena *arena);
 Status parity_beside_close(ParityBeside **beside);
+
+/* parity_spread.c: tolerances from the errors that other runs printed. path NULL: none. limit: that of a quantity,
+ * whose error is noted for the report, or `other` where the runs do not have it. */
+Status parity_spread_open(const char *path, ParitySpread **out);
+double parity_spread_limit(ParitySpread *spread, const char *name, double error, double other);
+void parity_spread_report(Parity *parity); /* one line for all quantities together */
+void parity_spread_close(ParitySpread **spread);
 
 /* A golden tensor as doubles, batch axis (leading 1) removed. Memory from the arena. */
 typedef struct GoldenTensor {

@@ -1,9 +1,8 @@
 /* parity --save FILE and --beside FILE: what one run computed, beside another one.
  *
  * bf16 on the GPU is compared with the CPU's emulation of it, which rounds at the same places and sums in another
- * order. Both lie as far from the golden values as those roundings take them, so the emulation's own error is the
- * measure of what rounding may do to a quantity: BESIDE_FACTOR times that, plus one rounding of the result itself. And
- * as they round nearly the same numbers, they should be nearer to one another than either is to the golden values. */
+ * order. Both lie as far from the golden values as those roundings take them (parity_spread.c), and as they round
+ * nearly the same numbers, they should be nearer to one another than either is to the golden values. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,8 +10,6 @@
 
 #include "engine/array.h"
 #include "tests/parity.h"
-
-static const double BESIDE_FACTOR = 3, RESULT_ROUNDING = 0x1p-8;
 
 typedef struct Distances {
     double apart, ours, theirs; /* between the runs; of each to the golden values: l2, relative */
@@ -53,10 +50,9 @@ static Status save(ParityBeside *b, const char *name, const double *ours, int64_
 }
 
 Status parity_beside(Parity *parity, const char *name, const double *ours, const double *truth, int64_t count,
-                     Arena *arena, const double **theirs_out)
+                     Arena *arena)
 {
     ParityBeside *b = parity->beside;
-    *theirs_out = NULL;
     if (!b) return OK;
     if (b->writer) return save(b, name, ours, count);
     const StTensor *t = st_find(b->file, name);
@@ -68,13 +64,7 @@ Status parity_beside(Parity *parity, const char *name, const double *ours, const
     b->seen[b->count++] = (Distances){.apart = parity_l2_error(ours, theirs, count, 0),
                                       .ours = parity_l2_error(ours, truth, count, 0),
                                       .theirs = parity_l2_error(theirs, truth, count, 0)};
-    *theirs_out = theirs;
     return OK;
-}
-
-double parity_beside_limit(double their_error)
-{
-    return BESIDE_FACTOR * their_error + RESULT_ROUNDING;
 }
 
 static int by_value(const void *a, const void *b)

@@ -42,6 +42,7 @@ void parity_report(Parity *parity, const char *name, double error, double limit)
                 if (!(all[r] <= error)) error = all[r];
         free(all);
     }
+    if (parity->spread) limit = parity_spread_limit(parity->spread, name, error, limit);
     bool ok = error <= limit;
     parity->checks++;
     parity->failures += !ok;

@@ -1,11 +1,14 @@
 /* parity DIR [--dtype f64|f32|bf16] [--backend cpu|cuda] [--dap N] [--switches none|all] [--checkpoint
  * none|block|selective]
- *            [--only TEXT] [--save FILE | --beside FILE]
+ *            [--only TEXT] [--save FILE | --beside FILE] [--dither SEED] [--spread FILE]
  *
  * DIR is a golden folder (tiny: config.json; modules: index.json; full: generator.csv) or a folder that holds such
- * folders. --save keeps what was computed; --beside compares with what another run kept, whose own error then is the
- * measure of the tolerance (parity_beside.c): bf16 on a GPU beside bf16 on the CPU. One line per quantity; exit 1 on
- * any FAIL. With --dap N it starts its N ranks itself unless it already runs under mpirun. */
+ * folders. One line per quantity; exit 1 on any FAIL. With --dap N it starts its N ranks itself unless it already runs
+ * under mpirun. --save keeps what was computed; --beside tells how far it is from what another run kept. --dither makes
+ * the CPU round bf16 at random; from the lines of many such runs --spread takes the tolerances (parity_spread.c):
+ *
+ *   for s in $(seq 32); do parity DIR --dtype bf16 --dither $s; done >spread.txt
+ *   parity DIR --dtype bf16 --backend cuda --spread spread.txt */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +35,10 @@ static Status parse(int argc, char **argv, ParityOptions *o)
             o->save = value;
         } else if (!strcmp(key, "--beside")) {
             o->beside = value;
+        } else if (!strcmp(key, "--spread")) {
+            o->spread = value;
+        } else if (!strcmp(key, "--dither")) {
+            o->dither = strtoull(value, NULL, 10);
         } else if (!strcmp(key, "--dap")) {
             o->switches.dap = atoi(value);
             if (o->switches.dap < 1 || o->switches.dap > 8)
@@ -131,12 +138,16 @@ int main(int argc, char **argv)
     if (status == OK && parity.options.switches.dap > 1 && !getenv("OMPI_COMM_WORLD_SIZE"))
         start_ranks(parity.options.switches.dap, argv);
     if (status == OK)
-        status =
-            kernels_open(parity.options.backend, &(KernelOptions){.dap = parity.options.switches.dap}, &parity.backend);
+        status = kernels_open(parity.options.backend,
+                              &(KernelOptions){.dap = parity.options.switches.dap, .dither = parity.options.dither},
+                              &parity.backend);
     if (status == OK) status = parity_beside_open(parity.options.save, parity.options.beside, &parity.beside);
+    if (status == OK) status = parity_spread_open(parity.options.spread, &parity.spread);
     if (status == OK) status = run_all(&parity);
+    if (status == OK) parity_spread_report(&parity);
     Status closed = parity_beside_close(&parity.beside);
     if (status == OK) status = closed;
+    parity_spread_close(&parity.spread);
     if (status != OK) fprintf(stderr, "parity: %s\n", status_text());
     bool speaker = !parity.backend || parity.backend->layout.rank == 0;
     if (status == OK && speaker)

@@ -2,6 +2,7 @@
 #include "kernels/cpu/backend.h"
 
 #include <cblas.h>
+#include <math.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,7 @@ typedef struct CpuBackend {
     const CpuEntry *entry[2][OP_COUNT]; /* [0] float, [1] double */
     double *mark;
     int marks;
+    uint64_t dither; /* state of the row of numbers that rounds bf16; 0 = to nearest even */
     char device[128];
 } CpuBackend;
 
@@ -167,9 +169,34 @@ static void fill(const Tensor *t, double value, void *out)
         }
 }
 
-/* bf16 is storage: operands are widened to float, the float kernel runs, its bf16 outputs are rounded to nearest even.
- */
-static Status run_widened(const CpuBackend *cpu, const CpuEntry *entry, const OpCall *call)
+/* The next of a row of 64 random bits (splitmix64). */
+static uint64_t next_bits(uint64_t *state)
+{
+    uint64_t z = *state += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+static void round_dithered(const float *x, int64_t count, uint64_t *state, uint16_t *y)
+{
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        y[i] = isfinite(x[i]) ? (uint16_t)((bits + (next_bits(state) & 0xffffu)) >> 16) : bf16_from_f32(x[i]);
+    }
+}
+
+static Status convert(CpuBackend *cpu, const Tensor *from, const void *source, const Tensor *to, void *target)
+{
+    if (!cpu->dither || from->dtype != DT_F32 || to->dtype != DT_BF16)
+        return convert_array(from->dtype, source, to->dtype, target, tensor_count(to));
+    round_dithered(source, tensor_count(to), &cpu->dither, target);
+    return OK;
+}
+
+/* bf16 is storage: operands are widened to float, the float kernel runs, its bf16 outputs are rounded. */
+static Status run_widened(CpuBackend *cpu, const CpuEntry *entry, const OpCall *call)
 {
     OpCall wide = *call;
     Tensor tensor[OP_MAX_IN + OP_MAX_OUT];
@@ -197,7 +224,7 @@ static Status run_widened(const CpuBackend *cpu, const CpuEntry *entry, const Op
     TRY(entry->run(&cpu->base.layout, &wide));
     for (int k = 0; k < call->op->n_out; k++)
         if (call->out_tensor[k] && call->out_tensor[k]->dtype == DT_BF16)
-            TRY(convert_array(DT_F32, wide.out[k], DT_BF16, call->out[k], tensor_count(call->out_tensor[k])));
+            TRY(convert(cpu, wide.out_tensor[k], wide.out[k], call->out_tensor[k], call->out[k]));
     return OK;
 }
 
@@ -208,8 +235,7 @@ static Status cpu_run(Backend *backend, const OpCall *call)
     if (comm_is_op(op->kind)) return comm_run(cpu->comm, call);
     TRY(comm_progress(cpu->comm));
     if (is_conversion(op->kind))
-        return convert_array(call->in_tensor[0]->dtype, call->in[0], call->out_tensor[0]->dtype, call->out[0],
-                             tensor_count(call->out_tensor[0]));
+        return convert(cpu, call->in_tensor[0], call->in[0], call->out_tensor[0], call->out[0]);
     if (op->kind == OP_FILL) {
         fill(call->out_tensor[0], op->attr.f[0], call->out[0]);
         return OK;
@@ -361,6 +387,7 @@ Status cpu_backend_open(const KernelOptions *options, Backend **backend_out)
     CpuBackend *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return status_fail(ERR_MEMORY, "out of memory for a backend");
     cpu->base = operations;
+    cpu->dither = options->dither;
     Status status = fill_table(cpu);
     if (status == OK) status = comm_open(options, &cpu->comm);
     if (status != OK) {

@@ -94,9 +94,9 @@ template <typename T> __global__ void bias_gradient_kernel(Att a, const T *ds, T
     uint32_t j = e % a.m, rest = e / a.m, i = rest % a.n, head = rest / a.n % a.h, group = rest / a.n / a.h;
     int64_t step = (int64_t)a.h * a.n * a.m;
     const T *p = ds + (int64_t)group * a.b * step + ((int64_t)head * a.n + i) * a.m + j;
-    float sum = 0;
+    typename Wide<T>::Sum sum = 0;
     for (int row = 0; row < a.b; row++) sum += to_float(p[row * step]);
-    dbias[a.bias_index(group, i, j, head)] = from_float<T>(sum);
+    dbias[a.bias_index(group, i, j, head)] = from_float<T>((float)sum);
 }
 
 static Status att_scores_bwd(CudaContext *ctx, const OpCall *call)
@@ -159,16 +159,21 @@ static Status att_context_bwd(CudaContext *ctx, const OpCall *call)
 
 enum { ATT_WARPS = 4 };
 
+template <typename T> __device__ __forceinline__ typename Wide<T>::Sum att_dot(const Att &a, const T *x, const T *y)
+{
+    typename Wide<T>::Sum sum = 0;
+    for (int d = 0; d < a.d; d++) sum += (typename Wide<T>::Sum)to_float(x[d]) * to_float(y[d]);
+    return sum;
+}
+
 template <typename T>
 __device__ __forceinline__ float att_score(const Att &a, const T *q, const T *k, const float *mask, const T *bias,
                                            int group, int i, int j, int head)
 {
-    float sum = 0;
-    for (int d = 0; d < a.d; d++) sum += to_float(q[d]) * to_float(k[d]);
-    sum *= a.scale;
-    if (mask) sum += a.inf * (mask[j] - 1.0f);
-    if (bias) sum += to_float(bias[a.bias_index(group, i, j, head)]);
-    return sum;
+    float score = (float)(a.scale * att_dot(a, q, k));
+    if (mask) score += a.inf * (mask[j] - 1.0f);
+    if (bias) score += to_float(bias[a.bias_index(group, i, j, head)]);
+    return score;
 }
 
 struct AttWarp {
@@ -185,45 +190,53 @@ __device__ __forceinline__ bool att_warp(const Att &a, int extent, AttWarp *w)
     return w->group < a.g;
 }
 
-/* Scores of a query -> p in shared memory; returns maximum and sum. */
+/* Maximum and sum of a row. */
+template <typename T> struct AttStat {
+    float peak;
+    typename Wide<T>::Sum sum;
+};
+
+/* Scores of a query -> p in shared memory. */
 template <typename T>
-__device__ __forceinline__ float2 att_row(const Att &a, const AttOperands<T> &x, const AttWarp &w, float *p)
+__device__ __forceinline__ AttStat<T> att_row(const Att &a, const AttOperands<T> &x, const AttWarp &w, float *p)
 {
     int lane = threadIdx.x % WARP;
     const T *q = x.q + a.q_block(w.group, w.row, w.head) + w.at * a.pitch;
     const T *k = x.k + a.k_block(w.group, w.row, w.head);
     const float *mask = a.mask ? a.mask_row(w.group, w.row) : NULL;
-    float peak = -INFINITY, sum = 0;
+    AttStat<T> stat = {-INFINITY, 0};
     for (int j = lane; j < a.m; j += WARP) {
         p[j] = att_score(a, q, k + j * a.pitch, mask, x.bias, w.group, w.at, j, w.head);
-        peak = fmaxf(peak, p[j]);
+        stat.peak = fmaxf(stat.peak, p[j]);
     }
-    peak = lanes_max<WARP>(peak);
-    for (int j = lane; j < a.m; j += WARP) sum += p[j] = expf(p[j] - peak);
-    return make_float2(peak, lanes_sum<WARP>(sum));
+    stat.peak = lanes_max<WARP>(stat.peak);
+    for (int j = lane; j < a.m; j += WARP) stat.sum += p[j] = expf(p[j] - stat.peak);
+    stat.sum = lanes_sum<WARP>(stat.sum);
+    return stat;
 }
 
 template <typename T> __global__ void __launch_bounds__(ATT_WARPS *WARP) att_forward_kernel(Att a, AttOperands<T> x)
 {
     stage_wait();
+    typedef typename Wide<T>::Sum Sum;
     extern __shared__ float rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
     float *p = rows + threadIdx.x / WARP * a.m;
     if (!att_warp(a, a.n, &w)) return;
-    float2 stat = att_row(a, x, w, p);
+    AttStat<T> stat = att_row(a, x, w, p);
     __syncwarp();
     const T *v = x.v + a.k_block(w.group, w.row, w.head);
     int64_t at = a.q_block(w.group, w.row, w.head) + w.at * a.pitch;
     for (int d = lane; d < a.d; d += WARP) {
-        float sum = 0;
-        for (int j = 0; j < a.m; j++) sum += p[j] * to_float(v[j * a.pitch + d]);
-        T o = from_float<T>(sum / stat.y);
+        Sum sum = 0;
+        for (int j = 0; j < a.m; j++) sum += (Sum)p[j] * to_float(v[j * a.pitch + d]);
+        T o = from_float<T>((float)(sum / stat.sum));
         if (x.o) x.o[at + d] = o;
         if (x.gate) x.y[at + d] = from_float<T>(sigmoidf(to_float(x.gate[at + d])) * to_float(o));
     }
     if (x.lse && lane == 0)
-        x.lse[(((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at] = stat.x + logf(stat.y);
+        x.lse[(((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at] = stat.peak + logf((float)stat.sum);
 }
 
 /* dq, and for each query its maximum, 1 / sum and delta = sum_j p dp for the next two kernels. p comes from the row's
@@ -232,34 +245,32 @@ template <typename T>
 __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dq_kernel(Att a, AttOperands<T> x, float *stats)
 {
     stage_wait();
+    typedef typename Wide<T>::Sum Sum;
     extern __shared__ float rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
     float *p = rows + threadIdx.x / WARP * a.m;
     if (!att_warp(a, a.n, &w)) return;
-    float2 stat = att_row(a, x, w, p);
-    float inverse = 1.0f / stat.y, delta = 0;
+    AttStat<T> stat = att_row(a, x, w, p);
+    float inverse = (float)(1 / stat.sum);
+    Sum delta = 0;
     int64_t iq = a.q_block(w.group, w.row, w.head) + w.at * a.pitch, ik = a.k_block(w.group, w.row, w.head);
     for (int j = lane; j < a.m; j += WARP) {
-        float dp = 0;
-        for (int d = 0; d < a.d; d++) dp += to_float(x.go[iq + d]) * to_float(x.v[ik + j * a.pitch + d]);
-        delta += p[j] * inverse * dp;
+        delta += (Sum)p[j] * inverse * att_dot(a, x.go + iq, x.v + ik + j * a.pitch);
     }
     delta = lanes_sum<WARP>(delta);
     for (int j = lane; j < a.m; j += WARP) {
-        float dp = 0;
-        for (int d = 0; d < a.d; d++) dp += to_float(x.go[iq + d]) * to_float(x.v[ik + j * a.pitch + d]);
-        p[j] = p[j] * inverse * (dp - delta);
+        p[j] = (float)(p[j] * inverse * (att_dot(a, x.go + iq, x.v + ik + j * a.pitch) - delta));
     }
     __syncwarp();
     for (int d = lane; d < a.d; d += WARP) {
-        float sum = 0;
-        for (int j = 0; j < a.m; j++) sum += p[j] * to_float(x.k[ik + j * a.pitch + d]);
-        x.dq[iq + d] = from_float<T>(a.scale * sum);
+        Sum sum = 0;
+        for (int j = 0; j < a.m; j++) sum += (Sum)p[j] * to_float(x.k[ik + j * a.pitch + d]);
+        x.dq[iq + d] = from_float<T>((float)(a.scale * sum));
     }
     if (lane == 0) {
         float *out = stats + ((((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at) * 3;
-        out[0] = stat.x, out[1] = inverse, out[2] = delta;
+        out[0] = stat.peak, out[1] = inverse, out[2] = (float)delta;
     }
 }
 
@@ -270,16 +281,15 @@ __device__ __forceinline__ float2 att_pair(const Att &a, const AttOperands<T> &x
 {
     int64_t iq = a.q_block(group, row, head) + i * a.pitch, ik = a.k_block(group, row, head) + j * a.pitch;
     const float *stat = stats + ((((int64_t)group * a.b + row) * a.h + head) * a.n + i) * 3;
-    float s = att_score(a, x.q + iq, x.k + ik, mask, x.bias, group, i, j, head), dp = 0;
-    for (int d = 0; d < a.d; d++) dp += to_float(x.go[iq + d]) * to_float(x.v[ik + d]);
-    float p = expf(s - stat[0]) * stat[1];
-    return make_float2(p, p * (dp - stat[2]));
+    float s = att_score(a, x.q + iq, x.k + ik, mask, x.bias, group, i, j, head), p = expf(s - stat[0]) * stat[1];
+    return make_float2(p, (float)(p * (att_dot(a, x.go + iq, x.v + ik) - stat[2])));
 }
 
 template <typename T>
 __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dkv_kernel(Att a, AttOperands<T> x, const float *stats)
 {
     stage_wait();
+    typedef typename Wide<T>::Sum Sum;
     extern __shared__ float rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
@@ -293,13 +303,13 @@ __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dkv_kernel(Att a, AttOper
     }
     __syncwarp();
     for (int d = lane; d < a.d; d += WARP) {
-        float dv = 0, dk = 0;
+        Sum dv = 0, dk = 0;
         for (int i = 0; i < a.n; i++) {
-            dv += p[i] * to_float(x.go[iq + i * a.pitch + d]);
-            dk += ds[i] * to_float(x.q[iq + i * a.pitch + d]);
+            dv += (Sum)p[i] * to_float(x.go[iq + i * a.pitch + d]);
+            dk += (Sum)ds[i] * to_float(x.q[iq + i * a.pitch + d]);
         }
-        x.dv[ik + d] = from_float<T>(dv);
-        x.dk[ik + d] = from_float<T>(a.scale * dk);
+        x.dv[ik + d] = from_float<T>((float)dv);
+        x.dk[ik + d] = from_float<T>((float)(a.scale * dk));
     }
 }
 
@@ -309,12 +319,12 @@ template <typename T> __global__ void att_dbias_kernel(Att a, AttOperands<T> x, 
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     uint32_t j = e % a.m, rest = e / a.m, i = rest % a.n, head = rest / a.n % a.h, group = rest / a.n / a.h;
-    float sum = 0;
+    typename Wide<T>::Sum sum = 0;
     for (int row = 0; row < a.b; row++) {
         const float *mask = a.mask ? a.mask_row(group, row) : NULL;
         sum += att_pair(a, x, stats, mask, group, row, head, i, j).y;
     }
-    x.dbias[a.bias_index(group, i, j, head)] = from_float<T>(sum);
+    x.dbias[a.bias_index(group, i, j, head)] = from_float<T>((float)sum);
 }
 
 static unsigned att_blocks(const Att &a, int extent)

@@ -7,23 +7,26 @@ template <typename T>
 __global__ void __launch_bounds__(FEW_THREADS) att_few_forward_kernel(Att a, AttOperands<T> x, uint32_t count)
 {
     stage_wait();
+    typedef typename Wide<T>::Sum Sum;
     constexpr int D = FEW_WIDTH;
     uint32_t id = blockIdx.x * FEW_THREADS + threadIdx.x;
     if (id >= count) return;
     int head = id % a.h, row = id / a.h % a.b, group = id / a.h / a.b;
     int64_t q_at = a.q_block(group, row, head), k_at = a.k_block(group, row, head);
     const float *mask = a.mask ? a.mask_row(group, row) : NULL;
-    float q[D], o[D] = {}, p[FEW_KEYS], peak = -INFINITY, sum = 0;
+    float q[D], o[D], p[FEW_KEYS], peak = -INFINITY;
+    Sum sum = 0, context[D] = {};
     load_floats<D>(x.q + q_at, q);
 #pragma unroll
     for (int j = 0; j < FEW_KEYS; j++) {
         p[j] = -INFINITY;
         if (j >= a.m) continue;
-        float k[D], s = 0;
+        float k[D];
+        Sum s = 0;
         load_floats<D>(x.k + k_at + j * a.pitch, k);
 #pragma unroll
-        for (int d = 0; d < D; d++) s += q[d] * k[d];
-        p[j] = s * a.scale + (mask ? a.inf * (mask[j] - 1.0f) : 0.0f);
+        for (int d = 0; d < D; d++) s += (Sum)q[d] * k[d];
+        p[j] = (float)(s * a.scale) + (mask ? a.inf * (mask[j] - 1.0f) : 0.0f);
         peak = fmaxf(peak, p[j]);
     }
 #pragma unroll
@@ -33,12 +36,12 @@ __global__ void __launch_bounds__(FEW_THREADS) att_few_forward_kernel(Att a, Att
         float v[D];
         load_floats<D>(x.v + k_at + j * a.pitch, v);
 #pragma unroll
-        for (int d = 0; d < D; d++) o[d] += p[j] * v[d];
+        for (int d = 0; d < D; d++) context[d] += (Sum)p[j] * v[d];
     }
 #pragma unroll
-    for (int d = 0; d < D; d++) o[d] /= sum;
+    for (int d = 0; d < D; d++) o[d] = (float)(context[d] / sum);
     if (x.o) store_floats<D>(x.o + q_at, o);
-    if (x.lse) x.lse[id] = peak + logf(sum); /* [G,B,H] */
+    if (x.lse) x.lse[id] = peak + logf((float)sum); /* [G,B,H] */
     if (!x.gate) return;
     load_floats<D>(x.gate + q_at, q);
 #pragma unroll
@@ -51,6 +54,7 @@ template <typename T>
 __global__ void __launch_bounds__(FEW_THREADS) att_few_backward_kernel(Att a, AttOperands<T> x, uint32_t count)
 {
     stage_wait();
+    typedef typename Wide<T>::Sum Sum;
     constexpr int D = FEW_WIDTH;
     uint32_t id = blockIdx.x * FEW_THREADS + threadIdx.x;
     if (id >= count) return;
@@ -64,12 +68,13 @@ __global__ void __launch_bounds__(FEW_THREADS) att_few_backward_kernel(Att a, At
     for (int j = 0; j < FEW_KEYS; j++) {
         p[j] = -INFINITY, dp[j] = 0;
         if (j >= a.m) continue;
-        float v[D], s = 0;
+        float v[D];
+        Sum s = 0;
         load_floats<D>(x.k + k_at + j * a.pitch, k[j]);
         load_floats<D>(x.v + k_at + j * a.pitch, v);
 #pragma unroll
-        for (int d = 0; d < D; d++) s += q[d] * k[j][d], dp[j] += go[d] * v[d];
-        p[j] = s * a.scale + (mask ? a.inf * (mask[j] - 1.0f) : 0.0f);
+        for (int d = 0; d < D; d++) s += (Sum)q[d] * k[j][d], dp[j] += go[d] * v[d];
+        p[j] = (float)(s * a.scale) + (mask ? a.inf * (mask[j] - 1.0f) : 0.0f);
         peak = fmaxf(peak, p[j]);
     }
 #pragma unroll

@@ -268,12 +268,14 @@ template <typename T> static __global__ void layer_norm_channels_any_kernel(Norm
     const T *x = (const T *)p.x + row / pairs * p.s.c * pairs + row % pairs;
     double sum = 0, square = 0;
     for (int64_t k = 0; k < p.s.c; k++) sum += to_float(x[k * pairs]);
-    float mean = (float)(sum / p.s.c);
+    double mean = sum / p.s.c;
     for (int64_t k = 0; k < p.s.c; k++) square += (to_float(x[k * pairs]) - mean) * (to_float(x[k * pairs]) - mean);
-    float rstd = 1.0f / sqrtf((float)(square / p.s.c) + p.eps);
-    for (int64_t k = 0; k < p.s.c; k++)
-        ((T *)p.y)[row * p.s.c + k] = from_float<T>((to_float(x[k * pairs]) - mean) * rstd * p.gamma[k] + p.beta[k]);
-    p.mean[row] = mean, p.rstd[row] = rstd;
+    double rstd = 1 / sqrt(square / p.s.c + p.eps);
+    for (int64_t k = 0; k < p.s.c; k++) {
+        double y = (to_float(x[k * pairs]) - mean) * rstd * p.gamma[k] + p.beta[k];
+        ((T *)p.y)[row * p.s.c + k] = from_float<T>((float)y);
+    }
+    p.mean[row] = (float)mean, p.rstd[row] = (float)rstd;
 }
 
 static bool norm_is_wide(const Channels &s, DType type, const void *x, const void *y, const void *dy)
@@ -418,17 +420,16 @@ template <typename T> static __global__ void layer_norm_channels_dx_any_kernel(N
     if (row >= p.s.groups * pairs) return;
     int64_t at = row / pairs * c * pairs + row % pairs;
     const T *x = (const T *)p.x + at, *dy = (const T *)p.dy + row * c;
-    float mean = p.mean_in[row], rstd = p.rstd_in[row];
-    double a = 0, b = 0;
+    double mean = p.mean_in[row], rstd = p.rstd_in[row], a = 0, b = 0;
     for (int64_t k = 0; k < c; k++) {
-        float d = to_float(dy[k]) * p.gamma[k];
+        double d = to_float(dy[k]) * p.gamma[k];
         a += d;
         b += d * (to_float(x[k * pairs]) - mean) * rstd;
     }
-    float mean_a = (float)(a / c), mean_b = (float)(b / c);
+    a /= c, b /= c;
     for (int64_t k = 0; k < c; k++) {
-        float hat = (to_float(x[k * pairs]) - mean) * rstd;
-        ((T *)p.y)[at + k * pairs] = from_float<T>(rstd * (to_float(dy[k]) * p.gamma[k] - mean_a - hat * mean_b));
+        double hat = (to_float(x[k * pairs]) - mean) * rstd, dx = rstd * (to_float(dy[k]) * p.gamma[k] - a - hat * b);
+        ((T *)p.y)[at + k * pairs] = from_float<T>((float)dx);
     }
 }
 
@@ -436,9 +437,9 @@ template <typename T> static __global__ void layer_norm_channels_dx_any_kernel(N
 template <typename T> static __global__ void layer_norm_channels_sums_any_kernel(NormChannels p)
 {
     stage_wait();
-    __shared__ float shared[CHANNELS_THREADS / WARP];
+    __shared__ double shared[CHANNELS_THREADS / WARP];
     int64_t pairs = p.s.pairs, c = p.s.c, channel = blockIdx.x;
-    float gamma = 0, beta = 0;
+    double gamma = 0, beta = 0;
     for (int64_t row = threadIdx.x; row < p.s.groups * pairs; row += CHANNELS_THREADS) {
         float x = to_float(((const T *)p.x)[(row / pairs * c + channel) * pairs + row % pairs]);
         float d = to_float(((const T *)p.dy)[row * c + channel]);
@@ -447,7 +448,7 @@ template <typename T> static __global__ void layer_norm_channels_sums_any_kernel
     }
     gamma = block_sum(gamma, shared);
     beta = block_sum(beta, shared);
-    if (threadIdx.x == 0) p.mean[channel] = gamma, p.rstd[channel] = beta;
+    if (threadIdx.x == 0) p.mean[channel] = (float)gamma, p.rstd[channel] = (float)beta;
 }
 
 static Status layer_norm_channels_bwd(CudaContext *ctx, const OpCall *call)

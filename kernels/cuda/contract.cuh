@@ -1,6 +1,6 @@
 /* Products of strided matrices without tensor cores: C[z](i, j) = post(alpha sum_k A[z](i, k) B[z](k, j)). Any strides,
- * three batch axes, f32 arithmetic; blocks of 64 x 64, 4 x 4 results a thread. For f32 and for shapes that the tensor
- * core kernels do not take. */
+ * three batch axes; blocks of 64 x 64, 4 x 4 results a thread. For f32 and for shapes that the tensor core kernels do
+ * not take. */
 #ifndef FOLDSCALE_KERNELS_CUDA_CONTRACT_CUH
 #define FOLDSCALE_KERNELS_CUDA_CONTRACT_CUH
 
@@ -28,8 +28,8 @@ __device__ __forceinline__ int64_t contract_offset(const Contract &p, const Cont
 }
 
 /* [64][16] or [16][64] elements; the index with stride one varies fastest over threads. */
-template <typename T>
-__device__ __forceinline__ void contract_load(float (*tile)[CONTRACT_TILE + 1], const T *p, int64_t stride_out,
+template <typename T, typename Sum>
+__device__ __forceinline__ void contract_load(Sum (*tile)[CONTRACT_TILE + 1], const T *p, int64_t stride_out,
                                               int64_t stride_k, int out0, int out_extent, int k0, int k_extent)
 {
     for (int id = threadIdx.x; id < CONTRACT_TILE * CONTRACT_K; id += 256) {
@@ -43,18 +43,18 @@ __device__ __forceinline__ void contract_load(float (*tile)[CONTRACT_TILE + 1], 
     }
 }
 
-/* post(z, i, j, x) -> what is stored */
-template <typename TA, typename TB, typename TC, typename Post>
+/* post(z, i, j, x) -> what is stored; sums in Sum */
+template <typename Sum, typename TA, typename TB, typename TC, typename Post>
 __global__ void __launch_bounds__(256) contract_kernel(const TA *a, const TB *b, TC *c, Contract p, Post post)
 {
     stage_wait();
-    __shared__ float ta[CONTRACT_K][CONTRACT_TILE + 1], tb[CONTRACT_K][CONTRACT_TILE + 1];
+    __shared__ Sum ta[CONTRACT_K][CONTRACT_TILE + 1], tb[CONTRACT_K][CONTRACT_TILE + 1];
     int z = p.first + blockIdx.z, i0 = blockIdx.y * CONTRACT_TILE, j0 = blockIdx.x * CONTRACT_TILE;
     a += contract_offset(p, p.a, z);
     b += contract_offset(p, p.b, z);
     c += contract_offset(p, p.c, z);
     int ti = threadIdx.x / 16, tj = threadIdx.x % 16;
-    float sum[4][4] = {};
+    Sum sum[4][4] = {};
     for (int k0 = 0; k0 < p.k; k0 += CONTRACT_K) {
         __syncthreads();
         contract_load(ta, a, p.a.row, p.a.column, i0, p.m, k0, p.k);
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(256) contract_kernel(const TA *a, const TB *b,
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < CONTRACT_K; k++) {
-            float x[4], y[4];
+            Sum x[4], y[4];
 #pragma unroll
             for (int r = 0; r < 4; r++) x[r] = ta[k][ti + 16 * r], y[r] = tb[k][tj + 16 * r];
 #pragma unroll
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(256) contract_kernel(const TA *a, const TB *b,
         for (int s = 0; s < 4; s++) {
             int i = i0 + ti + 16 * r, j = j0 + tj + 16 * s;
             if (i < p.m && j < p.n)
-                c[i * p.c.row + j * p.c.column] = from_float<TC>(post(z, i, j, p.alpha * sum[r][s]));
+                c[i * p.c.row + j * p.c.column] = from_float<TC>(post(z, i, j, (float)(p.alpha * sum[r][s])));
         }
 }
 
@@ -93,10 +93,13 @@ static Status contract_launch(const TA *a, const TB *b, TC *c, Contract p, const
     if (p.m == 0 || p.n == 0 || batch == 0) return OK;
     dim3 grid((p.n + CONTRACT_TILE - 1) / CONTRACT_TILE, (p.m + CONTRACT_TILE - 1) / CONTRACT_TILE);
     if (grid.y > GRID_Z) return status_fail(ERR_UNSUPPORTED, "a product with %d rows", p.m);
+    bool few = batch * p.m * p.n * p.k < FEW_MULTIPLICATIONS;
+    auto *kernel =
+        few ? contract_kernel<typename Wide<TA>::Sum, TA, TB, TC, Post> : contract_kernel<float, TA, TB, TC, Post>;
     for (int64_t first = 0; first < batch; first += GRID_Z) {
         grid.z = (unsigned)(batch - first < GRID_Z ? batch - first : GRID_Z);
         p.first = (int)first;
-        launch(contract_kernel<TA, TB, TC, Post>, grid, 256, 0, stream, a, b, c, p, post);
+        launch(kernel, grid, 256, 0, stream, a, b, c, p, post);
     }
     return cuda_launched("contract_kernel");
 }

@@ -11,6 +11,22 @@ typedef __nv_bfloat16 bf16;
 
 enum { WARP = 32 };
 
+/* What sums over stored values are taken in: one rounding, that of the result, is what f32 is to show. */
+template <typename T> struct Wide;
+template <> struct Wide<float> {
+    typedef double Sum;
+};
+template <> struct Wide<bf16> {
+    typedef float Sum;
+};
+template <> struct Wide<int32_t> {
+    typedef float Sum;
+};
+
+/* Products of f32 with fewer multiplications are summed in double. Training at tiny sizes and checks against float64
+ * live in them, and they take no time at full size: the longest such chain is one of a few microseconds. */
+enum { FEW_MULTIPLICATIONS = 1 << 23 };
+
 /* 16 bytes of T, the widest access of a thread. */
 template <typename T> struct __align__(16) Pack
 {
@@ -87,7 +103,7 @@ template <int V, typename T> __device__ __forceinline__ void store_floats(T *p, 
 }
 
 /* Sum over groups of `lanes` neighbouring lanes (a power of two), the same bits in every lane. */
-template <int lanes> __device__ __forceinline__ float lanes_sum(float x)
+template <int lanes, typename S> __device__ __forceinline__ S lanes_sum(S x)
 {
 #pragma unroll
     for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
@@ -100,15 +116,15 @@ template <int lanes> __device__ __forceinline__ float lanes_max(float x)
     return x;
 }
 
-/* Sum over the block in a fixed order; `shared` holds a float per warp; every thread gets the result. */
-__device__ __forceinline__ float block_sum(float x, float *shared)
+/* Sum over the block in a fixed order; `shared` holds a number per warp; every thread gets the result. */
+template <typename S> __device__ __forceinline__ S block_sum(S x, S *shared)
 {
     x = lanes_sum<WARP>(x);
     int warps = (int)(blockDim.x + WARP - 1) / WARP;
     __syncthreads();
     if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
     __syncthreads();
-    float total = 0;
+    S total = 0;
     for (int w = 0; w < warps; w++) total += shared[w];
     return total;
 }

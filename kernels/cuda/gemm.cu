@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/contract.cuh"
 #include "kernels/cuda/gemm.h"
 
 enum { TRIED = 12, TIMED_RUNS = 8, WORKSPACE_MIB = 64 };
@@ -322,6 +322,30 @@ static Status plan_make(CudaContext *ctx, const GemmDesc *desc, const GemmShape 
     return plan_add(gemm, &plan);
 }
 
+/* Onto what is there: element (i, j) of matrix z of C. */
+struct Onto {
+    const float *c; /* NULL: none */
+    int64_t row, matrix;
+    __device__ __forceinline__ float operator()(int z, int i, int j, float x) const
+    {
+        return c ? x + c[z * matrix + i * row + j] : x;
+    }
+};
+
+/* Products of few f32 numbers, summed in double. */
+static Status product_of_few(CudaContext *ctx, const GemmShape &s, const void *a, const void *b, const void *c, void *d)
+{
+    Contract p = {};
+    p.m = (int)s.m, p.n = (int)s.n, p.k = (int)s.k;
+    p.batch[0] = p.batch[1] = 1, p.batch[2] = (int)s.batch;
+    p.a = {s.a_t ? 1 : s.lda, s.a_t ? s.lda : 1, {0, 0, s.stride_a}};
+    p.b = {s.b_t ? 1 : s.ldb, s.b_t ? s.ldb : 1, {0, 0, s.stride_b}};
+    p.c = {s.ldd, 1, {0, 0, s.stride_d}};
+    p.alpha = 1;
+    Onto onto = {s.accumulate ? (const float *)c : NULL, s.ldd, s.stride_d};
+    return contract_launch((const float *)a, (const float *)b, (float *)d, p, onto, ctx->stream);
+}
+
 static Status product(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias,
                       const void *c, void *d)
 {
@@ -329,6 +353,8 @@ static Status product(CudaContext *ctx, const GemmShape *shape, const void *a, c
     GemmShape s = *shape;
     GemmDesc desc;
     if (s.m == 0 || s.n == 0 || s.batch == 0) return OK;
+    bool plain = s.type_ab == DT_F32 && s.type_d == DT_F32 && !s.bias && !s.relu;
+    if (plain && s.m * s.n * s.k * s.batch < FEW_MULTIPLICATIONS) return product_of_few(ctx, s, a, b, c, d);
     uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 16;
     s.align = (int32_t)(all & (~all + 1));
     Status status = desc_create(&s, &desc);

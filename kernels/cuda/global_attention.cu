@@ -11,11 +11,13 @@ __global__ void __launch_bounds__(MEAN_THREADS)
     masked_mean_kernel(const T *x, const float *m, T *y, int s, int r, int c, float eps)
 {
     stage_wait();
-    extern __shared__ float shared[]; /* [groups][c + 1] */
+    typedef typename Wide<T>::Sum Sum;
+    extern __shared__ __align__(16) char memory[];
+    Sum *shared = reinterpret_cast<Sum *>(memory); /* [groups][c + 1] */
     int residue = blockIdx.x, width = c / V < MEAN_THREADS ? c / V : MEAN_THREADS, groups = MEAN_THREADS / width;
     int group = threadIdx.x / width, lane = threadIdx.x % width;
     for (int channel = lane * V; channel < c && group < groups; channel += width * V) {
-        float sum[V] = {}, count = 0;
+        Sum sum[V] = {}, count = 0;
 #pragma unroll 4
         for (int row = group; row < s; row += groups) {
             int64_t at = (int64_t)row * r + residue;
@@ -31,9 +33,9 @@ __global__ void __launch_bounds__(MEAN_THREADS)
     }
     __syncthreads();
     for (int channel = threadIdx.x; channel < c; channel += MEAN_THREADS) {
-        float sum = 0, count = eps;
+        Sum sum = 0, count = eps;
         for (int k = 0; k < groups; k++) sum += shared[k * (c + 1) + channel], count += shared[k * (c + 1) + c];
-        y[(int64_t)residue * c + channel] = from_float<T>(sum / count);
+        y[(int64_t)residue * c + channel] = from_float<T>((float)(sum / count));
     }
 }
 
@@ -81,7 +83,7 @@ template <typename T> static Status masked_mean_launch(const OpCall *call, int s
 #define RUN(V)                                                                                                         \
     {                                                                                                                  \
         int width = c / (V) < MEAN_THREADS ? c / (V) : MEAN_THREADS;                                                   \
-        size_t shared = (size_t)(MEAN_THREADS / width) * (size_t)(c + 1) * sizeof(float);                              \
+        size_t shared = (size_t)(MEAN_THREADS / width) * (size_t)(c + 1) * sizeof(typename Wide<T>::Sum);              \
         launch(masked_mean_kernel<T, (V)>, r, MEAN_THREADS, shared, stream, (const T *)call->in[0],                    \
                (const float *)call->in[1], (T *)call->out[0], s, r, c, (float)call->op->attr.f[0]);                    \
     }
@@ -171,23 +173,25 @@ template <typename T>
 __device__ void global_probabilities(const Global &g, const float *q, GlobalRows<T> k, const float *mask, int residue,
                                      float *p)
 {
+    typedef typename Wide<T>::Sum Sum;
     for (int row = threadIdx.x; row < g.s; row += blockDim.x) {
         float add = g.inf * (mask[(int64_t)row * g.r + residue] - 1.0f);
         for (int h = 0; h < g.h; h++) {
-            float sum = 0;
-            for (int d = 0; d < g.d; d++) sum += q[h * g.d + d] * k.at(row, d);
-            p[h * g.s + row] = g.scale * sum + add;
+            Sum sum = 0;
+            for (int d = 0; d < g.d; d++) sum += (Sum)q[h * g.d + d] * k.at(row, d);
+            p[h * g.s + row] = (float)(g.scale * sum) + add;
         }
     }
     __syncthreads();
     int lane = threadIdx.x % WARP;
     for (int h = threadIdx.x / WARP; h < g.h; h += blockDim.x / WARP) {
-        float peak = -INFINITY, sum = 0;
+        float peak = -INFINITY;
+        Sum sum = 0;
         for (int row = lane; row < g.s; row += WARP) peak = fmaxf(peak, p[h * g.s + row]);
         peak = lanes_max<WARP>(peak);
         for (int row = lane; row < g.s; row += WARP) sum += p[h * g.s + row] = expf(p[h * g.s + row] - peak);
-        float scale = 1.0f / lanes_sum<WARP>(sum);
-        for (int row = lane; row < g.s; row += WARP) p[h * g.s + row] *= scale;
+        Sum scale = 1 / lanes_sum<WARP>(sum);
+        for (int row = lane; row < g.s; row += WARP) p[h * g.s + row] = (float)(p[h * g.s + row] * scale);
     }
     __syncthreads();
 }
@@ -199,10 +203,10 @@ __device__ void global_weighted(const Global &g, const float *p, GlobalRows<T> x
     int lane = threadIdx.x % WARP;
     for (int e = threadIdx.x / WARP; e < g.h * g.d; e += blockDim.x / WARP) {
         int h = e / g.d, d = e % g.d;
-        float sum = 0;
-        for (int row = lane; row < g.s; row += WARP) sum += p[h * g.s + row] * x.at(row, d);
+        typename Wide<T>::Sum sum = 0;
+        for (int row = lane; row < g.s; row += WARP) sum += (typename Wide<T>::Sum)p[h * g.s + row] * x.at(row, d);
         sum = lanes_sum<WARP>(sum);
-        if (lane == 0) out[(int64_t)residue * g.h * g.d + e] = from_float<T>(factor * sum);
+        if (lane == 0) out[(int64_t)residue * g.h * g.d + e] = from_float<T>((float)(factor * sum));
     }
 }
 
@@ -257,10 +261,11 @@ __global__ void __launch_bounds__(GLOBAL_THREADS)
     }
     __syncthreads();
     for (int h = threadIdx.x / WARP; h < g.h; h += blockDim.x / WARP) {
-        float sum = 0;
-        for (int row = lane; row < g.s; row += WARP) sum += p[h * g.s + row] * ds[h * g.s + row];
+        typename Wide<T>::Sum sum = 0;
+        for (int row = lane; row < g.s; row += WARP) sum += (typename Wide<T>::Sum)p[h * g.s + row] * ds[h * g.s + row];
         sum = lanes_sum<WARP>(sum);
-        for (int row = lane; row < g.s; row += WARP) ds[h * g.s + row] = p[h * g.s + row] * (ds[h * g.s + row] - sum);
+        for (int row = lane; row < g.s; row += WARP)
+            ds[h * g.s + row] = (float)(p[h * g.s + row] * (ds[h * g.s + row] - sum));
     }
     __syncthreads();
     for (int row = threadIdx.x; row < g.s; row += blockDim.x) {

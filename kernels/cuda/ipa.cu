@@ -71,16 +71,21 @@ static IpaSizes sizes_of(const OpCall *call, int first)
     return s;
 }
 
+static bool ipa_is_few(const IpaSizes &s)
+{
+    return (int64_t)s.n * s.n * s.heads * (s.channels + s.span) < FEW_MULTIPLICATIONS;
+}
+
 __device__ __forceinline__ float softplusf(float w)
 {
     return w > 0 ? w + log1pf(expf(-w)) : log1pf(expf(w));
 }
 
 /* A block: IPA_QUERIES queries, IPA_KEYS keys, all heads. A thread keeps a key and walks over every fourth head, V
- * channels at a time; the queries are in shared memory, channels and then points of a head side by side. */
+ * channels at a time; the queries are in shared memory, channels and then points of a head side by side. Sums in Sum. */
 enum { IPA_QUERIES = 8, IPA_KEYS = 64, IPA_HEADS_APART = THREADS / IPA_KEYS };
 
-template <int V>
+template <typename Sum, int V>
 __global__ void __launch_bounds__(THREADS)
     ipa_scores_kernel(IpaSizes s, const float *q, const float *k, const float *qp, const float *kp, const float *bias,
                       const float *w, const float *mask, float *out)
@@ -101,14 +106,15 @@ __global__ void __launch_bounds__(THREADS)
     float mask_j = mask[j];
     for (int h = threadIdx.x / IPA_KEYS; h < s.heads; h += IPA_HEADS_APART) {
         const float *kj = k + ((int64_t)j * s.heads + h) * s.channels, *kpj = kp + ((int64_t)j * s.heads + h) * s.span;
-        float dot[IPA_QUERIES] = {}, square[IPA_QUERIES] = {}, x[V], y[V];
+        Sum dot[IPA_QUERIES] = {}, square[IPA_QUERIES] = {};
+        float x[V], y[V];
         for (int c = 0; c < s.channels; c += V) {
             load_floats<V>(kj + c, x);
 #pragma unroll
             for (int i = 0; i < IPA_QUERIES; i++) {
                 load_floats<V>(query + i * row + h * width + c, y);
 #pragma unroll
-                for (int l = 0; l < V; l++) dot[i] += y[l] * x[l];
+                for (int l = 0; l < V; l++) dot[i] += (Sum)y[l] * x[l];
             }
         }
         for (int c = 0; c < s.span; c += V) {
@@ -117,7 +123,7 @@ __global__ void __launch_bounds__(THREADS)
             for (int i = 0; i < IPA_QUERIES; i++) {
                 load_floats<V>(query + i * row + h * width + s.channels + c, y);
 #pragma unroll
-                for (int l = 0; l < V; l++) square[i] += (y[l] - x[l]) * (y[l] - x[l]);
+                for (int l = 0; l < V; l++) square[i] += ((Sum)y[l] - x[l]) * ((Sum)y[l] - x[l]);
             }
         }
         float weight = softplusf(w[h]) * s.point_scale;
@@ -125,8 +131,9 @@ __global__ void __launch_bounds__(THREADS)
         for (int i = 0; i < IPA_QUERIES; i++) {
             if (i >= count) break;
             int64_t pair = (int64_t)(i0 + i) * s.n + j;
-            out[(int64_t)h * s.n * s.n + pair] = dot[i] * s.scalar_scale + s.bias_scale * bias[pair * s.heads + h] +
-                                                 weight * square[i] + s.inf * (mask[i0 + i] * mask_j - 1);
+            Sum score = dot[i] * s.scalar_scale + (Sum)s.bias_scale * bias[pair * s.heads + h] + weight * square[i] +
+                        s.inf * (mask[i0 + i] * mask_j - 1);
+            out[(int64_t)h * s.n * s.n + pair] = (float)score;
         }
     }
 }
@@ -137,7 +144,9 @@ static Status ipa_scores(CudaContext *context, const OpCall *call)
     dim3 grid(blocks_for(s.n, IPA_KEYS), blocks_for(s.n, IPA_QUERIES));
     size_t shared = (size_t)(IPA_QUERIES * s.heads * (s.channels + s.span)) * sizeof(float);
     bool wide = s.channels % 4 == 0 && s.span % 4 == 0 && aligned16(call->in[1]) && aligned16(call->in[3]);
-    auto *kernel = wide ? ipa_scores_kernel<4> : ipa_scores_kernel<1>;
+    auto *kernel = ipa_is_few(s) ? ipa_scores_kernel<double, 1>
+                   : wide        ? ipa_scores_kernel<float, 4>
+                                 : ipa_scores_kernel<float, 1>;
     CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     launch(kernel, grid, THREADS, shared, context->stream, s, F32_IN(0), F32_IN(1), F32_IN(2), F32_IN(3), F32_IN(4),
            F32_IN(5), F32_IN(6), F32_OUT(0));
@@ -157,10 +166,11 @@ struct IpaSides {
 };
 
 /* A block: SIDE_ROWS rows of a head and of a side; lanes run over channels and coordinates, each warp over a part of
- * the others. The gradient of a softmax's logits sums to zero over the keys, so these sums cancel: short runs in f32,
+ * the others. The gradient of a softmax's logits sums to zero over the keys, so these sums cancel: short runs in Sum,
  * their sums in double. */
 enum { SIDE_ROWS = 8, SIDE_PITCH = SIDE_ROWS + 4, SIDE_OTHERS = 32, SIDE_RUN = 8, SIDE_PARTS = THREADS / WARP };
 
+template <typename Sum>
 __global__ void __launch_bounds__(THREADS)
     ipa_side_bwd_kernel(IpaSizes s, const float *ds, const float *w, IpaSides both)
 {
@@ -197,7 +207,7 @@ __global__ void __launch_bounds__(THREADS)
             __syncwarp();
             int count = min(SIDE_OTHERS, end - start);
             for (int run = 0; run < count; run += SIDE_RUN) {
-                float short_sum[SIDE_ROWS] = {}, short_square[SIDE_ROWS] = {};
+                Sum short_sum[SIDE_ROWS] = {}, short_square[SIDE_ROWS] = {};
 #pragma unroll
                 for (int o = 0; o < SIDE_RUN; o++) {
                     bool live = (channel || point) && run + o < count;
@@ -205,7 +215,7 @@ __global__ void __launch_bounds__(THREADS)
                     load_floats<SIDE_ROWS>(weight[warp][run + o], each);
 #pragma unroll
                     for (int r = 0; r < SIDE_ROWS; r++) {
-                        float y = mine[r] + x, t = each[r] * y;
+                        Sum y = (Sum)mine[r] + x, t = each[r] * y;
                         short_sum[r] += t;
                         short_square[r] += t * y;
                     }
@@ -261,7 +271,7 @@ static Status ipa_scores_bwd(CudaContext *context, const OpCall *call)
     IpaSides both = {
         {{s.n, 1, k, qp, kp, F32_OUT(0), F32_OUT(2), square}, {1, s.n, q, kp, qp, F32_OUT(1), F32_OUT(3), nullptr}}};
     dim3 grid(blocks_for(s.n, SIDE_ROWS), (unsigned)s.heads, 2);
-    launch(ipa_side_bwd_kernel, grid, THREADS, 0, context->stream, s, ds, w, both);
+    launch(ipa_is_few(s) ? ipa_side_bwd_kernel<double> : ipa_side_bwd_kernel<float>, grid, THREADS, 0, context->stream, s, ds, w, both);
     int64_t bias_blocks = blocks_for((int64_t)s.n * s.n, THREADS);
     launch(ipa_bias_bwd_kernel, (unsigned)(bias_blocks + s.heads), THREADS, 0, context->stream, s, bias_blocks, ds,
            square, w, F32_OUT(4), F32_OUT(5));

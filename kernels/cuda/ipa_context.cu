@@ -9,14 +9,15 @@ enum { THREADS = 256, WARPS = THREADS / WARP };
 
 enum { HEAD_GROUP = 4, KEY_CHUNK = 64 };
 
-/* a block per (query, group of heads); threads over channels; p of a chunk of keys in shared memory */
+/* a block per (query, group of heads); threads over channels; p of a chunk of keys in shared memory; for few products or
+ * odd extents, sums in double */
 __global__ void pair_context_kernel(int heads, int n, int m, int c, const float *p, const float *z, float *out)
 {
     stage_wait();
     __shared__ float weight[HEAD_GROUP][KEY_CHUNK];
     int i = blockIdx.x, first = blockIdx.y * HEAD_GROUP;
     for (int channel = threadIdx.x; channel - (int)threadIdx.x < c; channel += blockDim.x) {
-        float sum[HEAD_GROUP] = {0};
+        double sum[HEAD_GROUP] = {0};
         for (int start = 0; start < m; start += KEY_CHUNK) {
             __syncthreads();
             for (int e = threadIdx.x; e < HEAD_GROUP * KEY_CHUNK; e += blockDim.x) {
@@ -27,12 +28,12 @@ __global__ void pair_context_kernel(int heads, int n, int m, int c, const float 
             if (channel >= c) continue;
             int end = m - start < KEY_CHUNK ? m - start : KEY_CHUNK;
             for (int j = 0; j < end; j++) {
-                float x = z[((int64_t)i * m + start + j) * c + channel];
+                double x = z[((int64_t)i * m + start + j) * c + channel];
                 for (int g = 0; g < HEAD_GROUP; g++) sum[g] += weight[g][j] * x;
             }
         }
         for (int g = 0; g < HEAD_GROUP; g++)
-            if (channel < c && first + g < heads) out[((int64_t)i * heads + first + g) * c + channel] = sum[g];
+            if (channel < c && first + g < heads) out[((int64_t)i * heads + first + g) * c + channel] = (float)sum[g];
     }
 }
 
@@ -46,16 +47,17 @@ __global__ void pair_context_bwd_kernel(int heads, int n, int m, int c, const fl
     if (pair >= (int64_t)n * m) return;
     int64_t i = pair / m, j = pair % m;
     for (int channel = lane; channel < c; channel += WARP) {
-        float sum = 0;
-        for (int h = 0; h < heads; h++) sum += p[((int64_t)h * n + i) * m + j] * d[(i * heads + h) * c + channel];
-        dz[pair * c + channel] = other ? sum + other[pair * c + channel] : sum;
+        double sum = other ? other[pair * c + channel] : 0;
+        for (int h = 0; h < heads; h++)
+            sum += (double)p[((int64_t)h * n + i) * m + j] * d[(i * heads + h) * c + channel];
+        dz[pair * c + channel] = (float)sum;
     }
     for (int h = 0; h < heads; h++) {
-        float dot = 0;
+        double dot = 0;
         for (int channel = lane; channel < c; channel += WARP)
-            dot += d[(i * heads + h) * c + channel] * z[pair * c + channel];
+            dot += (double)d[(i * heads + h) * c + channel] * z[pair * c + channel];
         dot = lanes_sum<WARP>(dot);
-        if (lane == 0) dp[((int64_t)h * n + i) * m + j] = dot;
+        if (lane == 0) dp[((int64_t)h * n + i) * m + j] = (float)dot;
     }
 }
 
@@ -202,7 +204,8 @@ static PairSizes pair_sizes(const Tensor *p, const Tensor *z)
 
 static bool pair_is_wide(const PairSizes &s)
 {
-    return s.heads <= PAIR_HEADS && s.c <= PAIR_CHANNELS && s.c % 4 == 0 && s.n > 0 && s.m > 0;
+    bool few = (int64_t)s.heads * s.n * s.m * s.c < FEW_MULTIPLICATIONS;
+    return !few && s.heads <= PAIR_HEADS && s.c <= PAIR_CHANNELS && s.c % 4 == 0 && s.n > 0 && s.m > 0;
 }
 
 static Status pair_context(CudaContext *context, const OpCall *call)

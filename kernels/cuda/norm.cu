@@ -1,4 +1,4 @@
-/* Layer norm (statistics in f32 over the last axis, biased variance) and softmax. */
+/* Layer norm (biased variance over the last axis) and softmax; sums in a type wider than the operands'. */
 #include "kernels/cuda/norm_backward.cuh"
 
 /* LANES neighbouring lanes own a row of C = LANES * V * N channels: lane l holds vectors l, l + LANES, ... */
@@ -8,11 +8,13 @@ __global__ void __launch_bounds__(NORM_THREADS)
                       T *__restrict__ y, float *mean_out, float *rstd_out, int64_t rows, float eps)
 {
     stage_wait();
+    typedef typename Wide<T>::Sum Sum;
     constexpr int V = Pack<T>::N, C = LANES * V * N;
     int lane = threadIdx.x % LANES;
     int64_t row = ((int64_t)blockIdx.x * NORM_THREADS + threadIdx.x) / LANES;
     bool live = row < rows;
-    float v[N][V], sum = 0, square = 0;
+    float v[N][V];
+    Sum sum = 0, square = 0;
 #pragma unroll
     for (int k = 0; k < N; k++) {
         if (live) {
@@ -24,12 +26,12 @@ __global__ void __launch_bounds__(NORM_THREADS)
 #pragma unroll
         for (int j = 0; j < V; j++) sum += v[k][j];
     }
-    float mean = lanes_sum<LANES>(sum) / C;
+    Sum mean = lanes_sum<LANES>(sum) / C;
 #pragma unroll
     for (int k = 0; k < N; k++)
 #pragma unroll
         for (int j = 0; j < V; j++) square += (v[k][j] - mean) * (v[k][j] - mean);
-    float rstd = 1.0f / sqrtf(lanes_sum<LANES>(square) / C + eps);
+    Sum rstd = 1 / sqrt(lanes_sum<LANES>(square) / C + eps);
     if (!live) return;
 #pragma unroll
     for (int k = 0; k < N; k++) {
@@ -38,12 +40,12 @@ __global__ void __launch_bounds__(NORM_THREADS)
         load_floats<V>(gamma + channel, g);
         load_floats<V>(beta + channel, b);
 #pragma unroll
-        for (int j = 0; j < V; j++) v[k][j] = (v[k][j] - mean) * rstd * g[j] + b[j];
+        for (int j = 0; j < V; j++) v[k][j] = (float)((v[k][j] - mean) * rstd * g[j] + b[j]);
         store_floats<V>(y + row * C + channel, v[k]);
     }
     if (mean_out && lane == 0) {
-        mean_out[row] = mean;
-        rstd_out[row] = rstd;
+        mean_out[row] = (float)mean;
+        rstd_out[row] = (float)rstd;
     }
 }
 
@@ -54,20 +56,21 @@ __global__ void __launch_bounds__(NORM_THREADS)
                           int64_t rows, int c, float eps)
 {
     stage_wait();
+    typedef typename Wide<T>::Sum Sum;
     int lane = threadIdx.x % WARP;
     int64_t row = ((int64_t)blockIdx.x * NORM_THREADS + threadIdx.x) / WARP;
     if (row >= rows) return;
     x += row * c;
-    float sum = 0, square = 0;
+    Sum sum = 0, square = 0;
     for (int k = lane; k < c; k += WARP) sum += to_float(x[k]);
-    float mean = lanes_sum<WARP>(sum) / c;
+    Sum mean = lanes_sum<WARP>(sum) / c;
     for (int k = lane; k < c; k += WARP) square += (to_float(x[k]) - mean) * (to_float(x[k]) - mean);
-    float rstd = 1.0f / sqrtf(lanes_sum<WARP>(square) / c + eps);
+    Sum rstd = 1 / sqrt(lanes_sum<WARP>(square) / c + eps);
     for (int k = lane; k < c; k += WARP)
-        y[row * c + k] = from_float<T>((to_float(x[k]) - mean) * rstd * gamma[k] + beta[k]);
+        y[row * c + k] = from_float<T>((float)((to_float(x[k]) - mean) * rstd * gamma[k] + beta[k]));
     if (mean_out && lane == 0) {
-        mean_out[row] = mean;
-        rstd_out[row] = rstd;
+        mean_out[row] = (float)mean;
+        rstd_out[row] = (float)rstd;
     }
 }
 
@@ -136,12 +139,13 @@ template <typename T> __global__ void __launch_bounds__(256) softmax_kernel(cons
     if (row >= rows) return;
     x += row * c;
     y += row * c;
-    float peak = -INFINITY, sum = 0;
+    float peak = -INFINITY;
+    typename Wide<T>::Sum sum = 0;
     for (int64_t k = lane; k < c; k += WARP) peak = fmaxf(peak, to_float(x[k]));
     peak = lanes_max<WARP>(peak);
     for (int64_t k = lane; k < c; k += WARP) sum += expf(to_float(x[k]) - peak);
-    float scale = 1.0f / lanes_sum<WARP>(sum);
-    for (int64_t k = lane; k < c; k += WARP) y[k] = from_float<T>(expf(to_float(x[k]) - peak) * scale);
+    auto scale = 1 / lanes_sum<WARP>(sum);
+    for (int64_t k = lane; k < c; k += WARP) y[k] = from_float<T>((float)(expf(to_float(x[k]) - peak) * scale));
 }
 
 /* dx = y (dy - sum dy y) */
@@ -152,11 +156,12 @@ __global__ void __launch_bounds__(256) softmax_bwd_kernel(const T *dy, const T *
     int lane = threadIdx.x % WARP;
     int64_t row = ((int64_t)blockIdx.x * 256 + threadIdx.x) / WARP;
     if (row >= rows) return;
-    float sum = 0;
-    for (int64_t k = lane; k < c; k += WARP) sum += to_float(dy[row * c + k]) * to_float(y[row * c + k]);
+    typedef typename Wide<T>::Sum Sum;
+    Sum sum = 0;
+    for (int64_t k = lane; k < c; k += WARP) sum += (Sum)to_float(dy[row * c + k]) * (Sum)to_float(y[row * c + k]);
     sum = lanes_sum<WARP>(sum);
     for (int64_t k = lane; k < c; k += WARP)
-        dx[row * c + k] = from_float<T>(to_float(y[row * c + k]) * (to_float(dy[row * c + k]) - sum));
+        dx[row * c + k] = from_float<T>((float)(to_float(y[row * c + k]) * (to_float(dy[row * c + k]) - sum)));
 }
 
 static Status softmax(CudaContext *ctx, const OpCall *call)

@@ -75,21 +75,22 @@ template <typename T, int LANES, int N> struct NormRing {
     }
 };
 
-template <int LANES, int N, int V>
-__device__ __forceinline__ void norm_statistics(const float (&v)[N][V], float eps, float *mean, float *rstd)
+template <typename Sum, int LANES, int N, int V>
+__device__ __forceinline__ void norm_statistics(const float (&v)[N][V], float eps, float *mean_out, float *rstd_out)
 {
     constexpr int C = LANES * V * N;
-    float sum = 0, square = 0;
+    Sum sum = 0, square = 0;
 #pragma unroll
     for (int k = 0; k < N; k++)
 #pragma unroll
         for (int j = 0; j < V; j++) sum += v[k][j];
-    *mean = lanes_sum<LANES>(sum) / C;
+    Sum mean = lanes_sum<LANES>(sum) / C;
 #pragma unroll
     for (int k = 0; k < N; k++)
 #pragma unroll
-        for (int j = 0; j < V; j++) square += (v[k][j] - *mean) * (v[k][j] - *mean);
-    *rstd = 1.0f / sqrtf(lanes_sum<LANES>(square) / C + eps);
+        for (int j = 0; j < V; j++) square += (v[k][j] - mean) * (v[k][j] - mean);
+    *mean_out = (float)mean;
+    *rstd_out = (float)(1 / sqrt(lanes_sum<LANES>(square) / C + eps));
 }
 
 /* Factors of the dropout at this thread's part of a row. */
@@ -153,6 +154,7 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
     stage_wait();
     constexpr int V = Pack<T>::N, C = LANES * V * N, GROUPS = NORM_THREADS / LANES;
     typedef NormRing<T, LANES, N> Ring;
+    typedef typename Wide<T>::Sum Sum;
     extern __shared__ __align__(16) char memory[];
     Ring &ring = *reinterpret_cast<Ring *>(memory);
     stage_release();
@@ -171,14 +173,15 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
         int stage = r % Ring::STAGES;
         copy_wait<Ring::STAGES - 2>();
         __syncwarp();
-        float d[N][V], hat[N][V], a = 0, b = 0, mean, rstd;
+        float d[N][V], hat[N][V], mean, rstd;
+        Sum a = 0, b = 0;
         bool live = row < p.rows;
         ring.read(stage, 0, d);
         ring.read(stage, 1, hat);
         if (p.mean)
             mean = ring.statistic[stage][0][group], rstd = ring.statistic[stage][1][group];
         else
-            norm_statistics<LANES, N, V>(hat, p.eps, &mean, &rstd);
+            norm_statistics<Sum, LANES, N, V>(hat, p.eps, &mean, &rstd);
 #pragma unroll
         for (int k = 0; k < N; k++)
 #pragma unroll
@@ -189,7 +192,7 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
                 dbeta[k][j] += d[k][j];
                 d[k][j] *= g[k][j];
                 a += d[k][j];
-                b += d[k][j] * hat[k][j];
+                b += (Sum)d[k][j] * hat[k][j];
             }
         a = lanes_sum<LANES>(a) / C;
         b = lanes_sum<LANES>(b) / C;
@@ -201,7 +204,7 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
         for (int k = 0; k < N; k++)
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                d[k][j] = rstd * (d[k][j] - a - hat[k][j] * b);
+                d[k][j] = (float)(rstd * (d[k][j] - a - hat[k][j] * b));
                 if (p.other) d[k][j] += o[k][j];
             }
         if (DROPS && !p.one_mask) norm_factors<T, LANES, N>(p, row, lane, f);
@@ -216,14 +219,15 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
 template <typename T> __global__ void __launch_bounds__(NORM_THREADS) layer_norm_bwd_any_kernel(NormBackward<T> p)
 {
     stage_wait();
-    extern __shared__ float sums[]; /* dgamma[c], dbeta[c] */
-    __shared__ float warp_sums[NORM_THREADS / WARP];
+    typedef typename Wide<T>::Sum Sum;
+    extern __shared__ __align__(16) char memory[];
+    Sum *sums = reinterpret_cast<Sum *>(memory); /* dgamma[c], dbeta[c] */
+    __shared__ Sum warp_sums[NORM_THREADS / WARP];
     const int c = p.c;
     for (int k = threadIdx.x; k < c; k += NORM_THREADS) sums[k] = sums[c + k] = 0; /* each belongs to one thread */
     for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
         const T *xr = p.x + row * c, *dr = p.dy + row * c;
-        float sum = 0, square = 0, a = 0, b = 0;
-        float mean, rstd;
+        Sum sum = 0, square = 0, a = 0, b = 0, mean, rstd;
         if (p.mean) {
             mean = p.mean[row];
             rstd = p.rstd[row];
@@ -232,10 +236,10 @@ template <typename T> __global__ void __launch_bounds__(NORM_THREADS) layer_norm
             mean = block_sum(sum, warp_sums) / c;
             for (int k = threadIdx.x; k < c; k += NORM_THREADS)
                 square += (to_float(xr[k]) - mean) * (to_float(xr[k]) - mean);
-            rstd = 1.0f / sqrtf(block_sum(square, warp_sums) / c + p.eps);
+            rstd = 1 / sqrt(block_sum(square, warp_sums) / c + p.eps);
         }
         for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
-            float hat = (to_float(xr[k]) - mean) * rstd, d = to_float(dr[k]);
+            Sum hat = (to_float(xr[k]) - mean) * rstd, d = to_float(dr[k]);
             sums[k] += d * hat;
             sums[c + k] += d;
             a += d * p.gamma[k];
@@ -244,13 +248,13 @@ template <typename T> __global__ void __launch_bounds__(NORM_THREADS) layer_norm
         a = block_sum(a, warp_sums) / c;
         b = block_sum(b, warp_sums) / c;
         for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
-            float hat = (to_float(xr[k]) - mean) * rstd, dx = rstd * (to_float(dr[k]) * p.gamma[k] - a - hat * b);
-            p.dx[row * c + k] = from_float<T>(p.other ? dx + to_float(p.other[row * c + k]) : dx);
+            Sum hat = (to_float(xr[k]) - mean) * rstd, dx = rstd * (to_float(dr[k]) * p.gamma[k] - a - hat * b);
+            p.dx[row * c + k] = from_float<T>((float)(p.other ? dx + to_float(p.other[row * c + k]) : dx));
         }
     }
     for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
-        p.partial[(int64_t)blockIdx.x * 2 * c + k] = sums[k];
-        p.partial[(int64_t)blockIdx.x * 2 * c + c + k] = sums[c + k];
+        p.partial[(int64_t)blockIdx.x * 2 * c + k] = (float)sums[k];
+        p.partial[(int64_t)blockIdx.x * 2 * c + c + k] = (float)sums[c + k];
     }
 }
 
@@ -307,7 +311,8 @@ template <typename T> static Status layer_norm_bwd_launch(NormBackward<T> p, int
     NORM_SIZES(RUN, Pack<T>::N, p.c)
     else
     {
-        launch(layer_norm_bwd_any_kernel<T>, blocks, NORM_THREADS, 2 * (size_t)p.c * sizeof(float), stream, p);
+        launch(layer_norm_bwd_any_kernel<T>, blocks, NORM_THREADS, 2 * (size_t)p.c * sizeof(typename Wide<T>::Sum),
+               stream, p);
         inside = false;
     }
 #undef RUN

@@ -11,10 +11,10 @@ template <typename T, typename U> __global__ void sum_middle_kernel(const T *x, 
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= a * c) return;
     const T *p = x + e / c * b * c + e % c;
-    float sum = 0;
+    typename Wide<T>::Sum sum = 0;
 #pragma unroll 8
     for (int64_t k = 0; k < b; k++) sum += to_float(p[k * c]);
-    y[e] = from_float<U>(sum);
+    y[e] = from_float<U>((float)sum);
 }
 
 template <typename T, typename U>
@@ -41,7 +41,8 @@ __global__ void __launch_bounds__(256) sum_rows_kernel(SumList<T> list, float *p
 {
     stage_wait();
     constexpr int LANES = 256 / COLUMNS, WIDTH = COLUMNS * V;
-    __shared__ float shared[LANES][WIDTH + 1];
+    typedef typename Wide<T>::Sum Sum;
+    __shared__ Sum shared[LANES][WIDTH + 1];
     stage_release();
     const T *x = list.x[blockIdx.z];
     partial += ((int64_t)blockIdx.z * gridDim.y + blockIdx.y) * columns;
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(256) sum_rows_kernel(SumList<T> list, float *p
     int64_t column = ((int64_t)blockIdx.x * COLUMNS + column_lane) * V;
     int64_t run = (rows + gridDim.y - 1) / gridDim.y, from = run * blockIdx.y,
             to = from + run < rows ? from + run : rows;
-    float sum[V] = {};
+    Sum sum[V] = {};
     if (column < columns) {
 #pragma unroll 4
         for (int64_t row = from + row_lane; row < to; row += LANES) {
@@ -65,9 +66,9 @@ __global__ void __launch_bounds__(256) sum_rows_kernel(SumList<T> list, float *p
     for (int k = threadIdx.x; k < WIDTH; k += 256) {
         int64_t at = (int64_t)blockIdx.x * WIDTH + k;
         if (at >= columns) continue;
-        float total = 0;
+        Sum total = 0;
         for (int l = 0; l < LANES; l++) total += shared[l][k];
-        partial[at] = total;
+        partial[at] = (float)total;
     }
 }
 

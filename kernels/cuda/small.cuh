@@ -58,14 +58,15 @@ __device__ __forceinline__ void small_fragment(float (&f)[COUNT][4], const float
 }
 
 /* The second to fourth quarter hand their sums to the first, which adds them in order; true there. */
-__device__ __forceinline__ bool small_join(float *shared, int quarter, float (&acc)[SMALL_ROWS][SMALL_COLUMNS],
-                                           float (&sums)[SMALL_ROWS])
+template <typename Sum>
+__device__ __forceinline__ bool small_join(Sum *shared, int quarter, Sum (&acc)[SMALL_ROWS][SMALL_COLUMNS],
+                                           Sum (&sums)[SMALL_ROWS])
 {
     constexpr int RESULTS = SMALL_ROWS * (SMALL_COLUMNS + 1);
-    float *place = shared + threadIdx.x % 64;
+    Sum *place = shared + threadIdx.x % 64;
 #pragma unroll
     for (int r = 0; quarter > 0 && r < SMALL_ROWS; r++) {
-        float *to = place + ((quarter - 1) * RESULTS + r * (SMALL_COLUMNS + 1)) * 64;
+        Sum *to = place + ((quarter - 1) * RESULTS + r * (SMALL_COLUMNS + 1)) * 64;
         to[SMALL_COLUMNS * 64] = sums[r];
 #pragma unroll
         for (int c = 0; c < SMALL_COLUMNS; c++) to[c * 64] = acc[r][c];
@@ -76,7 +77,7 @@ __device__ __forceinline__ bool small_join(float *shared, int quarter, float (&a
     for (int q = 0; q < 3; q++)
 #pragma unroll
         for (int r = 0; r < SMALL_ROWS; r++) {
-            const float *from = place + (q * RESULTS + r * (SMALL_COLUMNS + 1)) * 64;
+            const Sum *from = place + (q * RESULTS + r * (SMALL_COLUMNS + 1)) * 64;
             sums[r] += from[SMALL_COLUMNS * 64];
 #pragma unroll
             for (int c = 0; c < SMALL_COLUMNS; c++) acc[r][c] += from[c * 64];
@@ -93,7 +94,8 @@ __device__ __forceinline__ float small_edges(const SmallProduct &p, float v, int
     return p.y && !(p.y[at] > 0.0f) ? 0.0f : v;
 }
 
-template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) small_product_kernel(SmallProduct p)
+template <typename Sum, bool A_T, bool B_T>
+__global__ void __launch_bounds__(SMALL_THREADS) small_product_kernel(SmallProduct p)
 {
     stage_wait();
     constexpr int TILE_FLOATS = SMALL_TILE * SMALL_PITCH, QUARTER = SMALL_TILE / 4;
@@ -108,7 +110,7 @@ template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) s
         }
         copy_commit();
     };
-    float acc[SMALL_ROWS][SMALL_COLUMNS] = {}, sums[SMALL_ROWS] = {};
+    Sum acc[SMALL_ROWS][SMALL_COLUMNS] = {}, sums[SMALL_ROWS] = {};
 #pragma unroll
     for (int s = 0; s < SMALL_STAGES - 1; s++) load(s);
     for (int step = 0; step < steps; step++) {
@@ -127,23 +129,23 @@ template <bool A_T, bool B_T> __global__ void __launch_bounds__(SMALL_THREADS) s
                 for (int r = 0; r < SMALL_ROWS; r++) {
                     sums[r] += a[r][q];
 #pragma unroll
-                    for (int c = 0; c < SMALL_COLUMNS; c++) acc[r][c] = fmaf(a[r][q], b[c][q], acc[r][c]);
+                    for (int c = 0; c < SMALL_COLUMNS; c++) acc[r][c] = fma((Sum)a[r][q], (Sum)b[c][q], acc[r][c]);
                 }
         }
     }
     copy_wait<0>();
     __syncthreads();
-    if (!small_join(&tiles[0][0][0], quarter, acc, sums)) return;
+    if (!small_join(reinterpret_cast<Sum *>(&tiles[0][0][0]), quarter, acc, sums)) return;
     bool sums_here = p.sums && column0 == 0 && tn == 0;
 #pragma unroll
     for (int r = 0; r < SMALL_ROWS; r++) {
         int row = row0 + (A_T ? tm * SMALL_ROWS + r : tm + r * 8);
         if (row >= p.m) continue;
-        if (sums_here) p.sums[row] = sums[r];
+        if (sums_here) p.sums[row] = (float)sums[r];
 #pragma unroll
         for (int c = 0; c < SMALL_COLUMNS; c++) {
             int column = column0 + (B_T ? tn + c * 8 : tn * SMALL_COLUMNS + c);
-            if (column < p.n) p.d[(int64_t)row * p.n + column] = small_edges(p, acc[r][c], row, column);
+            if (column < p.n) p.d[(int64_t)row * p.n + column] = small_edges(p, (float)acc[r][c], row, column);
         }
     }
 }
@@ -158,7 +160,9 @@ static inline bool small_fits(const SmallProduct &p)
 template <bool A_T, bool B_T> static Status small_launch(const SmallProduct &p, cudaStream_t stream)
 {
     dim3 grid(blocks_for(p.n, SMALL_TILE), blocks_for(p.m, SMALL_TILE));
-    launch(small_product_kernel<A_T, B_T>, grid, SMALL_THREADS, 0, stream, p);
+    bool few = (int64_t)p.m * p.n * p.k < FEW_MULTIPLICATIONS;
+    auto *kernel = few ? small_product_kernel<double, A_T, B_T> : small_product_kernel<float, A_T, B_T>;
+    launch(kernel, grid, SMALL_THREADS, 0, stream, p);
     return cuda_launched("small_product_kernel");
 }
 
