@@ -7,12 +7,14 @@
  *   build/tests/bench_step --backend cuda --op-table ops.csv            # op prices for `foldscale validate --own`
  *   mpirun -np 2 build/tests/bench_step --backend cuda --dap 2          # on two GPUs
  *   build/tests/bench_step --preset tiny                                # anywhere
+ *   build/tests/bench_step --backend cuda --repeats 1 --same-bits       # two runs with one seed
  *
  * A mean step over recycling 0, 1, 2, 3 = 1.5 forward passes without gradient + gradient step + optimizer. */
 #include <stdio.h>
 #include <time.h>
 
 #include "experiments/version.h"
+#include "tests/bench_bits.h"
 #include "tests/bench_ops.h"
 #include "tests/bench_settings.h"
 #include "tests/bench_table.h"
@@ -32,7 +34,7 @@ typedef struct Arguments {
     const char *backend, *preset, *csv, *ops_csv, *op_table, *tune_cache;
     int64_t dap, repeats, threads, n_res, evo_blocks;
     double budget_s;
-    bool no_comm, ops, block, no_step, fit, eager, resume;
+    bool no_comm, ops, block, no_step, fit, eager, resume, same_bits;
 } Arguments;
 
 /* --- measurement
@@ -286,6 +288,7 @@ static Status run_setting(Backend *backend, const Arguments *a, const ModelConfi
         status = measure_step(&s, a, config, &setting->switches, &r);
     }
     if (status == OK && !a->no_step) status = measure_ops(&s, a, setting);
+    if (status == OK && !a->no_step && a->same_bits) status = bench_same_bits(&s, config, &setting->switches);
     if (status == OK && a->block) status = measure_block(&s, a, config, &setting->switches, &r);
     bench_close(&s);
     if (status == OK && backend->layout.rank == 0) {
@@ -382,6 +385,7 @@ int main(int argc, char **argv)
         {"block", OPTION_FLAG, &a.block, NULL, "one Evoformer block alone as well", 0, 0},
         {"no-step", OPTION_FLAG, &a.no_step, NULL, "with --block: nothing but the block", 0, 0},
         {"ops", OPTION_FLAG, &a.ops, NULL, "time of every op against its floor", 0, 0},
+        {"same-bits", OPTION_FLAG, &a.same_bits, NULL, "run twice with one seed and compare everything", 0, 0},
         {"eager", OPTION_FLAG, &a.eager, NULL, "with --ops: not from the graph", 0, 0},
         {"op-table", OPTION_TEXT, &a.op_table, "FILE", "append the mean time of equal ops, for op prices", 0, 0},
         {"ops-csv", OPTION_TEXT, &a.ops_csv, "FILE", "every op's time, flops, bytes and floor", 0, 0},
