@@ -384,8 +384,10 @@ __global__ void __launch_bounds__(256) att_f32_dbias_kernel(Att a, AttOperands<f
 /* --- launches
  * ----------------------------------------------------------------------------------------------------------------- */
 
+/* Few products are left to the kernels that sum them in double. */
 bool att_f32_fits(const Att &a)
 {
+    if ((int64_t)a.g * a.b * a.h * a.n * a.m * a.d < FEW_MULTIPLICATIONS) return false;
     return (a.d == 8 || a.d == 16 || a.d == 32) && a.h <= 65535 && (int64_t)a.g * a.b <= 65535 && a.n <= 65535 &&
            a.m <= 65535;
 }

@@ -121,8 +121,8 @@ __device__ __forceinline__ void norm_row_store(const NormBackward<T> &p, int64_t
 }
 
 /* Sums of a block: groups of one warp first (by shuffles), then warps in order. shared: a row of channels per warp. */
-template <int LANES, int N, int V>
-__device__ __forceinline__ void norm_block_sums(float *shared, const float (&dgamma)[N][V], const float (&dbeta)[N][V],
+template <int LANES, typename Sum, int N, int V>
+__device__ __forceinline__ void norm_block_sums(Sum *shared, const Sum (&dgamma)[N][V], const Sum (&dbeta)[N][V],
                                                 float *partial)
 {
     constexpr int C = LANES * V * N;
@@ -134,16 +134,16 @@ __device__ __forceinline__ void norm_block_sums(float *shared, const float (&dga
         for (int k = 0; k < N; k++)
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                float s = which ? dbeta[k][j] : dgamma[k][j];
+                Sum s = which ? dbeta[k][j] : dgamma[k][j];
 #pragma unroll
                 for (int o = LANES; o < WARP; o *= 2) s += __shfl_xor_sync(0xffffffffu, s, o);
                 if (threadIdx.x % WARP < LANES) shared[warp * C + (k * LANES + lane) * V + j] = s;
             }
         __syncthreads();
         for (int c = threadIdx.x; c < C; c += NORM_THREADS) {
-            float total = 0;
+            Sum total = 0;
             for (int w = 0; w < NORM_THREADS / WARP; w++) total += shared[w * C + c];
-            partial[which * C + c] = total;
+            partial[which * C + c] = (float)total;
         }
     }
 }
@@ -159,7 +159,8 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
     Ring &ring = *reinterpret_cast<Ring *>(memory);
     stage_release();
     int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
-    float g[N][V], dgamma[N][V] = {}, dbeta[N][V] = {};
+    float g[N][V];
+    Sum dgamma[N][V] = {}, dbeta[N][V] = {};
 #pragma unroll
     for (int k = 0; k < N; k++) load_floats<V>(p.gamma + (k * LANES + lane) * V, g[k]);
     /* all lanes of a warp go round together: rows that do not exist count as zero */
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
             for (int j = 0; j < V; j++) {
                 if (!live) d[k][j] = hat[k][j] = 0; /* what the ring holds there is no number */
                 hat[k][j] = live ? (hat[k][j] - mean) * rstd : 0.0f;
-                dgamma[k][j] += d[k][j] * hat[k][j];
+                dgamma[k][j] += (Sum)d[k][j] * hat[k][j];
                 dbeta[k][j] += d[k][j];
                 d[k][j] *= g[k][j];
                 a += d[k][j];
@@ -212,7 +213,7 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
     }
     copy_wait<0>();
     __syncthreads();
-    norm_block_sums<LANES>(reinterpret_cast<float *>(memory), dgamma, dbeta, p.partial + (int64_t)blockIdx.x * 2 * C);
+    norm_block_sums<LANES>(reinterpret_cast<Sum *>(memory), dgamma, dbeta, p.partial + (int64_t)blockIdx.x * 2 * C);
 }
 
 /* Any C: a block per run of rows; thread c owns channels c, c + 256, ... of dgamma and dbeta in shared memory. */
