@@ -1,5 +1,6 @@
 /* Every op kind of the trunk and the large ones of the structure module: checked at a small size in f32 and bf16, timed
- * at the size of the Evoformer block in bf16, or in f32 what always runs in f32. */
+ * at the size of the Evoformer block in bf16, or in f32 what always runs in f32. Arguments: parts of names; --checks
+ * first: no times, as under compute-sanitizer. */
 #include "tests/bench_cuda.cuh"
 
 #define F(...)                                                                                                         \
@@ -74,6 +75,8 @@ static void time_case(Bench *b, const Case &c)
 int main(int argc, char **argv)
 {
     Bench b;
+    bool times = argc < 2 || strcmp(argv[1], "--checks") != 0;
+    if (!times) argc--, argv++;
     bench_open(&b);
     for (const Case &c : small_cases)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
@@ -81,10 +84,10 @@ int main(int argc, char **argv)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
     fflush(stdout);
     for (const Case &c : large_cases)
-        if (wanted(argc, argv, c.name)) time_case(&b, c);
+        if (times && wanted(argc, argv, c.name)) time_case(&b, c);
     for (const Case &c : large_structure_cases)
-        if (wanted(argc, argv, c.name)) time_case(&b, c);
-    printf("%s: %d failures\n", argv[0], b.failures);
+        if (times && wanted(argc, argv, c.name)) time_case(&b, c);
+    printf("bench_cuda_trunk: %d failures\n", b.failures);
     gemm_destroy(&b.ctx.gemm);
     return b.failures ? 1 : 0;
 }
