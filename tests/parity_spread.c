@@ -8,8 +8,8 @@
  *   t(K, 1 - CHANCE / 2Q) r + one rounding of the result itself
  *
  * in any of the Q quantities happens to a program that rounds as it should once in 1 / CHANCE runs. That bounds each
- * alone; all together are bounded by the median of error / r, which is to be no larger than the samples' own medians
- * say: their mean plus t(K - 1, 1 - CHANCE) of their standard deviations. */
+ * alone; all together (those whose errors vary) are bounded by the median of error / r, which is to be no larger than
+ * the samples' own medians say: their mean plus t(K - 1, 1 - CHANCE) of their standard deviations. */
 #include <gsl/gsl_cdf.h>
 #include <math.h>
 #include <stdio.h>
@@ -32,7 +32,7 @@ typedef struct Quantity {
     const char *name;
     const Sample *sample;
     int runs;
-    double rms;
+    double rms, least, most; /* of the errors */
 } Quantity;
 
 struct ParitySpread {
@@ -48,6 +48,12 @@ static int by_name(const void *a, const void *b)
     const Sample *x = a, *y = b;
     int order = strcmp(x->name, y->name);
     return order ? order : (x->order > y->order) - (x->order < y->order);
+}
+
+/* Whether roundings of results make the error: it does not vary where only the parameters were rounded. */
+static bool varies(const Quantity *q)
+{
+    return q->most - q->least > 0.01 * q->rms;
 }
 
 static int name_against(const void *name, const void *quantity)
@@ -100,10 +106,12 @@ static Status group_runs(ParitySpread *s)
     qsort(s->sample, (size_t)s->samples, sizeof *s->sample, by_name);
     for (int32_t k = 0; k < s->samples; k++) {
         const Sample *x = &s->sample[k];
-        if (k == 0 || strcmp(x->name, x[-1].name)) s->quantity[s->quantities++] = (Quantity){x->name, x, 0, 0};
+        if (k == 0 || strcmp(x->name, x[-1].name)) s->quantity[s->quantities++] = (Quantity){x->name, x, 0, 0, 0, 0};
         Quantity *q = &s->quantity[s->quantities - 1];
         q->runs++;
         q->rms += x->error * x->error;
+        q->least = q->runs == 1 ? x->error : fmin(q->least, x->error);
+        q->most = fmax(q->most, x->error);
     }
     for (int32_t k = 0; k < s->quantities; k++) s->quantity[k].rms = sqrt(s->quantity[k].rms / s->quantity[k].runs);
     return OK;
@@ -137,7 +145,7 @@ double parity_spread_limit(ParitySpread *s, const char *name, double error, doub
 {
     const Quantity *q = bsearch(name, s->quantity, (size_t)s->quantities, sizeof *q, name_against);
     if (!q) return other;
-    if (q->rms > 0 && s->ratios < s->samples) s->ratio[s->ratios++] = error / q->rms;
+    if (varies(q) && s->ratios < s->samples) s->ratio[s->ratios++] = error / q->rms;
     return gsl_cdf_tdist_Qinv(CHANCE / (2.0 * s->quantities), q->runs) * q->rms + RESULT_ROUNDING;
 }
 
@@ -146,7 +154,7 @@ static double median_of_run(const ParitySpread *s, int run, double *room)
 {
     int32_t count = 0;
     for (int32_t k = 0; k < s->quantities; k++)
-        if (run < s->quantity[k].runs && s->quantity[k].rms > 0)
+        if (run < s->quantity[k].runs && varies(&s->quantity[k]))
             room[count++] = s->quantity[k].sample[run].error / s->quantity[k].rms;
     return median(room, count);
 }
