@@ -82,7 +82,8 @@ __device__ __forceinline__ float softplusf(float w)
 }
 
 /* A block: IPA_QUERIES queries, IPA_KEYS keys, all heads. A thread keeps a key and walks over every fourth head, V
- * channels at a time; the queries are in shared memory, channels and then points of a head side by side. Sums in Sum. */
+ * channels at a time; the queries are in shared memory, channels and then points of a head side by side. Sums in Sum.
+ */
 enum { IPA_QUERIES = 8, IPA_KEYS = 64, IPA_HEADS_APART = THREADS / IPA_KEYS };
 
 template <typename Sum, int V>
@@ -271,7 +272,8 @@ static Status ipa_scores_bwd(CudaContext *context, const OpCall *call)
     IpaSides both = {
         {{s.n, 1, k, qp, kp, F32_OUT(0), F32_OUT(2), square}, {1, s.n, q, kp, qp, F32_OUT(1), F32_OUT(3), nullptr}}};
     dim3 grid(blocks_for(s.n, SIDE_ROWS), (unsigned)s.heads, 2);
-    launch(ipa_is_few(s) ? ipa_side_bwd_kernel<double> : ipa_side_bwd_kernel<float>, grid, THREADS, 0, context->stream, s, ds, w, both);
+    launch(ipa_is_few(s) ? ipa_side_bwd_kernel<double> : ipa_side_bwd_kernel<float>, grid, THREADS, 0, context->stream,
+           s, ds, w, both);
     int64_t bias_blocks = blocks_for((int64_t)s.n * s.n, THREADS);
     launch(ipa_bias_bwd_kernel, (unsigned)(bias_blocks + s.heads), THREADS, 0, context->stream, s, bias_blocks, ds,
            square, w, F32_OUT(4), F32_OUT(5));

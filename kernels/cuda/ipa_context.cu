@@ -9,8 +9,8 @@ enum { THREADS = 256, WARPS = THREADS / WARP };
 
 enum { HEAD_GROUP = 4, KEY_CHUNK = 64 };
 
-/* a block per (query, group of heads); threads over channels; p of a chunk of keys in shared memory; for few products or
- * odd extents, sums in double */
+/* a block per (query, group of heads); threads over channels; p of a chunk of keys in shared memory; for few products
+ * or odd extents, sums in double */
 __global__ void pair_context_kernel(int heads, int n, int m, int c, const float *p, const float *z, float *out)
 {
     stage_wait();
