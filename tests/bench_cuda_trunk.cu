@@ -1,7 +1,7 @@
 /* Every op kind of the trunk and the large ones of the structure module: checked at a small size in f32 and bf16, timed
  * at the size of the Evoformer block in bf16, or in f32 what always runs in f32. Arguments: parts of names; --checks
  * first: no times, as under compute-sanitizer. */
-#include "tests/bench_cuda.cuh"
+#include "tests/bench_cuda_front.cuh"
 
 #define F(...)                                                                                                         \
     {                                                                                                                  \
@@ -82,7 +82,18 @@ int main(int argc, char **argv)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
     for (const Case &c : structure_cases)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
+    for (const Front &f : front_checks)
+        if (wanted(argc, argv, f.name)) {
+            bench_check(&b, front_case(f, FRONT_KEPT), DT_F32);
+            bench_check(&b, front_case(f, FRONT_KEPT), DT_BF16);
+            front_bits(&b, f);
+        }
     fflush(stdout);
+    for (const Front &f : front_times)
+        if (times && wanted(argc, argv, f.name)) {
+            front_bits(&b, f);
+            front_time(&b, f);
+        }
     for (const Case &c : large_cases)
         if (times && wanted(argc, argv, c.name)) time_case(&b, c);
     for (const Case &c : large_structure_cases)

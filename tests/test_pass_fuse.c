@@ -207,7 +207,9 @@ static void transitions_become_one_op(void **state)
         assert_int_equal(count_kind(parts, OP_TRANSITION), 0);
         assert_int_equal(count_kind(all, OP_LINEAR_RESIDUAL) + merged, count_kind(parts, OP_LINEAR_RESIDUAL));
         assert_int_equal(count_kind(all, OP_LINEAR) + merged, count_kind(parts, OP_LINEAR));
-        assert_int_equal(count_kind(all, OP_LAYER_NORM_FUSED) + merged, count_kind(parts, OP_LAYER_NORM));
+        int norms = count_kind(all, OP_LAYER_NORM_FUSED), moved = 0;
+        for (int32_t i = 0; i < all->n_ops; i++) moved += all->op[i].kind == OP_LINEAR && all->op[i].n_in > 3;
+        assert_int_equal(norms + moved + merged, count_kind(parts, OP_LAYER_NORM));
         for (int n = 0; n < merged; n++) assert_int_equal(nth_kind(all, OP_TRANSITION, n)->attr.i[0], loss);
         prog_destroy(&all);
         prog_destroy(&parts);
@@ -238,6 +240,48 @@ static void triangle_multiplications_put_channels_first(void **state)
         prog_destroy(&p);
         recording_free(&r);
     }
+}
+
+/* Of the layer norms of an Evoformer block that of the pair bias moves: the products behind the others are wide. */
+static void layer_norms_move_into_narrow_products(void **state)
+{
+    (void)state;
+    const Switches s = {
+        .gemm_batching = true, .fused_attention = true, .fused_layernorm = true, .fused_pointwise = true};
+    for (int kept = 0; kept < 2; kept++) {
+        Recording r = recording_model("initial_training", false);
+        Switches now = s;
+        if (kept) now.checkpoint = CHECKPOINT_SELECTIVE; /* which repeats layer norms but no products */
+        Program *p = fused(r.p, now);
+        int block = last_block(p), alone = 0, inside = 0;
+        for (int32_t i = 0; i < p->n_ops; i++) {
+            const Op *op = &p->op[i];
+            if (op->block != block) continue;
+            alone += op->kind == OP_LAYER_NORM_FUSED;
+            int gamma = op->kind == OP_LINEAR ? 3 : op->kind == OP_LINEAR_GROUP ? 13 : OP_MAX_IN;
+            inside += op->n_in > gamma && op->in[gamma] != VAL_NONE;
+        }
+        assert_int_equal(alone, kept ? 8 : 7);
+        assert_int_equal(inside, kept ? 0 : 1);
+        prog_destroy(&p);
+        recording_free(&r);
+    }
+}
+
+static void a_layer_norm_with_two_readers_stays(void **state)
+{
+    (void)state;
+    Recording r = recording_empty();
+    Val x = prog_input(r.p, "x", DT_F32, 2, (int64_t[]){4, 8});
+    Val gamma = prog_param(r.p, "gamma", 1, (int64_t[]){8}, INIT_ONE, 0);
+    Val beta = prog_param(r.p, "beta", 1, (int64_t[]){8}, INIT_ZERO, 0);
+    Val n = prog_add(r.p, OP_LAYER_NORM, 3, (Val[]){x, gamma, beta}, &(OpAttr){.f = {1e-5}});
+    Val a = linear(r.p, "a", n, 8);
+    prog_output(r.p, "y", prog_add(r.p, OP_ADD, 2, (Val[]){a, n}, NULL));
+    Program *p = fused(r.p, (Switches){.fused_layernorm = true, .fused_pointwise = true});
+    assert_int_equal(count_kind(p, OP_LAYER_NORM_FUSED), 1);
+    prog_destroy(&p);
+    recording_free(&r);
 }
 
 /* Fused attention reads rows as columns: of a block's transposes of the MSA and pair representation none is left, only
@@ -352,6 +396,8 @@ int main(void)
         cmocka_unit_test(pointwise_sequences_become_one_op),
         cmocka_unit_test(transitions_become_one_op),
         cmocka_unit_test(triangle_multiplications_put_channels_first),
+        cmocka_unit_test(layer_norms_move_into_narrow_products),
+        cmocka_unit_test(a_layer_norm_with_two_readers_stays),
         cmocka_unit_test(transposes_sink_into_attention),
         cmocka_unit_test(branches_end_in_one_op),
         cmocka_unit_test(swaps_pass_only_where_they_may),

@@ -1,9 +1,13 @@
 /* Products of activations with weight matrices. y = x W^T + b over the last axis; W [O, I] row-major as in a
  * checkpoint. Gradients of weights and biases leave in the real type: they are sums over thousands of positions. */
+#include "engine/ops/norm_in_front.h"
 #include "engine/ops/shape_rules.h"
 #include "engine/rules.h"
 
 enum { GROUP_MAX = 6 };
+/* Where a layer norm in front has its gamma and its first output, beyond all that a kind may have. */
+enum { LINEAR_GAMMA = 3, LINEAR_NORM_OUT = 1 };
+enum { GROUP_GAMMA = 1 + 2 * GROUP_MAX, GROUP_NORM_OUT = GROUP_MAX };
 
 static double gemm_flops(const Tensor *x, const Tensor *w)
 {
@@ -25,12 +29,13 @@ static Status linear_infer(const Program *p, const Op *op, Tensor *out, int *n_o
         return rule_bad_shape(p, op, "x[*,I] W[O,I] b[O]?, x whole along its last axis");
     out[0] = rule_with_last(x, w->dim[0]);
     *n_out = 1;
-    return OK;
+    return norm_in_front_infer(p, op, LINEAR_GAMMA, LINEAR_NORM_OUT, out, n_out);
 }
 
 static Status linear_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
-    Val x = op->in[0], w = op->in[1], b = op->n_in > 2 ? op->in[2] : VAL_NONE;
+    Val x = norm_in_front_result(op, LINEAR_GAMMA, LINEAR_NORM_OUT);
+    Val w = op->in[1], b = op->n_in > 2 ? op->in[2] : VAL_NONE;
     Val dy = dout[0];
     if (op->attr.i[0]) dy = prog_add(p, OP_RELU_BWD, 2, (Val[]){dy, op->out[0]}, NULL);
     din[0] = prog_add(p, OP_LINEAR_DX, 2, (Val[]){dy, w}, NULL);
@@ -38,6 +43,7 @@ static Status linear_vjp(Program *p, const Op *op, const Val *dout, Val *din)
     prog_add_multi(p, OP_LINEAR_DW, 2, (Val[]){dy, x}, &(OpAttr){.i = {b != VAL_NONE}}, dw);
     din[1] = dw[0];
     if (b != VAL_NONE) din[2] = dw[1];
+    norm_in_front_vjp(p, op, LINEAR_GAMMA, LINEAR_NORM_OUT, din);
     return OK;
 }
 
@@ -47,6 +53,7 @@ static void linear_cost(const Program *p, const Op *op, Cost *cost)
     cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 1));
     if (rule_in(p, op, 2)) cost->flops += (double)tensor_count(y);
     if (op->attr.i[0]) cost->flops += (double)tensor_count(y);
+    cost->flops += norm_in_front_flops(p, op, LINEAR_GAMMA);
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -55,8 +62,11 @@ const OpDef op_linear = {.name = "linear",
                          .vjp = linear_vjp,
                          .cost = linear_cost,
                          .flags = OPF_POSITION,
-                         .exact_in = 1 << 2,
-                         .int_name = {"relu"}};
+                         .exact_in = 1 << 2 | 3 << LINEAR_GAMMA,
+                         .exact_out = 6 << LINEAR_NORM_OUT,
+                         .optional_out = 7 << LINEAR_NORM_OUT,
+                         .int_name = {"relu"},
+                         .real_name = {"eps"}};
 
 static Status linear_dx_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
@@ -193,12 +203,12 @@ static Status linear_group_infer(const Program *p, const Op *op, Tensor *out, in
         out[g] = rule_with_last(x, w->dim[0]);
     }
     *n_out = n;
-    return OK;
+    return norm_in_front_infer(p, op, GROUP_GAMMA, GROUP_NORM_OUT, out, n_out);
 }
 
-/* From the gradients dy of the n products: dx to *dx_out, those of the weights, the first of which is input `first` and
- * each followed by its bias, to din. */
-static void group_gradients(Program *p, const Op *op, int n, int first, const Val *dy, Val *dx_out, Val *din)
+/* From the gradients dy of the n products of x: dx to din[0], those of the weights, the first of which is input `first`
+ * and each followed by its bias, behind it. */
+static void group_gradients(Program *p, const Op *op, int n, int first, Val x, const Val *dy, Val *din)
 {
     Val dx_in[2 * GROUP_MAX] = {0}, dw_in[GROUP_MAX + 1] = {0}, dw[OP_MAX_OUT];
     OpAttr attr = {.i = {n, 0}};
@@ -208,8 +218,8 @@ static void group_gradients(Program *p, const Op *op, int n, int first, const Va
         dx_in[n + g] = op->in[w];
         if (w + 1 < op->n_in && op->in[w + 1] != VAL_NONE) attr.i[1] |= (int64_t)1 << g;
     }
-    dw_in[n] = op->in[0];
-    *dx_out = prog_add(p, OP_LINEAR_GROUP_DX, 2 * n, dx_in, &(OpAttr){.i = {n}});
+    dw_in[n] = x;
+    din[0] = prog_add(p, OP_LINEAR_GROUP_DX, 2 * n, dx_in, &(OpAttr){.i = {n}});
     prog_add_multi(p, OP_LINEAR_GROUP_DW, n + 1, dw_in, &attr, dw);
     for (int g = 0; g < n; g++) {
         din[first + 2 * g] = dw[g];
@@ -223,17 +233,19 @@ static Status linear_group_vjp(Program *p, const Op *op, const Val *dout, Val *d
     TRY(group_size(p, op, &n));
     Val dy[GROUP_MAX];
     for (int g = 0; g < n; g++) dy[g] = rule_grad_or_zero(p, dout[g], op->out[g]);
-    group_gradients(p, op, n, 1, dy, &din[0], din);
+    group_gradients(p, op, n, 1, norm_in_front_result(op, GROUP_GAMMA, GROUP_NORM_OUT), dy, din);
+    norm_in_front_vjp(p, op, GROUP_GAMMA, GROUP_NORM_OUT, din);
     return OK;
 }
 
 static void linear_group_cost(const Program *p, const Op *op, Cost *cost)
 {
     const Tensor *x = rule_in(p, op, 0);
-    for (int g = 0; g < op->n_out; g++) {
+    for (int g = 0; g < op->attr.i[0]; g++) {
         cost->flops += gemm_flops(x, rule_in(p, op, 1 + 2 * g));
         if (rule_in(p, op, 2 + 2 * g)) cost->flops += (double)tensor_count(prog_tensor(p, op->out[g]));
     }
+    cost->flops += norm_in_front_flops(p, op, GROUP_GAMMA);
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -244,8 +256,11 @@ const OpDef op_linear_group = {.name = "linear_group",
                                .vjp = linear_group_vjp,
                                .cost = linear_group_cost,
                                .flags = OPF_POSITION,
-                               .exact_in = GROUP_BIASES,
-                               .int_name = {"n"}};
+                               .exact_in = GROUP_BIASES | 3 << GROUP_GAMMA,
+                               .exact_out = 6 << GROUP_NORM_OUT,
+                               .optional_out = 7 << GROUP_NORM_OUT,
+                               .int_name = {"n"},
+                               .real_name = {"eps"}};
 
 static Status linear_group_dx_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
@@ -380,7 +395,7 @@ static Status linear_gates_vjp(Program *p, const Op *op, const Val *dout, Val *d
         prog_add_multi(p, kind, 4, (Val[]){da, gate, value, op->in[1]}, NULL, grad);
         dy[2 * k] = grad[1], dy[2 * k + 1] = grad[0];
     }
-    group_gradients(p, op, g.n, 2, dy, &din[0], din);
+    group_gradients(p, op, g.n, 2, op->in[0], dy, din);
     return OK;
 }
 

@@ -39,6 +39,9 @@ static Status run(Chain *chain, const Switches *s)
         }
         if (s->gemm_batching && s->fused_layernorm && s->fused_pointwise)
             TRY(advance(chain, fuse_triangle(chain->now, &next), &next));
+        /* a layer norm that selective recomputation repeats instead of keeping its result has to stay one of its own */
+        if (s->fused_layernorm && s->fused_pointwise && s->checkpoint != CHECKPOINT_SELECTIVE)
+            TRY(advance(chain, fuse_norm(chain->now, &next), &next));
     }
     if ((s->fused_optimizer || s->overlap_clip) && has_stage(chain->now, STAGE_OPTIMIZER))
         TRY(advance(chain, fuse_optimizer(chain->now, s, &next), &next));

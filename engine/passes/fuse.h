@@ -15,6 +15,8 @@ Status fuse_branches(const Program *in, Program **out);
 Status fuse_transitions(const Program *in, Program **out);
 /* fuse_triangle.c: triangle multiplications with their channels first. */
 Status fuse_triangle(const Program *in, Program **out);
+/* fuse_norm.c: layer norms into the products that read them. */
+Status fuse_norm(const Program *in, Program **out);
 /* fuse_optimizer.c: one sweep over the parameter block instead of one per tensor; sums of squares from the gradient
  * program under overlap_clip. */
 Status fuse_optimizer(const Program *in, const Switches *switches, Program **out);

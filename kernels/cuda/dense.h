@@ -6,7 +6,8 @@
 
 enum { GROUP_MAX = 6 };
 
-/* Operands of y_k = x W_k^T + b_k. */
+/* Operands of y_k = x W_k^T + b_k, or of the layer norm of x in its place (gamma not NULL); normal, mean and rstd:
+ * where to keep its results, NULL where nobody wants them; room: for the first of them, if not kept. */
 typedef struct Group {
     int members;
     int64_t rows, inner;
@@ -16,6 +17,9 @@ typedef struct Group {
     void *y[GROUP_MAX];
     DType type;
     bool relu;
+    const float *gamma, *beta;
+    float eps, *mean, *rstd;
+    void *normal, *room;
 } Group;
 
 /* call->scratch: room for the biases in bf16, the widest member. */

@@ -4,28 +4,45 @@
  * other; results leave from the slot by tensor copies that a warp of their own issues. Each block works on one block of
  * columns, row tiles first, first + step, ...
  *
- * Edges: y = x W^T + b (relu) in up to six members of its own output each;
- *        y = r + dropout(x W^T + b);   y = r + dropout(sigmoid(g) (x W^T + b)), the product kept where asked for. */
+ * Edges: y = x W^T + b (relu) in up to six members of its own output each, x of 64 channels perhaps normalized on the
+ * way, with a member more of at most eight columns; y = r + dropout(x W^T + b);   y = r + dropout(sigmoid(g) (x W^T +
+ * b)), the product kept where asked for. */
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 
 #include "kernels/cuda/dropout.cuh"
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/norm_tile.cuh"
 
 enum { FLOW_ROWS = 64, FLOW_MEMBERS = 6, FLOW_BLOCKS = 8, FLOW_GROUPS = 2, FLOW_THREADS = FLOW_GROUPS * 128 + 128 };
 enum { FLOW_CHUNK = FLOW_ROWS * TENSOR_COLUMNS * 2 /* bytes of a box */ };
-enum FlowEdge { FLOW_PLAIN, FLOW_RESIDUAL, FLOW_GATED };
+/* FLOW_NORMED: a plain edge, x normalized by two of the copying warps before the product */
+enum FlowEdge { FLOW_PLAIN, FLOW_NORMED, FLOW_RESIDUAL, FLOW_GATED };
+__host__ __device__ constexpr bool flow_is_plain(FlowEdge edge)
+{
+    return edge == FLOW_PLAIN || edge == FLOW_NORMED;
+}
 /* How dropout's mask, shared along an axis, repeats: not; from tile to tile of a warpgroup; from row to row of a tile
  */
 enum FlowRepeat { FLOW_REPEATS_NOT, FLOW_REPEATS_TILES, FLOW_REPEATS_ROWS };
 
+/* A member of few columns, an even number: the products of its block are small ones. No w: none. */
+enum { FLOW_FEW = 8 };
+struct FlowFew {
+    const bf16 *w;
+    const float *bias;
+    bf16 *y;
+    int columns;
+};
+
 struct FlowProblem {
-    CUtensorMap x, w, y[FLOW_MEMBERS], r, g, product;
+    CUtensorMap x, w, y[FLOW_MEMBERS], r, g, product, normal;
     int rows, columns, members;
     int start[FLOW_MEMBERS + 1]; /* columns of members, multiples of 64 */
     const float *bias[FLOW_MEMBERS];
     float least;                        /* 0 for relu, else -infinity */
     bool keep;                          /* the product before the gate */
+    FrontNorm norm;                     /* of a plain edge */
+    FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
     FlowRepeat repeat;
@@ -34,9 +51,9 @@ struct FlowProblem {
 template <int K, int NB, FlowEdge EDGE> struct FlowShape {
     static constexpr int W_BYTES = NB * K * 2, X_BYTES = FLOW_ROWS * K * 2, Y_BYTES = FLOW_ROWS * NB * 2;
     /* a slot: x, over which y goes; or x, r (then y) and g (then the product) */
-    static constexpr int Y_AT = EDGE == FLOW_PLAIN ? 0 : X_BYTES;
-    static constexpr int LOADED = X_BYTES + (EDGE == FLOW_PLAIN ? 0 : EDGE == FLOW_RESIDUAL ? Y_BYTES : 2 * Y_BYTES);
-    static constexpr int SLOT = EDGE == FLOW_PLAIN && Y_BYTES > X_BYTES ? Y_BYTES : LOADED;
+    static constexpr int Y_AT = flow_is_plain(EDGE) ? 0 : X_BYTES;
+    static constexpr int LOADED = X_BYTES + (flow_is_plain(EDGE) ? 0 : EDGE == FLOW_RESIDUAL ? Y_BYTES : 2 * Y_BYTES);
+    static constexpr int SLOT = flow_is_plain(EDGE) && Y_BYTES > X_BYTES ? Y_BYTES : LOADED;
     static constexpr int BIAS_BYTES = NB * 4, BARRIER_BYTES = 256, MOST = 227 * 1024;
     static constexpr int FIT = (MOST - W_BYTES - BIAS_BYTES - BARRIER_BYTES) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
     static constexpr int BYTES = W_BYTES + SLOTS * SLOT + BIAS_BYTES + BARRIER_BYTES;
@@ -45,7 +62,7 @@ template <int K, int NB, FlowEdge EDGE> struct FlowShape {
 
 /* Shared memory and the share of the work of a thread block. */
 struct FlowPlace {
-    uint32_t w, slots, full, empty, done, ready;
+    uint32_t w, slots, full, empty, done, normal, ready;
     const float *bias;
     int column0, first, step, tiles;
 };
@@ -69,7 +86,7 @@ template <int K, int NB, FlowEdge EDGE> __device__ __forceinline__ void flow_loa
         if (round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_expect(full, S::LOADED);
         for (int k = 0; k < K / 64; k++) tensor_load(target + k * FLOW_CHUNK, &p.x, row, k * 64, full);
-        for (int c = 0; EDGE != FLOW_PLAIN && c < NB / 64; c++) {
+        for (int c = 0; !flow_is_plain(EDGE) && c < NB / 64; c++) {
             uint32_t chunk = target + S::Y_AT + c * FLOW_CHUNK;
             tensor_load(chunk, &p.r, row, at.column0 + c * 64, full);
             if (EDGE == FLOW_GATED) tensor_load(chunk + S::Y_BYTES, &p.g, row, at.column0 + c * 64, full);
@@ -77,17 +94,16 @@ template <int K, int NB, FlowEdge EDGE> __device__ __forceinline__ void flow_loa
     }
 }
 
-/* One thread per warpgroup: finished tiles go out, then their slots are free. */
-template <int K, int NB, FlowEdge EDGE>
-__device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, int group)
+/* A thread: finished tiles from the first-th on, each BY-th, go out, then their slots are free. */
+template <int K, int NB, FlowEdge EDGE, int BY>
+__device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, int first)
 {
     typedef FlowShape<K, NB, EDGE> S;
-    for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
-         i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
+    for (int i = first, tile = at.first + first * at.step; tile < at.tiles; i += BY, tile += BY * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
         uint32_t from = at.slots + slot * S::SLOT + S::Y_AT;
         /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
-        if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
+        if (S::SLOTS % BY && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait(at.done + slot * 8, round & 1);
         for (int c = 0; c < NB / 64; c++) {
             int column = at.column0 + c * 64, k = flow_member(p, column);
@@ -147,14 +163,14 @@ __device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bia
         uint32_t at = base + j / 8 * FLOW_CHUNK + ((j % 8 ^ lane / 4) << 4);
         float v[4] = {acc[j * 4] + b.x, acc[j * 4 + 1] + b.y, acc[j * 4 + 2] + b.x, acc[j * 4 + 3] + b.y};
         float f[4] = {1, 1, 1, 1};
-        if (EDGE != FLOW_PLAIN && p.drop.rng)
+        if (!flow_is_plain(EDGE) && p.drop.rng)
 #pragma unroll
             for (int k = 0; k < 4; k++) f[k] = kept.row[k / 2][k % 2] >> 2 * j & 1 ? p.drop.keep_scale : 0.0f;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             uint32_t here = at + h * 1024, gate = here + FLOW_ROWS * NB * 2;
             float a = v[2 * h], c = v[2 * h + 1];
-            if constexpr (EDGE == FLOW_PLAIN) {
+            if constexpr (flow_is_plain(EDGE)) {
                 shared_word_put(here, pack_bf16(fmaxf(a, p.least), fmaxf(c, p.least)));
             } else {
                 if constexpr (EDGE == FLOW_GATED) {
@@ -169,6 +185,33 @@ __device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bia
     }
 }
 
+/* The member of few columns, rows of a tile at x by warps of 16. */
+template <int K> __device__ __forceinline__ void flow_few(const FlowFew &few, uint32_t x, int row0, int rows)
+{
+    int warp = threadIdx.x % 128 / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    int row = warp * 16 + lane % 16;
+    uint32_t at = x + row * 128, first = (uint32_t)(lane / 16 ^ (row & 7)) << 4;
+    const uint32_t *w = reinterpret_cast<const uint32_t *>(few.w + g * K) + t;
+    bool live = g < few.columns;
+    float acc[4] = {};
+#pragma unroll
+    for (int k = 0; k < K / 16; k++) {
+        uint32_t a[4];
+        ldmatrix4(a, at + k / 4 * FLOW_CHUNK + (first ^ (k % 4 << 5)));
+        mma16816(acc, a, live ? __ldg(w + k * 8) : 0, live ? __ldg(w + k * 8 + 4) : 0);
+    }
+    if (2 * t >= few.columns) return;
+    float2 b = few.bias ? *reinterpret_cast<const float2 *>(few.bias + 2 * t) : make_float2(0, 0);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int y_row = row0 + warp * 16 + g + 8 * h;
+        if (y_row < rows)
+            *reinterpret_cast<uint32_t *>(few.y + (int64_t)y_row * few.columns + 2 * t) =
+                pack_bf16(acc[2 * h] + b.x, acc[2 * h + 1] + b.y);
+    }
+}
+
+/* Starts; wgmma_wait<0>() ends. */
 template <int K, int NB, int N>
 __device__ __forceinline__ void flow_product(float (&acc)[N / 2], uint32_t x, uint32_t w)
 {
@@ -178,14 +221,29 @@ __device__ __forceinline__ void flow_product(float (&acc)[N / 2], uint32_t x, ui
     for (int k = 0; k < K / 16; k++)
         wgmma_step<N>(acc, a + k / 4 * (FLOW_CHUNK >> 4) + k % 4 * 2, b + k / 4 * (NB * 128 >> 4) + k % 4 * 2, k > 0);
     wgmma_commit();
+}
+
+/* N columns of a tile at x: the product and its edge. */
+template <int K, int NB, int N, FlowEdge EDGE>
+__device__ __forceinline__ void flow_tile(const FlowProblem &p, const FlowPlace &at, int row0, uint32_t x,
+                                          const FlowKept &kept)
+{
+    float acc[N / 2];
+    flow_product<K, NB, N>(acc, x, at.w);
+    if (flow_is_plain(EDGE) && p.few.w && at.column0 == 0) flow_few<K>(p.few, x, row0, p.rows);
     wgmma_wait<0>();
+    if (flow_is_plain(EDGE)) { /* y goes over x */
+        if (EDGE == FLOW_NORMED) norm_sent(p.norm);
+        asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
+    }
+    flow_edge<N, EDGE>(p, at.bias, acc, x + FlowShape<K, NB, EDGE>::Y_AT, kept);
 }
 
 template <int K, int NB, FlowEdge EDGE>
 __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, int group)
 {
     typedef FlowShape<K, NB, EDGE> S;
-    bool drops = EDGE != FLOW_PLAIN && p.drop.rng;
+    bool drops = !flow_is_plain(EDGE) && p.drop.rng;
     DropoutDraw draw = drops ? p.drop.draw() : DropoutDraw{};
     FlowKept kept = {};
     bool narrow = NB == 256 && p.columns - at.column0 <= 128;
@@ -197,22 +255,30 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
         if (drops && (i == group || p.repeat != FLOW_REPEATS_TILES))
             flow_draw(p, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
         if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
-        barrier_wait(at.full + slot * 8, round & 1);
-        if (narrow) {
-            float acc[64];
-            flow_product<K, NB, 128>(acc, x, at.w);
-            asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); /* y goes over x */
-            flow_edge<128, EDGE>(p, at.bias, acc, x + S::Y_AT, kept);
-        } else {
-            float acc[NB / 2];
-            flow_product<K, NB, NB>(acc, x, at.w);
-            if (EDGE == FLOW_PLAIN) asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
-            flow_edge<NB, EDGE>(p, at.bias, acc, x + S::Y_AT, kept);
-        }
+        barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
+        if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
+        if (narrow)
+            flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept);
+        else
+            flow_tile<K, NB, NB, EDGE>(p, at, tile * FLOW_ROWS, x, kept);
         async_fence();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
     }
+    if (EDGE == FLOW_NORMED) tensor_store_wait();
+}
+
+/* The warps beside the products when x is normalized: one brings tiles, one sends results, two normalize. */
+template <int K, int NB> __device__ __forceinline__ void flow_carry_normed(const FlowProblem &p, FlowPlace at)
+{
+    typedef FlowShape<K, NB, FLOW_NORMED> S;
+    int warp = threadIdx.x / WARP % 4;
+    if (warp >= 2)
+        norm_tiles<K, S::SLOTS>(p.norm, at, S::SLOT, p.rows, at.column0 == 0, warp - 2, 2);
+    else if (threadIdx.x % WARP == 0 && warp == 0)
+        flow_load<K, NB, FLOW_NORMED>(p, at);
+    else if (threadIdx.x % WARP == 0)
+        flow_store<K, NB, FLOW_NORMED, 1>(p, at, 0);
 }
 
 template <int K, int NB, FlowEdge EDGE>
@@ -227,7 +293,10 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     at.w = shared_address(shared), at.slots = at.w + S::W_BYTES;
     at.bias = bias, at.column0 = block * NB, at.first = blockIdx.x - p.first[block];
     at.step = p.first[block + 1] - p.first[block], at.tiles = (p.rows + FLOW_ROWS - 1) / FLOW_ROWS;
-    slot_barriers<S::SLOTS>(&at, shared_address(bias) + S::BIAS_BYTES);
+    uint32_t barriers = shared_address(bias) + S::BIAS_BYTES;
+    at.normal = barriers + (3 * S::SLOTS + 1) * 8;
+    for (int s = 0; EDGE == FLOW_NORMED && threadIdx.x == 0 && s < S::SLOTS; s++) barrier_init(at.normal + s * 8, 4);
+    slot_barriers<S::SLOTS>(&at, barriers);
     if (threadIdx.x == 0) {
         tensor_prefetch(&p.x);
         for (int k = 0; k < K / 64; k++) tensor_prefetch_box(&p.w, at.column0, k * 64);
@@ -239,12 +308,17 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
         bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
     }
     __syncthreads();
-    /* registers of the copying warps go to the products */
-    if (group == FLOW_GROUPS) {
+    if (EDGE == FLOW_NORMED) {
+        if (group == FLOW_GROUPS)
+            flow_carry_normed<K, NB>(p, at);
+        else
+            flow_work<K, NB, EDGE>(p, at, group);
+    } else if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         int warp = threadIdx.x / WARP % 4;
         if (threadIdx.x % WARP == 0 && warp == 0) flow_load<K, NB, EDGE>(p, at);
-        if (threadIdx.x % WARP == 0 && warp > 0 && warp <= FLOW_GROUPS) flow_store<K, NB, EDGE>(p, at, warp - 1);
+        if (threadIdx.x % WARP == 0 && warp > 0 && warp <= FLOW_GROUPS)
+            flow_store<K, NB, EDGE, FLOW_GROUPS>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         flow_work<K, NB, EDGE>(p, at, group);
@@ -260,6 +334,8 @@ struct FlowOperands {
     int members, start[FLOW_MEMBERS + 1];
     bool relu;
     Dropout drop;
+    FrontNorm norm;
+    FlowFew few;
 };
 
 static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
@@ -269,7 +345,9 @@ static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
     fits = fits && o.rows * columns < INT64_C(0xffff0000) && columns <= 128 * FLOW_BLOCKS;
     for (int k = 0; k < o.members; k++)
         fits = fits && aligned16(o.y[k]) && (o.start[k + 1] - o.start[k]) % TENSOR_COLUMNS == 0;
-    if (edge == FLOW_PLAIN) return fits && columns >= 128;
+    fits = fits && (!o.few.w || (o.few.columns <= FLOW_FEW && o.few.columns % 2 == 0 && !o.relu));
+    if (edge == FLOW_NORMED) fits = fits && o.inner == 64 && aligned16(o.norm.y);
+    if (flow_is_plain(edge)) return fits && columns >= 128;
     fits = fits && o.members == 1 && (columns % 128 == 0 || columns == 64) && aligned16(o.r);
     fits = fits && (!o.drop.rng || o.drop.inner == (uint32_t)columns);
     return fits && (edge == FLOW_RESIDUAL || (aligned16(o.g) && aligned16(o.product) && o.inner <= 128));
@@ -282,7 +360,7 @@ static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, 
     TRY(tensor_map(o.w, columns, o.inner, width, &p->w));
     for (int k = 0; k < o.members; k++)
         TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
-    if (edge == FLOW_PLAIN) return OK;
+    if (flow_is_plain(edge)) return o.norm.y ? tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal) : OK;
     TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));
     if (edge == FLOW_RESIDUAL) return OK;
     TRY(tensor_map(o.g, o.rows, columns, FLOW_ROWS, &p->g));
@@ -323,6 +401,7 @@ template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const Fl
     p.least = o.relu ? 0.0f : -INFINITY;
     p.keep = o.product != NULL;
     p.drop = o.drop;
+    p.norm = o.norm, p.few = o.few;
     flow_share(NB, &p);
     p.repeat = flow_repeat(p);
     TRY(flow_maps(o, EDGE, NB, &p));
@@ -346,6 +425,9 @@ static inline Status flow_launch(const FlowOperands &o, FlowEdge edge, cudaStrea
         return o.inner == 256 ? flow_launch_shape<256, 128, FLOW_RESIDUAL>(o, stream)
                               : flow_launch_edge<FLOW_RESIDUAL>(o, stream);
     bool wide = o.start[o.members] > 128;
+    if (edge == FLOW_NORMED)
+        return wide ? flow_launch_shape<64, 256, FLOW_NORMED>(o, stream)
+                    : flow_launch_shape<64, 128, FLOW_NORMED>(o, stream);
     if (o.inner == 64)
         return wide ? flow_launch_shape<64, 256, FLOW_PLAIN>(o, stream)
                     : flow_launch_shape<64, 128, FLOW_PLAIN>(o, stream);

@@ -1,4 +1,5 @@
 /* Layer norm (biased variance over the last axis) and softmax; sums in a type wider than the operands'. */
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/norm_backward.cuh"
 
 /* LANES neighbouring lanes own a row of C = LANES * V * N channels: lane l holds vectors l, l + LANES, ... */
@@ -88,19 +89,27 @@ static Status layer_norm_launch(const T *x, const float *gamma, const float *bet
     return cuda_launched("layer_norm_kernel");
 }
 
+Status norm_rows_run(CudaContext *ctx, const OpCall *call, const NormRows *n)
+{
+    DISPATCH_REAL(call, n->type, {
+        return layer_norm_launch((const T *)n->x, n->gamma, n->beta, (T *)n->y, n->mean, n->rstd, n->rows, (int)n->c,
+                                 n->eps, ctx->stream);
+    });
+    return OK;
+}
+
 static Status layer_norm(CudaContext *ctx, const OpCall *call)
 {
     const Tensor *x = call->in_tensor[0];
-    int64_t rows = tensor_rows(x);
     bool stats = call->op->kind == OP_LAYER_NORM_FUSED;
-    const float *gamma = (const float *)call->in[1], *beta = (const float *)call->in[2];
-    float *mean = stats ? (float *)call->out[1] : NULL, *rstd = stats ? (float *)call->out[2] : NULL;
-    if (rows == 0) return OK;
+    NormRows n = {};
+    n.x = call->in[0], n.gamma = (const float *)call->in[1], n.beta = (const float *)call->in[2], n.y = call->out[0];
+    n.mean = stats ? (float *)call->out[1] : NULL, n.rstd = stats ? (float *)call->out[2] : NULL;
+    n.eps = (float)call->op->attr.f[0];
+    n.rows = tensor_rows(x), n.c = tensor_last(x), n.type = x->dtype;
+    if (n.rows == 0) return OK;
     if (call->in_tensor[1]->dtype != DT_F32) return cuda_bad_type(call, call->in_tensor[1]->dtype);
-    DISPATCH_REAL(call, x->dtype, {
-        return layer_norm_launch((const T *)call->in[0], gamma, beta, (T *)call->out[0], mean, rstd, rows,
-                                 (int)tensor_last(x), (float)call->op->attr.f[0], ctx->stream);
-    });
+    return norm_rows_run(ctx, call, &n);
 }
 
 static Status layer_norm_bwd(CudaContext *ctx, const OpCall *call)

@@ -1,5 +1,35 @@
 /* Products with weight matrices. */
 #include "kernels/cpu/ops/dropout.h"
+#include "kernels/cpu/ops/norm.h"
+
+/* Where the inputs and outputs of a layer norm in front are (engine/op_list.def). */
+typedef struct Front {
+    int gamma, out;
+} Front;
+static const Front linear_front = {3, 1}, group_front = {13, 6};
+
+static bool has_norm(const Op *op, Front front)
+{
+    return op->n_in > front.gamma && op->in[front.gamma] != VAL_NONE;
+}
+
+/* Room for what the product reads where it is no output. */
+static size_t front_count(const Program *p, const Op *op, Front front)
+{
+    bool in_scratch = has_norm(op, front) && op->out[front.out] == VAL_NONE;
+    return in_scratch ? (size_t)tensor_count(prog_tensor(p, op->in[0])) : 0;
+}
+
+/* What the product reads: x, or its layer norm in an output or at `room`. */
+static const real *product_input(const OpCall *call, Front front, real *room)
+{
+    if (!has_norm(call->op, front)) return IN(0);
+    const Tensor *x = call->in_tensor[0];
+    real *y = OUT(front.out) ? OUT(front.out) : room;
+    layer_norm_rows(tensor_rows(x), tensor_last(x), IN(0), IN(front.gamma), IN(front.gamma + 1),
+                    (real)call->op->attr.f[0], y, OUT(front.out + 1), OUT(front.out + 2));
+    return y;
+}
 
 static void add_bias(int64_t rows, int64_t columns, const real *bias, real *y)
 {
@@ -15,12 +45,18 @@ static void forward(int64_t rows, const Tensor *w_tensor, const real *x, const r
     gemm(false, true, rows, o, i, 1, x, i, w, i, bias ? 1 : 0, y, o);
 }
 
+static size_t linear_scratch(const Program *p, const Op *op, size_t real_size)
+{
+    return front_count(p, op, linear_front) * real_size;
+}
+
 static Status linear(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
     int64_t rows = tensor_rows(call->in_tensor[0]);
+    const real *x = product_input(call, linear_front, call->scratch);
     real *y = OUT(0);
-    forward(rows, call->in_tensor[1], IN(0), IN(1), call->op->n_in > 2 ? IN(2) : NULL, y);
+    forward(rows, call->in_tensor[1], x, IN(1), call->op->n_in > 2 ? IN(2) : NULL, y);
     if (!call->op->attr.i[0]) return OK;
     int64_t count = tensor_count(call->out_tensor[0]);
     PARALLEL_IF(count)
@@ -65,13 +101,19 @@ static Status linear_dw(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
+static size_t linear_group_scratch(const Program *p, const Op *op, size_t real_size)
+{
+    return front_count(p, op, group_front) * real_size;
+}
+
 static Status linear_group(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
     int64_t rows = tensor_rows(call->in_tensor[0]);
+    const real *x = product_input(call, group_front, call->scratch);
     for (int g = 0; g < call->op->attr.i[0]; g++) {
         int w = 1 + 2 * g, b = 2 + 2 * g;
-        forward(rows, call->in_tensor[w], IN(0), IN(w), b < call->op->n_in ? IN(b) : NULL, OUT(g));
+        forward(rows, call->in_tensor[w], x, IN(w), b < call->op->n_in ? IN(b) : NULL, OUT(g));
     }
     return OK;
 }
@@ -175,10 +217,10 @@ static Status linear_residual(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
-const CpuEntry FN(cpu_dense)[] = {{OP_LINEAR, linear, NULL},
+const CpuEntry FN(cpu_dense)[] = {{OP_LINEAR, linear, linear_scratch},
                                   {OP_LINEAR_DX, linear_dx, NULL},
                                   {OP_LINEAR_DW, linear_dw, NULL},
-                                  {OP_LINEAR_GROUP, linear_group, NULL},
+                                  {OP_LINEAR_GROUP, linear_group, linear_group_scratch},
                                   {OP_LINEAR_GATES, linear_gates, linear_gates_scratch},
                                   {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
                                   {OP_LINEAR_GROUP_DW, linear_group_dw, NULL},

@@ -5,21 +5,9 @@
 static Status layer_norm(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
-    int64_t rows = tensor_rows(call->in_tensor[0]), c = tensor_last(call->in_tensor[0]);
-    const real *x = IN(0), *gamma = IN(1), *beta = IN(2);
-    real *y = OUT(0), eps = (real)call->op->attr.f[0];
     bool keep = call->op->kind == OP_LAYER_NORM_FUSED;
-    real *mean = keep ? OUT(1) : NULL, *rstd = keep ? OUT(2) : NULL;
-    PARALLEL_IF(rows * c)
-    for (int64_t r = 0; r < rows; r++) {
-        double row_mean, row_rstd;
-        row_statistics(c, x + r * c, eps, &row_mean, &row_rstd);
-        normalize_row(c, x + r * c, row_mean, row_rstd, gamma, beta, y + r * c);
-        if (keep) {
-            mean[r] = (real)row_mean;
-            rstd[r] = (real)row_rstd;
-        }
-    }
+    layer_norm_rows(tensor_rows(call->in_tensor[0]), tensor_last(call->in_tensor[0]), IN(0), IN(1), IN(2),
+                    (real)call->op->attr.f[0], OUT(0), keep ? OUT(1) : NULL, keep ? OUT(2) : NULL);
     return OK;
 }
 

@@ -1,4 +1,4 @@
-/* A row of a layer norm. */
+/* Layer norm of rows. */
 #ifndef FOLDSCALE_KERNELS_CPU_OPS_NORM_H
 #define FOLDSCALE_KERNELS_CPU_OPS_NORM_H
 
@@ -20,6 +20,20 @@ static inline void normalize_row(int64_t c, const real *x, double mean, double r
                                  const real *beta, real *y)
 {
     for (int64_t k = 0; k < c; k++) y[k] = (real)((x[k] - mean) * rstd * gamma[k] + beta[k]);
+}
+
+/* The same for rows of x[rows, c]; the statistics are kept where there is room for them. */
+static inline void layer_norm_rows(int64_t rows, int64_t c, const real *x, const real *gamma, const real *beta,
+                                   real eps, real *y, real *mean, real *rstd)
+{
+    PARALLEL_IF(rows * c)
+    for (int64_t r = 0; r < rows; r++) {
+        double row_mean, row_rstd;
+        row_statistics(c, x + r * c, eps, &row_mean, &row_rstd);
+        normalize_row(c, x + r * c, row_mean, row_rstd, gamma, beta, y + r * c);
+        if (mean) mean[r] = (real)row_mean;
+        if (rstd) rstd[r] = (real)row_rstd;
+    }
 }
 
 #endif
