@@ -61,8 +61,9 @@ struct Backend {
     Status (*aside_begin)(Backend *);
     Status (*aside_end)(Backend *, int slot);
     Status (*aside_wait)(Backend *, int slot);
-    /* Told once per executor: how many collectives it may have in flight. NULL where the backend needs no table. */
-    Status (*comm_reserve)(Backend *, int slots);
+    /* Told once per executor of a program with collectives, by all ranks together: how many it may have in flight, and
+     * the workspace in which they write. NULL where the backend needs neither. */
+    Status (*comm_reserve)(Backend *, int slots, void *workspace, size_t bytes);
     Status (*finish)(Backend *); /* wait for everything enqueued; reports deferred failures */
 
     /* Timing: an executor reserves a range of marks (freed with the backend), sets them in the order of execution and

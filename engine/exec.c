@@ -8,7 +8,7 @@
 #include "engine/scratch.h"
 #include "engine/timeline.h"
 
-enum { IN_FLIGHT = 2, SAMPLE_EVERY = 64 };
+enum { IN_FLIGHT = 2, SAMPLE_EVERY = 64, SAMPLE_FIRST = 2 };
 
 struct Workspace {
     Backend *backend;
@@ -154,16 +154,19 @@ static Status make_calls(Exec *exec, const ScratchPlan *plan)
     if (!exec->call || !exec->joins || !exec->call_end || (exec->options.time_ops && !exec->op_seconds))
         return status_fail(ERR_MEMORY, "out of memory for an executor of %d ops", p->n_ops);
     unsigned char *scratch = exec->workspace->memory + scratch_padded(p->arena_bytes);
+    bool collectives = false;
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
         exec->joins[exec->n_calls] += op->joins; /* another name runs nothing: the next op waits */
         if (!scratch_runs_kernel(op)) continue;
         TRY(backend->supports(backend, p, op));
+        collectives |= (op_def(op->kind)->flags & OPF_COMM) != 0;
         int n = exec->n_calls++;
         TRY(make_call(exec, i, plan, scratch, &exec->call[n], &exec->call_end[n]));
     }
     exec->n_slots = plan->slots;
-    if (backend->comm_reserve) TRY(backend->comm_reserve(backend, plan->slots));
+    if (collectives && backend->comm_reserve)
+        TRY(backend->comm_reserve(backend, plan->slots, exec->workspace->memory, exec->workspace->bytes));
     return make_flights(exec);
 }
 
@@ -279,10 +282,11 @@ static Status run_calls(Exec *exec, const Flight *flight)
 }
 
 /* A mark inside a graph costs as much as a small kernel and keeps kernels from overlapping: those around collectives
- * are set in the first replay and in every SAMPLE_EVERYth run after it, from a graph of their own. */
+ * are set in the second replay and in every SAMPLE_EVERYth run after it, from a graph of their own; in the first one
+ * ranks that were not ready together wait for each other. */
 static Flight *flight_of(Exec *exec, int64_t run)
 {
-    bool sampled = exec->samples && run % SAMPLE_EVERY == 1;
+    bool sampled = exec->samples && run % SAMPLE_EVERY == SAMPLE_FIRST;
     return sampled ? &exec->sample : &exec->flight[run % IN_FLIGHT];
 }
 

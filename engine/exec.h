@@ -32,7 +32,7 @@ Status exec_run(Exec *exec);
 int64_t exec_runs(const Exec *exec); /* how many there were: the number of the next one */
 
 /* Wall seconds of a run's phases; waits for the run. comm_exposed_s: time the compute stream spent in or waiting for
- * collectives. Marks around collectives slow a replayed graph, so that only its first replay and every 64th run after
+ * collectives. Marks around collectives slow a replayed graph, so that only its second replay and every 64th run after
  * it have them, unless options say otherwise; the times of the runs between repeat what the last of these found, at
  * most the time of the stage. */
 typedef struct ExecTimes {

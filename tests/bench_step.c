@@ -92,12 +92,14 @@ static Status read_scalar(BenchSession *s, int which, Result *r)
 }
 
 /* Rounds of all programs in turn: one launched by the host that lets the backend choose its kernels, with graphs one
- * that captures (it takes 10 to 40 % longer), then `repeats` that count. */
+ * that captures (it takes 10 to 40 % longer) and one in which collectives are timed (exec.h), then `repeats` that
+ * count.
+ */
 static Status time_programs(BenchSession *s, int repeats, bool graph, Result *r)
 {
     double forward = 0, backward = 0, comm = 0;
     static const int order[] = {BENCH_NOGRAD, BENCH_GRAD, BENCH_OPTIMIZER};
-    int first = graph ? -2 : -1;
+    int first = graph ? -3 : -1;
     for (int round = first; round < repeats; round++) {
         bool counts = round >= 0;
         for (int k = 0; k < BENCH_PROGRAMS; k++) {

@@ -313,8 +313,10 @@ static Status cpu_host_broadcast(Backend *backend, void *data, size_t bytes, int
     return comm_broadcast(self(backend)->comm, data, bytes, root);
 }
 
-static Status cpu_comm_reserve(Backend *backend, int slots)
+static Status cpu_comm_reserve(Backend *backend, int slots, void *workspace, size_t bytes)
 {
+    (void)workspace;
+    (void)bytes;
     return comm_reserve(self(backend)->comm, slots);
 }
 

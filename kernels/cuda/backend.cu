@@ -69,8 +69,9 @@ static Status backend_alloc(Backend *backend, size_t bytes, void **memory_out)
     return OK;
 }
 
-static void backend_release(Backend *, void *memory)
+static void backend_release(Backend *backend, void *memory)
 {
+    cuda_comm_forget(self(backend)->comm, memory);
     cudaFree(memory);
 }
 
@@ -187,9 +188,9 @@ static Status backend_aside_wait(Backend *backend, int slot)
     return cuda_check(cudaStreamWaitEvent(cuda->context.stream, cuda->end[slot], 0), "waiting for a group aside");
 }
 
-static Status backend_comm_reserve(Backend *backend, int slots)
+static Status backend_comm_reserve(Backend *backend, int slots, void *workspace, size_t bytes)
 {
-    return cuda_comm_reserve(self(backend)->comm, slots);
+    return cuda_comm_reserve(self(backend)->comm, slots, workspace, bytes);
 }
 
 /* --- timing
@@ -289,6 +290,8 @@ static Status backend_capture_end(Backend *backend, void **graph_out)
     if (status == OK)
         status = cuda_check(cudaGraphInstantiate(&captured->exec, graph, cudaGraphInstantiateFlagUseNodePriority),
                             "cudaGraphInstantiate");
+    if (status == OK) /* here rather than within the first replay */
+        status = cuda_check(cudaGraphUpload(captured->exec, self(backend)->context.stream), "cudaGraphUpload");
     cudaGraphDestroy(graph);
     if (status == OK)
         *graph_out = captured;

@@ -16,7 +16,10 @@ Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out);
 const char *cuda_comm_name(const CudaComm *comm);
 void cuda_comm_close(CudaComm **comm);
 
-Status cuda_comm_reserve(CudaComm *comm, int slots);
+/* All ranks together: slots of collectives in flight, and where outputs and scratch memory of all collectives lie. */
+Status cuda_comm_reserve(CudaComm *comm, int slots, void *workspace, size_t bytes);
+/* Before memory is freed; comm may be NULL. */
+void cuda_comm_forget(CudaComm *comm, const void *memory);
 size_t cuda_comm_scratch(const CudaComm *comm, const OpCall *call);
 /* Enqueues a collective: on `compute` when call->comm_slot < 0; otherwise on a stream of its own, after all that was
  * enqueued on `compute`, and COMM_WAIT makes `compute` wait for that slot. */

@@ -10,6 +10,7 @@
 #include "kernels/cuda/device.cuh"
 
 struct CudaComm {
+    Comm *host; /* borrowed */
     RankLayout layout;
     bool no_comm;
     Peer *peer; /* NULL: NCCL serves the model-parallel group too */
@@ -82,6 +83,7 @@ Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out)
     CudaComm *comm = (CudaComm *)calloc(1, sizeof *comm);
     if (!comm) return status_fail(ERR_MEMORY, "no memory for the communicators");
     comm->layout = *comm_layout(host);
+    comm->host = host;
     comm->no_comm = no_comm;
     int least, most; /* waiting blocks are to start before those of the computation that runs meanwhile */
     Status status = cuda_check(cudaDeviceGetStreamPriorityRange(&least, &most), "priorities of streams");
@@ -115,8 +117,9 @@ void cuda_comm_close(CudaComm **comm)
     *comm = NULL;
 }
 
-Status cuda_comm_reserve(CudaComm *comm, int slots)
+Status cuda_comm_reserve(CudaComm *comm, int slots, void *workspace, size_t bytes)
 {
+    if (comm->peer) TRY(peer_share(comm->peer, comm->host, workspace, bytes));
     if (slots <= comm->slots) return OK;
     cudaEvent_t *grown = (cudaEvent_t *)realloc(comm->arrived, (size_t)slots * sizeof *grown);
     if (!grown) return status_fail(ERR_MEMORY, "no memory for %d collectives in flight", slots);
@@ -124,6 +127,11 @@ Status cuda_comm_reserve(CudaComm *comm, int slots)
     for (; comm->slots < slots; comm->slots++)
         CUDA_TRY(cudaEventCreateWithFlags(&comm->arrived[comm->slots], cudaEventDisableTiming));
     return OK;
+}
+
+void cuda_comm_forget(CudaComm *comm, const void *memory)
+{
+    if (comm && comm->peer) peer_unshare(comm->peer, memory);
 }
 
 /* A tensor seen along one axis that is cut into n parts: whole [outer][n][part], slices [n][outer][part]; bytes. */
@@ -212,7 +220,7 @@ static size_t in_bytes(const OpCall *call)
 size_t cuda_comm_scratch(const CudaComm *comm, const OpCall *call)
 {
     size_t bytes = align_up(in_bytes(call));
-    if (through_peers(comm, call->op)) return 0;
+    if (through_peers(comm, call->op)) return peer_scratch(comm->peer, call);
     switch (call->op->kind) {
     case OP_ALL_GATHER:
         return bytes * (size_t)comm->layout.dap;

@@ -18,7 +18,7 @@ extern "C" {
 enum { ANSWER_SECONDS = 300 };
 static const double LOOK_SECONDS = 0.1; /* between two looks at the processes of the others */
 
-enum { STAGING_BYTES = PEER_BLOCKS * 2 * PEER_STAGING, FLAGS = PEER_BLOCKS * PEER_RANKS };
+enum { FLAGS = PEER_BLOCKS * PEER_RANKS, REGIONS = 8 };
 
 /* What a rank tells the others. */
 typedef struct Card {
@@ -29,49 +29,47 @@ typedef struct Card {
 enum { CARD_DOUBLES = (int)(sizeof(Card) / sizeof(double)) };
 static_assert(sizeof(Card) % sizeof(double) == 0, "cards travel as doubles");
 
+/* Memory that every rank has, laid out alike. */
+typedef struct Region {
+    char *base[PEER_RANKS]; /* own, and as mapped here */
+    size_t bytes;
+} Region;
+
 struct Peer {
     int ranks, rank;
     bool loopback;
-    uint8_t *area[PEER_RANKS]; /* staging of all channels, then their flags; own: allocated, others: mapped */
-    uint32_t *turn, *failed;   /* on the device */
-    PeerStatus *status;        /* on the host, mapped */
-    pid_t pid[PEER_RANKS];     /* 0: processes of the others cannot be seen */
+    uint32_t *flags[PEER_RANKS]; /* of all channels; own: allocated, others: mapped */
+    Region region[REGIONS];
+    int regions;
+    uint32_t *turn, *failed; /* on the device */
+    PeerStatus *status;      /* on the host, mapped */
+    pid_t pid[PEER_RANKS];   /* 0: processes of the others cannot be seen */
     double looked_s;
     int most_blocks[PEER_CHANNELS];
 };
-
-static uint8_t *staging_of(const Peer *p, int rank, int channel)
-{
-    return p->area[rank] + (size_t)channel * STAGING_BYTES;
-}
-static uint32_t *flags_of(const Peer *p, int rank, int channel)
-{
-    return (uint32_t *)(p->area[rank] + (size_t)PEER_CHANNELS * STAGING_BYTES) + channel * FLAGS;
-}
 
 /* --- opening ------------------------------------------------------------------------------------------------------ */
 
 static Status allocate(Peer *p)
 {
-    size_t bytes = (size_t)PEER_CHANNELS * (STAGING_BYTES + FLAGS * sizeof(uint32_t)),
-           turns = PEER_CHANNELS * PEER_BLOCKS;
-    CUDA_TRY(cudaMalloc((void **)&p->area[p->rank], bytes));
+    size_t bytes = (size_t)PEER_CHANNELS * FLAGS * sizeof(uint32_t), turns = PEER_CHANNELS * PEER_BLOCKS;
+    CUDA_TRY(cudaMalloc((void **)&p->flags[p->rank], bytes));
     CUDA_TRY(cudaMalloc((void **)&p->turn, (turns + 1) * sizeof *p->turn));
-    CUDA_TRY(cudaMemset(p->area[p->rank], 0, bytes));
+    CUDA_TRY(cudaMemset(p->flags[p->rank], 0, bytes));
     CUDA_TRY(cudaMemset(p->turn, 0, (turns + 1) * sizeof *p->turn));
     p->failed = p->turn + turns;
     CUDA_TRY(cudaHostAlloc((void **)&p->status, sizeof *p->status, cudaHostAllocMapped));
     p->status->lost = p->status->abort = 0;
     p->status->seconds = ANSWER_SECONDS;
-    /* blocks of all channels fit on the GPU together, two on an SM; next to a computation few leave it the others */
+    /* Blocks of all channels fit on the GPU together, two on an SM. Eight saturate the links; more make moves and sums
+     * on this GPU faster, and leave a computation next to them fewer SMs. */
     p->most_blocks[PEER_COMPUTE] = PEER_BLOCKS;
-    p->most_blocks[PEER_ASIDE] = PEER_BLOCKS / 4;
-    p->most_blocks[PEER_BULK] = PEER_BLOCKS / 8;
-    return cuda_check(cudaDeviceSynchronize(), "staging areas");
+    p->most_blocks[PEER_ASIDE] = p->most_blocks[PEER_BULK] = PEER_BLOCKS / 8;
+    return cuda_check(cudaDeviceSynchronize(), "flags");
 }
 
-/* Maps the areas of the others of the group; false with the reason where that does not work. */
-static bool map_group(Peer *p, const Card *card, const RankLayout *l, char *why, size_t size)
+/* Maps memory of the others of the group; false with the reason where that does not work. */
+static bool map_group(Peer *p, const Card *card, const RankLayout *l, void **mapped, char *why, size_t size)
 {
     const Card *own = &card[l->rank];
     for (int r = 0; r < p->ranks; r++) {
@@ -81,10 +79,10 @@ static bool map_group(Peer *p, const Card *card, const RankLayout *l, char *why,
             snprintf(why, size, "ranks %d and %d are on different hosts", l->rank, l->dp_rank * l->dap + r);
             return false;
         }
-        cudaError_t error = cudaIpcOpenMemHandle((void **)&p->area[r], other->memory, cudaIpcMemLazyEnablePeerAccess);
+        cudaError_t error = cudaIpcOpenMemHandle(&mapped[r], other->memory, cudaIpcMemLazyEnablePeerAccess);
         if (error != cudaSuccess) {
             cudaGetLastError();
-            p->area[r] = NULL;
+            mapped[r] = NULL;
             snprintf(why, size, "the memory of rank %d cannot be mapped: %s", l->dp_rank * l->dap + r,
                      cudaGetErrorString(error));
             return false;
@@ -95,8 +93,9 @@ static bool map_group(Peer *p, const Card *card, const RankLayout *l, char *why,
     return true;
 }
 
-/* Everybody or nobody: ranks that disagreed would wait for each other for ever. */
-static Status join(Peer *p, Comm *host, bool *joined_out, char *why, size_t size)
+/* mapped[own rank] is known, the others are filled in. Everybody or nobody: ranks that disagreed would wait for each
+ * other for ever. */
+static Status exchange_maps(Peer *p, Comm *host, void **mapped, bool *joined_out, char *why, size_t size)
 {
     const RankLayout *l = comm_layout(host);
     Card *card = (Card *)calloc((size_t)l->world, sizeof *card), own;
@@ -104,12 +103,12 @@ static Status join(Peer *p, Comm *host, bool *joined_out, char *why, size_t size
     memset(&own, 0, sizeof own);
     own.pid = getpid();
     gethostname(own.host, sizeof own.host - 1);
-    own.usable = cudaIpcGetMemHandle(&own.memory, p->area[p->rank]) == cudaSuccess;
+    own.usable = cudaIpcGetMemHandle(&own.memory, mapped[p->rank]) == cudaSuccess;
     cudaGetLastError();
     Status status = comm_gather(host, (const double *)&own, CARD_DOUBLES, (double *)card);
     double failures = 0;
     if (status == OK) {
-        failures = !map_group(p, card, l, why, size);
+        failures = !map_group(p, card, l, mapped, why, size);
         bool here = failures != 0;
         status = comm_sum(host, &failures, 1);
         if (failures > 0 && !here) snprintf(why, size, "another rank cannot map the memory of its peers");
@@ -117,6 +116,12 @@ static Status join(Peer *p, Comm *host, bool *joined_out, char *why, size_t size
     free(card);
     *joined_out = failures == 0;
     return status;
+}
+
+static void unmap(const Peer *p, void *const *mapped)
+{
+    for (int r = 0; r < p->ranks && !p->loopback; r++)
+        if (r != p->rank && mapped[r]) cudaIpcCloseMemHandle(mapped[r]);
 }
 
 Status peer_open(Comm *host, bool no_comm, Peer **peer_out, char *why, size_t size)
@@ -140,9 +145,9 @@ Status peer_open(Comm *host, bool no_comm, Peer **peer_out, char *why, size_t si
     bool joined = true;
     Status status = allocate(p);
     if (status == OK && no_comm)
-        for (int r = 0; r < p->ranks; r++) p->area[r] = p->area[p->rank];
+        for (int r = 0; r < p->ranks; r++) p->flags[r] = p->flags[p->rank];
     else if (status == OK)
-        status = join(p, host, &joined, why, size);
+        status = exchange_maps(p, host, (void **)p->flags, &joined, why, size);
     if (status != OK || !joined)
         peer_close(&p);
     else
@@ -154,13 +159,44 @@ void peer_close(Peer **peer)
 {
     Peer *p = *peer;
     if (!p) return;
-    for (int r = 0; r < p->ranks && !p->loopback; r++)
-        if (r != p->rank && p->area[r]) cudaIpcCloseMemHandle(p->area[r]);
-    cudaFree(p->area[p->rank]);
+    while (p->regions) peer_unshare(p, p->region[0].base[p->rank]);
+    unmap(p, (void **)p->flags);
+    cudaFree(p->flags[p->rank]);
     cudaFree(p->turn);
     if (p->status) cudaFreeHost(p->status);
     free(p);
     *peer = NULL;
+}
+
+static Region *region_at(Peer *p, const void *memory)
+{
+    for (int k = 0; k < p->regions; k++)
+        if (p->region[k].base[p->rank] == memory) return &p->region[k];
+    return NULL;
+}
+
+Status peer_share(Peer *p, Comm *host, void *memory, size_t bytes)
+{
+    char why[120] = "";
+    bool joined = true;
+    if (region_at(p, memory)) return OK;
+    if (p->regions == REGIONS) return status_fail(ERR_INTERNAL, "more than %d shared blocks of memory", (int)REGIONS);
+    Region *region = &p->region[p->regions];
+    *region = (Region){{NULL}, bytes};
+    region->base[p->rank] = (char *)memory;
+    if (!p->loopback) TRY(exchange_maps(p, host, (void **)region->base, &joined, why, sizeof why));
+    p->regions++;
+    if (joined) return OK;
+    peer_unshare(p, memory);
+    return status_fail(ERR_COMM, "%s", why);
+}
+
+void peer_unshare(Peer *p, const void *memory)
+{
+    Region *region = region_at(p, memory);
+    if (!region) return;
+    unmap(p, (void **)region->base);
+    *region = p->region[--p->regions];
 }
 
 /* --- running ------------------------------------------------------------------------------------------------------ */
@@ -191,7 +227,7 @@ typedef struct Shape {
 template <typename T, int V, bool SUM>
 static Status launch(const Peer *p, PeerArguments a, const Shape *s, int channel, cudaStream_t stream)
 {
-    int64_t unit = (int64_t)sizeof(T) * V, room = PEER_STAGING / p->ranks / unit;
+    int64_t unit = (int64_t)sizeof(T) * V;
     a.piece = (uint32_t)(s->piece / unit);
     a.in_units = (uint32_t)(s->in / unit);
     a.out_units = (uint32_t)(s->out / unit);
@@ -199,13 +235,35 @@ static Status launch(const Peer *p, PeerArguments a, const Shape *s, int channel
               s->to_all ? 0 : (uint32_t)(s->send.part / unit)};
     a.receive = {(uint32_t)(s->receive.part / unit), (uint32_t)(s->receive.whole / unit),
                  SUM ? 0 : (uint32_t)(s->receive.part / unit)};
-    int64_t turn = (int64_t)PEER_THREADS * unit; /* a unit per thread and peer */
-    int64_t blocks = (s->piece * (p->ranks - 1) + turn - 1) / turn;
+    a.land = a.receive;
+    if (!a.direct) a.land = {a.piece, 0, a.piece};
+    int64_t least = (int64_t)PEER_THREADS * PEER_UNROLL * unit; /* what the threads of a block move at once */
+    int64_t blocks = (s->piece * (p->ranks - 1) + least - 1) / least;
     if (blocks > p->most_blocks[channel]) blocks = p->most_blocks[channel];
-    int64_t chunk = (a.piece + blocks - 1) / blocks;
-    a.chunk = (uint32_t)(chunk < room ? chunk : room);
+    a.share = (uint32_t)((a.piece + blocks - 1) / blocks);
     launch(peer_kernel<T, V, SUM>, (unsigned)blocks, PEER_THREADS, 0, stream, a);
     return cuda_launched("peer_kernel");
+}
+
+static const Region *region_of(const Peer *p, const void *memory)
+{
+    for (int k = 0; k < p->regions; k++) {
+        const char *base = p->region[k].base[p->rank];
+        if ((const char *)memory >= base && (const char *)memory < base + p->region[k].bytes) return &p->region[k];
+    }
+    return NULL;
+}
+
+/* Sums are taken from scratch memory, and what does not lie in shared memory cannot be written from afar. */
+static Status find_landing(const Peer *p, const OpCall *call, bool sums, PeerArguments *a)
+{
+    const Region *region = sums ? NULL : region_of(p, a->out);
+    a->direct = region != NULL && !p->loopback;
+    void *landing = region ? a->out : call->scratch;
+    if (!region) region = region_of(p, call->scratch);
+    if (!region) return status_fail(ERR_INTERNAL, "the workspace of a collective was not shared");
+    for (int r = 0; r < p->ranks; r++) a->landing[r] = region->base[r] + ((char *)landing - region->base[p->rank]);
+    return OK;
 }
 
 static Status exchange(const Peer *p, const OpCall *call, const void *in, void *out, const Shape *s, int channel,
@@ -220,10 +278,8 @@ static Status exchange(const Peer *p, const OpCall *call, const void *in, void *
     a.ranks = p->ranks;
     a.rank = p->rank;
     a.loopback = p->loopback;
-    for (int r = 0; r < p->ranks; r++) {
-        a.staging[r] = staging_of(p, r, channel);
-        a.flag[r] = flags_of(p, r, channel);
-    }
+    TRY(find_landing(p, call, s->sums, &a));
+    for (int r = 0; r < p->ranks; r++) a.flag[r] = p->flags[r] + channel * FLAGS;
     a.turn = p->turn + channel * PEER_BLOCKS;
     a.failed = p->failed;
     a.status = p->status;
@@ -252,6 +308,13 @@ static Status all_reduce(const Peer *p, const OpCall *call, int channel, cudaStr
     TRY(exchange(p, call, call->in[0], sum, &scatter, channel, stream));
     Shape gather = {piece, own, bytes, contiguous, contiguous, false, true, 1};
     return exchange(p, call, sum, call->out[0], &gather, channel, stream);
+}
+
+size_t peer_scratch(const Peer *p, const OpCall *call)
+{
+    size_t bytes = tensor_bytes(call->in_tensor[0]);
+    return call->op->kind == OP_ALL_REDUCE ? bytes + (size_t)p->ranks * 16 + 16
+                                           : bytes * (call->op->kind == OP_ALL_GATHER ? (size_t)p->ranks : 1);
 }
 
 Status peer_run(Peer *p, const OpCall *call, int channel, cudaStream_t stream)

@@ -1,9 +1,11 @@
-/* The kernel of comm_peer.cu. Rank s sends a piece to every rank r: block b of s writes its chunk into the staging area
- * of r, raises a flag there, waits for the flags of its namesakes on the other ranks and moves what they sent to its
- * place. A block talks only to blocks of its own number, so that no grid has to be resident as a whole.
+/* The kernel of comm_peer.cu. Rank s sends a piece to every rank r: block b of s takes its share of it, waits until its
+ * namesake on r is there, which means that nothing on r uses the target any more, writes the share to where it belongs
+ * on r, raises a flag there and waits for the flags of its namesakes. A block talks only to blocks of its own number,
+ * so that no grid has to be resident as a whole.
  *
- * Flags count turns and are never reset, which lets a captured graph be replayed. A chunk alternates between two
- * stagings: the flag of turn t + 1 tells that its sender has emptied turn t, so turn t + 2 may overwrite it. */
+ * Pieces land in the output of r where that lies in shared memory and nothing is summed, else in r's scratch memory,
+ * from which r moves or sums them. Flags count turns, two a collective, and are never reset, which lets a captured
+ * graph be replayed. */
 #ifndef FOLDSCALE_KERNELS_CUDA_COMM_PEER_CUH
 #define FOLDSCALE_KERNELS_CUDA_COMM_PEER_CUH
 
@@ -11,9 +13,8 @@
 
 enum {
     PEER_RANKS = 8,
-    PEER_BLOCKS = 132, /* of a channel: those of both channels fit on the GPU together */
+    PEER_BLOCKS = 132, /* of a channel: those of all channels fit on the GPU together */
     PEER_THREADS = 512,
-    PEER_STAGING = 1 << 17, /* bytes of a block's staging, shared among the senders */
     PEER_UNROLL = 4
 };
 
@@ -37,16 +38,17 @@ struct PeerStatus {
 struct PeerArguments {
     const void *in;
     void *out;
-    PeerRoute send, receive;
-    uint32_t piece, chunk;        /* units of a piece; of a block's turn */
-    uint32_t in_units, out_units; /* nothing is read or written beyond */
-    float factor;                 /* of sums */
+    PeerRoute send, receive, land; /* land: of the piece of a rank where it lands; = receive in the output */
+    uint32_t piece, share;         /* units of a piece; of a block's part of it */
+    uint32_t in_units, out_units;  /* nothing is read or written beyond */
+    float factor;                  /* of sums */
     int ranks, rank;
-    bool loopback;                /* the other ranks do not exist: what they would send is what this one sends them */
-    uint8_t *staging[PEER_RANKS]; /* of every rank: this channel's */
-    uint32_t *flag[PEER_RANKS];   /* [block][sender] */
-    uint32_t *turn;               /* [block], own */
-    uint32_t *failed;             /* own: nobody waits any more */
+    bool direct;                /* pieces land in the output */
+    bool loopback;              /* the other ranks do not exist: what they would send is what this one sends them */
+    void *landing[PEER_RANKS];  /* of every rank */
+    uint32_t *flag[PEER_RANKS]; /* [block][sender] */
+    uint32_t *turn;             /* [block], own */
+    uint32_t *failed;           /* own: nobody waits any more */
     PeerStatus *status;
 };
 
@@ -119,17 +121,21 @@ __device__ __forceinline__ void peer_move(uint32_t count, Get get, Put put)
     }
 }
 
-/* A chunk of a block: units [first, first + count) of every piece. */
-template <typename T, int V> struct PeerChunk {
+/* A block's share: units [first, first + count) of every piece. */
+template <typename T, int V> struct PeerShare {
     typedef PeerUnit<T, V> U;
     const PeerArguments &a;
-    uint32_t first, count, room;
-    size_t staged; /* bytes before this block's staging of this turn */
+    uint32_t first, count;
 
     __device__ __forceinline__ U mine(int rank, uint32_t i) const
     {
         uint32_t at = a.send.at((uint32_t)rank, first + i);
         return at < a.in_units ? ((const U *)a.in)[at] : U{};
+    }
+    __device__ __forceinline__ U landed(int sender, uint32_t i) const
+    {
+        if (a.loopback) return mine(sender, i);
+        return peer_load((const U *)a.landing[a.rank] + a.land.at((uint32_t)sender, first + i));
     }
     __device__ __forceinline__ void keep(int rank, uint32_t i, U unit) const
     {
@@ -138,9 +144,10 @@ template <typename T, int V> struct PeerChunk {
     }
     __device__ __forceinline__ void send(int rank) const
     {
-        U *to = (U *)(a.staging[rank] + staged) + (a.loopback ? rank : a.rank) * room;
+        U *to = (U *)a.landing[rank];
         peer_move<U>(
-            count, [&](uint32_t i) { return mine(rank, i); }, [&](uint32_t i, U unit) { to[i] = unit; });
+            count, [&](uint32_t i) { return mine(rank, i); },
+            [&](uint32_t i, U unit) { to[a.land.at((uint32_t)a.rank, first + i)] = unit; });
     }
     __device__ __forceinline__ void keep_own() const
     {
@@ -149,18 +156,16 @@ template <typename T, int V> struct PeerChunk {
     }
     __device__ __forceinline__ void receive(int sender) const
     {
-        const U *from = (const U *)(a.staging[a.rank] + staged) + sender * room;
         peer_move<U>(
-            count, [&](uint32_t i) { return peer_load(from + i); }, [&](uint32_t i, U unit) { keep(sender, i, unit); });
+            count, [&](uint32_t i) { return landed(sender, i); }, [&](uint32_t i, U unit) { keep(sender, i, unit); });
     }
     /* In the order of ranks, in f32: the same bits in every run. */
     __device__ __forceinline__ U sum(uint32_t i) const
     {
-        const U *from = (const U *)(a.staging[a.rank] + staged);
         float total[V];
         U unit;
         for (int s = 0; s < a.ranks; s++) {
-            unit = s == a.rank ? mine(s, i) : peer_load(from + s * room + i);
+            unit = s == a.rank ? mine(s, i) : landed(s, i);
 #pragma unroll
             for (int k = 0; k < V; k++) total[k] = s ? total[k] + to_float(unit.v[k]) : to_float(unit.v[k]);
         }
@@ -173,29 +178,31 @@ template <typename T, int V> struct PeerChunk {
 template <typename T, int V, bool SUM>
 __global__ __launch_bounds__(PEER_THREADS, 2) void peer_kernel(const __grid_constant__ PeerArguments a)
 {
+    typedef PeerUnit<T, V> U;
     stage_wait();
-    uint32_t block = blockIdx.x, turn = a.turn[block];
+    uint32_t block = blockIdx.x, turn = a.turn[block], first = min(block * a.share, a.piece);
+    PeerShare<T, V> s = {a, first, min(a.share, a.piece - first)};
     int other = (int)threadIdx.x;
-    bool speaks = other < a.ranks && other != a.rank;
-    PeerChunk<T, V> c = {a, block * a.chunk, 0, PEER_STAGING / (uint32_t)(a.ranks * sizeof(PeerUnit<T, V>)), 0};
-    for (; c.first < a.piece; c.first += gridDim.x * a.chunk) {
-        c.count = min(a.chunk, a.piece - c.first);
-        turn++;
-        c.staged = ((size_t)block * 2 + (turn & 1)) * PEER_STAGING;
-        for (int k = 1; k < a.ranks; k++) c.send((a.rank + k) % a.ranks);
-        __syncthreads();
-        if (speaks) peer_raise(a.flag[other] + block * PEER_RANKS + (a.loopback ? other : a.rank), turn);
-        if constexpr (!SUM) c.keep_own();
-        if (speaks) peer_await(a, a.flag[a.rank] + block * PEER_RANKS + other, turn, other);
-        __syncthreads();
-        if constexpr (SUM)
-            peer_move<PeerUnit<T, V>>(
-                c.count, [&](uint32_t i) { return c.sum(i); },
-                [&](uint32_t i, PeerUnit<T, V> unit) { c.keep(0, i, unit); });
-        else
-            for (int k = 1; k < a.ranks; k++) c.receive((a.rank + k) % a.ranks);
+    bool speaks = !a.loopback && other < a.ranks && other != a.rank;
+    uint32_t *theirs = a.flag[speaks ? other : a.rank] + block * PEER_RANKS + a.rank,
+             *own = a.flag[a.rank] + block * PEER_RANKS + other;
+    if (speaks) peer_raise(theirs, turn + 1);
+    if constexpr (!SUM) s.keep_own();
+    if (speaks) peer_await(a, own, turn + 1, other);
+    __syncthreads();
+    for (int k = 1; k < a.ranks && !a.loopback; k++) s.send((a.rank + k) % a.ranks);
+    __syncthreads();
+    if (speaks) {
+        peer_raise(theirs, turn + 2);
+        peer_await(a, own, turn + 2, other);
     }
-    if (threadIdx.x == 0) a.turn[block] = turn;
+    __syncthreads();
+    if constexpr (SUM)
+        peer_move<U>(
+            s.count, [&](uint32_t i) { return s.sum(i); }, [&](uint32_t i, U unit) { s.keep(0, i, unit); });
+    else
+        for (int k = 1; k < a.ranks && !a.direct; k++) s.receive((a.rank + k) % a.ranks);
+    if (threadIdx.x == 0) a.turn[block] = turn + 2;
 }
 
 #endif

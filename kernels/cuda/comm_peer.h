@@ -1,5 +1,5 @@
 /* Collectives of a model-parallel (DAP) group through memory of the peers: ranks of one host whose GPUs reach one
- * another map each other's staging areas, and a collective is one kernel that writes the slices to where they belong,
+ * another map each other's workspaces, and a collective is one kernel that writes the slices to where they belong,
  * layout change included. Without ranks (no_comm) the kernel sends to itself. */
 #ifndef FOLDSCALE_KERNELS_CUDA_COMM_PEER_H
 #define FOLDSCALE_KERNELS_CUDA_COMM_PEER_H
@@ -16,6 +16,12 @@ enum { PEER_COMPUTE, PEER_ASIDE, PEER_BULK, PEER_CHANNELS };
 Status peer_open(Comm *host, bool no_comm, Peer **peer_out, char *why, size_t size);
 void peer_close(Peer **peer);
 
+/* All ranks together, before peer_run: outputs and scratch memory of their collectives lie at the same places of this
+ * block (of one allocation). Nothing to do where that is known. Before the block is freed: peer_unshare. */
+Status peer_share(Peer *peer, Comm *host, void *memory, size_t bytes);
+void peer_unshare(Peer *peer, const void *memory);
+
+size_t peer_scratch(const Peer *peer, const OpCall *call);
 /* A collective over the DAP group, written for call->op. */
 Status peer_run(Peer *peer, const OpCall *call, int channel, cudaStream_t stream);
 
