@@ -21,10 +21,10 @@ typedef struct Overlap {
 /* Whether enough runs between a collective and the first reader of its result, at `reader`. */
 static bool pays(const Program *p, int32_t collective, int32_t reader)
 {
-    double aside = schedule_aside_seconds(), meanwhile = 0;
-    if (schedule_seconds(p, &p->op[collective]) <= aside) return false;
-    for (int32_t i = collective + 1; i < reader && meanwhile <= aside; i++) meanwhile += schedule_seconds(p, &p->op[i]);
-    return meanwhile > aside;
+    double wanted = schedule_aside_seconds(p, &p->op[collective]), meanwhile = 0;
+    for (int32_t i = collective + 1; i < reader && meanwhile <= wanted; i++)
+        meanwhile += schedule_seconds(p, &p->op[i]);
+    return meanwhile > wanted;
 }
 
 static void find_waits(Overlap *o)

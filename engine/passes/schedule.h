@@ -18,8 +18,9 @@ Status schedule_aside(const Program *in, Program **out);
 
 /* schedule_time.c: a guess of an op's seconds, good enough to weigh a collective against what could run meanwhile. */
 double schedule_seconds(const Program *program, const Op *op);
-/* What starting a collective aside and waiting for it costs: a shorter one, or one beside less work, stays in line. */
-double schedule_aside_seconds(void);
+/* How long a collective takes beside a computation: with less than that to do meanwhile it stays in line, where it is
+ * faster. */
+double schedule_aside_seconds(const Program *program, const Op *collective);
 static inline bool schedule_is_collective(const Op *op)
 {
     return (op_def(op->kind)->flags & OPF_COMM) && op->kind != OP_COMM_WAIT && op->out[0] != VAL_NONE;

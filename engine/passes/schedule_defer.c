@@ -84,8 +84,7 @@ static void defer(const Program *in, Program *p)
             push_held(p, &held, INFINITY); /* a bucket, a sum: what is held may belong to it */
         edit_push_op(p, op);
         if (!schedule_is_collective(op)) continue;
-        double seconds = schedule_seconds(in, op);
-        if (seconds > schedule_aside_seconds()) push_held(p, &held, uncovered(in, i, seconds));
+        push_held(p, &held, uncovered(in, i, schedule_aside_seconds(in, op)));
     }
     push_held(p, &held, INFINITY);
 }

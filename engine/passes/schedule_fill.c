@@ -10,6 +10,7 @@
 /* Ops looked at behind a collective: the start of the next block, not more, for operands stay in memory that much
  * longer. */
 enum { WINDOW = 16 };
+static const double SHORT_S = 25e-6; /* of biases of attention and the like */
 
 typedef struct Fill {
     Program *p;
@@ -41,9 +42,9 @@ static void fill(Fill *f, int32_t collective)
 {
     Program *p = f->p;
     const Op *start = &p->op[collective];
-    double wanted = schedule_seconds(p, start), found = 0;
-    int32_t mark = collective + 1, first = -1;          /* first op that has to stay */
-    if (wanted <= 2 * schedule_aside_seconds()) return; /* what could move is kept for a longer one */
+    double wanted = schedule_aside_seconds(p, start), found = 0;
+    int32_t mark = collective + 1, first = -1; /* first op that has to stay */
+    if (wanted <= SHORT_S) return;             /* what could move is kept for a longer one */
     keep_behind(f, start, mark);
     for (int32_t i = collective + 1; i < p->n_ops && i <= collective + WINDOW && found < wanted; i++) {
         Op op = p->op[i];

@@ -16,6 +16,7 @@ extern "C" {
 /* Before a rank that is alive counts as lost. Ranks may wait for one that writes a checkpoint; one that died is noticed
  * by its process. */
 enum { ANSWER_SECONDS = 300 };
+enum { LEAST_RUN = 1024 };              /* bytes that a copy engine moves at a time without losing speed */
 static const double LOOK_SECONDS = 0.1; /* between two looks at the processes of the others */
 
 enum { FLAGS = PEER_BLOCKS * PEER_RANKS, REGIONS = 8 };
@@ -64,7 +65,7 @@ static Status allocate(Peer *p)
     /* Blocks of all channels fit on the GPU together, two on an SM. Eight saturate the links; more make moves and sums
      * on this GPU faster, and leave a computation next to them fewer SMs. */
     p->most_blocks[PEER_COMPUTE] = PEER_BLOCKS;
-    p->most_blocks[PEER_ASIDE] = p->most_blocks[PEER_BULK] = PEER_BLOCKS / 8;
+    p->most_blocks[PEER_ASIDE] = p->most_blocks[PEER_BULK] = PEER_BLOCKS / 4;
     return cuda_check(cudaDeviceSynchronize(), "flags");
 }
 
@@ -266,6 +267,55 @@ static Status find_landing(const Peer *p, const OpCall *call, bool sums, PeerArg
     return OK;
 }
 
+/* Beside a computation copy engines send, which take no SM from it. The runs of one of the two layouts have to be
+ * pieces of those of the other. */
+typedef struct Copies {
+    int64_t width, rows;
+} Copies;
+
+static Copies copies_of(const Shape *s, const Cut *to)
+{
+    int64_t width = s->send.part < to->part ? s->send.part : to->part;
+    bool fits = (s->send.part == s->piece || s->send.part == width) && (to->part == s->piece || to->part == width);
+    Copies c = {width, fits && s->piece % width == 0 ? s->piece / width : 0};
+    return c;
+}
+
+static Status copy_piece(const Shape *s, const Cut *to, const void *in, int slice, void *target, int place,
+                         cudaStream_t stream)
+{
+    Copies c = copies_of(s, to);
+    const char *from = (const char *)in + (s->to_all ? 0 : slice * s->send.part);
+    size_t read = (size_t)(s->send.part < s->piece ? s->send.whole : c.width),
+           write = (size_t)(to->part < s->piece ? to->whole : c.width);
+    return cuda_check(cudaMemcpy2DAsync((char *)target + place * to->part, write, from, read, (size_t)c.width,
+                                        (size_t)c.rows, cudaMemcpyDefault, stream),
+                      "copy to a peer");
+}
+
+static Status send_by_engines(const Peer *p, PeerArguments *a, const Shape *s, cudaStream_t stream)
+{
+    Cut contiguous = {s->piece, 0};
+    const Cut *to = a->direct ? &s->receive : &contiguous;
+    launch(peer_meet_kernel, 1, WARP, 0, stream, *a);
+    for (int k = 1; k < p->ranks; k++) {
+        int r = (p->rank + k) % p->ranks;
+        TRY(copy_piece(s, to, a->in, r, a->landing[r], p->rank, stream));
+    }
+    if (a->direct) TRY(copy_piece(s, &s->receive, a->in, p->rank, a->out, p->rank, stream));
+    launch(peer_meet_kernel, 1, WARP, 0, stream, *a);
+    a->arrived = true;
+    return cuda_launched("peer_meet_kernel");
+}
+
+static bool engines_can(const Peer *p, const PeerArguments *a, const Shape *s, int channel)
+{
+    Cut contiguous = {s->piece, 0};
+    Copies c = copies_of(s, a->direct ? &s->receive : &contiguous);
+    bool whole = s->in >= (s->to_all ? s->piece : s->piece * p->ranks); /* a bucket's last piece may be shorter */
+    return channel != PEER_COMPUTE && !p->loopback && c.rows > 0 && c.width >= LEAST_RUN && whole;
+}
+
 static Status exchange(const Peer *p, const OpCall *call, const void *in, void *out, const Shape *s, int channel,
                        cudaStream_t stream)
 {
@@ -283,6 +333,10 @@ static Status exchange(const Peer *p, const OpCall *call, const void *in, void *
     a.turn = p->turn + channel * PEER_BLOCKS;
     a.failed = p->failed;
     a.status = p->status;
+    if (engines_can(p, &a, s, channel)) {
+        TRY(send_by_engines(p, &a, s, stream));
+        if (a.direct) return OK;
+    }
     int64_t all = s->piece | s->in | s->out | s->send.part | s->send.whole | s->receive.part | s->receive.whole |
                   (int64_t)(uintptr_t)in | (int64_t)(uintptr_t)out;
     bool wide = all % 16 == 0;

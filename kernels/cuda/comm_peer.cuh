@@ -45,6 +45,7 @@ struct PeerArguments {
     int ranks, rank;
     bool direct;                /* pieces land in the output */
     bool loopback;              /* the other ranks do not exist: what they would send is what this one sends them */
+    bool arrived;               /* copy engines have moved the pieces */
     void *landing[PEER_RANKS];  /* of every rank */
     uint32_t *flag[PEER_RANKS]; /* [block][sender] */
     uint32_t *turn;             /* [block], own */
@@ -183,14 +184,14 @@ __global__ __launch_bounds__(PEER_THREADS, 2) void peer_kernel(const __grid_cons
     uint32_t block = blockIdx.x, turn = a.turn[block], first = min(block * a.share, a.piece);
     PeerShare<T, V> s = {a, first, min(a.share, a.piece - first)};
     int other = (int)threadIdx.x;
-    bool speaks = !a.loopback && other < a.ranks && other != a.rank;
+    bool alone = a.loopback || a.arrived, speaks = !alone && other < a.ranks && other != a.rank;
     uint32_t *theirs = a.flag[speaks ? other : a.rank] + block * PEER_RANKS + a.rank,
              *own = a.flag[a.rank] + block * PEER_RANKS + other;
     if (speaks) peer_raise(theirs, turn + 1);
     if constexpr (!SUM) s.keep_own();
     if (speaks) peer_await(a, own, turn + 1, other);
     __syncthreads();
-    for (int k = 1; k < a.ranks && !a.loopback; k++) s.send((a.rank + k) % a.ranks);
+    for (int k = 1; k < a.ranks && !alone; k++) s.send((a.rank + k) % a.ranks);
     __syncthreads();
     if (speaks) {
         peer_raise(theirs, turn + 2);
@@ -202,7 +203,24 @@ __global__ __launch_bounds__(PEER_THREADS, 2) void peer_kernel(const __grid_cons
             s.count, [&](uint32_t i) { return s.sum(i); }, [&](uint32_t i, U unit) { s.keep(0, i, unit); });
     else
         for (int k = 1; k < a.ranks && !a.direct; k++) s.receive((a.rank + k) % a.ranks);
-    if (threadIdx.x == 0) a.turn[block] = turn + 2;
+    if (threadIdx.x == 0 && !alone) a.turn[block] = turn + 2;
+}
+
+/* The ranks meet: what each of them enqueued before is done on all. One warp of few registers finds room beside any
+ * other kernel. */
+static __global__ __launch_bounds__(WARP) void peer_meet_kernel(const __grid_constant__ PeerArguments a)
+{
+    stage_wait();
+    int other = (int)threadIdx.x;
+    uint32_t turn = *a.turn + 1;
+    __syncwarp();
+    if (other < a.ranks && other != a.rank) {
+        __threadfence_system();
+        peer_raise(a.flag[other] + a.rank, turn);
+        peer_await(a, a.flag[a.rank] + other, turn, other);
+    }
+    __syncwarp();
+    if (other == 0) *a.turn = turn;
 }
 
 #endif
