@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that `foldscale validate --own OUT` needs, on one or two GPUs in about 60 s on two (90 s on one): op times of three
+# Everything that `foldscale validate --own OUT` needs, on one or two GPUs in about 2 minutes: op times of three
 # settings on one GPU each (all switches, none, one rank's share of DAP 8), from which the rest is predicted; whole steps under other
 # switches; the local compute of DAP 2 and 4; with a second GPU also collectives, DAP 2 and DP 2.
 #
@@ -32,6 +32,20 @@ out=${1:-$root/experiments/results/$(tr ' ' '_' <<<"$device")-validation}
 rm -rf "$out/work" && mkdir -p "$out/work"
 rm -f "$out"/{op_table,step,ablation,dap_local,two_gpus,collectives}.csv "$out"/log_*.txt
 failures=0
+
+# The tables of both GPUs as one each; also when a signal ends the measurement: what it has cost is kept.
+join_tables() {
+    local table part
+    for table in op_table step ablation dap_local; do
+        rm -f "$out/$table.csv"
+        for part in "$out/work/$table".*.csv; do
+            [ -s "$part" ] || continue
+            if [ -s "$out/$table.csv" ]; then tail -n +2 "$part" >>"$out/$table.csv"; else cp "$part" "$out/$table.csv"; fi
+        done
+    done
+}
+trap join_tables EXIT
+trap 'exit 1' TERM INT
 
 # GPU, name of the table, limit in seconds, further arguments of the benchmark
 step() {
@@ -108,12 +122,8 @@ else
     others 0
 fi
 [ ! -e "$out/work/failed" ] || fail "a setting that is fitted did not run: see $out/log_gpu*.txt"
-for table in op_table step ablation dap_local; do
-    for part in "$out/work/$table".*.csv; do
-        [ -s "$part" ] || continue
-        if [ -s "$out/$table.csv" ]; then tail -n +2 "$part" >>"$out/$table.csv"; else cp "$part" "$out/$table.csv"; fi
-    done
-done
+join_tables
+trap - EXIT
 rm -r "$out/work"
 echo "$SECONDS s; foldscale validate --own $out"
 [ $failures = 0 ] || fail "$failures runs of two ranks failed: see $out/log_pair.txt"
