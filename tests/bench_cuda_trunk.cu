@@ -48,6 +48,7 @@
         }                                                                                                              \
     }
 
+#include "tests/bench_cuda_attention.h"
 #include "tests/bench_cuda_checks.h"
 #include "tests/bench_cuda_structure.h"
 #include "tests/bench_cuda_times.h"
@@ -79,6 +80,8 @@ int main(int argc, char **argv)
     if (!times) argc--, argv++;
     bench_open(&b);
     for (const Case &c : small_cases)
+        if (wanted(argc, argv, c.name)) check_case(&b, c);
+    for (const Case &c : attention_cases)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
     for (const Case &c : structure_cases)
         if (wanted(argc, argv, c.name)) check_case(&b, c);

@@ -87,25 +87,6 @@ static Status chain_pack_launch(ChainPacks &packs, cudaStream_t stream)
     return cuda_launched("chain_pack_kernel");
 }
 
-/* r[64 x 128] += A B, A in registers */
-__device__ __forceinline__ void chain_mma_second(float (&r)[64], const uint32_t *a, uint64_t b)
-{
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%"
-                 "27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%"
-                 "52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
-                 : "+f"(r[0]), "+f"(r[1]), "+f"(r[2]), "+f"(r[3]), "+f"(r[4]), "+f"(r[5]), "+f"(r[6]), "+f"(r[7]),
-                   "+f"(r[8]), "+f"(r[9]), "+f"(r[10]), "+f"(r[11]), "+f"(r[12]), "+f"(r[13]), "+f"(r[14]), "+f"(r[15]),
-                   "+f"(r[16]), "+f"(r[17]), "+f"(r[18]), "+f"(r[19]), "+f"(r[20]), "+f"(r[21]), "+f"(r[22]),
-                   "+f"(r[23]), "+f"(r[24]), "+f"(r[25]), "+f"(r[26]), "+f"(r[27]), "+f"(r[28]), "+f"(r[29]),
-                   "+f"(r[30]), "+f"(r[31]), "+f"(r[32]), "+f"(r[33]), "+f"(r[34]), "+f"(r[35]), "+f"(r[36]),
-                   "+f"(r[37]), "+f"(r[38]), "+f"(r[39]), "+f"(r[40]), "+f"(r[41]), "+f"(r[42]), "+f"(r[43]),
-                   "+f"(r[44]), "+f"(r[45]), "+f"(r[46]), "+f"(r[47]), "+f"(r[48]), "+f"(r[49]), "+f"(r[50]),
-                   "+f"(r[51]), "+f"(r[52]), "+f"(r[53]), "+f"(r[54]), "+f"(r[55]), "+f"(r[56]), "+f"(r[57]),
-                   "+f"(r[58]), "+f"(r[59]), "+f"(r[60]), "+f"(r[61]), "+f"(r[62]), "+f"(r[63])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-
 /* t = x_l y^T for the two p of a warpgroup */
 __device__ __forceinline__ void chain_first(float (&t)[32], uint32_t x, uint32_t y)
 {
@@ -120,10 +101,10 @@ __device__ __forceinline__ void chain_first(float (&t)[32], uint32_t x, uint32_t
 /* r_p += t_p v^T; v: columns of this l */
 __device__ __forceinline__ void chain_second(float (&r0)[64], float (&r1)[64], const uint32_t (&a)[16], uint32_t v)
 {
-    chain_mma_second(r0, a, wgmma_descriptor(v));
-    chain_mma_second(r0, a + 4, wgmma_descriptor(v + 32));
-    chain_mma_second(r1, a + 8, wgmma_descriptor(v));
-    chain_mma_second(r1, a + 12, wgmma_descriptor(v + 32));
+    RegisterProduct<CHAIN_N>::step(r0, a, wgmma_descriptor(v));
+    RegisterProduct<CHAIN_N>::step(r0, a + 4, wgmma_descriptor(v + 32));
+    RegisterProduct<CHAIN_N>::step(r1, a + 8, wgmma_descriptor(v));
+    RegisterProduct<CHAIN_N>::step(r1, a + 12, wgmma_descriptor(v + 32));
 }
 
 /* accumulators [64 x 64] -> four A fragments of 16 columns */

@@ -23,13 +23,9 @@ static Status transition(const RankLayout *layout, const OpCall *call)
         if (call->out[4]) hidden = OUT(4);
         mean = call->out[2], rstd = call->out[3];
     }
+    layer_norm_rows(rows, c, r, gamma, beta, eps, x, mean, rstd);
     PARALLEL_IF(rows * width)
     for (int64_t i = 0; i < rows; i++) {
-        double row_mean, row_rstd;
-        row_statistics(c, r + i * c, eps, &row_mean, &row_rstd);
-        normalize_row(c, r + i * c, row_mean, row_rstd, gamma, beta, x + i * c);
-        if (mean) mean[i] = (real)row_mean;
-        if (rstd) rstd[i] = (real)row_rstd;
         for (int64_t k = 0; k < width; k++) hidden[i * width + k] = b1[k];
         for (int64_t k = 0; k < c; k++) y[i * c + k] = r[i * c + k] + b2[k];
     }
