@@ -15,6 +15,8 @@ say "format"
 git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs -r clang-format --dry-run --Werror || failed=1
 say "include rules"
 tests/check_includes.sh || failed=1
+say "kernel rules"
+tests/check_kernels.sh || failed=1
 
 run() { # NAME BUILD CMAKE-OPTIONS...
     local name=$1 build=$2
