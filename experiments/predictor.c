@@ -1,5 +1,6 @@
 #include "experiments/predictor.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -144,6 +145,7 @@ Status predictor_shape(Predictor *predictor, const Machine *machine, const Switc
     bool measured =
         is_fitted_model(p) && were_measured(p, switches) && !(p->measured.known && dap > p->measured.most_dap);
     *extra_sd_out = other || !measured ? price.sd : 0;
+    if (machine->kind != pricing_machine(p->pricing)->kind) *extra_sd_out = hypot(*extra_sd_out, OPPRICE_OTHER_KIND_SD);
     return OK;
 }
 
