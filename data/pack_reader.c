@@ -21,6 +21,7 @@ struct PackFile {
     unsigned char *file;
     uint64_t size;
     Arena arena;
+    uint64_t claimed; /* bytes of all records, raw and stored: sums of either fit into 64 bits with a sign */
     int64_t count[PACK_KINDS];
     Record *record[PACK_KINDS];
     NameIndex *names[PACK_KINDS];
@@ -61,6 +62,11 @@ static Status add_record(PackFile *file, uint64_t offset, uint64_t limit)
     uint64_t next;
     if (!pack_head_decode(file->file, limit, offset, &record.head, &name, &record.content, &next))
         return status_fail_at(ERR_INPUT, file->path, 0, "no valid record at offset %llu", (unsigned long long)offset);
+    if (record.head.raw > (uint64_t)INT64_MAX - file->claimed ||
+        record.head.stored > (uint64_t)INT64_MAX - file->claimed - record.head.raw)
+        return status_fail_at(ERR_INPUT, file->path, 0, "the record at offset %llu claims %llu bytes",
+                              (unsigned long long)offset, (unsigned long long)record.head.raw);
+    file->claimed += record.head.raw + record.head.stored;
     record.name = arena_strndup(&file->arena, name, record.head.name_length);
     if (!record.name) return status_fail_at(ERR_MEMORY, file->path, 0, "no memory for the index");
     PackKind kind = record.head.kind;
