@@ -161,16 +161,6 @@ template <typename L> struct ForwardBias {
     }
 };
 
-__device__ __forceinline__ uint32_t load_shared(uint32_t address)
-{
-    uint32_t x;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
-    return x;
-}
-__device__ __forceinline__ void store_shared(uint32_t address, uint32_t x)
-{
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
-}
 __device__ __forceinline__ void load_shared(float (&r)[2], uint32_t address)
 {
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(r[0]), "=f"(r[1]) : "r"(address) : "memory");
@@ -265,11 +255,11 @@ __device__ __forceinline__ void forward_store(const ForwardProblem &p, const For
         uint32_t a = pack_bf16(x.o[4 * j] * low, x.o[4 * j + 1] * low);
         uint32_t b = pack_bf16(x.o[4 * j + 2] * high, x.o[4 * j + 3] * high);
         uint32_t at = tile + att_place<D>(lane / 4, j) + lane % 4 * 4, below = 8 * D * 2;
-        if (p.x.o) store_shared(at, a), store_shared(at + below, b);
+        if (p.x.o) shared_word_put(at, a), shared_word_put(at + below, b);
         if (!p.x.gate) continue;
         at += L::GATE;
-        store_shared(at, gate_pair(load_shared(at), a));
-        store_shared(at + below, gate_pair(load_shared(at + below), b));
+        shared_word_put(at, gate_pair(shared_word(at), a));
+        shared_word_put(at + below, gate_pair(shared_word(at + below), b));
     }
     async_fence();
     __syncwarp();
