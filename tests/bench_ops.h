@@ -161,13 +161,15 @@ static inline Status bench_time_ops(BenchSession *s, int which, bool graph, int 
     return status;
 }
 
-/* Tables of all programs of the session. A step runs the no-gradient program 1.5 times on average. */
+/* Tables of all programs of the session, which every rank runs and rank 0 writes. A step runs the no-gradient program
+ * 1.5 times on average. */
 static inline Status bench_report_ops(BenchSession *s, bool graph, int repeats, const char *csv_path)
 {
     static const char *const names[BENCH_PROGRAMS] = {"nograd", "grad", "optimizer"};
     BenchCeilings ceilings = bench_ceilings(s->backend);
-    FILE *csv = csv_path ? fopen(csv_path, "w") : NULL;
-    if (csv_path && !csv) return status_fail(ERR_IO, "%s: cannot write", csv_path);
+    bool writes = s->backend->layout.rank == 0;
+    FILE *csv = csv_path && writes ? fopen(csv_path, "w") : NULL;
+    if (csv_path && writes && !csv) return status_fail(ERR_IO, "%s: cannot write", csv_path);
     if (csv) fprintf(csv, "program,op,kind,name,stage,shape,time_s,flops,bytes,wire_bytes,floor_s\n");
     Status status = OK;
     for (int k = 0; k < BENCH_PROGRAMS && status == OK; k++) {
@@ -178,7 +180,7 @@ static inline Status bench_report_ops(BenchSession *s, bool graph, int repeats, 
         status = seconds ? bench_time_ops(s, k, graph, repeats, seconds) : status_fail(ERR_MEMORY, "no memory");
         if (status == OK) status = bench_add_ops(&kinds, p, names[k], seconds, &ceilings, true, csv);
         if (status == OK) status = bench_add_ops(&groups, p, names[k], seconds, &ceilings, false, NULL);
-        if (status == OK) {
+        if (status == OK && writes) {
             printf("\nops of %s by kind, sorted by time above the floor (copy %.2f TB/s, bf16 %.0f TFLOP/s)\n",
                    names[k], 1e-12 * ceilings.copy_bytes_per_s, 1e-12 * ceilings.bf16_flops);
             bench_print_ops(&kinds, 60);
