@@ -11,7 +11,7 @@
 typedef int32_t Val; /* index of Program.value */
 enum { VAL_NONE = -1 };
 
-enum { OP_MAX_IN = 20, OP_MAX_OUT = 12, ATTR_INTS = 8, ATTR_REALS = 8 };
+enum { OP_MAX_IN = 20, OP_MAX_OUT = 12, ATTR_INTS = 8, ATTR_REALS = 8, ATTR_TYPE = ATTR_INTS - 1 };
 
 typedef enum OpKind {
 #define OP(NAME, row) OP_##NAME,
@@ -40,13 +40,14 @@ typedef struct Program Program;
 typedef struct Op Op;
 
 typedef enum OpFlag {
-    OPF_NODIFF = 1 << 0,  /* no gradient flows through it; vjp is NULL */
-    OPF_CHEAP = 1 << 1,   /* selective rematerialisation recomputes it instead of keeping its output */
-    OPF_COMM = 1 << 2,    /* collective: goes to the communication stream under comm_overlap */
-    OPF_EFFECT = 1 << 3,  /* writes persistent memory or talks to other ranks: never removed as dead */
-    OPF_FULL = 1 << 4,    /* always in the real type: bf16 inputs are cast up */
-    OPF_ALIAS = 1 << 5,   /* output 0 shares the memory of input 0 (reshape): no kernel runs */
-    OPF_POSITION = 1 << 6 /* acts on the last axis of input 0 alone: commutes with transposing the other axes */
+    OPF_NODIFF = 1 << 0,   /* no gradient flows through it; vjp is NULL */
+    OPF_CHEAP = 1 << 1,    /* selective rematerialisation recomputes it instead of keeping its output */
+    OPF_COMM = 1 << 2,     /* collective: goes to the communication stream under comm_overlap */
+    OPF_EFFECT = 1 << 3,   /* writes persistent memory or talks to other ranks: never removed as dead */
+    OPF_FULL = 1 << 4,     /* always in the real type: bf16 inputs are cast up */
+    OPF_ALIAS = 1 << 5,    /* output 0 shares the memory of input 0 (reshape): no kernel runs */
+    OPF_POSITION = 1 << 6, /* acts on the last axis of input 0 alone: commutes with transposing the other axes */
+    OPF_TYPED = 1 << 7     /* output 0 has the type in i[ATTR_TYPE] (0: that of the inputs), bf16 in bf16 regions */
 } OpFlag;
 
 typedef struct OpDef {

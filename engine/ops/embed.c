@@ -72,13 +72,19 @@ const OpDef op_relpos_embed_bwd = {.name = "relpos_embed_bwd",
 /* --- features without gradient
  * ----------------------------------------------------------------------------------------- */
 
+/* OPF_TYPED: the type in the attribute, else that of the input. */
+static DType feature_type(const Op *op, const Tensor *x)
+{
+    return op->attr.i[ATTR_TYPE] ? (DType)op->attr.i[ATTR_TYPE] : x->dtype;
+}
+
 static Status dist_bins_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(rule_require(p, op, 1));
     const Tensor *x = rule_in(p, op, 0);
     if (x->rank != 2 || x->dim[1] != 3 || x->shard != SHARD_NONE || op->attr.i[0] < 2)
         return rule_bad_shape(p, op, "x[N,3], at least 2 bins");
-    out[0] = rule_tensor(x->dtype, 3, (int64_t[]){x->dim[0], x->dim[0], op->attr.i[0]});
+    out[0] = rule_tensor(feature_type(op, x), 3, (int64_t[]){x->dim[0], x->dim[0], op->attr.i[0]});
     *n_out = 1;
     return OK;
 }
@@ -86,10 +92,9 @@ static Status dist_bins_infer(const Program *p, const Op *op, Tensor *out, int *
 const OpDef op_dist_bins = {.name = "dist_bins",
                             .infer = dist_bins_infer,
                             .cost = rule_cost_elementwise,
-                            .flags = OPF_NODIFF | OPF_CHEAP | OPF_FULL,
+                            .flags = OPF_NODIFF | OPF_CHEAP | OPF_FULL | OPF_TYPED,
                             .exact_in = 1,
-                            .exact_out = 1,
-                            .int_name = {"bins"},
+                            .int_name = {"bins", [ATTR_TYPE] = "type"},
                             .real_name = {"min", "max", "last"}};
 
 static Status template_pair_feat_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
@@ -103,7 +108,7 @@ static Status template_pair_feat_infer(const Program *p, const Op *op, Tensor *o
         return rule_bad_shape(p, op, "pseudo_beta[T,N,3] mask[T,N] aatype i32[T,N] atom_mask[T,N,37]");
     /* distogram, mask, residue types of j and i, unit vector, backbone mask */
     int64_t channels = bins + 1 + 2 * RESIDUE_TYPES + 3 + 1;
-    out[0] = rule_tensor(x->dtype, 4, (int64_t[]){t, n, n, channels});
+    out[0] = rule_tensor(feature_type(op, x), 4, (int64_t[]){t, n, n, channels});
     *n_out = 1;
     return OK;
 }
@@ -111,10 +116,9 @@ static Status template_pair_feat_infer(const Program *p, const Op *op, Tensor *o
 const OpDef op_template_pair_feat = {.name = "template_pair_feat",
                                      .infer = template_pair_feat_infer,
                                      .cost = rule_cost_elementwise,
-                                     .flags = OPF_NODIFF | OPF_CHEAP | OPF_FULL,
+                                     .flags = OPF_NODIFF | OPF_CHEAP | OPF_FULL | OPF_TYPED,
                                      .exact_in = 1 | 1 << 1 | 1 << 3,
-                                     .exact_out = 1,
-                                     .int_name = {"bins"},
+                                     .int_name = {"bins", [ATTR_TYPE] = "type"},
                                      .real_name = {"min", "max", "last"}};
 
 static Status template_angle_feat_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
@@ -126,7 +130,7 @@ static Status template_angle_feat_infer(const Program *p, const Op *op, Tensor *
     if (type->dtype != DT_I32 || type->rank != 2 || type->shard != SHARD_NONE || !has_shape(angle, 4, dim) ||
         !has_shape(alt, 4, dim) || !has_shape(mask, 3, dim))
         return rule_bad_shape(p, op, "aatype i32[T,N] sincos[T,N,7,2] alt[T,N,7,2] mask[T,N,7]");
-    out[0] = rule_tensor(angle->dtype, 3, (int64_t[]){dim[0], dim[1], ANGLE_FEATURES});
+    out[0] = rule_tensor(feature_type(op, angle), 3, (int64_t[]){dim[0], dim[1], ANGLE_FEATURES});
     *n_out = 1;
     return OK;
 }
@@ -134,9 +138,9 @@ static Status template_angle_feat_infer(const Program *p, const Op *op, Tensor *
 const OpDef op_template_angle_feat = {.name = "template_angle_feat",
                                       .infer = template_angle_feat_infer,
                                       .cost = rule_cost_elementwise,
-                                      .flags = OPF_NODIFF | OPF_CHEAP | OPF_FULL,
+                                      .flags = OPF_NODIFF | OPF_CHEAP | OPF_FULL | OPF_TYPED,
                                       .exact_in = 1 << 1 | 1 << 2 | 1 << 3,
-                                      .exact_out = 1};
+                                      .int_name = {[ATTR_TYPE] = "type"}};
 
 static Status extra_msa_feat_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
@@ -144,7 +148,7 @@ static Status extra_msa_feat_infer(const Program *p, const Op *op, Tensor *out, 
     const Tensor *msa = rule_in(p, op, 0), *has = rule_in(p, op, 1), *value = rule_in(p, op, 2);
     if (msa->dtype != DT_I32 || msa->rank != 2 || !rule_same(has, msa) || !rule_same(value, msa))
         return rule_bad_shape(p, op, "msa i32[S,N] has_deletion[S,N] deletion_value[S,N]");
-    out[0] = rule_tensor(has->dtype, 3, (int64_t[]){msa->dim[0], msa->dim[1], EXTRA_MSA_FEATURES});
+    out[0] = rule_tensor(feature_type(op, has), 3, (int64_t[]){msa->dim[0], msa->dim[1], EXTRA_MSA_FEATURES});
     out[0].shard = msa->shard;
     *n_out = 1;
     return OK;
@@ -153,9 +157,9 @@ static Status extra_msa_feat_infer(const Program *p, const Op *op, Tensor *out, 
 const OpDef op_extra_msa_feat = {.name = "extra_msa_feat",
                                  .infer = extra_msa_feat_infer,
                                  .cost = rule_cost_elementwise,
-                                 .flags = OPF_NODIFF | OPF_CHEAP | OPF_FULL,
+                                 .flags = OPF_NODIFF | OPF_CHEAP | OPF_FULL | OPF_TYPED,
                                  .exact_in = 1 << 1 | 1 << 2,
-                                 .exact_out = 1};
+                                 .int_name = {[ATTR_TYPE] = "type"}};
 
 static Status mask_any_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {

@@ -134,7 +134,9 @@ static void lower_op(PrecisionPass *s, const Op *op)
         in[k] = in_type(s, op, in[k], exact ? DT_F32 : DT_BF16);
     }
     if (p->status != OK) return;
-    replay_op(&s->replay, op, in);
+    Op typed = *op;
+    if (def->flags & OPF_TYPED && !op->full_precision) typed.attr.i[ATTR_TYPE] = DT_BF16;
+    replay_op(&s->replay, &typed, in);
     if (op->kind != OP_ADAM) return;
     /* the copy follows every update of the parameter */
     const Value *param = &p->value[in[0]];

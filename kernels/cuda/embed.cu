@@ -21,11 +21,41 @@ __global__ void relpos_kernel(const int32_t *index, AnyReal w, AnyReal b, AnyOut
     y.put(e, w[channel * (2 * k + 1) + position_bin(index, i, j, k)] + b[channel]);
 }
 
+/* A block per i: W^T + b in shared memory, eight channels of a pair a thread. */
+enum { RELPOS_VECTOR = 8, RELPOS_SHARED = 96 * 1024 };
+template <typename T>
+__global__ void __launch_bounds__(512)
+    relpos_rows_kernel(const int32_t *index, AnyReal w, AnyReal b, T *y, int n, int c, int k)
+{
+    stage_wait();
+    extern __shared__ float4 relpos_table[]; /* [bins][c + 4] */
+    float *table = (float *)relpos_table;
+    int bins = 2 * k + 1, pitch = c + 4, i = blockIdx.x, groups = c / RELPOS_VECTOR;
+    for (int e = threadIdx.x; e < bins * c; e += blockDim.x) table[e % bins * pitch + e / bins] = w[e] + b[e / bins];
+    __syncthreads();
+    for (int e = threadIdx.x; e < n * groups; e += blockDim.x) {
+        int j = e / groups, from = e % groups * RELPOS_VECTOR;
+        float v[RELPOS_VECTOR];
+        load_floats<RELPOS_VECTOR>(table + position_bin(index, i, j, k) * pitch + from, v);
+        store_floats<RELPOS_VECTOR>(y + ((int64_t)i * n + j) * c + from, v);
+    }
+}
+
 static Status relpos(CudaContext *ctx, const OpCall *call)
 {
     int n = (int)call->in_tensor[0]->dim[0], c = (int)call->in_tensor[1]->dim[0];
     int64_t count = (int64_t)n * n * c;
     if (count == 0) return OK;
+    size_t shared = (size_t)(2 * call->op->attr.i[0] + 1) * (size_t)(c + 4) * sizeof(float);
+    if (c % RELPOS_VECTOR == 0 && shared <= RELPOS_SHARED && aligned16(call->out[0])) {
+        DISPATCH_REAL(call, call->out_tensor[0]->dtype, {
+            CUDA_TRY(cudaFuncSetAttribute(relpos_rows_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          RELPOS_SHARED));
+            launch(relpos_rows_kernel<T>, (unsigned)n, 512, shared, ctx->stream, (const int32_t *)call->in[0],
+                   any_in(call, 1), any_in(call, 2), (T *)call->out[0], n, c, (int)call->op->attr.i[0]);
+        });
+        return cuda_launched("relpos_rows_kernel");
+    }
     launch(relpos_kernel, blocks_for(count, 256), 256, 0, ctx->stream, (const int32_t *)call->in[0], any_in(call, 1),
            any_in(call, 2), any_out(call, 0), n, c, (int)call->op->attr.i[0]);
     return cuda_launched("relpos_kernel");
@@ -121,12 +151,29 @@ struct Bins {
         float d = (float)(low + (high - low) * (double)bin / (double)(count - 1));
         return __fmul_rn(d, d);
     }
-    /* strict on both sides; squares rounded one by one, as on the CPU */
-    __device__ __forceinline__ bool holds(int bin, float square) const
+    /* The bin that holds a square, -1 none: strict on both sides; squares rounded one by one, as on the CPU. edges:
+     * count + 1 of them, in shared memory. */
+    __device__ __forceinline__ int of(const float *edges, float square) const
     {
-        return square > edge(bin) && square < edge(bin + 1);
+        int bin = -1;
+        for (int k = 0; k < count; k++)
+            if (square > edges[k] && square < edges[k + 1]) bin = k;
+        return bin;
+    }
+    __device__ __forceinline__ void edges_make(float *edges) const
+    {
+        for (int k = threadIdx.x; k <= count; k += blockDim.x) edges[k] = edge(k);
+        __syncthreads();
     }
 };
+
+enum { BINS_MAX = 256 };
+
+static Status bins_check(const OpCall *call)
+{
+    if (call->op->attr.i[0] <= BINS_MAX) return OK;
+    return status_fail(ERR_UNSUPPORTED, "%ld distance bins (at most %d)", (long)call->op->attr.i[0], BINS_MAX);
+}
 
 static Bins bins_make(const OpAttr *attr)
 {
@@ -142,16 +189,19 @@ __device__ __forceinline__ float square_distance(const AnyReal &x, int64_t i, in
 __global__ void dist_bins_kernel(AnyReal x, AnyOut y, Bins bins, int n)
 {
     stage_wait();
+    __shared__ float edges[BINS_MAX + 1];
+    bins.edges_make(edges);
     int64_t pair = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (pair >= (int64_t)n * n) return;
-    float square = square_distance(x, pair / n, pair % n);
-    for (int bin = 0; bin < bins.count; bin++) y.put(pair * bins.count + bin, bins.holds(bin, square) ? 1.0f : 0.0f);
+    int held = bins.of(edges, square_distance(x, pair / n, pair % n));
+    for (int bin = 0; bin < bins.count; bin++) y.put(pair * bins.count + bin, bin == held ? 1.0f : 0.0f);
 }
 
 static Status dist_bins(CudaContext *ctx, const OpCall *call)
 {
     int n = (int)call->in_tensor[0]->dim[0];
     if (n == 0) return OK;
+    TRY(bins_check(call));
     launch(dist_bins_kernel, blocks_for((int64_t)n * n, 128), 128, 0, ctx->stream, any_in(call, 0), any_out(call, 0),
            bins_make(&call->op->attr), n);
     return cuda_launched("dist_bins_kernel");
@@ -167,56 +217,72 @@ __device__ __forceinline__ bool backbone_known(const AnyReal &atom, int64_t resi
 }
 
 /* Channels of pair (i, j): distogram, pseudo-beta mask, type of j, type of i, three zeros (unit vector, not used in
- * training), backbone mask; all times the backbone mask. Supplement 1.2.9 as in the MLPerf reference. A thread writes
+ * training), backbone mask; all times the backbone mask. Supplement 1.2.9 as in the MLPerf reference. A block takes
+ * TEMPLATE_COLUMNS pairs of a row: first a thread per pair finds the channels that are not zero, then a thread writes
  * TEMPLATE_GROUP channels. */
-enum { TEMPLATE_GROUP = 8 };
-__global__ void template_pair_kernel(AnyReal x, AnyReal mask, const int32_t *type, AnyReal atom, AnyOut y, Bins bins,
-                                     int templates, int n, int channels)
+enum { TEMPLATE_GROUP = 8, TEMPLATE_COLUMNS = 128, TEMPLATE_THREADS = 256 };
+
+struct TemplatePair {
+    int bin, column_type;
+    float known, mask;
+};
+
+__device__ __forceinline__ TemplatePair template_pair_of(const AnyReal &x, const AnyReal &mask, const int32_t *type,
+                                                         const AnyReal &atom, const Bins &bins, const float *edges,
+                                                         int64_t row, int64_t column)
+{
+    float known = backbone_known(atom, row) && backbone_known(atom, column) ? 1.0f : 0.0f;
+    return {bins.of(edges, square_distance(x, row, column)), type[column], known, mask[row] * mask[column] * known};
+}
+
+__global__ void __launch_bounds__(TEMPLATE_THREADS)
+    template_pair_kernel(AnyReal x, AnyReal mask, const int32_t *type, AnyReal atom, AnyOut y, Bins bins, int n,
+                         int channels)
 {
     stage_wait();
-    int groups = (channels + TEMPLATE_GROUP - 1) / TEMPLATE_GROUP;
-    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pair = e / groups;
-    if (pair >= (int64_t)templates * n * n) return;
-    int from = (int)(e % groups) * TEMPLATE_GROUP;
-    int64_t row = pair / n, column = row / n * n + pair % n, at = pair * channels;
-    float known = backbone_known(atom, row) && backbone_known(atom, column) ? 1.0f : 0.0f;
-    float square = square_distance(x, row, column);
+    __shared__ float edges[BINS_MAX + 1];
+    __shared__ TemplatePair pairs[TEMPLATE_COLUMNS];
+    bins.edges_make(edges);
+    int64_t row = blockIdx.x, first_column = row / n * n;
+    int column0 = blockIdx.y * TEMPLATE_COLUMNS, count = min(TEMPLATE_COLUMNS, n - column0);
+    for (int j = threadIdx.x; j < count; j += TEMPLATE_THREADS)
+        pairs[j] = template_pair_of(x, mask, type, atom, bins, edges, row, first_column + column0 + j);
+    __syncthreads();
+    int groups = (channels + TEMPLATE_GROUP - 1) / TEMPLATE_GROUP, row_type = type[row];
     int first = bins.count + 1, second = first + RESIDUE_TYPES;
-    float v[TEMPLATE_GROUP];
+    bool packed = y.dtype == DT_BF16 && channels % TEMPLATE_GROUP == 0;
+    for (int e = threadIdx.x; e < count * groups; e += TEMPLATE_THREADS) {
+        const TemplatePair pair = pairs[e / groups];
+        int from = e % groups * TEMPLATE_GROUP;
+        int64_t at = (row * n + column0 + e / groups) * channels;
+        float v[TEMPLATE_GROUP];
 #pragma unroll
-    for (int l = 0; l < TEMPLATE_GROUP; l++) {
-        int k = from + l;
-        v[l] = 0;
-        if (k < bins.count)
-            v[l] = bins.holds(k, square) ? known : 0.0f;
-        else if (k == bins.count)
-            v[l] = mask[row] * mask[column] * known;
-        else if (k < second)
-            v[l] = k - first == type[column] ? known : 0.0f;
-        else if (k < second + RESIDUE_TYPES)
-            v[l] = k - second == type[row] ? known : 0.0f;
-        else if (k == channels - 1)
-            v[l] = known;
-    }
-    if (y.dtype == DT_BF16 && channels % TEMPLATE_GROUP == 0) {
-        store_floats<TEMPLATE_GROUP>((bf16 *)y.p + at + from, v);
-        return;
-    }
+        for (int l = 0; l < TEMPLATE_GROUP; l++) {
+            int k = from + l;
+            bool of_column = k >= first && k < second && k - first == pair.column_type;
+            bool of_row = k >= second && k < second + RESIDUE_TYPES && k - second == row_type;
+            bool one = (k < bins.count && k == pair.bin) || of_column || of_row || k == channels - 1;
+            v[l] = k == bins.count ? pair.mask : one ? pair.known : 0.0f;
+        }
+        if (packed) {
+            store_floats<TEMPLATE_GROUP>((bf16 *)y.p + at + from, v);
+            continue;
+        }
 #pragma unroll
-    for (int l = 0; l < TEMPLATE_GROUP; l++)
-        if (from + l < channels) y.put(at + from + l, v[l]);
+        for (int l = 0; l < TEMPLATE_GROUP; l++)
+            if (from + l < channels) y.put(at + from + l, v[l]);
+    }
 }
 
 static Status template_pair(CudaContext *ctx, const OpCall *call)
 {
     int templates = (int)call->in_tensor[0]->dim[0], n = (int)call->in_tensor[0]->dim[1];
-    int64_t pairs = (int64_t)templates * n * n;
-    if (pairs == 0) return OK;
-    int channels = (int)tensor_last(call->out_tensor[0]);
-    int64_t threads = pairs * ((channels + TEMPLATE_GROUP - 1) / TEMPLATE_GROUP);
-    launch(template_pair_kernel, blocks_for(threads, 128), 128, 0, ctx->stream, any_in(call, 0), any_in(call, 1),
-           (const int32_t *)call->in[2], any_in(call, 3), any_out(call, 0), bins_make(&call->op->attr), templates, n,
-           channels);
+    if (templates * n == 0) return OK;
+    TRY(bins_check(call));
+    dim3 grid((unsigned)(templates * n), blocks_for(n, TEMPLATE_COLUMNS));
+    launch(template_pair_kernel, grid, TEMPLATE_THREADS, 0, ctx->stream, any_in(call, 0), any_in(call, 1),
+           (const int32_t *)call->in[2], any_in(call, 3), any_out(call, 0), bins_make(&call->op->attr), n,
+           (int)tensor_last(call->out_tensor[0]));
     return cuda_launched("template_pair_kernel");
 }
 
@@ -253,22 +319,39 @@ static Status template_angle(CudaContext *ctx, const OpCall *call)
 /* --- extra MSA
  * ---------------------------------------------------------------------------------------------------------------- */
 
-__global__ void extra_msa_kernel(const int32_t *msa, AnyReal has, AnyReal value, AnyOut y, int64_t rows, int channels)
+/* Eight elements in a row a thread. */
+enum { MSA_CHANNELS = MSA_TYPES + 2, MSA_VECTOR = 8 };
+__global__ void extra_msa_kernel(const int32_t *msa, AnyReal has, AnyReal value, AnyOut y, int64_t count)
 {
     stage_wait();
-    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (e >= rows * channels) return;
-    int64_t r = e / channels;
-    int k = (int)(e % channels);
-    y.put(e, k < MSA_TYPES ? (k == msa[r] ? 1.0f : 0.0f) : k == MSA_TYPES ? has[r] : value[r]);
+    int64_t e = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * MSA_VECTOR;
+    if (e >= count) return;
+    int64_t r = e / MSA_CHANNELS;
+    int k = (int)(e % MSA_CHANNELS), type = msa[r];
+    float v[MSA_VECTOR];
+#pragma unroll
+    for (int l = 0; l < MSA_VECTOR; l++) {
+        v[l] = 0;
+        if (e + l < count) v[l] = k < MSA_TYPES ? (k == type ? 1.0f : 0.0f) : k == MSA_TYPES ? has[r] : value[r];
+        if (++k < MSA_CHANNELS || e + l + 1 >= count) continue;
+        k = 0;
+        type = msa[++r];
+    }
+    if (y.dtype == DT_BF16 && e + MSA_VECTOR <= count) {
+        store_floats<MSA_VECTOR>((bf16 *)y.p + e, v);
+        return;
+    }
+#pragma unroll
+    for (int l = 0; l < MSA_VECTOR; l++)
+        if (e + l < count) y.put(e + l, v[l]);
 }
 
 static Status extra_msa(CudaContext *ctx, const OpCall *call)
 {
-    int64_t rows = tensor_count(call->in_tensor[0]), channels = tensor_last(call->out_tensor[0]);
-    if (rows == 0) return OK;
-    launch(extra_msa_kernel, blocks_for(rows * channels, 256), 256, 0, ctx->stream, (const int32_t *)call->in[0],
-           any_in(call, 1), any_in(call, 2), any_out(call, 0), rows, (int)channels);
+    int64_t count = tensor_count(call->in_tensor[0]) * MSA_CHANNELS;
+    if (count == 0) return OK;
+    launch(extra_msa_kernel, blocks_for(blocks_for(count, MSA_VECTOR), 256), 256, 0, ctx->stream,
+           (const int32_t *)call->in[0], any_in(call, 1), any_in(call, 2), any_out(call, 0), count);
     return cuda_launched("extra_msa_kernel");
 }
 
