@@ -115,7 +115,7 @@ static Status weight_gradient(CudaContext *ctx, const OpCall *call, const Tensor
     if (dy->dtype == DT_F32 && rows <= INT32_MAX) {
         few.m = (int)out, few.n = (int)tensor_last(x), few.k = (int)rows;
         few.a = (const float *)dy_at, few.b = (const float *)x_at, few.d = (float *)dw, few.sums = (float *)db;
-        if (small_fits(few)) return small_launch<true, false>(few, ctx->stream);
+        if (small_fits(few) || small_is_odd(few)) return small_launch<true, false>(few, ctx->stream);
     }
     GemmShape s = gemm_shape(out, tensor_last(x), rows, true, false, dy->dtype, dw_type);
     TRY(gemm_run(ctx, &s, dy_at, x_at, NULL, dw));
