@@ -21,6 +21,11 @@ typedef struct OpCall {
     const Tensor *out_tensor[OP_MAX_OUT];
     const void *in[OP_MAX_IN];
     void *out[OP_MAX_OUT];
+    /* An op that sends: out_tensor[send.output] is what it computes, send_tensor what out[send.output] holds after the
+     * collective, and send_area memory for as much as it computes, at the same place of the workspace on all ranks,
+     * where the ranks may write between the collective's begin and end. */
+    const Tensor *send_tensor;
+    void *send_area;
     void *scratch;     /* scratch_bytes(...) of backend memory: one area for all calls without comm_slot, one for those
                           aside, one per slot */
     int32_t op_index;  /* in the program: the key of timings */

@@ -33,28 +33,38 @@ static void dump_place(const Program *p, const Value *v, FILE *f)
     fprintf(f, "{%s %s}", place_names[v->place], name);
 }
 
-static void dump_attr(const Op *op, FILE *f)
+static void dump_attr(OpKind kind, const OpAttr *attr, FILE *f)
 {
-    const OpDef *def = op_def(op->kind);
+    const OpDef *def = op_def(kind);
     const char *between = "(";
     for (int i = 0; i < ATTR_INTS; i++) {
         if (!def->int_name[i]) continue;
-        fprintf(f, "%s%s=%ld", between, def->int_name[i], (long)op->attr.i[i]);
+        fprintf(f, "%s%s=%ld", between, def->int_name[i], (long)attr->i[i]);
         between = " ";
     }
     for (int i = 0; i < ATTR_REALS; i++) {
         if (!def->real_name[i]) continue;
-        fprintf(f, "%s%s=%.17g", between, def->real_name[i], op->attr.f[i]);
+        fprintf(f, "%s%s=%.17g", between, def->real_name[i], attr->f[i]);
         between = " ";
     }
     if (*between == ' ') fputc(')', f);
+}
+
+/* Behind the output: what is computed, and the collective that takes it there. */
+static void dump_send(const Program *p, const Send *send, FILE *f)
+{
+    fputs(" by ", f);
+    fputs(op_def(send->kind)->name, f);
+    dump_attr(send->kind, &send->attr, f);
+    fputs(" of ", f);
+    dump_type(&p->value[send->from].t, f);
 }
 
 static void dump_op(const Program *p, int32_t index, FILE *f)
 {
     const Op *op = &p->op[index];
     fprintf(f, "%6d %s", index, op_def(op->kind)->name);
-    dump_attr(op, f);
+    dump_attr(op->kind, &op->attr, f);
     for (int i = 0; i < op->n_in; i++) {
         if (op->in[i] == VAL_NONE) {
             fputs(" -", f);
@@ -74,6 +84,7 @@ static void dump_op(const Program *p, int32_t index, FILE *f)
         dump_type(&v->t, f);
         dump_place(p, v, f);
         if (v->name) fprintf(f, "'%s'", v->name);
+        if (op->send.active && op->send.output == i) dump_send(p, &op->send, f);
     }
     fprintf(f, " ; %s %s #%d", stage_names[op->stage], *p->scope[op->scope] ? p->scope[op->scope] : "-", op->origin);
     if (op->block >= 0) fprintf(f, " block=%d", op->block);

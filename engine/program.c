@@ -426,8 +426,44 @@ int prog_op_name(const Program *p, int32_t op, char *buffer, size_t size)
     return snprintf(buffer, size, "%s%s%s#%d", scope, *scope ? "/" : "", op_def(o->kind)->name, o->origin);
 }
 
-void prog_op_cost(const Program *program, const Op *op, Cost *cost_out)
+Op prog_op_computation(const Op *op)
+{
+    Op computation = *op;
+    computation.send = (Send){0};
+    if (op->send.active) computation.out[op->send.output] = op->send.from;
+    return computation;
+}
+
+Op prog_op_collective(const Op *op)
+{
+    Op collective = *op;
+    collective.kind = op->send.kind;
+    collective.attr = op->send.attr;
+    collective.send = (Send){0};
+    collective.n_in = collective.n_out = 1;
+    for (int k = 0; k < OP_MAX_IN; k++) collective.in[k] = VAL_NONE;
+    for (int k = 0; k < OP_MAX_OUT; k++) collective.out[k] = VAL_NONE;
+    collective.in[0] = op->send.from;
+    collective.out[0] = op->out[op->send.output];
+    return collective;
+}
+
+static void own_cost(const Program *program, const Op *op, Cost *cost_out)
 {
     *cost_out = (Cost){0};
     op_def(op->kind)->cost(program, op, cost_out);
+}
+
+void prog_op_cost(const Program *program, const Op *op, Cost *cost_out)
+{
+    if (!op->send.active) {
+        own_cost(program, op, cost_out);
+        return;
+    }
+    Op computation = prog_op_computation(op), collective = prog_op_collective(op);
+    Cost sent;
+    own_cost(program, &computation, cost_out);
+    own_cost(program, &collective, &sent);
+    cost_out->flops += sent.flops;
+    cost_out->wire_bytes += sent.wire_bytes;
 }

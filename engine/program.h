@@ -53,6 +53,16 @@ typedef enum Stage { STAGE_FORWARD, STAGE_BACKWARD, STAGE_SYNC, STAGE_OPTIMIZER,
 /* Neighbouring ops of STREAM_ASIDE are a group that runs beside what follows them (passes/aside.h). */
 typedef enum OpStream { STREAM_COMPUTE, STREAM_COMM, STREAM_ASIDE } OpStream;
 
+/* A collective that an op performs on the way out of one of its outputs (schedule pass): what the op computes goes to
+ * where it belongs on the ranks, and the output is what this rank holds afterwards. */
+typedef struct Send {
+    bool active;
+    int8_t output; /* of the op */
+    OpKind kind;   /* of the collective, which has no op of its own; never ALL_REDUCE */
+    OpAttr attr;   /* of the collective */
+    Val from;      /* the operand of the collective: the op computes it and has no memory for it */
+} Send;
+
 typedef struct Op {
     OpKind kind;
     uint8_t stage;       /* Stage */
@@ -67,6 +77,7 @@ typedef struct Op {
     int32_t origin;  /* id of the recorded op it stems from: joins traces, stable under all passes */
     Val in[OP_MAX_IN], out[OP_MAX_OUT];
     OpAttr attr;
+    Send send;
 } Op;
 
 enum { PROG_SCOPE_DEPTH = 32 };
@@ -165,7 +176,13 @@ static inline const char *op_priced_as(const Op *op)
 /* Full name "scope/kind#id" into buffer (snprintf semantics). */
 int prog_op_name(const Program *program, int32_t op, char *buffer, size_t size);
 
-/* Cost of one op under the current shapes (op table). */
+/* The two halves of an op that sends: the computation, writing send.from, and the collective that takes it from there.
+ */
+Op prog_op_computation(const Op *op);
+Op prog_op_collective(const Op *op);
+
+/* Cost of one op under the current shapes (op table). An op that sends: the flops and bytes on the wire of both halves,
+ * the bytes moved of the computation. */
 void prog_op_cost(const Program *program, const Op *op, Cost *cost_out);
 
 /* Stable text, one line per op: "%id = kind(attrs) %in:shape ... -> %out:dtype[shape]{place} ; scope stage". Appends to

@@ -443,10 +443,11 @@ static Status open_parts(CudaBackend *cuda, const KernelOptions *options)
     /* rank 0 measures and writes the file, the others read it at their next start */
     bool measure = options->tune_cache && cuda->base.layout.rank == 0;
     TRY(gemm_create(options->tune_cache, measure, &cuda->context.gemm));
-    cuda->aside = (CudaContext){cuda->aside.stream, cuda->context.layout, cuda->context.gemm, true, NULL};
+    cuda->aside = (CudaContext){cuda->aside.stream, cuda->context.layout, cuda->context.gemm, true, NULL, NULL};
     TRY(weights_batch_create(&cuda->aside.batch));
     TRY(cuda_upload_open(&cuda->upload));
     TRY(cuda_comm_open(cuda->host, options->no_comm, &cuda->comm));
+    cuda->context.peer = cuda_comm_peer(cuda->comm);
     cuda->base.comm = cuda_comm_name(cuda->comm);
     return OK;
 }

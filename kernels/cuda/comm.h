@@ -14,6 +14,8 @@ typedef struct CudaComm CudaComm;
 Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out);
 /* How ranks exchange what they hold, in words; "" for a rank on its own. */
 const char *cuda_comm_name(const CudaComm *comm);
+/* NULL where ranks do not reach one another's memory. */
+Peer *cuda_comm_peer(const CudaComm *comm);
 void cuda_comm_close(CudaComm **comm);
 
 /* All ranks together: slots of collectives in flight, and where outputs and scratch memory of all collectives lie. */

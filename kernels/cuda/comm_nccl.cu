@@ -78,6 +78,11 @@ const char *cuda_comm_name(const CudaComm *comm)
     return comm->name;
 }
 
+Peer *cuda_comm_peer(const CudaComm *comm)
+{
+    return comm->peer;
+}
+
 Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out)
 {
     CudaComm *comm = (CudaComm *)calloc(1, sizeof *comm);

@@ -6,8 +6,6 @@
 
 #include "kernels/cuda/comm.h"
 
-typedef struct Peer Peer;
-
 /* Collectives of one channel are enqueued in the same order on all ranks; one channel per stream. */
 enum { PEER_COMPUTE, PEER_ASIDE, PEER_BULK, PEER_CHANNELS };
 

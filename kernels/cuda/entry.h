@@ -10,6 +10,7 @@ extern "C" {
 
 typedef struct Gemm Gemm;
 typedef struct WeightsBatch WeightsBatch;
+typedef struct Peer Peer;
 
 /* Where a kernel is enqueued. One per stream. */
 typedef struct CudaContext {
@@ -18,17 +19,21 @@ typedef struct CudaContext {
     Gemm *gemm;
     bool aside;          /* beside the computation: nothing is shared with ops of the other stream */
     WeightsBatch *batch; /* NULL: weight gradients run at once */
+    Peer *peer;          /* NULL: memory of other ranks cannot be reached */
 } CudaContext;
 
 /* Enqueues one op; operands are device addresses. */
 typedef Status (*CudaKernel)(CudaContext *context, const OpCall *call);
 
 /* Row of a family's table; a row without `run` ends it. types: bit DTYPE of every dtype that an operand may have.
- * `scratch` (may be NULL) tells the bytes of OpCall.scratch; only the tensors of the call are filled in then. */
+ * `scratch` (may be NULL) tells the bytes of OpCall.scratch; only the tensors of the call are filled in then. `sends`
+ * (may be NULL): of a call whose op sends, that the kernel itself can write to where the collective would; it is the
+ * same on all ranks, for it depends on the tensors alone. Otherwise the kernel is run without the collective. */
 typedef struct CudaEntry {
     OpKind kind;
     CudaKernel run;
     size_t (*scratch)(const OpCall *call);
+    bool (*sends)(const OpCall *call) = NULL;
 } CudaEntry;
 
 #define TABLE(name) extern const CudaEntry name[];
