@@ -6,6 +6,7 @@
 
 #include "engine/convert.h"
 #include "engine/scratch.h"
+#include "engine/send.h"
 #include "engine/timeline.h"
 
 enum { IN_FLIGHT = 2, SAMPLE_EVERY = 64, SAMPLE_FIRST = 2 };
@@ -119,6 +120,7 @@ static Status make_call(Exec *exec, int32_t index, const ScratchPlan *plan, unsi
         TRY(resolve(exec, op->out[k], &call->out[k], end_out));
         call->out_tensor[k] = &p->value[op->out[k]].t;
     }
+    if (op->send.active) send_make_call(p, scratch + plan->at[index], call);
     return OK;
 }
 
@@ -159,8 +161,8 @@ static Status make_calls(Exec *exec, const ScratchPlan *plan)
         const Op *op = &p->op[i];
         exec->joins[exec->n_calls] += op->joins; /* another name runs nothing: the next op waits */
         if (!scratch_runs_kernel(op)) continue;
-        TRY(backend->supports(backend, p, op));
-        collectives |= (op_def(op->kind)->flags & OPF_COMM) != 0;
+        TRY(send_supports(backend, p, op));
+        collectives |= op->send.active || (op_def(op->kind)->flags & OPF_COMM);
         int n = exec->n_calls++;
         TRY(make_call(exec, i, plan, scratch, &exec->call[n], &exec->call_end[n]));
     }
@@ -218,7 +220,7 @@ void exec_destroy(Exec **exec)
 static Status check_finite(Exec *exec, const OpCall *call)
 {
     for (int k = 0; k < call->op->n_out; k++) {
-        const Tensor *t = call->out_tensor[k];
+        const Tensor *t = call->out[k] ? prog_tensor(exec->program, call->op->out[k]) : NULL;
         if (!t || t->dtype == DT_I32 || call->comm_slot >= 0) continue;
         int64_t count = tensor_count(t);
         double *values = malloc(((size_t)count + 1) * sizeof *values);

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/send.h"
+
 typedef struct Areas {
     size_t compute, aside, group; /* bytes; group: of the one that is being laid out */
     size_t *slot;
@@ -75,7 +77,7 @@ Status scratch_plan_make(const Backend *backend, const Program *p, ScratchPlan *
         memset(a.slot_of, -1, values * sizeof *a.slot_of);
         for (int32_t i = 0; i < p->n_ops; i++) {
             const Op *op = &p->op[i];
-            size_t bytes = scratch_runs_kernel(op) ? scratch_padded(backend->scratch_bytes(backend, p, op)) : 0;
+            size_t bytes = scratch_runs_kernel(op) ? scratch_padded(send_scratch_bytes(backend, p, op)) : 0;
             take(&a, plan, op, i, bytes);
         }
         lay_out(&a, p, plan);

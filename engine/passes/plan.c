@@ -154,6 +154,7 @@ static void drop_unread(Program *p, Life *life)
         for (int k = 0; k < op->n_out; k++) {
             Val v = op->out[k];
             if (v == VAL_NONE || !(op_def(op->kind)->optional_out >> k & 1)) continue;
+            if (op->send.active && op->send.output == k) continue; /* the other ranks wait for it */
             if (p->value[v].place != PLACE_ARENA || p->value[v].alias != VAL_NONE || life[v].last != i) continue;
             op->out[k] = VAL_NONE;
             p->value[v].def_op = -1;

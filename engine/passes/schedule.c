@@ -146,6 +146,7 @@ Status pass_schedule(const Program *in, const Switches *switches, Program **out)
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
     if (switches->comm_overlap && in->dap > 1) {
+        TRY(advance(&now, schedule_send(now, &next), &next));
         TRY(advance(&now, schedule_early(now, &next), &next));
         TRY(advance(&now, schedule_fill(now, &next), &next));
     }

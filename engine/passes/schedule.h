@@ -6,6 +6,8 @@
 /* schedule_clip.c: the squared norm of the gradient, range by range as the gradients become final, into the state that
  * the optimizer program reads (fuse_optimizer.c). Program with a loss, after autodiff. */
 Status schedule_clip(const Program *in, Program **out);
+/* schedule_send.c: collectives become part of the ops that compute what they exchange. */
+Status schedule_send(const Program *in, Program **out);
 /* schedule_early.c: collectives move to where their operand is complete. */
 Status schedule_early(const Program *in, Program **out);
 /* schedule_fill.c: ops that do not need the result of a collective move ahead of those that do. */

@@ -49,7 +49,8 @@ static bool is_late(const Aside *a, const Op *op)
 {
     const Program *p = a->in;
     bool backward = op->stage == STAGE_BACKWARD || op->stage == STAGE_SYNC;
-    if (!backward || op->stream || (op_def(op->kind)->flags & (OPF_COMM | OPF_EFFECT | OPF_ALIAS))) return false;
+    if (!backward || op->stream || op->send.active) return false;
+    if (op_def(op->kind)->flags & (OPF_COMM | OPF_EFFECT | OPF_ALIAS)) return false;
     if (lives_in(p, op->n_in, op->in, PLACE_GRAD) && lives_in(p, op->n_out, op->out, PLACE_ARENA)) return true;
     for (int k = 0; k < op->n_out; k++) {
         if (op->out[k] == VAL_NONE) continue;

@@ -50,6 +50,20 @@ static Status check_buffers(const Program *p, int32_t i, PassStage after, Val *w
     return OK;
 }
 
+/* *computed: of the output that the op sends; becomes that of the value. */
+static Status check_send(const Program *p, int32_t i, PassStage after, Tensor *computed)
+{
+    const Op *op = &p->op[i];
+    Op collective = prog_op_collective(op);
+    int n_out = 0;
+    if (op->stream || collective.in[0] == VAL_NONE || collective.out[0] == VAL_NONE)
+        return verify_fail(p, i, after, "cannot send");
+    const Value *from = &p->value[op->send.from];
+    if (from->place != PLACE_ARENA || from->offset >= 0 || !same_type(&from->t, computed))
+        return verify_fail(p, i, after, "what it sends is not what it computes");
+    return op_def(collective.kind)->infer(p, &collective, computed, &n_out);
+}
+
 static Status check_outputs(const Program *p, int32_t i, PassStage after)
 {
     const Op *op = &p->op[i];
@@ -57,6 +71,7 @@ static Status check_outputs(const Program *p, int32_t i, PassStage after)
     for (int k = 0; k < OP_MAX_OUT; k++) expected[k].shard = SHARD_NONE;
     int n_out = 0;
     TRY(op_def(op->kind)->infer(p, op, expected, &n_out));
+    if (op->send.active) TRY(check_send(p, i, after, &expected[op->send.output]));
     if (n_out != op->n_out) return verify_fail(p, i, after, "wrong number of outputs");
     for (int k = 0; k < n_out; k++) {
         if (op->out[k] == VAL_NONE) continue;
@@ -72,6 +87,12 @@ static Status check_outputs(const Program *p, int32_t i, PassStage after)
     return OK;
 }
 
+static bool sums_gradient(const Op *op)
+{
+    const Op gather = op->send.active ? prog_op_collective(op) : *op;
+    return gather.kind == OP_ALL_GATHER && gather.attr.i[1];
+}
+
 /* A replicated value that carries gradient may feed a sharded op only through a collective whose vjp sums over the
  * ranks; parameters are summed by gradient_sync. */
 static Status check_sharding(const Program *p, int32_t i, PassStage after, const bool *needs)
@@ -80,7 +101,9 @@ static Status check_sharding(const Program *p, int32_t i, PassStage after, const
     if (op->stage != STAGE_FORWARD || (op_def(op->kind)->flags & (OPF_COMM | OPF_NODIFF)) || op->kind == OP_SHARD_SLICE)
         return OK;
     bool sharded = false;
-    for (int k = 0; k < op->n_out; k++) sharded |= op->out[k] != VAL_NONE && p->value[op->out[k]].t.shard != SHARD_NONE;
+    const Op computation = prog_op_computation(op);
+    for (int k = 0; k < op->n_out; k++)
+        sharded |= op->out[k] != VAL_NONE && p->value[computation.out[k]].t.shard != SHARD_NONE;
     for (int k = 0; sharded && k < op->n_in; k++) {
         if (op->in[k] == VAL_NONE || !needs[op->in[k]]) continue;
         const Value *v = &p->value[op->in[k]];
@@ -88,7 +111,7 @@ static Status check_sharding(const Program *p, int32_t i, PassStage after, const
         const Op *from = v->def_op >= 0 ? &p->op[v->def_op] : NULL;
         while (from && (from->kind == OP_COMM_WAIT || from->kind == OP_RESHAPE || from->kind == OP_CAST))
             from = p->value[from->in[0]].def_op >= 0 ? &p->op[p->value[from->in[0]].def_op] : NULL;
-        if (!from || from->kind != OP_ALL_GATHER || !from->attr.i[1])
+        if (!from || !sums_gradient(from))
             return verify_fail(p, i, after,
                                "a replicated value with gradient feeds a sharded op without a reshard mark");
     }

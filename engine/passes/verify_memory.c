@@ -46,7 +46,7 @@ Status verify_groups(const Program *p, PassStage after)
         for (int left = op->joins; left > 0 && aside_next(p, &oldest, &end); left--) oldest = end;
         groups -= op->joins;
         if (aside && op->joins) return verify_fail(p, i, after, "waits for a group within a group");
-        if (aside && (op_def(op->kind)->flags & (OPF_COMM | OPF_ALIAS)))
+        if (aside && (op->send.active || (op_def(op->kind)->flags & (OPF_COMM | OPF_ALIAS))))
             return verify_fail(p, i, after, "cannot run aside");
         groups += aside && (i == 0 || p->op[i - 1].stream != STREAM_ASIDE);
         if (groups > ASIDE_GROUPS) return verify_fail(p, i, after, "too many groups run aside");

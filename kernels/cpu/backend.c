@@ -11,6 +11,7 @@
 
 #include "engine/clock.h"
 #include "engine/convert.h"
+#include "engine/send.h"
 #include "kernels/cpu/comm.h"
 #include "kernels/cpu/entry.h"
 
@@ -232,6 +233,7 @@ static Status cpu_run(Backend *backend, const OpCall *call)
 {
     CpuBackend *cpu = self(backend);
     const Op *op = call->op;
+    if (op->send.active) return send_run_apart(backend, call);
     if (comm_is_op(op->kind)) return comm_run(cpu->comm, call);
     TRY(comm_progress(cpu->comm));
     if (is_conversion(op->kind))

@@ -10,6 +10,10 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/upload.h"
 
+extern "C" {
+#include "engine/send.h"
+}
+
 typedef struct CudaBackend {
     Backend base;
     Comm *host;
@@ -155,10 +159,18 @@ static size_t backend_scratch_bytes(const Backend *backend, const Program *progr
     return entry && entry->scratch ? align_up(entry->scratch(&call)) : 0;
 }
 
+/* Every rank decides alike: by the tensors, and by where the workspace of all of them lies. */
+static bool sends(const CudaBackend *cuda, const OpCall *call)
+{
+    const CudaEntry *entry = cuda->entry[call->op->kind];
+    return cuda->context.peer && entry && entry->sends && entry->sends(call);
+}
+
 static Status backend_run(Backend *backend, const OpCall *call)
 {
     CudaBackend *cuda = self(backend);
     OpKind kind = call->op->kind;
+    if (call->op->send.active && !sends(cuda, call)) return send_run_apart(backend, call);
     if (is_collective(kind)) return cuda_comm_run(cuda->comm, call, cuda->context.stream);
     if (!cuda->entry[kind]) return status_fail(ERR_UNSUPPORTED, "cuda: there is no kernel for %s", op_def(kind)->name);
     /* weight gradients do not need one another; others may need them */
