@@ -37,6 +37,11 @@ Group group_data(const Machine *machine, int64_t dp, int64_t dap, bool in_graph)
     return (Group){.ranks = dp, .per_node = per_node, .concurrent = concurrent, .in_graph = in_graph};
 }
 
+bool group_shares_memory(const Machine *machine, Group group)
+{
+    return machine->kind == MACHINE_GPU && group.per_node >= group.ranks;
+}
+
 /* Bytes per second that one group can send out of a node. A card serves the devices next to it (rails-optimized
  * networks), so a group of few members per node uses few cards; concurrent groups divide all of them. */
 static double network_rate(const Machine *m, Group g)

@@ -19,6 +19,9 @@ typedef struct Group {
 Group group_model(const Machine *machine, int64_t dap, bool in_graph);
 Group group_data(const Machine *machine, int64_t dp, int64_t dap, bool in_graph);
 
+/* Whether kernels can write into the memory of all members, and send what they compute while they run. */
+bool group_shares_memory(const Machine *machine, Group group);
+
 typedef struct CollectiveTime {
     double latency_s; /* does not depend on bytes; the floor of the host's launch counts here */
     double wire_s;    /* proportional to bytes */

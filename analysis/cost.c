@@ -1,5 +1,6 @@
 #include "analysis/cost.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,6 +39,7 @@ static bool same_class(const CostClass *a, const CostClass *b)
 {
     return a->stage == b->stage && a->rate == b->rate && a->sharded == b->sharded && a->recomputed == b->recomputed &&
            a->flops == b->flops && a->bytes == b->bytes && a->comm == b->comm && a->aside == b->aside &&
+           a->sends == b->sends && !a->sender == !b->sender && (!a->sender || !strcmp(a->sender, b->sender)) &&
            a->collective == b->collective && a->group == b->group && a->tensor_bytes == b->tensor_bytes &&
            a->cover_flops == b->cover_flops && a->cover_bytes == b->cover_bytes &&
            a->cover_kernels == b->cover_kernels && !strcmp(a->kind, b->kind);
@@ -57,7 +59,7 @@ Status cost_add(StepCost *cost, const CostClass *item)
     cost->wire_bytes += item->calls * wire_bytes(item, (double)cost->dap);
     if (item->wait)
         cost->waits += item->calls;
-    else
+    else if (!item->sender)
         cost->kernels += item->calls;
     for (int i = cost->count - 1; i >= 0; i--)
         if (same_class(&cost->item[i], item)) {
@@ -70,7 +72,8 @@ Status cost_add(StepCost *cost, const CostClass *item)
     CostClass *added = &cost->item[cost->count];
     *added = *item;
     added->kind = arena_strdup(&cost->arena, item->kind);
-    if (!added->kind) return status_fail(ERR_MEMORY, "cost: out of memory");
+    if (item->sender) added->sender = arena_strdup(&cost->arena, item->sender);
+    if (!added->kind || (item->sender && !added->sender)) return status_fail(ERR_MEMORY, "cost: out of memory");
     cost->count++;
     return OK;
 }
@@ -133,7 +136,7 @@ static bool touches_shard(const Program *p, const Op *op)
     return false;
 }
 
-CostClass cost_classify(const Program *p, const Op *op, double times, bool nograd)
+static CostClass classify(const Program *p, const Op *op, double times, bool nograd)
 {
     Cost cost;
     prog_op_cost(p, op, &cost);
@@ -155,6 +158,31 @@ CostClass cost_classify(const Program *p, const Op *op, double times, bool nogra
     Val whole = op->kind == OP_ALL_GATHER ? op->out[0] : op->in[0];
     item.tensor_bytes = (double)tensor_bytes(&p->value[whole].t);
     return item;
+}
+
+CostClass cost_classify(const Program *p, const Op *op, double times, bool nograd)
+{
+    Op computation = prog_op_computation(op);
+    CostClass item = classify(p, &computation, times, nograd);
+    item.sends = op->send.active;
+    return item;
+}
+
+CostClass cost_classify_sent(const Program *p, const Op *op, double times, bool nograd)
+{
+    Op collective = prog_op_collective(op);
+    CostClass by = cost_classify(p, op, times, nograd), item = classify(p, &collective, times, nograd);
+    item.sender = by.kind;
+    item.cover_flops = by.flops;
+    item.cover_bytes = by.bytes;
+    item.cover_kernels = 1;
+    return item;
+}
+
+const char *cost_sends_name(const char *kind, char name[COST_KIND_SIZE])
+{
+    snprintf(name, COST_KIND_SIZE, "%s_sends", kind);
+    return name;
 }
 
 /* Collectives in flight, oldest first; compute ops are credited to the oldest one. */
@@ -195,6 +223,9 @@ static Status walk(StepCost *cost, const Program *p, double times, bool nograd, 
             oldest->cover_bytes += item.bytes;
             oldest->cover_kernels += 1;
         }
+        TRY(cost_add(cost, &item));
+        if (!item.sends) continue;
+        item = cost_classify_sent(p, op, times, nograd);
         TRY(cost_add(cost, &item));
     }
     for (int i = 0; i < flight->count; i++) TRY(cost_add(cost, &flight->item[i]));

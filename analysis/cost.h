@@ -26,10 +26,12 @@ typedef struct CostClass {
     bool recomputed;     /* repeated for the backward pass */
     double calls;        /* per step */
     double flops, bytes; /* per call */
+    bool sends;          /* what it computes, by a collective that is a class of its own */
     bool wait;           /* of the compute stream for a collective: costs what joining streams costs */
     /* collectives only */
     bool comm;
-    bool aside; /* on the stream of communication */
+    bool aside;         /* on the stream of communication */
+    const char *sender; /* kind of the op that sends what it computes; NULL: an op of its own */
     Collective collective;
     CostGroup group;
     double tensor_bytes; /* whole tensor (see MachineSample), per call */
@@ -60,8 +62,14 @@ Status cost_add(StepCost *cost, const CostClass *item);
 /* Where the tables book an op; STAGE_SYNC counts as backward. `nograd`: of the program without gradients. */
 CostStage cost_stage(const Op *op, bool nograd);
 
-/* The class of one op that runs `calls` times per step; without what covers a collective, which needs the schedule. */
+/* The class of one op that runs `calls` times per step; without what covers a collective, which needs the schedule. Of
+ * an op that sends, that of its computation, and that of its collective, which this computation covers. */
 CostClass cost_classify(const Program *program, const Op *op, double calls, bool nograd);
+CostClass cost_classify_sent(const Program *program, const Op *op, double calls, bool nograd);
+
+/* The kind under which times of ops that send are kept: "tri_product_sends". */
+enum { COST_KIND_SIZE = 80 };
+const char *cost_sends_name(const char *kind, char name[COST_KIND_SIZE]);
 
 /* Adds a program that has gone through the passes up to schedule, run `times` times per step (the mean number of
  * no-gradient forwards, 1 for the gradient program and the optimizer). `nograd` books its forward ops as

@@ -173,18 +173,31 @@ static Group group_of(const Machine *m, CostGroup group, int64_t dp, int64_t dap
     return group_data(m, dp * dap, 1, in_graph);
 }
 
+static double cover_of(const OpPrices *p, const Machine *m, const StepCost *cost, const CostClass *c)
+{
+    if (!(c->cover_kernels > 0)) return 0;
+    return c->cover_kernels * overhead(p, m, &p->pooled, cost->in_graph) +
+           p->pooled.slowness * p->slowness_factor * opprice_roofline(m, c->rate, c->cover_flops, c->cover_bytes);
+}
+
 /* What is left of a collective after the computation it runs beside; shrinks both terms alike. Both share the device:
- * a machine that was measured says how much of it hides. */
+ * a machine that was measured says how much of it hides. Of one that is sent by the op that computes its operand, what
+ * the bytes take longer than the op; ranks still wait for one another. */
 static void add_comm(const OpPrices *p, const Machine *m, const StepCost *cost, const CostClass *c, int64_t dp,
                      StepPrice *out)
 {
     CollectiveTime t;
-    collective_time(m, c->collective, c->tensor_bytes, group_of(m, c->group, dp, cost->dap, cost->in_graph), &t);
+    Group group = group_of(m, c->group, dp, cost->dap, cost->in_graph);
+    collective_time(m, c->collective, c->tensor_bytes, group, &t);
     if (!(t.total_s > 0)) return;
-    double cover = 0, share = m->node.overlap.value > 0 ? m->node.overlap.value : 1;
-    if (c->cover_kernels > 0)
-        cover = c->cover_kernels * overhead(p, m, &p->pooled, cost->in_graph) +
-                p->pooled.slowness * p->slowness_factor * opprice_roofline(m, c->rate, c->cover_flops, c->cover_bytes);
+    double cover = cover_of(p, m, cost, c), share = m->node.overlap.value > 0 ? m->node.overlap.value : 1;
+    if (c->sender) {
+        bool beside = group_shares_memory(m, group);
+        out->comm_total_s += c->calls * t.total_s;
+        out->latency_s += c->calls * t.latency_s;
+        out->wire_s += c->calls * fmax(0, t.wire_s - (beside ? cover : 0));
+        return;
+    }
     double exposed = 1 - share * fmin(cover, t.total_s) / t.total_s;
     out->comm_total_s += c->calls * t.total_s;
     out->latency_s += c->calls * exposed * t.latency_s;
@@ -245,8 +258,12 @@ Status opprice_step(const OpPrices *p, const Machine *m, const StepCost *cost, i
         /* starting a collective aside, waiting for it, and the packing of one that is left out are ops like others
          * where they were measured */
         CostClass op = *c;
+        char sends[COST_KIND_SIZE];
+        const char *sender = c->sender ? c->sender : c->kind;
+        bool known = (c->sends || c->sender) && opcurve_find(p, cost_sends_name(sender, sends)); /* timed as it runs */
+        if (c->sends && known) op.kind = sends;
         if (c->comm && c->aside) op.kind = COST_ASIDE_NAMES[c->collective];
-        bool local = c->wait || (c->comm && (c->aside || cost->comm_left_out));
+        bool local = c->wait || (c->comm && (c->aside || cost->comm_left_out) && !known);
         if (local ? opcurve_find(p, op.kind) != NULL : !c->comm) add_compute(p, m, cost, &op, &sum);
     }
     if (p->from_graphs && !cost->in_graph) wait_for_host(p, m, &sum);

@@ -19,6 +19,7 @@ typedef struct Builder {
     double *end_s;      /* [ops so far] */
     int end_capacity;
     int *writer; /* [values of the present program] trace op that wrote it, -1 for none */
+    int *sender; /* [values] trace op that computed what the writer, a collective beside it, sent; -1 for none */
     int barrier; /* last op of the program before: everything follows it */
 } Builder;
 
@@ -59,38 +60,44 @@ static double price(const Builder *b, const CostClass *c)
 /* A reshape or a wait makes no op of its own: its output is what its input was. */
 static void pass_through(Builder *b, const Op *op)
 {
-    int from = op->in[0] == VAL_NONE ? -1 : b->writer[op->in[0]];
+    int from = op->in[0] == VAL_NONE ? -1 : b->writer[op->in[0]],
+        by = op->in[0] == VAL_NONE ? -1 : b->sender[op->in[0]];
     for (int i = 0; i < op->n_out; i++)
-        if (op->out[i] != VAL_NONE) b->writer[op->out[i]] = from;
+        if (op->out[i] != VAL_NONE) b->writer[op->out[i]] = from, b->sender[op->out[i]] = by;
     if (op->kind == OP_COMM_WAIT && from >= 0) b->stream_s[0] = fmax(b->stream_s[0], b->end_s[from]);
 }
 
-static Status add_op(Builder *b, const Program *p, const Op *op, bool nograd)
+static Status add_input(Builder *b, TraceOp *op, int on, double *ready)
+{
+    if (on >= 0) *ready = fmax(*ready, b->end_s[on]);
+    return add_dep(b, op, on);
+}
+
+static Status add_op(Builder *b, const Program *p, const Op *op, const CostClass *c, double duration_s, int stream)
 {
     Trace *t = b->trace;
     TRY(reserve((void **)&t->op, &b->op_capacity, t->count, sizeof *t->op, "ops"));
     TRY(reserve((void **)&b->end_s, &b->end_capacity, t->count, sizeof *b->end_s, "ops"));
     TraceOp *out = &t->op[t->count];
-    CostClass c = cost_classify(p, op, 1, nograd);
-    *out = (TraceOp){.kind = c.kind,
-                     .stage = c.stage,
-                     .comm = c.comm,
-                     .collective = c.collective,
-                     .group = c.group,
-                     .tensor_bytes = c.tensor_bytes,
-                     .flops = c.flops,
-                     .bytes = c.bytes,
-                     .duration_s = price(b, &c),
-                     .stream = op->stream == STREAM_COMM,
+    *out = (TraceOp){.kind = c->kind,
+                     .stage = c->stage,
+                     .comm = c->comm,
+                     .collective = c->collective,
+                     .group = c->group,
+                     .tensor_bytes = c->tensor_bytes,
+                     .flops = c->flops,
+                     .bytes = c->bytes,
+                     .duration_s = duration_s,
+                     .stream = stream,
                      .first_dep = t->dep_count};
     const char *scope = p->scope[op->scope];
     out->name = arena_printf(&t->arena, "%s%s%s", scope, *scope ? "/" : "", out->kind);
     if (!out->name) return status_fail(ERR_MEMORY, "trace: out of memory");
     double ready = 0;
     for (int i = 0; i < op->n_in; i++) {
-        int writer = op->in[i] == VAL_NONE ? -1 : b->writer[op->in[i]];
-        TRY(add_dep(b, out, writer));
-        if (writer >= 0) ready = fmax(ready, b->end_s[writer]);
+        if (op->in[i] == VAL_NONE) continue;
+        TRY(add_input(b, out, b->writer[op->in[i]], &ready));
+        TRY(add_input(b, out, b->sender[op->in[i]], &ready));
     }
     if (!out->deps) TRY(add_dep(b, out, b->barrier));
     /* a collective on the side stream is issued by the host when stream 0 gets there */
@@ -98,26 +105,55 @@ static Status add_op(Builder *b, const Program *p, const Op *op, bool nograd)
     out->start_s = fmax(fmax(ready, issued), b->stream_s[out->stream]);
     b->stream_s[out->stream] = b->end_s[t->count] = out->start_s + out->duration_s;
     for (int i = 0; i < op->n_out; i++)
-        if (op->out[i] != VAL_NONE) b->writer[op->out[i]] = t->count;
+        if (op->out[i] != VAL_NONE) b->writer[op->out[i]] = t->count, b->sender[op->out[i]] = -1;
     t->count++;
     return OK;
 }
 
+/* Where ops can send while they run, the collective is beside the computation; else it follows. */
+static Status add_sending(Builder *b, const Program *p, const Op *op, bool nograd)
+{
+    CostClass c = cost_classify(p, op, 1, nograd), sent = cost_classify_sent(p, op, 1, nograd);
+    Op computation = prog_op_computation(op), collective = prog_op_collective(op);
+    double computing = price(b, &c);
+    Group group = machine_group(b, sent.group);
+    if (!group_shares_memory(b->machine, group)) {
+        TRY(add_op(b, p, &computation, &c, computing, 0));
+        return add_op(b, p, &collective, &sent, price(b, &sent), 0);
+    }
+    CollectiveTime time;
+    collective_time(b->machine, sent.collective, sent.tensor_bytes, group, &time);
+    int first = b->trace->count;
+    TRY(add_op(b, p, op, &sent, fmax(computing, time.wire_s) + time.latency_s, 1));
+    TRY(add_op(b, p, &computation, &c, computing, 0));
+    b->sender[collective.out[0]] = first + 1;
+    b->stream_s[0] = fmax(b->stream_s[0], b->end_s[first]);
+    return OK;
+}
+
+static Status add_plain(Builder *b, const Program *p, const Op *op, bool nograd)
+{
+    CostClass c = cost_classify(p, op, 1, nograd);
+    return add_op(b, p, op, &c, price(b, &c), op->stream == STREAM_COMM);
+}
+
 static Status run_program(Builder *b, const Program *p, bool nograd)
 {
-    b->writer = malloc((size_t)(p->n_values + 1) * sizeof *b->writer);
-    if (!b->writer) return status_fail(ERR_MEMORY, "trace: out of memory");
-    for (int v = 0; v < p->n_values; v++) b->writer[v] = -1;
-    Status status = OK;
+    size_t values = (size_t)p->n_values + 1;
+    b->writer = malloc(values * sizeof *b->writer);
+    b->sender = malloc(values * sizeof *b->sender);
+    Status status = b->writer && b->sender ? OK : status_fail(ERR_MEMORY, "trace: out of memory");
+    for (int v = 0; v < p->n_values && status == OK; v++) b->writer[v] = b->sender[v] = -1;
     for (int32_t i = 0; i < p->n_ops && status == OK; i++) {
         const Op *op = &p->op[i];
         if (op_def(op->kind)->flags & OPF_ALIAS)
             pass_through(b, op);
         else
-            status = add_op(b, p, op, nograd);
+            status = op->send.active ? add_sending(b, p, op, nograd) : add_plain(b, p, op, nograd);
     }
     free(b->writer);
-    b->writer = NULL;
+    free(b->sender);
+    b->writer = b->sender = NULL;
     b->barrier = b->trace->count - 1;
     /* the next program begins when both streams are through */
     b->stream_s[0] = b->stream_s[1] = fmax(b->stream_s[0], b->stream_s[1]);

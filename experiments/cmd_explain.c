@@ -107,12 +107,28 @@ static void add(double *sum, double value)
     *sum = isnan(*sum) ? value : *sum + value;
 }
 
+static void count(Total *totals, Total *all, OpKind kind, const Total *one)
+{
+    Total *targets[] = {&totals[kind], all};
+    if (totals[kind].ops == 0) totals[kind].predicted_s = totals[kind].measured_s = NAN;
+    totals[kind].name = op_def(kind)->name;
+    for (int k = 0; k < 2; k++) {
+        targets[k]->ops++;
+        targets[k]->cost.flops += one->cost.flops;
+        targets[k]->cost.bytes += one->cost.bytes;
+        targets[k]->cost.wire_bytes += one->cost.wire_bytes;
+        add(&targets[k]->predicted_s, one->predicted_s);
+        add(&targets[k]->measured_s, one->measured_s);
+    }
+}
+
 static void print_program(const Explain *e, SessionProgram which)
 {
     const Program *p = e->plan.program[which];
     Total totals[OP_COUNT] = {{0}}, all = {.name = "all", .predicted_s = NAN, .measured_s = NAN};
     for (int32_t i = 0; i < p->n_ops; i++) {
-        Total one = {0}, *kind = &totals[p->op[i].kind];
+        const Send *send = &p->op[i].send;
+        Total one = {0};
         char name[512];
         price(e, which, i, &one);
         if (e->a->each) {
@@ -121,17 +137,12 @@ static void print_program(const Explain *e, SessionProgram which)
             print_row(e, which, &one);
             continue;
         }
-        if (kind->ops == 0) kind->predicted_s = kind->measured_s = NAN;
-        kind->name = op_def(p->op[i].kind)->name;
-        Total *targets[] = {kind, &all};
-        for (int k = 0; k < 2; k++) {
-            targets[k]->ops++;
-            targets[k]->cost.flops += one.cost.flops;
-            targets[k]->cost.bytes += one.cost.bytes;
-            targets[k]->cost.wire_bytes += one.cost.wire_bytes;
-            add(&targets[k]->predicted_s, one.predicted_s);
-            add(&targets[k]->measured_s, one.measured_s);
+        if (send->active) { /* what it sends counts among its kind; the time is that of both */
+            count(totals, &all, send->kind,
+                  &(Total){.cost.wire_bytes = one.cost.wire_bytes, .predicted_s = NAN, .measured_s = NAN});
+            one.cost.wire_bytes = 0;
         }
+        count(totals, &all, p->op[i].kind, &one);
     }
     for (int k = 0; k < OP_COUNT && !e->a->each; k++)
         if (totals[k].ops) print_row(e, which, &totals[k]);
