@@ -14,7 +14,14 @@ typedef struct Sender {
 } Sender;
 
 static const Sender senders[] = {
+    {OP_LINEAR, 0, OP_ALL_GATHER},
+    {OP_LINEAR_GROUP, 0, OP_ALL_GATHER},
+    {OP_LINEAR_GATES, 1, OP_ALL_GATHER},
     {OP_LINEAR_RESIDUAL, 0, OP_ALL_TO_ALL},
+    {OP_LAYER_NORM_FUSED_BWD, 0, OP_ALL_TO_ALL},
+    {OP_LAYER_NORM_CHANNELS_BWD, 0, OP_ALL_GATHER},
+    {OP_TRI_PRODUCT, 0, OP_REDUCE_SCATTER},
+    {OP_MASK_MUL, 0, OP_ALL_GATHER},
 };
 
 static bool can_send(OpKind op, int output, OpKind collective)
