@@ -25,11 +25,15 @@
 
 /* --- what a rank does --- */
 
+/* In one piece, split into start and wait, or part of the op that writes its operand. */
+typedef enum Way { WHOLE, SPLIT, SENT, WAYS } Way;
+static const char *const way_names[WAYS] = {"", " split", " sent"};
+
 typedef struct Case {
     OpKind kind;
     OpAttr attr;
     DType dtype;
-    bool split;
+    Way way;
 } Case;
 
 /* Local extents before the op of a value that is whole [8, 16, 24] (a multiple of 8 on every axis). */
@@ -94,6 +98,16 @@ static double expected_value(const Case *c, const RankLayout *ranks, int64_t g)
     return c->kind == OP_ALL_REDUCE ? c->attr.f[0] * total : total;
 }
 
+/* The last op becomes part of the one before it. */
+static void send(Program *p)
+{
+    const Op *collective = &p->op[--p->n_ops];
+    Op *op = &p->op[p->n_ops - 1];
+    op->send = (Send){.active = true, .kind = collective->kind, .attr = collective->attr, .from = op->out[0]};
+    op->out[0] = collective->out[0];
+    p->value[op->out[0]].def_op = p->n_ops - 1;
+}
+
 /* A program of one collective (and, when split, something that runs meanwhile), run through the executor. */
 static Status run_case(Backend *backend, const Case *c)
 {
@@ -113,7 +127,8 @@ static Status run_case(Backend *backend, const Case *c)
     Val x = prog_add(p, OP_CAST, 1, &source, &(OpAttr){.i = {c->dtype}});
     p->value[x].t.shard = (int8_t)layout.in_shard;
     Val y = prog_add(p, c->kind, 1, &x, &c->attr), z = y;
-    if (c->split) {
+    if (c->way == SENT) send(p);
+    if (c->way == SPLIT) {
         p->op[p->n_ops - 1].stream = 1;
         Val other =
             prog_add(p, OP_CAST, 1, &source, &(OpAttr){.i = {c->dtype}}); /* would overwrite x if it were free */
@@ -141,8 +156,8 @@ static Status run_case(Backend *backend, const Case *c)
                                              global_index(t->dim, layout.out_shard, backend->layout.dap_rank, e));
             if (values[e] != expected)
                 status = status_fail(ERR_COMM, "%s %s%s axis %ld: element %ld is %g, expected %g",
-                                     op_def(c->kind)->name, dtype_name(c->dtype), c->split ? " split" : "",
-                                     (long)c->attr.i[0], (long)e, values[e], expected);
+                                     op_def(c->kind)->name, dtype_name(c->dtype), way_names[c->way], (long)c->attr.i[0],
+                                     (long)e, values[e], expected);
         }
     }
     free(values);
@@ -160,13 +175,13 @@ static Status run_cases(Backend *backend)
     static const OpKind by_axis[] = {OP_ALL_GATHER, OP_REDUCE_SCATTER, OP_SHARD_SLICE};
     static const DType types[] = {DT_F32, DT_BF16, DT_F64};
     for (int t = 0; t < (strcmp(backend->name, "cuda") ? 3 : 2); t++)
-        for (int split = 0; split < 2; split++) {
-            Case c = {.dtype = types[t], .split = split};
+        for (Way way = WHOLE; way < WAYS; way++) {
+            Case c = {.dtype = types[t], .way = way};
             for (int k = 0; k < 3; k++)
                 for (int axis = 0; axis < 3; axis++) {
                     c.kind = by_axis[k];
                     c.attr = (OpAttr){.i = {axis}};
-                    if (!split || c.kind != OP_SHARD_SLICE) TRY(run_case(backend, &c));
+                    if (way == WHOLE || c.kind != OP_SHARD_SLICE) TRY(run_case(backend, &c));
                 }
             for (int from = 0; from < 3; from++)
                 for (int to = 0; to < 3; to++) {
@@ -174,7 +189,7 @@ static Status run_cases(Backend *backend)
                     c.attr = (OpAttr){.i = {from, to}};
                     if (from != to) TRY(run_case(backend, &c));
                 }
-            for (int group = 0; group < GROUP_COUNT; group++) {
+            for (int group = 0; group < GROUP_COUNT && way != SENT; group++) {
                 c.kind = OP_ALL_REDUCE;
                 c.attr = (OpAttr){.i = {group}, .f = {0.5}};
                 TRY(run_case(backend, &c));

@@ -199,6 +199,79 @@ static void the_verifier_sees_a_group_that_nobody_waits_for(void **state)
     recording_free(&r);
 }
 
+/* What was one collective is one still: of its own, or sent by the op that computes its operand, which has no memory
+ * then. */
+static void ops_send_what_they_compute(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Switches s = {.dap = 2, .dp = 1, .gemm_batching = true, .fused_pointwise = true, .fused_layernorm = true};
+    Program *apart = passed(r.p, &s, PASS_PLAN);
+    s.comm_overlap = true;
+    Program *p = passed(r.p, &s, PASS_PLAN);
+    int sent = 0;
+    for (OpKind kind = 0; kind < OP_COUNT; kind++) {
+        if (!(op_def(kind)->flags & OPF_COMM) || kind == OP_COMM_WAIT) continue;
+        int of_kind = 0;
+        for (int32_t i = 0; i < p->n_ops; i++) of_kind += p->op[i].send.active && p->op[i].send.kind == kind;
+        assert_int_equal(count_kind(p, kind) + of_kind, count_kind(apart, kind));
+        sent += of_kind;
+    }
+    assert_true(sent > 10);
+    double wire[2] = {0};
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (op->send.active) assert_true(p->value[op->send.from].offset < 0 && p->value[op->send.from].def_op < 0);
+        for (int k = 0; k < op->n_in; k++)
+            assert_true(op->in[k] == VAL_NONE || p->value[op->in[k]].def_op != -1 ||
+                        p->value[op->in[k]].place != PLACE_ARENA);
+    }
+    const Program *programs[] = {apart, p};
+    for (int k = 0; k < 2; k++)
+        for (int32_t i = 0; i < programs[k]->n_ops; i++) {
+            Cost cost;
+            prog_op_cost(programs[k], &programs[k]->op[i], &cost);
+            wire[k] += cost.wire_bytes;
+        }
+    assert_true(wire[0] > 0 && wire[0] == wire[1]);
+    prog_destroy(&apart);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* x -> linear_residual -> all_to_all: part of it, unless somebody else wants what it computes. */
+static void what_others_read_is_not_sent_away(void **state)
+{
+    (void)state;
+    for (int other = 0; other < 3; other++) {
+        Recording r = recording_empty();
+        Program *p = r.p;
+        p->dap = 2;
+        Val source = prog_input(p, "x", DT_F32, 3, (int64_t[]){4, 8, 16}),
+            w = prog_param(p, "w", 2, (int64_t[]){16, 16}, INIT_ZERO, 0);
+        Val x = prog_add(p, OP_SHARD_SLICE, 1, &source, &(OpAttr){.i = {0}});
+        Val y = prog_add(p, OP_LINEAR_RESIDUAL, 3, (Val[]){x, x, w}, NULL);
+        Val z = prog_add(p, OP_ALL_TO_ALL, 1, &y, &(OpAttr){.i = {0, 1}});
+        if (other == 1) prog_tap(p, y, "tap");
+        if (other == 2) prog_output(p, "reader", prog_add(p, OP_COPY, 1, &y, NULL));
+        prog_output(p, "z", z);
+        Program *out = NULL;
+        assert_int_equal(pass_schedule(p, &(Switches){.dap = 2, .dp = 1, .comm_overlap = true}, &out), OK);
+        assert_int_equal(prog_verify(out, PASS_SCHEDULE), OK);
+        const Op *op = nth_kind(out, OP_LINEAR_RESIDUAL, 0);
+        assert_int_equal(op->send.active, other == 0);
+        if (!other) {
+            assert_true(op->send.kind == OP_ALL_TO_ALL && op->send.attr.i[1] == 1 && op->send.from == y);
+            assert_int_equal(op->out[0], prog_find(out, "z"));
+            out->value[y].t.dim[2] = 8; /* the verifier infers what is sent */
+            assert_int_equal(prog_verify(out, PASS_SCHEDULE), ERR_INTERNAL);
+            assert_non_null(strstr(status_text(), "not what it computes"));
+        }
+        prog_destroy(&out);
+        recording_free(&r);
+    }
+}
+
 static void the_verifier_sees_a_missing_wait(void **state)
 {
     (void)state;
@@ -231,6 +304,8 @@ int main(void)
         cmocka_unit_test(without_the_switch_nothing_is_split),
         cmocka_unit_test(squares_cover_the_gradient_once),
         cmocka_unit_test(graphs_are_one_segment),
+        cmocka_unit_test(ops_send_what_they_compute),
+        cmocka_unit_test(what_others_read_is_not_sent_away),
         cmocka_unit_test(the_verifier_sees_a_missing_wait),
         cmocka_unit_test(weight_gradients_run_aside),
         cmocka_unit_test(the_verifier_sees_a_group_that_nobody_waits_for),
