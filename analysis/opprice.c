@@ -181,8 +181,8 @@ static double cover_of(const OpPrices *p, const Machine *m, const StepCost *cost
 }
 
 /* What is left of a collective after the computation it runs beside; shrinks both terms alike. Both share the device:
- * a machine that was measured says how much of it hides. Of one that is sent by the op that computes its operand, what
- * the bytes take longer than the op; ranks still wait for one another. */
+ * a machine that was measured says how much of it hides. What an op sends while it computes it takes nothing from it.
+ */
 static void add_comm(const OpPrices *p, const Machine *m, const StepCost *cost, const CostClass *c, int64_t dp,
                      StepPrice *out)
 {
@@ -191,13 +191,7 @@ static void add_comm(const OpPrices *p, const Machine *m, const StepCost *cost, 
     collective_time(m, c->collective, c->tensor_bytes, group, &t);
     if (!(t.total_s > 0)) return;
     double cover = cover_of(p, m, cost, c), share = m->node.overlap.value > 0 ? m->node.overlap.value : 1;
-    if (c->sender) {
-        bool beside = group_shares_memory(m, group);
-        out->comm_total_s += c->calls * t.total_s;
-        out->latency_s += c->calls * t.latency_s;
-        out->wire_s += c->calls * fmax(0, t.wire_s - (beside ? cover : 0));
-        return;
-    }
+    if (c->sender) share = group_shares_memory(m, group) ? 1 : 0;
     double exposed = 1 - share * fmin(cover, t.total_s) / t.total_s;
     out->comm_total_s += c->calls * t.total_s;
     out->latency_s += c->calls * exposed * t.latency_s;

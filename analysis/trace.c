@@ -116,15 +116,15 @@ static Status add_sending(Builder *b, const Program *p, const Op *op, bool nogra
     CostClass c = cost_classify(p, op, 1, nograd), sent = cost_classify_sent(p, op, 1, nograd);
     Op computation = prog_op_computation(op), collective = prog_op_collective(op);
     double computing = price(b, &c);
-    Group group = machine_group(b, sent.group);
-    if (!group_shares_memory(b->machine, group)) {
+    if (!group_shares_memory(b->machine, machine_group(b, sent.group))) {
         TRY(add_op(b, p, &computation, &c, computing, 0));
         return add_op(b, p, &collective, &sent, price(b, &sent), 0);
     }
-    CollectiveTime time;
-    collective_time(b->machine, sent.collective, sent.tensor_bytes, group, &time);
     int first = b->trace->count;
-    TRY(add_op(b, p, op, &sent, fmax(computing, time.wire_s) + time.latency_s, 1));
+    double queued_s = b->stream_s[1];
+    b->stream_s[1] = 0; /* it waits for no collective of the other stream, nor do those for it */
+    TRY(add_op(b, p, op, &sent, price(b, &sent), 1));
+    b->stream_s[1] = queued_s;
     TRY(add_op(b, p, &computation, &c, computing, 0));
     b->sender[collective.out[0]] = first + 1;
     b->stream_s[0] = fmax(b->stream_s[0], b->end_s[first]);
