@@ -9,10 +9,9 @@
 #ifndef FOLDSCALE_KERNELS_CUDA_COMM_PEER_CUH
 #define FOLDSCALE_KERNELS_CUDA_COMM_PEER_CUH
 
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/peer_flags.cuh"
 
 enum {
-    PEER_RANKS = 8,
     PEER_BLOCKS = 132, /* of a channel: those of all channels fit on the GPU together */
     PEER_THREADS = 512,
     PEER_UNROLL = 4
@@ -26,13 +25,6 @@ struct PeerRoute {
         uint32_t row = e / run;
         return rank * step + row * stride + (e - row * run);
     }
-};
-
-/* What the host sees of the device's waiting, in mapped memory. */
-struct PeerStatus {
-    volatile uint32_t lost;    /* 1 + rank that did not answer */
-    volatile uint32_t abort;   /* set by the host: waiting is pointless */
-    volatile uint32_t seconds; /* before a rank counts as lost */
 };
 
 struct PeerArguments {
@@ -52,42 +44,6 @@ struct PeerArguments {
     uint32_t *failed;           /* own: nobody waits any more */
     PeerStatus *status;
 };
-
-__device__ __forceinline__ void peer_raise(uint32_t *flag, uint32_t turn)
-{
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(turn) : "memory");
-}
-
-__device__ __forceinline__ uint32_t peer_look(const uint32_t *flag)
-{
-    uint32_t turn;
-    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(turn) : "l"(flag) : "memory");
-    return turn;
-}
-
-__device__ __forceinline__ uint64_t peer_clock()
-{
-    uint64_t ns;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
-    return ns;
-}
-
-static __device__ void peer_await(const PeerArguments &a, const uint32_t *flag, uint32_t turn, int sender)
-{
-    uint64_t start = 0;
-    for (uint32_t look = 1; (int32_t)(peer_look(flag) - turn) < 0; look++) {
-        if (look % 1024) continue;
-        uint64_t now = peer_clock();
-        if (!start) start = now;
-        if (*(volatile uint32_t *)a.failed) return;
-        bool late = now - start > (uint64_t)a.status->seconds * 1000000000u;
-        if (late && !a.status->lost) a.status->lost = 1 + (uint32_t)sender;
-        if (!late && !a.status->abort) continue;
-        __threadfence_system();
-        *(volatile uint32_t *)a.failed = 1;
-        return;
-    }
-}
 
 /* What a thread moves at once: V elements of T. */
 template <typename T, int V> struct alignas(sizeof(T) * V) PeerUnit {

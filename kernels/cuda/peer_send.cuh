@@ -1,0 +1,105 @@
+/* The device side of an op that performs a collective on its way out: what it computes goes straight to where it
+ * belongs on the ranks, while it runs. A kernel that sends
+ *   - calls peer_send_begin() with all threads of its first warp behind stage_wait(): what this rank ran before is
+ * done, the others may write here;
+ *   - meets a rank (PeerSender::meet) before a thread stores there for the first time;
+ *   - ends each storing thread, or each block whose threads are synchronized, with PeerSender::finish once its stores
+ *     are complete (of tensor copies: tensor_store_wait(), and not until they were read). The last one tells the others
+ *     and waits until they have told this rank, so that the kernel ends when all has landed here; what runs next needs
+ *     no more than its stage_wait().
+ * Waiting is for kernels of the same op on the other ranks, whose first block waits for nobody. */
+#ifndef FOLDSCALE_KERNELS_CUDA_PEER_SEND_CUH
+#define FOLDSCALE_KERNELS_CUDA_PEER_SEND_CUH
+
+#include "kernels/cuda/peer_flags.cuh"
+
+/* Where rows of this rank go. Runs of `run` rows stay together; run i goes to rank i / inner % ranks, or to all, and
+ * there lies `stride` rows behind the one before, the first one `place` rows further for each rank that sends. */
+struct PeerRows {
+    uint32_t run, inner, stride, place;
+    bool to_all;
+};
+
+struct PeerSend {
+    int ranks, rank; /* ranks 0: the op does not send */
+    bool loopback;   /* the other ranks do not exist: what they would send is what this one sends them */
+    PeerRows rows;
+    void *out[PEER_RANKS];      /* of every rank: the output, or where parts of a sum land */
+    uint32_t *flag[PEER_RANKS]; /* of every rank: [here, sent][sender] */
+    uint32_t *turn;             /* own: turns done, senders that have finished */
+    uint32_t *failed;           /* own: nobody waits any more */
+    PeerStatus *status;
+};
+
+/* A row on a rank. */
+struct PeerPlace {
+    int rank;
+    uint32_t row;
+};
+
+/* k: which of the ranks gets the row; 0 unless all of them do. */
+__device__ __forceinline__ PeerPlace peer_place(const PeerSend &s, uint32_t row, int k)
+{
+    const PeerRows &r = s.rows;
+    uint32_t run = row / r.run, within = row - run * r.run, group = run / r.inner;
+    int rank = r.to_all ? k : (int)(group % (uint32_t)s.ranks);
+    uint32_t before = r.to_all ? run : group / (uint32_t)s.ranks * r.inner + run % r.inner;
+    uint32_t sender = (uint32_t)(s.loopback ? rank : s.rank);
+    return {rank, sender * r.place + before * r.stride + within};
+}
+
+__device__ __forceinline__ void peer_send_begin(const PeerSend &s)
+{
+    int other = (int)threadIdx.x;
+    bool first = blockIdx.x + blockIdx.y + blockIdx.z == 0;
+    if (!first || s.loopback || other >= s.ranks || other == s.rank) return;
+    peer_raise(s.flag[other] + s.rank, __ldcg(s.turn) + 1);
+}
+
+/* A thread that stores to the ranks, or one of a block on behalf of all. */
+struct PeerSender {
+    const PeerSend &s;
+    uint32_t met = 0; /* bit of a rank that is here */
+
+    __device__ __forceinline__ explicit PeerSender(const PeerSend &send) : s(send) {}
+
+    __device__ __forceinline__ void meet(int rank)
+    {
+        if (s.loopback || rank == s.rank || met >> rank & 1) return;
+        peer_await(s, s.flag[s.rank] + rank, __ldcg(s.turn) + 1, rank);
+        met |= 1u << rank;
+    }
+
+    /* senders: how many threads of the grid call it */
+    __device__ __forceinline__ void finish(uint32_t senders) const
+    {
+        if (s.loopback || s.ranks == 0) return;
+        asm volatile("fence.proxy.async;" ::: "memory");
+        __threadfence_system();
+        if (atomicAdd(s.turn + 1, 1u) != senders - 1) return;
+        __threadfence_system();
+        uint32_t turn = __ldcg(s.turn) + 1;
+        for (int k = 1; k < s.ranks; k++) peer_raise(s.flag[(s.rank + k) % s.ranks] + PEER_RANKS + s.rank, turn);
+        for (int k = 1; k < s.ranks; k++) {
+            int other = (s.rank + k) % s.ranks;
+            peer_await(s, s.flag[s.rank] + PEER_RANKS + other, turn, other);
+        }
+        s.turn[0] = turn;
+        s.turn[1] = 0;
+    }
+};
+
+/* All threads of a block together, before the first of them stores. */
+__device__ __forceinline__ void peer_meet_all(const PeerSend &s)
+{
+    if ((int)threadIdx.x < s.ranks) PeerSender(s).meet((int)threadIdx.x);
+    __syncthreads();
+}
+/* Behind the last store of plain instructions of all threads of a block. */
+__device__ __forceinline__ void peer_finish_all(const PeerSend &s)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) PeerSender(s).finish(gridDim.x * gridDim.y * gridDim.z);
+}
+
+#endif
