@@ -7,7 +7,7 @@
 #include "kernels/cuda/comm.h"
 
 /* Collectives of one channel are enqueued in the same order on all ranks; one channel per stream. */
-enum { PEER_COMPUTE, PEER_ASIDE, PEER_BULK, PEER_CHANNELS };
+enum { PEER_COMPUTE, PEER_ASIDE, PEER_BULK, PEER_SEND /* of ops that send */, PEER_CHANNELS };
 
 /* All ranks of the job call it together and come to the same result: *peer_out is NULL where memory cannot be shared,
  * and `why` says what stands against it. */
@@ -22,6 +22,13 @@ void peer_unshare(Peer *peer, const void *memory);
 size_t peer_scratch(const Peer *peer, const OpCall *call);
 /* A collective over the DAP group, written for call->op. */
 Status peer_run(Peer *peer, const OpCall *call, int channel, cudaStream_t stream);
+
+/* Of an op that sends: how the rows of what it computes spread; false where rows do not stay together. Tensors alone.
+ */
+bool peer_send_rows(const OpCall *call, struct PeerRows *rows_out);
+/* What a kernel needs to send (peer_send.cuh); ranks 0 for an op that does not. On the stream of the computation only.
+ */
+Status peer_send_of(const CudaContext *ctx, const OpCall *call, struct PeerSend *send_out);
 
 /* While waiting for the device: ERR_COMM when a rank of the group is gone or did not answer. Cheap. */
 Status peer_check(Peer *peer);
