@@ -6,14 +6,23 @@
  *
  * Edges: y = x W^T + b (relu) in up to six members of its own output each, x of 64 channels perhaps normalized on the
  * way, with a member more of at most eight columns; y = r + dropout(x W^T + b);   y = r + dropout(sigmoid(g) (x W^T +
- * b)), the product kept where asked for. */
+ * b)), the product kept where asked for. y = r + ... may be sent: rows that stay together go out in boxes of their own.
+ */
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/norm_tile.cuh"
+#include "kernels/cuda/peer_send.cuh"
 
-enum { FLOW_ROWS = 64, FLOW_MEMBERS = 6, FLOW_BLOCKS = 8, FLOW_GROUPS = 2, FLOW_THREADS = FLOW_GROUPS * 128 + 128 };
+enum {
+    FLOW_ROWS = 64,
+    FLOW_MEMBERS = 6,
+    FLOW_TARGETS = PEER_RANKS /* at least as many as members */,
+    FLOW_BLOCKS = 8,
+    FLOW_GROUPS = 2,
+    FLOW_THREADS = FLOW_GROUPS * 128 + 128
+};
 enum { FLOW_CHUNK = FLOW_ROWS * TENSOR_COLUMNS * 2 /* bytes of a box */ };
 /* FLOW_NORMED: a plain edge, x normalized by two of the copying warps before the product */
 enum FlowEdge { FLOW_PLAIN, FLOW_NORMED, FLOW_RESIDUAL, FLOW_GATED };
@@ -35,7 +44,7 @@ struct FlowFew {
 };
 
 struct FlowProblem {
-    CUtensorMap x, w, y[FLOW_MEMBERS], r, g, product, normal;
+    CUtensorMap x, w, y[FLOW_TARGETS], r, g, product, normal;
     int rows, columns, members;
     int start[FLOW_MEMBERS + 1]; /* columns of members, multiples of 64 */
     const float *bias[FLOW_MEMBERS];
@@ -46,7 +55,10 @@ struct FlowProblem {
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
     FlowRepeat repeat;
+    PeerSend send; /* of an edge with r: y[rank] */
+    int box;       /* rows that go to a rank together */
 };
+static_assert((int)FLOW_TARGETS >= (int)FLOW_MEMBERS, "a map each");
 
 template <int K, int NB, FlowEdge EDGE> struct FlowShape {
     static constexpr int W_BYTES = NB * K * 2, X_BYTES = FLOW_ROWS * K * 2, Y_BYTES = FLOW_ROWS * NB * 2;
@@ -94,21 +106,36 @@ template <int K, int NB, FlowEdge EDGE> __device__ __forceinline__ void flow_loa
     }
 }
 
+/* A finished tile goes to where its rows belong. */
+template <int NB>
+__device__ __forceinline__ void flow_send(const FlowProblem &p, PeerSender *sender, uint32_t from, int row, int column)
+{
+    for (int b = 0; b < FLOW_ROWS && row + b < p.rows; b += p.box) {
+        PeerPlace to = peer_place(p.send, (uint32_t)(row + b), 0);
+        sender->meet(to.rank);
+        for (int c = 0; c < NB / 64; c++)
+            tensor_store(&p.y[to.rank], from + c * FLOW_CHUNK + b * 128, (int)to.row, column + c * 64);
+    }
+}
+
 /* A thread: finished tiles from the first-th on, each BY-th, go out, then their slots are free. */
 template <int K, int NB, FlowEdge EDGE, int BY>
 __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, int first)
 {
     typedef FlowShape<K, NB, EDGE> S;
+    PeerSender sender(p.send);
+    bool sends = !flow_is_plain(EDGE) && p.send.ranks > 0;
     for (int i = first, tile = at.first + first * at.step; tile < at.tiles; i += BY, tile += BY * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
         uint32_t from = at.slots + slot * S::SLOT + S::Y_AT;
         /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
         if (S::SLOTS % BY && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait(at.done + slot * 8, round & 1);
+        if (sends) flow_send<NB>(p, &sender, from, row, at.column0);
         for (int c = 0; c < NB / 64; c++) {
             int column = at.column0 + c * 64, k = flow_member(p, column);
             if (column >= p.columns) break;
-            tensor_store(&p.y[k], from + c * FLOW_CHUNK, row, column - p.start[k]);
+            if (!sends) tensor_store(&p.y[k], from + c * FLOW_CHUNK, row, column - p.start[k]);
             if (EDGE == FLOW_GATED && p.keep) tensor_store(&p.product, from + S::Y_BYTES + c * FLOW_CHUNK, row, column);
         }
         tensor_store_commit();
@@ -116,6 +143,7 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
         barrier_arrive(at.empty + slot * 8);
     }
     tensor_store_wait();
+    if (sends) sender.finish(gridDim.x * BY);
 }
 
 /* What dropout keeps of this thread's part of a tile: bit 2 j of kept[h][i] is column 8 j + 2 (lane % 4) + i of row
@@ -303,6 +331,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     }
     stage_wait();
     stage_release();
+    if (!flow_is_plain(EDGE)) peer_send_begin(p.send);
     for (int c = threadIdx.x; c < NB; c += FLOW_THREADS) {
         int column = at.column0 + c, k = flow_member(p, column);
         bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
@@ -336,7 +365,21 @@ struct FlowOperands {
     Dropout drop;
     FrontNorm norm;
     FlowFew few;
+    PeerSend send;
 };
+
+/* Rows of a tile that go to a rank together; tensor copies leave from multiples of 8. */
+static inline int flow_box(const PeerRows &rows)
+{
+    int box = FLOW_ROWS;
+    while (rows.run % (uint32_t)box) box /= 2;
+    return box;
+}
+
+static inline bool flow_can_send(const PeerRows &rows)
+{
+    return !rows.to_all && flow_box(rows) >= 8;
+}
 
 static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
 {
@@ -358,7 +401,8 @@ static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, 
     int64_t columns = o.start[o.members];
     TRY(tensor_map(o.x, o.rows, o.inner, FLOW_ROWS, &p->x));
     TRY(tensor_map(o.w, columns, o.inner, width, &p->w));
-    for (int k = 0; k < o.members; k++)
+    for (int k = 0; k < o.send.ranks; k++) TRY(tensor_map(o.send.out[k], o.rows, columns, p->box, &p->y[k]));
+    for (int k = 0; k < o.members && !o.send.ranks; k++)
         TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
     if (flow_is_plain(edge)) return o.norm.y ? tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal) : OK;
     TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));
@@ -402,6 +446,7 @@ template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const Fl
     p.keep = o.product != NULL;
     p.drop = o.drop;
     p.norm = o.norm, p.few = o.few;
+    p.send = o.send, p.box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
     flow_share(NB, &p);
     p.repeat = flow_repeat(p);
     TRY(flow_maps(o, EDGE, NB, &p));

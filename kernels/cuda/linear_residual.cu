@@ -1,11 +1,12 @@
 /* y = r + dropout(sigmoid(g) (x W^T + b)): the product that ends a branch. */
 #include <string.h>
 
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/flow.cuh"
 #include "kernels/cuda/map.cuh"
 
-/* The operands of a call; what is absent is NULL. */
+/* The operands of a call; what is absent is NULL, as are all of a call without addresses. */
 struct Branch {
     const Tensor *y_tensor;
     const void *r, *x, *w, *g;
@@ -14,6 +15,7 @@ struct Branch {
     int64_t rows, inner, out;
     DType type;
     Dropout drop;
+    bool gated, kept;
 };
 
 static const void *optional(const OpCall *call, int k)
@@ -28,7 +30,8 @@ static Branch branch_of(CudaContext *ctx, const OpCall *call)
     b.y_tensor = call->out_tensor[0];
     b.r = call->in[0], b.x = call->in[1], b.w = call->in[2];
     b.bias = (const float *)optional(call, 3), b.g = optional(call, 4);
-    b.y = call->out[0], b.product = call->op->attr.i[2] ? call->out[1] : NULL;
+    b.gated = call_in(call, 4) != NULL, b.kept = call->op->attr.i[2] != 0;
+    b.y = call->out[0], b.product = b.kept ? call->out[1] : NULL;
     b.rows = tensor_rows(x), b.inner = tensor_last(x), b.out = w->dim[0];
     b.type = x->dtype;
     const int32_t *rng = (const int32_t *)optional(call, 5);
@@ -78,14 +81,25 @@ static Status branch_in_two(CudaContext *ctx, const OpCall *call, const Branch &
     group.x = b.x, group.w[0] = b.w, group.y[0] = p, group.bias[0] = b.bias;
     group.type = b.type;
     TRY(dense_group_run(ctx, &product, &group));
-    BranchEnd end = {b.drop, b.g != NULL};
+    BranchEnd end = {b.drop, b.gated};
     int64_t inner = b.drop.rng ? b.drop.inner : n;
     DISPATCH_REAL(call, b.type, {
-        const void *gate = b.g ? b.g : p;
+        const void *gate = b.gated ? b.g : p;
         MapArgs<T, 3, 1> a = {{(const T *)b.r, (const T *)p, (const T *)gate}, {(T *)b.y}, n};
         return map_launch(a, inner, end, ctx->stream);
     });
     return OK;
+}
+
+static FlowEdge edge_of(const Branch &b)
+{
+    return b.gated ? FLOW_GATED : FLOW_RESIDUAL;
+}
+
+static bool branch_flows(const Branch &b, const FlowOperands &o)
+{
+    bool keeps = b.gated || !b.kept; /* without a gate nobody asks for the product */
+    return b.type == DT_BF16 && b.rows >= 1024 && keeps && flow_fits(o, edge_of(b));
 }
 
 static Status linear_residual(CudaContext *ctx, const OpCall *call)
@@ -93,10 +107,19 @@ static Status linear_residual(CudaContext *ctx, const OpCall *call)
     Branch b = branch_of(ctx, call);
     if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
     FlowOperands o = flow_operands(b);
-    FlowEdge edge = b.g ? FLOW_GATED : FLOW_RESIDUAL;
-    bool keeps = b.g || !b.product; /* without a gate nobody asks for the product */
-    if (b.type == DT_BF16 && b.rows >= 1024 && keeps && flow_fits(o, edge)) return flow_launch(o, edge, ctx->stream);
+    TRY(peer_send_of(ctx, call, &o.send));
+    if (branch_flows(b, o)) return flow_launch(o, edge_of(b), ctx->stream);
     return branch_in_two(ctx, call, b);
+}
+
+static bool linear_residual_sends(const OpCall *call)
+{
+    PeerRows rows;
+    Branch b = branch_of(NULL, call);
+    int last = b.y_tensor->rank - 1;
+    bool drops_alike = !call_in(call, 5) || (call->op->attr.i[1] != last && b.y_tensor->shard != last);
+    return call->op->send.output == 0 && drops_alike && branch_flows(b, flow_operands(b)) &&
+           peer_send_rows(call, &rows) && flow_can_send(rows);
 }
 
 /* The product, then the biases in bf16. */
@@ -108,6 +131,6 @@ static size_t linear_residual_scratch(const OpCall *call)
 }
 
 const CudaEntry cuda_linear_residual[] = {
-    {OP_LINEAR_RESIDUAL, linear_residual, linear_residual_scratch},
+    {OP_LINEAR_RESIDUAL, linear_residual, linear_residual_scratch, linear_residual_sends},
     {OP_COUNT, NULL, NULL},
 };
