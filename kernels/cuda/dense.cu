@@ -1,6 +1,7 @@
 /* Linear layers: y = x W^T + b, alone and in groups that share x, perhaps with a layer norm in front. */
 #include <string.h>
 
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/flow.cuh"
 #include "kernels/cuda/gemm.h"
@@ -131,7 +132,7 @@ static FrontNorm front_norm(const Group *g)
     return n;
 }
 
-/* One product for all members; the first or the last may have few columns. */
+/* One product for all members; the first or the last may have few columns, and be sent. */
 static bool group_flows(const Group *g, FlowOperands *o)
 {
     memset(o, 0, sizeof *o);
@@ -139,6 +140,7 @@ static bool group_flows(const Group *g, FlowOperands *o)
     int from = g->members > 1 && g->out[0] <= FLOW_FEW, last = g->members - 1;
     int until = from == 0 && g->members > 1 && g->out[last] <= FLOW_FEW ? last : g->members;
     int few = from ? 0 : until < g->members ? last : -1;
+    if (g->send && g->sent != few) return false;
     o->x = (const bf16 *)g->x, o->w = (const bf16 *)g->w[from];
     o->rows = g->rows, o->inner = g->inner, o->members = until - from;
     o->relu = g->relu;
@@ -149,6 +151,7 @@ static bool group_flows(const Group *g, FlowOperands *o)
         o->start[k - from + 1] = o->start[k - from] + (int)g->out[k];
     }
     if (few >= 0) o->few = {(const bf16 *)g->w[few], g->bias[few], (bf16 *)g->y[few], (int)g->out[few]};
+    if (g->send) o->send = *g->send;
     return flow_fits(*o, g->gamma ? FLOW_NORMED : FLOW_PLAIN);
 }
 
@@ -157,11 +160,12 @@ static bool group_is_narrow(const Group *g, NarrowProblem *p)
 {
     memset(p, 0, sizeof *p);
     bool fits = g->gamma && g->type == DT_BF16 && !g->relu && g->rows >= 4096 && g->members <= NARROW_MEMBERS &&
-                weights_adjoin(g);
+                weights_adjoin(g) && (!g->send || g->members == 1);
     if (!fits || g->rows > INT32_MAX) return false;
     p->x = (const bf16 *)g->x, p->w = (const bf16 *)g->w[0];
     p->rows = (int)g->rows, p->members = g->members;
     p->norm = front_norm(g);
+    if (g->send) p->send = *g->send;
     for (int k = 0; k < g->members; k++) {
         p->y[k] = (bf16 *)g->y[k], p->bias[k] = g->bias[k];
         p->start[k + 1] = p->start[k] + (int)g->out[k];
@@ -198,6 +202,7 @@ Status dense_group_run(CudaContext *ctx, const OpCall *call, const Group *g)
     NarrowProblem narrow;
     if (group_flows(g, &o)) return flow_launch(o, g->gamma ? FLOW_NORMED : FLOW_PLAIN, ctx->stream);
     if (group_is_narrow(g, &narrow)) return narrow_launch(narrow, g->inner, ctx->stream);
+    if (g->send) return status_fail(ERR_INTERNAL, "%s cannot send", op_def(call->op->kind)->name);
     if (g->gamma) {
         Group plain = *g;
         TRY(front_run(ctx, call, &plain));
@@ -262,29 +267,27 @@ static size_t linear_group_scratch(const OpCall *call)
     return bias_room(call, (int)call->op->attr.i[0]) + front_room(call, group_front);
 }
 
-static Status linear(CudaContext *ctx, const OpCall *call)
+static Group linear_operands(const OpCall *call)
 {
-    const Tensor *x = call->in_tensor[0], *w = call->in_tensor[1];
+    const Tensor *x = call->in_tensor[0];
     Group g;
     memset(&g, 0, sizeof g);
     g.members = 1;
-    g.rows = tensor_rows(x), g.inner = tensor_last(x), g.out[0] = w->dim[0];
+    g.rows = tensor_rows(x), g.inner = tensor_last(x), g.out[0] = call->in_tensor[1]->dim[0];
     g.x = call->in[0], g.w[0] = call->in[1], g.y[0] = call->out[0];
     if (call_in(call, 2)) g.bias[0] = (const float *)call->in[2];
     g.type = x->dtype;
     g.relu = call->op->attr.i[0] != 0;
     front_read(call, linear_front, (char *)call->scratch + bias_room(call, 1), &g);
-    if (w->dtype != x->dtype) return cuda_bad_type(call, w->dtype);
-    return dense_group_run(ctx, call, &g);
+    return g;
 }
 
-static Status linear_group(CudaContext *ctx, const OpCall *call)
+static Group group_operands(const OpCall *call)
 {
     const Tensor *x = call->in_tensor[0];
     Group g;
     memset(&g, 0, sizeof g);
     g.members = (int)call->op->attr.i[0];
-    if (g.members > GROUP_MAX) return status_fail(ERR_UNSUPPORTED, "a group of %d linear layers", g.members);
     g.rows = tensor_rows(x), g.inner = tensor_last(x);
     g.x = call->in[0];
     g.type = x->dtype;
@@ -295,11 +298,53 @@ static Status linear_group(CudaContext *ctx, const OpCall *call)
         g.y[k] = call->out[k];
     }
     front_read(call, group_front, (char *)call->scratch + bias_room(call, g.members), &g);
-    return dense_group_run(ctx, call, &g);
+    return g;
+}
+
+static Status run_group(CudaContext *ctx, const OpCall *call, Group *g)
+{
+    PeerSend send;
+    TRY(peer_send_of(ctx, call, &send));
+    if (send.ranks) g->send = &send, g->sent = call->op->send.output;
+    return dense_group_run(ctx, call, g);
+}
+
+static Status linear(CudaContext *ctx, const OpCall *call)
+{
+    Group g = linear_operands(call);
+    if (call->in_tensor[1]->dtype != g.type) return cuda_bad_type(call, call->in_tensor[1]->dtype);
+    return run_group(ctx, call, &g);
+}
+
+static Status linear_group(CudaContext *ctx, const OpCall *call)
+{
+    int64_t members = call->op->attr.i[0];
+    if (members > GROUP_MAX) return status_fail(ERR_UNSUPPORTED, "a group of %d linear layers", (int)members);
+    Group g = group_operands(call);
+    return run_group(ctx, call, &g);
+}
+
+/* Narrow members alone. Without addresses nobody knows whether the weights of a group adjoin: no. */
+static bool group_sends(const OpCall *call, Group g)
+{
+    PeerSend send = {};
+    FlowOperands o;
+    NarrowProblem narrow;
+    g.send = &send, g.sent = call->op->send.output;
+    return g.sent < g.members && peer_send_rows(call, &send.rows) &&
+           (group_flows(&g, &o) || group_is_narrow(&g, &narrow));
+}
+static bool linear_sends(const OpCall *call)
+{
+    return group_sends(call, linear_operands(call));
+}
+static bool linear_group_sends(const OpCall *call)
+{
+    return call->op->attr.i[0] <= GROUP_MAX && group_sends(call, group_operands(call));
 }
 
 const CudaEntry cuda_dense[] = {
-    {OP_LINEAR, linear, linear_scratch},
-    {OP_LINEAR_GROUP, linear_group, linear_group_scratch},
+    {OP_LINEAR, linear, linear_scratch, linear_sends},
+    {OP_LINEAR_GROUP, linear_group, linear_group_scratch, linear_group_sends},
     {OP_COUNT, NULL, NULL},
 };

@@ -20,6 +20,8 @@ typedef struct Group {
     const float *gamma, *beta;
     float eps, *mean, *rstd;
     void *normal, *room;
+    const struct PeerSend *send; /* of member `sent`; NULL: none */
+    int sent;
 } Group;
 
 /* call->scratch: room for the biases in bf16, the widest member. */

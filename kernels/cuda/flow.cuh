@@ -6,8 +6,8 @@
  *
  * Edges: y = x W^T + b (relu) in up to six members of its own output each, x of 64 channels perhaps normalized on the
  * way, with a member more of at most eight columns; y = r + dropout(x W^T + b);   y = r + dropout(sigmoid(g) (x W^T +
- * b)), the product kept where asked for. y = r + ... may be sent: rows that stay together go out in boxes of their own.
- */
+ * b)), the product kept where asked for. The member of few columns and y = r + ... may be sent, the latter in boxes of
+ * rows that stay together. */
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 
@@ -55,7 +55,7 @@ struct FlowProblem {
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
     FlowRepeat repeat;
-    PeerSend send; /* of an edge with r: y[rank] */
+    PeerSend send; /* of an edge with r: y[rank]; of a plain one: few */
     int box;       /* rows that go to a rank together */
 };
 static_assert((int)FLOW_TARGETS >= (int)FLOW_MEMBERS, "a map each");
@@ -214,7 +214,8 @@ __device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bia
 }
 
 /* The member of few columns, rows of a tile at x by warps of 16. */
-template <int K> __device__ __forceinline__ void flow_few(const FlowFew &few, uint32_t x, int row0, int rows)
+template <int K>
+__device__ __forceinline__ void flow_few(const FlowFew &few, PeerSender *sender, uint32_t x, int row0, int rows)
 {
     int warp = threadIdx.x % 128 / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     int row = warp * 16 + lane % 16;
@@ -233,9 +234,12 @@ template <int K> __device__ __forceinline__ void flow_few(const FlowFew &few, ui
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int y_row = row0 + warp * 16 + g + 8 * h;
-        if (y_row < rows)
-            *reinterpret_cast<uint32_t *>(few.y + (int64_t)y_row * few.columns + 2 * t) =
-                pack_bf16(acc[2 * h] + b.x, acc[2 * h + 1] + b.y);
+        uint32_t y = pack_bf16(acc[2 * h] + b.x, acc[2 * h + 1] + b.y);
+        if (y_row >= rows) continue;
+        if (sender->s.ranks)
+            peer_put<bf16>(sender, (uint32_t)y_row, (uint32_t)few.columns, 2 * t, y);
+        else
+            *reinterpret_cast<uint32_t *>(few.y + (int64_t)y_row * few.columns + 2 * t) = y;
     }
 }
 
@@ -254,11 +258,11 @@ __device__ __forceinline__ void flow_product(float (&acc)[N / 2], uint32_t x, ui
 /* N columns of a tile at x: the product and its edge. */
 template <int K, int NB, int N, FlowEdge EDGE>
 __device__ __forceinline__ void flow_tile(const FlowProblem &p, const FlowPlace &at, int row0, uint32_t x,
-                                          const FlowKept &kept)
+                                          const FlowKept &kept, PeerSender *sender)
 {
     float acc[N / 2];
     flow_product<K, NB, N>(acc, x, at.w);
-    if (flow_is_plain(EDGE) && p.few.w && at.column0 == 0) flow_few<K>(p.few, x, row0, p.rows);
+    if (flow_is_plain(EDGE) && p.few.w && at.column0 == 0) flow_few<K>(p.few, sender, x, row0, p.rows);
     wgmma_wait<0>();
     if (flow_is_plain(EDGE)) { /* y goes over x */
         if (EDGE == FLOW_NORMED) norm_sent(p.norm);
@@ -274,6 +278,7 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
     bool drops = !flow_is_plain(EDGE) && p.drop.rng;
     DropoutDraw draw = drops ? p.drop.draw() : DropoutDraw{};
     FlowKept kept = {};
+    PeerSender sender(p.send);
     bool narrow = NB == 256 && p.columns - at.column0 <= 128;
     barrier_wait(at.ready, 0);
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
@@ -286,14 +291,17 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
         barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
         if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
         if (narrow)
-            flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept);
+            flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept, &sender);
         else
-            flow_tile<K, NB, NB, EDGE>(p, at, tile * FLOW_ROWS, x, kept);
+            flow_tile<K, NB, NB, EDGE>(p, at, tile * FLOW_ROWS, x, kept, &sender);
         async_fence();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
     }
     if (EDGE == FLOW_NORMED) tensor_store_wait();
+    if (!flow_is_plain(EDGE) || !p.send.ranks || at.column0 > 0) return;
+    __syncwarp();
+    if (threadIdx.x % WARP == 0) sender.finish((uint32_t)p.first[1] * (FLOW_GROUPS * 128 / WARP));
 }
 
 /* The warps beside the products when x is normalized: one brings tiles, one sends results, two normalize. */
@@ -331,7 +339,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     }
     stage_wait();
     stage_release();
-    if (!flow_is_plain(EDGE)) peer_send_begin(p.send);
+    peer_send_begin(p.send);
     for (int c = threadIdx.x; c < NB; c += FLOW_THREADS) {
         int column = at.column0 + c, k = flow_member(p, column);
         bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
@@ -401,8 +409,9 @@ static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, 
     int64_t columns = o.start[o.members];
     TRY(tensor_map(o.x, o.rows, o.inner, FLOW_ROWS, &p->x));
     TRY(tensor_map(o.w, columns, o.inner, width, &p->w));
-    for (int k = 0; k < o.send.ranks; k++) TRY(tensor_map(o.send.out[k], o.rows, columns, p->box, &p->y[k]));
-    for (int k = 0; k < o.members && !o.send.ranks; k++)
+    bool sends = !flow_is_plain(edge) && o.send.ranks > 0;
+    for (int k = 0; sends && k < o.send.ranks; k++) TRY(tensor_map(o.send.out[k], o.rows, columns, p->box, &p->y[k]));
+    for (int k = 0; !sends && k < o.members; k++)
         TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
     if (flow_is_plain(edge)) return o.norm.y ? tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal) : OK;
     TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));

@@ -6,6 +6,7 @@
 #define FOLDSCALE_KERNELS_CUDA_NARROW_CUH
 
 #include "kernels/cuda/norm_tile.cuh"
+#include "kernels/cuda/peer_send.cuh"
 
 enum { NARROW_MEMBERS = 6, NARROW_COLUMNS = 64, NARROW_THREADS = 128, NARROW_ROWS = 16 /* of a warp */ };
 
@@ -15,6 +16,7 @@ struct NarrowProblem {
     const float *bias[NARROW_MEMBERS];
     int rows, members, start[NARROW_MEMBERS + 1]; /* columns of members, multiples of 8 but for the end */
     FrontNorm norm;
+    PeerSend send; /* of the only member */
 };
 
 /* Rows g and g + 8, normalized in place and kept where a gradient wants them. */
@@ -50,7 +52,7 @@ __device__ __forceinline__ void narrow_norm(const NarrowProblem &p, uint32_t (&v
 /* Columns [column, column + 8) of rows g and g + 8. */
 template <int K>
 __device__ __forceinline__ void narrow_block(const NarrowProblem &p, const uint32_t (&v)[2][K / 32][4],
-                                             const int (&row)[2], int column)
+                                             const int (&row)[2], int column, PeerSender *sender)
 {
     int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, columns = p.start[p.members], k = 0;
     float acc[4] = {};
@@ -69,16 +71,22 @@ __device__ __forceinline__ void narrow_block(const NarrowProblem &p, const uint3
     if (at >= width) return;
     float2 b = p.bias[k] ? *reinterpret_cast<const float2 *>(p.bias[k] + at) : make_float2(0, 0);
 #pragma unroll
-    for (int h = 0; h < 2; h++)
-        if (row[h] < p.rows)
-            *reinterpret_cast<uint32_t *>(p.y[k] + (int64_t)row[h] * width + at) =
-                pack_bf16(acc[2 * h] + b.x, acc[2 * h + 1] + b.y);
+    for (int h = 0; h < 2; h++) {
+        uint32_t y = pack_bf16(acc[2 * h] + b.x, acc[2 * h + 1] + b.y);
+        if (row[h] >= p.rows) continue;
+        if (p.send.ranks)
+            peer_put<bf16>(sender, (uint32_t)row[h], (uint32_t)width, (uint32_t)at, y);
+        else
+            *reinterpret_cast<uint32_t *>(p.y[k] + (int64_t)row[h] * width + at) = y;
+    }
 }
 
 template <int K>
 __global__ void __launch_bounds__(NARROW_THREADS) narrow_kernel(const __grid_constant__ NarrowProblem p)
 {
     stage_wait();
+    peer_send_begin(p.send);
+    PeerSender sender(p.send);
     int lane = threadIdx.x % WARP, warp = (int)((blockIdx.x * NARROW_THREADS + threadIdx.x) / WARP);
     const int row[2] = {warp * NARROW_ROWS + lane / 4, warp * NARROW_ROWS + lane / 4 + 8};
     uint32_t v[2][K / 32][4];
@@ -93,7 +101,8 @@ __global__ void __launch_bounds__(NARROW_THREADS) narrow_kernel(const __grid_con
         }
     narrow_norm<K>(p, v, row);
 #pragma unroll 1
-    for (int column = 0; column < p.start[p.members]; column += 8) narrow_block<K>(p, v, row, column);
+    for (int column = 0; column < p.start[p.members]; column += 8) narrow_block<K>(p, v, row, column, &sender);
+    if (p.send.ranks) peer_finish_all(p.send);
 }
 
 static inline bool narrow_fits(const NarrowProblem &p, int64_t inner)

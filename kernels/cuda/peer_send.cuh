@@ -89,6 +89,18 @@ struct PeerSender {
     }
 };
 
+/* By plain stores: the columns from this one on that a U holds, of a row of `width` T. */
+template <typename T, typename U>
+__device__ __forceinline__ void peer_put(PeerSender *sender, uint32_t row, uint32_t width, uint32_t column, U value)
+{
+    const PeerSend &s = sender->s;
+    for (int k = 0; k < (s.rows.to_all ? s.ranks : 1); k++) {
+        PeerPlace to = peer_place(s, row, k);
+        sender->meet(to.rank);
+        *reinterpret_cast<U *>((T *)s.out[to.rank] + (int64_t)to.row * width + column) = value;
+    }
+}
+
 /* All threads of a block together, before the first of them stores. */
 __device__ __forceinline__ void peer_meet_all(const PeerSend &s)
 {
