@@ -1,4 +1,5 @@
 /* Layer norm (biased variance over the last axis) and softmax; sums in a type wider than the operands'. */
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/norm.h"
 #include "kernels/cuda/norm_backward.cuh"
 
@@ -128,6 +129,7 @@ static Status layer_norm_bwd(CudaContext *ctx, const OpCall *call)
         }
         p.dx = (T *)call->out[0], p.dgamma = (float *)call->out[1], p.dbeta = (float *)call->out[2];
         p.partial = (float *)call->scratch;
+        TRY(peer_send_of(ctx, call, &p.send));
         p.rows = tensor_rows(x), p.c = (int)tensor_last(x), p.eps = (float)call->op->attr.f[0];
         return layer_norm_bwd_launch(p, norm_bwd_blocks(p.rows), ctx->stream);
     });
@@ -136,6 +138,17 @@ static Status layer_norm_bwd(CudaContext *ctx, const OpCall *call)
 static size_t layer_norm_bwd_scratch(const OpCall *call)
 {
     return (size_t)NORM_BLOCKS * 2 * (size_t)tensor_last(call->in_tensor[1]) * sizeof(float);
+}
+
+/* The vector kernel does, where no dropout reads dx again. */
+static bool layer_norm_bwd_sends(const OpCall *call)
+{
+    const Tensor *x = call->in_tensor[1];
+    PeerRows rows;
+    int64_t c = tensor_last(x), v = Pack<bf16>::N;
+    bool vectors = c == 8 * v || c == 16 * v || c == 32 * v || c == 48 * v || c == 64 * v || c == 96 * v;
+    return x->dtype == DT_BF16 && vectors && !call_in(call, 6) && call->op->send.output == 0 &&
+           peer_send_rows(call, &rows) && !rows.to_all;
 }
 
 /* A warp per row; the row is read three times, twice from the cache. */
@@ -201,7 +214,7 @@ const CudaEntry cuda_norm[] = {
     {OP_LAYER_NORM, layer_norm, NULL},
     {OP_LAYER_NORM_BWD, layer_norm_bwd, layer_norm_bwd_scratch},
     {OP_LAYER_NORM_FUSED, layer_norm, NULL},
-    {OP_LAYER_NORM_FUSED_BWD, layer_norm_bwd, layer_norm_bwd_scratch},
+    {OP_LAYER_NORM_FUSED_BWD, layer_norm_bwd, layer_norm_bwd_scratch, layer_norm_bwd_sends},
     {OP_SOFTMAX, softmax, NULL},
     {OP_SOFTMAX_BWD, softmax_bwd, NULL},
     {OP_COUNT, NULL, NULL},

@@ -5,6 +5,7 @@
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/map.cuh"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/peer_send.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 enum { NORM_THREADS = 256, NORM_BLOCKS = 256 /* two per SM; fixed, so that sums have one order everywhere */ };
@@ -39,6 +40,7 @@ template <typename T> struct NormBackward {
     int64_t block_step, round_step;
     int rounds;
     bool one_mask; /* all rows of a thread meet the same elements of the mask */
+    PeerSend send; /* of dx */
 };
 
 /* Rows on their way: every thread copies its own vectors into its own places of a ring, so that several rounds are
@@ -104,14 +106,15 @@ __device__ __forceinline__ void norm_factors(const NormBackward<T> &p, int64_t r
 
 /* dx of a row, and what its dropout makes of it. */
 template <typename T, int LANES, int N, bool DROPS>
-__device__ __forceinline__ void norm_row_store(const NormBackward<T> &p, int64_t row, int lane,
+__device__ __forceinline__ void norm_row_store(const NormBackward<T> &p, PeerSender *sender, int64_t row, int lane,
                                                const float (&dx)[N][Pack<T>::N], const float (&f)[N][Pack<T>::N])
 {
     constexpr int V = Pack<T>::N, C = LANES * V * N;
+    T *to = p.send.ranks ? (T *)peer_row(sender, (uint32_t)row, C * sizeof(T)) : p.dx + row * C;
 #pragma unroll
     for (int k = 0; k < N; k++) {
         int64_t at = row * C + (k * LANES + lane) * V;
-        store_floats<V>(p.dx + at, dx[k]);
+        store_floats<V>(to + (k * LANES + lane) * V, dx[k]);
         if (!DROPS) continue;
         float dropped[V];
 #pragma unroll
@@ -149,9 +152,12 @@ __device__ __forceinline__ void norm_block_sums(Sum *shared, const Sum (&dgamma)
 }
 
 template <typename T, int LANES, int N, int RESIDENT, bool DROPS>
-__global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(NormBackward<T> p)
+__global__ void __launch_bounds__(NORM_THREADS, RESIDENT)
+    layer_norm_bwd_kernel(const __grid_constant__ NormBackward<T> p)
 {
     stage_wait();
+    peer_send_begin(p.send);
+    PeerSender sender(p.send);
     constexpr int V = Pack<T>::N, C = LANES * V * N, GROUPS = NORM_THREADS / LANES;
     typedef NormRing<T, LANES, N> Ring;
     typedef typename Wide<T>::Sum Sum;
@@ -209,10 +215,11 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT) layer_norm_bwd_kernel(
                 if (p.other) d[k][j] += o[k][j];
             }
         if (DROPS && !p.one_mask) norm_factors<T, LANES, N>(p, row, lane, f);
-        norm_row_store<T, LANES, N, DROPS>(p, row, lane, d, f);
+        norm_row_store<T, LANES, N, DROPS>(p, &sender, row, lane, d, f);
     }
     copy_wait<0>();
     __syncthreads();
+    if (p.send.ranks && threadIdx.x == 0) sender.finish(gridDim.x);
     norm_block_sums<LANES>(reinterpret_cast<Sum *>(memory), dgamma, dbeta, p.partial + (int64_t)blockIdx.x * 2 * C);
 }
 
@@ -274,8 +281,10 @@ template <typename T> static void norm_bwd_rounds(NormBackward<T> *p, int blocks
     const Dropout &d = p->dropout;
     p->rounds = (int)((p->rows + (int64_t)blocks * at_a_time - 1) / ((int64_t)blocks * at_a_time));
     p->block_step = at_a_time, p->round_step = (int64_t)blocks * at_a_time;
+    int64_t chunk = (int64_t)p->rounds * at_a_time;
+    if (p->send.ranks) p->block_step = chunk, p->round_step = at_a_time; /* to all ranks at any time */
     if (!p->dropped || d.rank < 3) return;
-    int64_t chunk = (int64_t)p->rounds * at_a_time, below = p->rows / d.local[0];
+    int64_t below = p->rows / d.local[0];
     if (d.stride[0] == 0 && p->round_step % below == 0) {
         p->one_mask = true;
     } else if (d.stride[d.rank - 2] == 0 && d.local[d.rank - 2] % chunk == 0) {

@@ -89,6 +89,14 @@ struct PeerSender {
     }
 };
 
+/* Where a row of that many bytes goes, not to all. */
+__device__ __forceinline__ char *peer_row(PeerSender *sender, uint32_t row, uint32_t bytes)
+{
+    PeerPlace to = peer_place(sender->s, row, 0);
+    sender->meet(to.rank);
+    return (char *)sender->s.out[to.rank] + (int64_t)to.row * bytes;
+}
+
 /* By plain stores: the columns from this one on that a U holds, of a row of `width` T. */
 template <typename T, typename U>
 __device__ __forceinline__ void peer_put(PeerSender *sender, uint32_t row, uint32_t width, uint32_t column, U value)
