@@ -7,6 +7,7 @@
 #define FOLDSCALE_KERNELS_CUDA_GATES_CUH
 
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/peer_send.cuh"
 
 enum { GATES_ROWS = 64, GATES_COLUMNS = 256, GATES_LOOSE = 128, GATES_MEMBERS = 6, GATES_PAIRS = 3, GATES_BLOCKS = 8 };
 enum { GATES_GROUPS = 2, GATES_THREADS = GATES_GROUPS * 128 + 128, GATES_CHUNK = GATES_ROWS * 128 /* bytes */ };
@@ -16,6 +17,9 @@ struct GatesProblem {
     int rows, columns, pair_blocks, blocks, first[GATES_BLOCKS + 1]; /* of the grid, by block of columns */
     int places, channels;                                            /* a[groups][channels][places] */
     const float *bias[GATES_MEMBERS], *mask;
+    PeerSend send; /* of pair `sent`, whose places all ranks get, one rank's behind those of another */
+    CUtensorMap sent_to[PEER_RANKS];
+    int sent;
 };
 
 /* A slot: x, over which go the products, then what is gated (over x too where the products are not kept). */
@@ -83,11 +87,26 @@ template <int SLOTS> __device__ __forceinline__ void gates_turn(const GatesPlace
     if (SLOTS % GATES_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
 }
 
+/* A gated tile, first to this rank's own memory. */
+__device__ __forceinline__ void gates_send_gated(const GatesProblem &p, int pair, PeerSender *sender, uint32_t from,
+                                                 int row)
+{
+    int channel = row / p.places * p.channels, place = row % p.places;
+    bool sends = p.send.ranks > 0 && pair == p.sent;
+    if (!sends) tensor_store(&p.a[pair], from, channel, place);
+    for (int k = 0; sends && k < p.send.ranks; k++) {
+        int rank = (p.send.rank + k) % p.send.ranks;
+        sender->meet(rank);
+        tensor_store(&p.sent_to[rank], from, channel, place + (p.send.loopback ? rank : p.send.rank) * p.places);
+    }
+}
+
 /* One thread per warpgroup: finished tiles go out, then their slots are free. */
 template <int K, int W, bool KEEP>
 __device__ __forceinline__ void gates_store(const GatesProblem &p, const GatesPlace &at, int group)
 {
     typedef GatesShape<K, KEEP> S;
+    PeerSender sender(p.send);
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
          i += GATES_GROUPS, tile += GATES_GROUPS * at.step) {
         int slot = i % S::SLOTS, row = tile * GATES_ROWS;
@@ -96,13 +115,13 @@ __device__ __forceinline__ void gates_store(const GatesProblem &p, const GatesPl
         barrier_wait(at.done + slot * 8, i / S::SLOTS & 1);
         if (KEEP || !at.paired) gates_send_products<W>(p, at, from, row);
         for (int q = 0; at.paired && q < GATES_COLUMNS / (2 * W); q++)
-            tensor_store(&p.a[at.column0 / (2 * W) + q], from + S::A_AT + q * W * 128, row / p.places * p.channels,
-                         row % p.places);
+            gates_send_gated(p, at.column0 / (2 * W) + q, &sender, from + S::A_AT + q * W * 128, row);
         tensor_store_commit();
         tensor_store_wait_read();
         barrier_arrive(at.empty + slot * 8);
     }
     tensor_store_wait();
+    sender.finish(gridDim.x * GATES_GROUPS);
 }
 
 template <int K, int N> __device__ __forceinline__ void gates_product(float (&acc)[N / 2], uint32_t x, uint32_t w)
@@ -221,6 +240,7 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
     }
     stage_wait();
     stage_release();
+    peer_send_begin(p.send);
     for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_THREADS) {
         int column = at.column0 + c;
         bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;
@@ -246,6 +266,8 @@ struct GatesOperands {
     int64_t groups, places, inner, width;
     int members, pairs;
     bool keep;
+    PeerSend send;
+    int sent; /* pair */
 };
 
 static inline bool gates_fit(const GatesOperands &o)
@@ -268,6 +290,8 @@ static inline Status gates_maps(const GatesOperands &o, GatesProblem *p)
     for (int k = o.keep ? 0 : 2 * o.pairs; k < o.members; k++)
         TRY(tensor_map(o.y[k], rows, o.width, GATES_ROWS, &p->y[k]));
     for (int q = 0; q < o.pairs; q++) TRY(tensor_map(o.a[q], o.groups * o.width, o.places, (int)o.width, &p->a[q]));
+    for (int r = 0; r < o.send.ranks; r++)
+        TRY(tensor_map(o.send.out[r], o.groups * o.width, o.send.ranks * o.places, (int)o.width, &p->sent_to[r]));
     return OK;
 }
 
@@ -295,6 +319,7 @@ template <int K, int W, bool KEEP> static Status gates_launch_shape(const GatesO
     p.places = (int)o.places, p.channels = (int)o.width;
     for (int k = 0; k < o.members; k++) p.bias[k] = o.bias[k];
     p.mask = o.mask;
+    p.send = o.send, p.sent = o.sent;
     gates_share(&p);
     TRY(gates_maps(o, &p));
     CUDA_TRY(cudaFuncSetAttribute(gates_kernel<K, W, KEEP>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));

@@ -275,9 +275,10 @@ template <int pending = 0> __device__ __forceinline__ void tensor_store_wait_rea
 {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 }
-__device__ __forceinline__ void tensor_store_wait()
+/* until they are complete */
+template <int pending = 0> __device__ __forceinline__ void tensor_store_wait()
 {
-    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(pending) : "memory");
 }
 
 /* The box of a map of four dimensions at these coordinates; zeros beyond its edges. */

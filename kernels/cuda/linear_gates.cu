@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "kernels/cuda/channels.h"
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/gates.cuh"
 #include "kernels/cuda/map.cuh"
@@ -87,6 +88,17 @@ static bool gates_operands(const OpCall *call, const Group &g, GatesOperands *o)
     return gates_fit(*o);
 }
 
+/* A pair whose places all ranks get. */
+static bool linear_gates_sends(const OpCall *call)
+{
+    const Send *send = &call->op->send;
+    GatesOperands o;
+    if (call->op->attr.i[0] > GROUP_MAX || send->kind != OP_ALL_GATHER || send->output >= call->op->attr.i[1])
+        return false;
+    bool places = send->attr.i[0] == call->out_tensor[send->output]->rank - 2;
+    return places && tensor_count(call->out_tensor[0]) > 0 && gates_operands(call, group_of(call), &o);
+}
+
 static Status linear_gates(CudaContext *ctx, const OpCall *call)
 {
     int n = (int)call->op->attr.i[0], pairs = (int)call->op->attr.i[1];
@@ -94,7 +106,11 @@ static Status linear_gates(CudaContext *ctx, const OpCall *call)
     if (tensor_count(call->out_tensor[0]) == 0) return OK;
     Group g = group_of(call);
     GatesOperands o;
-    if (gates_operands(call, g, &o)) return gates_launch(o, ctx->stream);
+    if (gates_operands(call, g, &o)) {
+        TRY(peer_send_of(ctx, call, &o.send));
+        o.sent = call->op->send.output;
+        return gates_launch(o, ctx->stream);
+    }
     TRY(dense_group_run(ctx, call, &g));
     for (int k = 0; k < pairs; k++) {
         const Tensor *a = call->out_tensor[k];
@@ -122,6 +138,6 @@ static Status linear_gates(CudaContext *ctx, const OpCall *call)
 }
 
 const CudaEntry cuda_linear_gates[] = {
-    {OP_LINEAR_GATES, linear_gates, linear_gates_scratch},
+    {OP_LINEAR_GATES, linear_gates, linear_gates_scratch, linear_gates_sends},
     {OP_COUNT, NULL, NULL},
 };

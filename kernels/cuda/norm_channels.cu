@@ -1,5 +1,7 @@
 /* Layer norm of channel-first triangle products. */
 #include "kernels/cuda/channels.cuh"
+#include "kernels/cuda/comm_peer.h"
+#include "kernels/cuda/peer_send.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 enum { CHANNELS_BLOCKS = 264 /* two per SM */ };
@@ -200,12 +202,34 @@ template <int C> struct NormOperands {
     }
 };
 
+/* dx of pairs from pair0 on, channels as rows; to all ranks, this one first, where the op sends it: there the pairs of
+ * one rank lie behind those of another. */
+template <int C>
+__device__ __forceinline__ void norm_store(const NormChannels &p, const PeerSend &send,
+                                           HalvesTile<C, CHANNELS_TILE / C> &tile, int64_t group, int64_t pair0)
+{
+    constexpr int PAIRS = CHANNELS_TILE / C;
+    int64_t pairs = p.s.pairs;
+    int copies = max(send.ranks, 1);
+    for (int q = 0; q < copies; q++) {
+        int rank = (send.rank + q) % copies, sender = send.loopback ? rank : send.rank;
+        bf16 *y = (bf16 *)(send.ranks ? send.out[rank] : p.y) + sender * pairs + pair0;
+#pragma unroll
+        for (int it = 0; it < NormTile<C>::STEPS; it++) {
+            int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (PAIRS / 8), c = k % (PAIRS / 8) * 8;
+            if (pair0 + c < pairs) store16(y + (group * C + r) * copies * pairs + c, tile.get_row(r, c));
+        }
+    }
+}
+
 /* dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)); the tile holds x, then dx. Blocks go round the tiles; the next
  * one is on its way meanwhile. */
 template <int C>
-static __global__ void __launch_bounds__(CHANNELS_THREADS, 2) layer_norm_channels_bwd_kernel(NormChannels p)
+static __global__ void __launch_bounds__(CHANNELS_THREADS, 2)
+    layer_norm_channels_bwd_kernel(const __grid_constant__ NormChannels p, const __grid_constant__ PeerSend send)
 {
     stage_wait();
+    peer_send_begin(send);
     constexpr int PAIRS = CHANNELS_TILE / C, LANES = C / 8, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS;
     __shared__ HalvesTile<C, PAIRS> tile;
     __shared__ float shared[CHANNELS_THREADS / WARP][C];
@@ -215,6 +239,7 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS, 2) layer_norm_channel
     float dgamma[8] = {}, dbeta[8] = {};
     NormOperands<C> next;
     next.load(p, blockIdx.x / row_tiles, blockIdx.x % row_tiles * PAIRS);
+    peer_meet_all(send);
     if (threadIdx.x < C) shared[0][threadIdx.x] = p.gamma[threadIdx.x]; /* until the sums */
     for (uint32_t work = blockIdx.x; work < works; work += gridDim.x) {
         int64_t group = work / row_tiles, pair0 = work % row_tiles * PAIRS;
@@ -247,14 +272,11 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS, 2) layer_norm_channel
             tile.put_column(channel, pair, pack8(v));
         }
         __syncthreads();
-#pragma unroll
-        for (int it = 0; it < STEPS; it++) {
-            int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (PAIRS / 8), c = k % (PAIRS / 8) * 8;
-            if (pair0 + c < pairs) store16((bf16 *)p.y + (group * C + r) * pairs + pair0 + c, tile.get_row(r, c));
-        }
+        norm_store<C>(p, send, tile, group, pair0);
         __syncthreads();
     }
     norm_sums<C>(dgamma, dbeta, shared, p.partial);
+    peer_finish_all(send);
 }
 
 /* Any extents: a thread sums over the pairs of a tile for its channels, then warps turn x into dx, a pair each. */
@@ -319,9 +341,8 @@ template <typename T> static Status layer_norm_channels_bwd_any(const NormChanne
     return sum_partials_split_launch(p.partial, p.mean, p.rstd, blocks, p.s.c, stream);
 }
 
-static Status layer_norm_channels_bwd(CudaContext *ctx, const OpCall *call)
+static NormChannels norm_bwd_of(const OpCall *call)
 {
-    DType type = call->in_tensor[1]->dtype;
     NormChannels p = {};
     p.s = channels_of(call->in_tensor[1]);
     p.dy = call->in[0], p.x = call->in[1], p.y = call->out[0];
@@ -329,13 +350,36 @@ static Status layer_norm_channels_bwd(CudaContext *ctx, const OpCall *call)
     p.mean_in = (const float *)call->in[3], p.rstd_in = (const float *)call->in[4];
     p.mean = (float *)call->out[1], p.rstd = (float *)call->out[2];
     p.partial = (float *)call->scratch;
-    if (norm_is_wide(p.s, type, p.x, p.y, p.dy) && aligned16(p.gamma)) {
+    return p;
+}
+
+static bool norm_bwd_is_wide(const OpCall *call, const NormChannels &p)
+{
+    return norm_is_wide(p.s, call->in_tensor[1]->dtype, p.x, p.y, p.dy) && aligned16(p.gamma);
+}
+
+/* dx to all ranks, cut along the first axis of the pairs. */
+static bool layer_norm_channels_bwd_sends(const OpCall *call)
+{
+    const Send *send = &call->op->send;
+    const Tensor *dx = call->out_tensor[0];
+    bool places = send->output == 0 && send->kind == OP_ALL_GATHER && send->attr.i[0] == dx->rank - 2;
+    return places && tensor_count(dx) > 0 && norm_bwd_is_wide(call, norm_bwd_of(call));
+}
+
+static Status layer_norm_channels_bwd(CudaContext *ctx, const OpCall *call)
+{
+    DType type = call->in_tensor[1]->dtype;
+    NormChannels p = norm_bwd_of(call);
+    if (norm_bwd_is_wide(call, p)) {
+        PeerSend send;
+        TRY(peer_send_of(ctx, call, &send));
         int64_t tile = CHANNELS_TILE / p.s.c, tiles = (p.s.pairs + tile - 1) / tile * p.s.groups;
         unsigned blocks = tiles < CHANNELS_BLOCKS ? (unsigned)tiles : (unsigned)CHANNELS_BLOCKS;
         if (p.s.c == 64)
-            launch(layer_norm_channels_bwd_kernel<64>, blocks, CHANNELS_THREADS, 0, ctx->stream, p);
+            launch(layer_norm_channels_bwd_kernel<64>, blocks, CHANNELS_THREADS, 0, ctx->stream, p, send);
         else
-            launch(layer_norm_channels_bwd_kernel<128>, blocks, CHANNELS_THREADS, 0, ctx->stream, p);
+            launch(layer_norm_channels_bwd_kernel<128>, blocks, CHANNELS_THREADS, 0, ctx->stream, p, send);
         TRY(cuda_launched("layer_norm_channels_bwd_kernel"));
         return sum_partials_split_launch(p.partial, p.mean, p.rstd, blocks, p.s.c, ctx->stream);
     }
@@ -349,6 +393,7 @@ static size_t layer_norm_channels_bwd_scratch(const OpCall *call)
 
 const CudaEntry cuda_norm_channels[] = {
     {OP_LAYER_NORM_CHANNELS, layer_norm_channels, NULL},
-    {OP_LAYER_NORM_CHANNELS_BWD, layer_norm_channels_bwd, layer_norm_channels_bwd_scratch},
+    {OP_LAYER_NORM_CHANNELS_BWD, layer_norm_channels_bwd, layer_norm_channels_bwd_scratch,
+     layer_norm_channels_bwd_sends},
     {OP_COUNT, NULL, NULL},
 };

@@ -1,6 +1,8 @@
 /* Elementwise ops and their sums. */
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/map.cuh"
+#include "kernels/cuda/peer_send.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 struct Relu {
@@ -161,10 +163,48 @@ static Status scale(CudaContext *ctx, const OpCall *call)
     });
 }
 
+/* Rows of `columns` elements to where the op's collective takes them. */
+static __global__ void __launch_bounds__(256)
+    mask_mul_send_kernel(const bf16 *x, MaskMul f, uint32_t packs, uint32_t columns,
+                         const __grid_constant__ PeerSend send)
+{
+    constexpr int V = Pack<bf16>::N;
+    stage_wait();
+    peer_send_begin(send);
+    PeerSender sender(send);
+    uint32_t pack = blockIdx.x * 256 + threadIdx.x, first = pack * V;
+    if (pack < packs) {
+        float in[1][V], out[1][V];
+        Pack<bf16> y;
+        load_floats<V>(x + first, in[0]);
+        f.apply<V>(first, in, out);
+#pragma unroll
+        for (int j = 0; j < V; j++) y.v[j] = from_float<bf16>(out[0][j]);
+        peer_put<bf16>(&sender, first / columns, columns, first % columns, y);
+    }
+    peer_finish_all(send);
+}
+
+static bool mask_mul_sends(const OpCall *call)
+{
+    const Tensor *y = call->out_tensor[0];
+    PeerRows rows;
+    int64_t inner = tensor_count(y) / tensor_count(call->in_tensor[1]);
+    bool packs = y->dtype == DT_BF16 && tensor_last(y) % 8 == 0 && inner % 8 == 0 && aligned16(call->in[0]);
+    return packs && call->op->send.kind != OP_REDUCE_SCATTER && peer_send_rows(call, &rows);
+}
+
 static Status mask_mul(CudaContext *ctx, const OpCall *call)
 {
     int64_t n = tensor_count(call->out_tensor[0]), inner = n / tensor_count(call->in_tensor[1]);
     MaskMul f = {any_in(call, 1), (uint32_t)inner};
+    PeerSend send;
+    TRY(peer_send_of(ctx, call, &send));
+    if (send.ranks > 0) {
+        launch(mask_mul_send_kernel, blocks_for(n / 8, 256), 256, 0, ctx->stream, (const bf16 *)call->in[0], f,
+               (uint32_t)(n / 8), (uint32_t)tensor_last(call->out_tensor[0]), send);
+        return cuda_launched("mask_mul_send_kernel");
+    }
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         MapArgs<T, 1, 1> a = {{IN(0)}, {OUT(0)}, n};
         return map_launch(a, inner, f, ctx->stream);
@@ -352,7 +392,7 @@ const CudaEntry cuda_pointwise[] = {
     {OP_OUTER_ADD, outer_add, NULL},
     {OP_OUTER_ADD_BWD, outer_add_bwd, NULL},
     {OP_SCALE, scale, NULL},
-    {OP_MASK_MUL, mask_mul, NULL},
+    {OP_MASK_MUL, mask_mul, NULL, mask_mul_sends},
     {OP_GATE, gate, NULL},
     {OP_GATE_BWD, gate_bwd, NULL},
     {OP_GATE_ROWS, gate_rows, NULL},

@@ -1,6 +1,8 @@
 /* Triangle products. */
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/transpose.cuh"
+#include "kernels/cuda/tri_send.cuh"
 
 /* --- triangle product: one matrix product per channel, on channel-first copies
  * ----------------------------------------- */
@@ -76,10 +78,28 @@ static Status tri_channels(CudaContext *ctx, const OpCall *call, const Tri &t)
     return gemm_run(ctx, &s, call->in[0], call->in[1], NULL, call->out[0]);
 }
 
+/* A sum over the ranks, shared out along rows: both operands stored along them. */
+static bool tri_sends(const OpCall *call)
+{
+    const Send *send = &call->op->send;
+    const Tensor *x = call->out_tensor[0], *y = call->send_tensor;
+    Tri t = tri_make(call);
+    PeerRows rows;
+    bool rows_shared = send->kind == OP_REDUCE_SCATTER && send->attr.i[0] == x->rank - 2;
+    if (!rows_shared || !t.channels || !t.ta || t.tb || x->dtype != DT_BF16) return false;
+    return tri_send_fits(t.g * t.c, t.k, t.n, t.m, t.n / y->dim[y->rank - 2]) && peer_send_rows(call, &rows);
+}
+
 static Status tri_product(CudaContext *ctx, const OpCall *call)
 {
     Tri t = tri_make(call);
+    PeerSend send;
     if (t.g * t.c * t.n * t.m == 0) return OK;
+    TRY(peer_send_of(ctx, call, &send));
+    if (send.ranks > 0) {
+        TriOperands o = {call->in[0], call->in[1], call->out[0], t.g * t.c, t.k, t.n, t.m};
+        return tri_send_launch(o, send, ctx->stream);
+    }
     if (t.channels) return tri_channels(ctx, call, t);
     switch (call->in_tensor[0]->dtype) {
     case DT_BF16:
@@ -92,6 +112,6 @@ static Status tri_product(CudaContext *ctx, const OpCall *call)
 }
 
 const CudaEntry cuda_triangle[] = {
-    {OP_TRI_PRODUCT, tri_product, tri_scratch},
+    {OP_TRI_PRODUCT, tri_product, tri_scratch, tri_sends},
     {OP_COUNT, NULL, NULL},
 };
