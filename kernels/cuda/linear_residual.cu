@@ -6,7 +6,7 @@
 #include "kernels/cuda/flow.cuh"
 #include "kernels/cuda/map.cuh"
 
-/* The operands of a call; what is absent is NULL, as are all of a call without addresses. */
+/* The operands of a call; what is absent is NULL. */
 struct Branch {
     const Tensor *y_tensor;
     const void *r, *x, *w, *g;
@@ -23,7 +23,8 @@ static const void *optional(const OpCall *call, int k)
     return call_in(call, k) ? call->in[k] : NULL;
 }
 
-static Branch branch_of(CudaContext *ctx, const OpCall *call)
+/* Without layout dropout is left out: for questions of shape. */
+static Branch branch_of(const RankLayout *layout, const OpCall *call)
 {
     const Tensor *x = call->in_tensor[1], *w = call->in_tensor[2];
     Branch b = {};
@@ -35,8 +36,8 @@ static Branch branch_of(CudaContext *ctx, const OpCall *call)
     b.rows = tensor_rows(x), b.inner = tensor_last(x), b.out = w->dim[0];
     b.type = x->dtype;
     const int32_t *rng = (const int32_t *)optional(call, 5);
-    if (rng)
-        dropout_make(ctx->layout, b.y_tensor, call->op->attr.i[0], (int)call->op->attr.i[1], call->op->attr.f[0], rng,
+    if (rng && layout)
+        dropout_make(layout, b.y_tensor, call->op->attr.i[0], (int)call->op->attr.i[1], call->op->attr.f[0], rng,
                      &b.drop);
     return b;
 }
@@ -104,7 +105,7 @@ static bool branch_flows(const Branch &b, const FlowOperands &o)
 
 static Status linear_residual(CudaContext *ctx, const OpCall *call)
 {
-    Branch b = branch_of(ctx, call);
+    Branch b = branch_of(ctx->layout, call);
     if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
     FlowOperands o = flow_operands(b);
     TRY(peer_send_of(ctx, call, &o.send));
