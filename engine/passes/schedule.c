@@ -146,13 +146,13 @@ Status pass_schedule(const Program *in, const Switches *switches, Program **out)
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
     if (switches->comm_overlap && in->dap > 1) {
-        TRY(advance(&now, schedule_send(now, &next), &next));
         TRY(advance(&now, schedule_early(now, &next), &next));
         TRY(advance(&now, schedule_fill(now, &next), &next));
     }
     if (switches->comm_overlap && in->loss != VAL_NONE && in->dap > 1 && !aside)
         TRY(advance(&now, schedule_defer(now, &next), &next));
     if (switches->comm_overlap) TRY(advance(&now, split_collectives(now, &next), &next));
+    if (switches->comm_overlap && in->dap > 1) TRY(advance(&now, schedule_send(now, &next), &next));
     if (aside) TRY(advance(&now, schedule_aside(now, &next), &next));
     for (int32_t i = 0; i < now->n_ops; i++) now->op[i].segment = switches->cuda_graph ? 0 : -1;
     *out = now;

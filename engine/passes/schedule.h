@@ -6,14 +6,15 @@
 /* schedule_clip.c: the squared norm of the gradient, range by range as the gradients become final, into the state that
  * the optimizer program reads (fuse_optimizer.c). Program with a loss, after autodiff. */
 Status schedule_clip(const Program *in, Program **out);
-/* schedule_send.c: collectives become part of the ops that compute what they exchange. */
-Status schedule_send(const Program *in, Program **out);
 /* schedule_early.c: collectives move to where their operand is complete. */
 Status schedule_early(const Program *in, Program **out);
 /* schedule_fill.c: ops that do not need the result of a collective move ahead of those that do. */
 Status schedule_fill(const Program *in, Program **out);
 /* schedule_defer.c: weight gradients move behind the collectives that follow them. */
 Status schedule_defer(const Program *in, Program **out);
+
+/* schedule_send.c: collectives in line become part of the ops that compute what they exchange. */
+Status schedule_send(const Program *in, Program **out);
 
 /* schedule_aside.c: gradients of parameters in groups beside the computation. Program with a loss; last of all. */
 Status schedule_aside(const Program *in, Program **out);

@@ -49,7 +49,7 @@ static bool is_temporary(const Value *v)
 static int32_t sender_of(const Program *p, int32_t i, const int32_t *readers, int *output_out)
 {
     const Op *collective = &p->op[i];
-    if (!schedule_is_collective(collective)) return -1;
+    if (!schedule_is_collective(collective) || collective->stream) return -1; /* what is hidden costs less */
     Val x = collective->in[0];
     if (readers[x] != 1 || !is_temporary(&p->value[x]) || !is_temporary(&p->value[collective->out[0]])) return -1;
     int32_t writer = p->value[x].def_op;
