@@ -306,6 +306,13 @@ __device__ __forceinline__ void bulk_load(uint32_t target, const void *source, u
         : "memory");
 }
 
+/* the same out of shared memory, in the bulk group of the thread */
+__device__ __forceinline__ void bulk_store(void *target, uint32_t source, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target), "r"(source), "r"(bytes)
+                 : "memory");
+}
+
 /* A bf16 tensor whose first dimension is contiguous; pitch[k]: bytes between steps of dimension k + 1. The driver's
  * function is found at run time: nothing links against it. */
 static inline Status tensor_map_of(const void *p, int rank, const cuuint64_t *extent, const cuuint64_t *pitch,
