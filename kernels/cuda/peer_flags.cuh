@@ -19,6 +19,12 @@ __device__ __forceinline__ void peer_raise(uint32_t *flag, uint32_t turn)
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(turn) : "memory");
 }
 
+/* Ordered behind what a fence of the system came after. */
+__device__ __forceinline__ void peer_add(uint32_t *flag)
+{
+    asm volatile("red.relaxed.sys.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+
 __device__ __forceinline__ uint32_t peer_look(const uint32_t *flag)
 {
     uint32_t turn;

@@ -4,9 +4,9 @@
  * done, the others may write here;
  *   - meets a rank (PeerSender::meet) before a thread stores there for the first time;
  *   - ends each storing thread, or each block whose threads are synchronized, with PeerSender::finish once its stores
- *     are complete (of tensor copies: tensor_store_wait(), and not until they were read). The last one tells the others
- *     and waits until they have told this rank, so that the kernel ends when all has landed here; what runs next needs
- *     no more than its stage_wait().
+ *     are complete (of tensor copies: tensor_store_wait(), and not until they were read). Each tells all ranks, the
+ *     last one waits for those of the other ranks, so that the kernel ends when all has landed here; what runs next
+ *     needs no more than its stage_wait().
  * Waiting is for kernels of the same op on the other ranks, whose first block waits for nobody. */
 #ifndef FOLDSCALE_KERNELS_CUDA_PEER_SEND_CUH
 #define FOLDSCALE_KERNELS_CUDA_PEER_SEND_CUH
@@ -20,13 +20,15 @@ struct PeerRows {
     bool to_all;
 };
 
+enum { PEER_SEND_ROWS = 3 /* of flags and of turns that are used here; those behind are free for sums */ };
+
 struct PeerSend {
     int ranks, rank; /* ranks 0: the op does not send */
     bool loopback;   /* the other ranks do not exist: what they would send is what this one sends them */
     PeerRows rows;
     void *out[PEER_RANKS];      /* of every rank: the output, or where parts of a sum land */
-    uint32_t *flag[PEER_RANKS]; /* of every rank: [here, sent][sender] */
-    uint32_t *turn;             /* own: turns done, senders that have finished */
+    uint32_t *flag[PEER_RANKS]; /* of every rank: [turn that is here, senders that have finished][rank] */
+    uint32_t *turn;             /* own: turns done, senders that have finished, those of earlier turns */
     uint32_t *failed;           /* own: nobody waits any more */
     PeerStatus *status;
 };
@@ -70,22 +72,21 @@ struct PeerSender {
         met |= 1u << rank;
     }
 
-    /* senders: how many threads of the grid call it */
+    /* senders: how many threads of the grid call it, the same number on all ranks */
     __device__ __forceinline__ void finish(uint32_t senders) const
     {
         if (s.loopback || s.ranks == 0) return;
+        uint32_t before = __ldcg(s.turn + 2);
         asm volatile("fence.proxy.async;" ::: "memory");
         __threadfence_system();
-        if (atomicAdd(s.turn + 1, 1u) != senders - 1) return;
-        __threadfence_system();
-        uint32_t turn = __ldcg(s.turn) + 1;
-        for (int k = 1; k < s.ranks; k++) peer_raise(s.flag[(s.rank + k) % s.ranks] + PEER_RANKS + s.rank, turn);
+        for (int k = 1; k < s.ranks; k++) peer_add(s.flag[(s.rank + k) % s.ranks] + PEER_RANKS + s.rank);
+        if (atomicAdd(s.turn + 1, 1u) != before + senders - 1) return;
         for (int k = 1; k < s.ranks; k++) {
             int other = (s.rank + k) % s.ranks;
-            peer_await(s, s.flag[s.rank] + PEER_RANKS + other, turn, other);
+            peer_await(s, s.flag[s.rank] + PEER_RANKS + other, before + senders, other);
         }
-        s.turn[0] = turn;
-        s.turn[1] = 0;
+        s.turn[0] = __ldcg(s.turn) + 1;
+        s.turn[2] = before + senders;
     }
 };
 

@@ -17,7 +17,6 @@
 enum { TRI_BLOCKS = 66, TRI_GROUPS = 2, TRI_THREADS = TRI_GROUPS * 128 + 128 };
 enum { TRI_STEP = 32, TRI_PANEL = TRI_STEP * 128 /* bytes of 64 columns of a step */, TRI_CHUNK = 64 * 128 };
 enum { TRI_SLOTS = 4, TRI_PIECE = 16384 /* bytes of a part of a sum in a slot */, TRI_UNITS = TRI_PIECE / 16 / 256 };
-enum { TRI_FLAGS = 2 /* rows of flags, and turns, that belong to whole kernels */ };
 /* Parts of a block's work: tiles with rows of other ranks, and without. */
 enum { TRI_SENT, TRI_KEPT, TRI_PARTS };
 
@@ -62,7 +61,7 @@ __device__ __forceinline__ TriPlace tri_place(const TriProblem &p, int columns_o
     at.sent_pairs = (at.panels - whole + 1) / 2, at.kept_pairs = at.panels / 2 - at.sent_pairs;
     at.mixed = p.send.loopback || 2 * at.sent_pairs > at.panels - at.own;
     at.column_tiles = p.columns / columns_of_tile;
-    at.flags = (TRI_FLAGS + blockIdx.x) * PEER_RANKS;
+    at.flags = (PEER_SEND_ROWS + blockIdx.x) * PEER_RANKS;
     at.channels = (p.channels - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
     return at;
 }
@@ -349,7 +348,7 @@ __global__ void __launch_bounds__(TRI_THREADS, 1) tri_send_kernel(const __grid_c
     stage_wait();
     stage_release();
     int other = (int)threadIdx.x, group = threadIdx.x / 128;
-    uint32_t turn = __ldcg(p.send.turn + TRI_FLAGS + blockIdx.x);
+    uint32_t turn = __ldcg(p.send.turn + PEER_SEND_ROWS + blockIdx.x);
     if (!p.send.loopback && other < p.send.ranks && other != p.send.rank)
         peer_raise(p.send.flag[other] + at.flags + p.send.rank, turn + 1);
     __syncthreads();
@@ -358,7 +357,7 @@ __global__ void __launch_bounds__(TRI_THREADS, 1) tri_send_kernel(const __grid_c
     } else {
         tri_work<BN>(p, at, group);
         tri_sum(p, at);
-        if (other == 0 && !p.send.loopback) p.send.turn[TRI_FLAGS + blockIdx.x] = turn + 1 + (uint32_t)at.channels;
+        if (other == 0 && !p.send.loopback) p.send.turn[PEER_SEND_ROWS + blockIdx.x] = turn + 1 + (uint32_t)at.channels;
     }
 }
 
