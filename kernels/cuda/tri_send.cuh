@@ -1,22 +1,19 @@
 /* Triangle products of which every rank holds a part of the inner extent, X_c = sum over ranks of A_c^T B_c, the sum
  * shared out along its rows (reduce_scatter): each channel's product is made in tiles, those of the other ranks' rows
- * first, which go to their ranks while the rest is made; then a channel is added up as soon as its parts are here, in
- * the order of ranks. Parts land as they lie in shared memory, in chunks of 64 rows (or as many as a rank has) x 64
- * columns in the 128-byte swizzle: [sender][channel][chunk of rows][chunk of columns].
+ * first, which are on their way while the rest is made; when all parts are here, a second kernel adds them in the order
+ * of ranks. Parts land as they lie in shared memory, in chunks of 64 rows (or as many as a rank has) x 64 columns in
+ * the 128-byte swizzle: [sender][channel][chunk of rows][chunk of columns].
  *
- * A block owns channels. One thread copies 32 inner elements at a time into a ring, then parts of sums; two warpgroups
- * multiply, 64 rows each, then add; one thread sends what the ranks get, another one keeps what this rank gets. A block
- * waits for its namesakes on the other ranks, while other streams' kernels may do the same with theirs: all of them
- * have to be on the GPU at once, so that these take no more than half of it. */
+ * A block owns channels. One thread copies 32 inner elements at a time into a ring, two warpgroups multiply, 64 rows
+ * each, one thread sends what the ranks get, another one keeps what this rank gets. */
 #ifndef FOLDSCALE_KERNELS_CUDA_TRI_SEND_CUH
 #define FOLDSCALE_KERNELS_CUDA_TRI_SEND_CUH
 
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/peer_send.cuh"
 
-enum { TRI_BLOCKS = 66, TRI_GROUPS = 2, TRI_THREADS = TRI_GROUPS * 128 + 128 };
+enum { TRI_BLOCKS = 132, TRI_GROUPS = 2, TRI_THREADS = TRI_GROUPS * 128 + 128 };
 enum { TRI_STEP = 32, TRI_PANEL = TRI_STEP * 128 /* bytes of 64 columns of a step */, TRI_CHUNK = 64 * 128 };
-enum { TRI_SLOTS = 4, TRI_PIECE = 16384 /* bytes of a part of a sum in a slot */, TRI_UNITS = TRI_PIECE / 16 / 256 };
 /* Parts of a block's work: tiles with rows of other ranks, and without. */
 enum { TRI_SENT, TRI_KEPT, TRI_PARTS };
 
@@ -29,22 +26,18 @@ struct TriProblem {
 
 template <int BN> struct TriShape {
     static constexpr int PANELS = BN / PANEL, STAGE = (TRI_GROUPS + PANELS) * TRI_PANEL;
-    static constexpr int STAGES = BN > 128 ? 3 : 4;
+    static constexpr int STAGES = BN > 128 ? 3 : 6;
     static constexpr int TILE = PANELS * TRI_CHUNK /* of a warpgroup, on its way out */;
     static constexpr int TILES_AT = STAGES * STAGE, BARRIERS_AT = TILES_AT + TRI_PARTS * TRI_GROUPS * TILE;
     static constexpr int BYTES = BARRIERS_AT + 256;
-    static_assert(TRI_SLOTS * TRI_PIECE <= TILES_AT, "parts of sums go where the operands were");
 };
 
 /* Barriers and the share of the work of a thread block. */
 struct TriPlace {
-    uint32_t base, full, empty, done, free, kept; /* done, free: [part][warpgroup] */
-    uint32_t part_full, part_empty;               /* of parts of sums */
-    uint32_t flags;                               /* of this block */
-    int panels, own_first, own;                   /* of 64 rows; those with rows of this rank */
-    int sent_pairs, kept_pairs, column_tiles;     /* of a channel */
-    int channels;                                 /* of this block, tri_channel(0), ... */
-    bool mixed;                                   /* some of what is sent stays here */
+    uint32_t base, full, empty, done, free;   /* done, free: [part][warpgroup] */
+    int panels, own_first, own;               /* of 64 rows; those with rows of this rank */
+    int sent_pairs, kept_pairs, column_tiles; /* of a channel */
+    int channels;                             /* of this block, tri_channel(0), ... */
 };
 
 struct TriTile {
@@ -59,9 +52,7 @@ __device__ __forceinline__ TriPlace tri_place(const TriProblem &p, int columns_o
     at.own_first = p.send.rank * share / PANEL, at.own = (share + PANEL - 1) / PANEL;
     int whole = share / PANEL; /* panels of own rows alone */
     at.sent_pairs = (at.panels - whole + 1) / 2, at.kept_pairs = at.panels / 2 - at.sent_pairs;
-    at.mixed = p.send.loopback || 2 * at.sent_pairs > at.panels - at.own;
     at.column_tiles = p.columns / columns_of_tile;
-    at.flags = (PEER_SEND_ROWS + blockIdx.x) * PEER_RANKS;
     at.channels = (p.channels - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
     return at;
 }
@@ -118,38 +109,6 @@ template <int BN> __device__ __forceinline__ void tri_load(const TriProblem &p, 
                 tensor_load(to + (TRI_GROUPS + j) * TRI_PANEL, &p.b, row, tile.column * BN + j * PANEL, full);
         }
     }
-    for (int k = 0; k < S::STAGES; k++, s++) /* all of them have been used */
-        barrier_wait(at.empty + s % S::STAGES * 8, (uint32_t)(s / S::STAGES & 1) ^ 1);
-}
-
-/* Bytes of a channel's part of a sum. */
-__device__ __forceinline__ int tri_share(const TriProblem &p)
-{
-    return p.rows / p.send.ranks * p.columns * (int)sizeof(bf16);
-}
-
-/* The copying thread: what all ranks sent of a channel, as soon as it is here. */
-__device__ __forceinline__ void tri_load_parts(const TriProblem &p, const TriPlace &at, uint32_t turn)
-{
-    const PeerSend &s = p.send;
-    const char *area = (const char *)s.out[s.rank];
-    int share = tri_share(p), i = 0;
-    barrier_wait(at.kept, 0);
-    for (int n = 0; n < at.channels; n++) {
-        int64_t from = (int64_t)tri_channel(n) * share;
-        for (int r = 0; r < s.ranks && !s.loopback; r++)
-            if (r != s.rank) peer_await(s, s.flag[s.rank] + at.flags + r, turn + 2 + n, r);
-        asm volatile("fence.proxy.async;" ::: "memory");
-        for (int first = 0; first < share; first += TRI_PIECE)
-            for (int r = 0; r < s.ranks; r++, i++) {
-                int slot = i % TRI_SLOTS, bytes = min((int)TRI_PIECE, share - first);
-                uint32_t full = at.part_full + slot * 8;
-                barrier_wait(at.part_empty + slot * 8, (uint32_t)(i / TRI_SLOTS & 1) ^ 1);
-                barrier_expect(full, bytes);
-                bulk_load(at.base + slot * TRI_PIECE, area + (int64_t)r * p.channels * share + from + first, bytes,
-                          full);
-            }
-    }
 }
 
 /* Rows of a chunk. */
@@ -160,13 +119,15 @@ __device__ __forceinline__ int tri_chunk_rows(const TriProblem &p)
 
 /* 64 rows of a tile to where they belong. */
 template <int BN>
-__device__ __forceinline__ void tri_store_rows(const TriProblem &p, const TriTile &tile, uint32_t from, int row0)
+__device__ __forceinline__ void tri_store_rows(const TriProblem &p, PeerSender *sender, const TriTile &tile,
+                                               uint32_t from, int row0)
 {
     int rows = tri_chunk_rows(p), bytes = rows * 128;
     for (int r = 0; r < PANEL; r += rows) {
         PeerPlace place = peer_place(p.send, (uint32_t)(tile.channel * p.rows + row0 + r), 0);
         char *to = (char *)p.send.out[place.rank] + (int64_t)place.row * p.columns * (int)sizeof(bf16) +
                    tile.column * (BN / PANEL) * bytes;
+        sender->meet(place.rank);
         if (rows == PANEL)
             bulk_store(to, from, BN / PANEL * TRI_CHUNK);
         else
@@ -174,40 +135,25 @@ __device__ __forceinline__ void tri_store_rows(const TriProblem &p, const TriTil
     }
 }
 
-__device__ __forceinline__ void tri_tell(const TriProblem &p, const TriPlace &at, uint32_t turn)
-{
-    asm volatile("fence.proxy.async;" ::: "memory");
-    __threadfence_system();
-    for (int k = 1; k < p.send.ranks && !p.send.loopback; k++)
-        peer_raise(p.send.flag[(p.send.rank + k) % p.send.ranks] + at.flags + p.send.rank, turn);
-}
-
-/* One thread per part: finished tiles go out. Turns: a block is here, then one for each channel that was sent. */
-template <int BN, int PART>
-__device__ __forceinline__ void tri_store(const TriProblem &p, const TriPlace &at, uint32_t turn)
+/* One thread per part: finished tiles go out. */
+template <int BN, int PART> __device__ __forceinline__ void tri_store(const TriProblem &p, const TriPlace &at)
 {
     typedef TriShape<BN> S;
-    int first = PART == TRI_SENT ? 0 : tri_tiles(at, TRI_SENT), each = tri_each(at, PART);
-    if (PART == TRI_SENT && !at.mixed) barrier_arrive(at.kept);
+    PeerSender sender(p.send);
+    int first = PART == TRI_SENT ? 0 : tri_tiles(at, TRI_SENT);
     for (int k = 0; k < tri_tiles(at, PART); k++) {
         TriTile tile = tri_tile(at, first + k);
         for (int g = 0; g < TRI_GROUPS; g++) {
             int which = PART * TRI_GROUPS + g;
             barrier_wait(at.done + which * 8, (uint32_t)k & 1);
-            tri_store_rows<BN>(p, tile, at.base + S::TILES_AT + which * S::TILE, tri_row(at, tile.pair, g));
+            tri_store_rows<BN>(p, &sender, tile, at.base + S::TILES_AT + which * S::TILE, tri_row(at, tile.pair, g));
         }
         tensor_store_commit();
-        if (PART == TRI_SENT && k >= each && k % each == 0) { /* all but the last group: the channel before */
-            tensor_store_wait<1>();
-            tri_tell(p, at, turn + 1 + k / each);
-        }
         tensor_store_wait_read();
         for (int g = 0; g < TRI_GROUPS; g++) barrier_arrive(at.free + (PART * TRI_GROUPS + g) * 8);
     }
     tensor_store_wait();
-    if (PART == TRI_SENT) tri_tell(p, at, turn + 1 + at.channels);
-    if (PART == TRI_KEPT) asm volatile("fence.proxy.async;" ::: "memory");
-    if (PART == TRI_KEPT || at.mixed) barrier_arrive(at.kept);
+    if (PART == TRI_SENT) sender.finish(gridDim.x);
 }
 
 /* A warpgroup's 64 rows of a tile. */
@@ -258,106 +204,80 @@ template <int BN> __device__ __forceinline__ void tri_work(const TriProblem &p, 
     }
 }
 
-/* x (+)= 8 elements */
-__device__ __forceinline__ void tri_add(float (&x)[8], const uint32_t (&v)[4], bool first)
-{
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        float2 y = unpack_bf16(v[j]);
-        x[2 * j] = first ? y.x : x[2 * j] + y.x;
-        x[2 * j + 1] = first ? y.y : x[2 * j + 1] + y.y;
-    }
-}
-
-/* Unit u (16 bytes) of a channel's part of a sum. */
-__device__ __forceinline__ void tri_put(const TriProblem &p, int channel, int u, const float (&x)[8])
-{
-    int rows = tri_chunk_rows(p), chunk = u / (rows * 8), row = u % (rows * 8) / 8, across = p.columns / PANEL;
-    int column = chunk % across * PANEL + (u % 8 ^ row % 8) * 8;
-    int64_t to = (int64_t)channel * (p.rows / p.send.ranks) + chunk / across * rows + row;
-    *reinterpret_cast<uint4 *>(p.out + to * p.columns + column) =
-        make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
-}
-
-/* The warpgroups together, in the order of ranks. */
-__device__ __forceinline__ void tri_sum(const TriProblem &p, const TriPlace &at)
-{
-    int share = tri_share(p), i = 0;
-    for (int n = 0; n < at.channels; n++)
-        for (int first = 0; first < share; first += TRI_PIECE) {
-            float total[TRI_UNITS][8];
-            for (int r = 0; r < p.send.ranks; r++, i++) {
-                int slot = i % TRI_SLOTS;
-                barrier_wait(at.part_full + slot * 8, (uint32_t)(i / TRI_SLOTS & 1));
-#pragma unroll
-                for (int k = 0; k < TRI_UNITS; k++) {
-                    uint32_t v[4];
-                    shared_chunk(at.base + slot * TRI_PIECE + (k * TRI_GROUPS * 128 + threadIdx.x) * 16, v);
-                    tri_add(total[k], v, r == 0);
-                }
-                __syncwarp();
-                if (threadIdx.x % WARP == 0) barrier_arrive(at.part_empty + slot * 8);
-            }
-#pragma unroll
-            for (int k = 0; k < TRI_UNITS; k++) {
-                int u = first / 16 + k * TRI_GROUPS * 128 + (int)threadIdx.x;
-                if (u < share / 16) tri_put(p, tri_channel(n), u, total[k]);
-            }
-        }
-}
-
-/* Warp 0 of the last warpgroup copies, 1 and 2 store; the ranks must be here before the first tile goes out. */
-template <int BN> __device__ __forceinline__ void tri_move(const TriProblem &p, const TriPlace &at, uint32_t turn)
-{
-    int warp = threadIdx.x / WARP % 4, lane = threadIdx.x % WARP;
-    if (warp == 1) {
-        if (!p.send.loopback && lane < p.send.ranks && lane != p.send.rank)
-            peer_await(p.send, p.send.flag[p.send.rank] + at.flags + lane, turn + 1, lane);
-        __syncwarp();
-    }
-    if (lane > 0) return;
-    if (warp == 0) {
-        tri_load<BN>(p, at);
-        tri_load_parts(p, at, turn);
-    }
-    if (warp == 1) tri_store<BN, TRI_SENT>(p, at, turn);
-    if (warp == 2) tri_store<BN, TRI_KEPT>(p, at, turn);
-}
-
 template <int BN>
 __global__ void __launch_bounds__(TRI_THREADS, 1) tri_send_kernel(const __grid_constant__ TriProblem p)
 {
     typedef TriShape<BN> S;
     extern __shared__ __align__(1024) char shared[];
+    int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     TriPlace at = tri_place(p, BN);
     at.base = shared_address(shared), at.full = at.base + S::BARRIERS_AT, at.empty = at.full + S::STAGES * 8;
     at.done = at.empty + S::STAGES * 8, at.free = at.done + TRI_PARTS * TRI_GROUPS * 8;
-    at.kept = at.free + TRI_PARTS * TRI_GROUPS * 8;
-    at.part_full = at.kept + 8, at.part_empty = at.part_full + TRI_SLOTS * 8;
     if (threadIdx.x == 0) {
         for (int k = 0; k < S::STAGES; k++)
             barrier_init(at.full + k * 8, 1), barrier_init(at.empty + k * 8, TRI_GROUPS);
         for (int k = 0; k < TRI_PARTS * TRI_GROUPS; k++)
             barrier_init(at.done + k * 8, 4), barrier_init(at.free + k * 8, 1);
-        for (int k = 0; k < TRI_SLOTS; k++)
-            barrier_init(at.part_full + k * 8, 1), barrier_init(at.part_empty + k * 8, TRI_GROUPS * 4);
-        barrier_init(at.kept, TRI_PARTS);
         barrier_publish();
         tensor_prefetch(&p.a), tensor_prefetch(&p.b);
     }
     stage_wait();
     stage_release();
-    int other = (int)threadIdx.x, group = threadIdx.x / 128;
-    uint32_t turn = __ldcg(p.send.turn + PEER_SEND_ROWS + blockIdx.x);
-    if (!p.send.loopback && other < p.send.ranks && other != p.send.rank)
-        peer_raise(p.send.flag[other] + at.flags + p.send.rank, turn + 1);
+    peer_send_begin(p.send);
     __syncthreads();
-    if (group == TRI_GROUPS) {
-        tri_move<BN>(p, at, turn);
-    } else {
-        tri_work<BN>(p, at, group);
-        tri_sum(p, at);
-        if (other == 0 && !p.send.loopback) p.send.turn[PEER_SEND_ROWS + blockIdx.x] = turn + 1 + (uint32_t)at.channels;
+    if (warp < TRI_GROUPS * 4) tri_work<BN>(p, at, warp / 4);
+    if (lane > 0) return;
+    if (warp == TRI_GROUPS * 4) tri_load<BN>(p, at);
+    if (warp == TRI_GROUPS * 4 + 1) tri_store<BN, TRI_SENT>(p, at);
+    if (warp == TRI_GROUPS * 4 + 2) tri_store<BN, TRI_KEPT>(p, at);
+}
+
+/* --- the sums, 8 elements at a time */
+
+enum { TRI_SUM_THREADS = 256, TRI_SUM_UNITS = 4 };
+
+/* x (+)= 8 elements */
+__device__ __forceinline__ void tri_add(float (&x)[8], const uint4 &v, bool first)
+{
+    const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        float2 y = unpack_bf16(pair[j]);
+        x[2 * j] = first ? y.x : x[2 * j] + y.x;
+        x[2 * j + 1] = first ? y.y : x[2 * j + 1] + y.y;
+    }
+}
+
+/* Unit u of what has landed from a rank is an element of out [channels][rows of a rank][columns]: which one. */
+__device__ __forceinline__ int64_t tri_element(const TriProblem &p, uint32_t u)
+{
+    uint32_t rows = (uint32_t)tri_chunk_rows(p), across = (uint32_t)p.columns / PANEL;
+    uint32_t chunk = u / (rows * 8), row = u % (rows * 8) / 8;
+    return (int64_t)(chunk / across * rows + row) * p.columns + chunk % across * PANEL + (u % 8 ^ row % 8) * 8;
+}
+
+static __global__ void __launch_bounds__(TRI_SUM_THREADS)
+    tri_sum_kernel(const __grid_constant__ TriProblem p, uint32_t units)
+{
+    stage_wait();
+    uint32_t first = blockIdx.x * (TRI_SUM_THREADS * TRI_SUM_UNITS) + threadIdx.x;
+    const uint4 *landed = (const uint4 *)p.send.out[p.send.rank];
+    float total[TRI_SUM_UNITS][8];
+    for (int r = 0; r < p.send.ranks; r++) {
+        uint4 v[TRI_SUM_UNITS];
+#pragma unroll
+        for (int k = 0; k < TRI_SUM_UNITS; k++)
+            v[k] = __ldcg(landed + (int64_t)r * units + min(first + k * TRI_SUM_THREADS, units - 1));
+#pragma unroll
+        for (int k = 0; k < TRI_SUM_UNITS; k++) tri_add(total[k], v[k], r == 0);
+    }
+#pragma unroll
+    for (int k = 0; k < TRI_SUM_UNITS; k++) {
+        uint32_t u = first + k * TRI_SUM_THREADS;
+        const float(&x)[8] = total[k];
+        uint4 sum =
+            make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+        if (u < units) *reinterpret_cast<uint4 *>(p.out + tri_element(p, u)) = sum;
     }
 }
 
@@ -384,7 +304,10 @@ template <int BN> static Status tri_send_launch_shape(const TriProblem &p, cudaS
     int each = (p.channels + TRI_BLOCKS - 1) / TRI_BLOCKS, blocks = (p.channels + each - 1) / each;
     CUDA_TRY(cudaFuncSetAttribute(tri_send_kernel<BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     launch(tri_send_kernel<BN>, blocks, TRI_THREADS, BYTES, stream, p);
-    return cuda_launched("tri_send_kernel");
+    TRY(cuda_launched("tri_send_kernel"));
+    uint32_t units = (uint32_t)(p.channels * p.rows / p.send.ranks * p.columns / 8);
+    launch(tri_sum_kernel, blocks_for(units, TRI_SUM_THREADS * TRI_SUM_UNITS), TRI_SUM_THREADS, 0, stream, p, units);
+    return cuda_launched("tri_sum_kernel");
 }
 
 static inline Status tri_send_launch(const TriOperands &o, const PeerSend &send, cudaStream_t stream)
