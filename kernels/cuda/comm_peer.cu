@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "kernels/cuda/comm_peer.cuh"
-#include "kernels/cuda/peer_send.cuh"
+#include "kernels/cuda/comm_peer_internal.h"
 
 extern "C" {
 #include "engine/clock.h"
@@ -20,8 +20,6 @@ enum { ANSWER_SECONDS = 300 };
 enum { LEAST_RUN = 1024 };              /* bytes that a copy engine moves at a time without losing speed */
 static const double LOOK_SECONDS = 0.1; /* between two looks at the processes of the others */
 
-enum { FLAGS = PEER_BLOCKS * PEER_RANKS, REGIONS = 8 };
-
 /* What a rank tells the others. */
 typedef struct Card {
     cudaIpcMemHandle_t memory;
@@ -31,30 +29,11 @@ typedef struct Card {
 enum { CARD_DOUBLES = (int)(sizeof(Card) / sizeof(double)) };
 static_assert(sizeof(Card) % sizeof(double) == 0, "cards travel as doubles");
 
-/* Memory that every rank has, laid out alike. */
-typedef struct Region {
-    char *base[PEER_RANKS]; /* own, and as mapped here */
-    size_t bytes;
-} Region;
-
-struct Peer {
-    int ranks, rank;
-    bool loopback;
-    uint32_t *flags[PEER_RANKS]; /* of all channels; own: allocated, others: mapped */
-    Region region[REGIONS];
-    int regions;
-    uint32_t *turn, *failed; /* on the device */
-    PeerStatus *status;      /* on the host, mapped */
-    pid_t pid[PEER_RANKS];   /* 0: processes of the others cannot be seen */
-    double looked_s;
-    int most_blocks[PEER_CHANNELS];
-};
-
 /* --- opening ------------------------------------------------------------------------------------------------------ */
 
 static Status allocate(Peer *p)
 {
-    size_t bytes = (size_t)PEER_CHANNELS * FLAGS * sizeof(uint32_t), turns = PEER_CHANNELS * PEER_BLOCKS;
+    size_t bytes = (size_t)PEER_CHANNELS * PEER_FLAGS * sizeof(uint32_t), turns = PEER_CHANNELS * PEER_BLOCKS;
     CUDA_TRY(cudaMalloc((void **)&p->flags[p->rank], bytes));
     CUDA_TRY(cudaMalloc((void **)&p->turn, (turns + 1) * sizeof *p->turn));
     CUDA_TRY(cudaMemset(p->flags[p->rank], 0, bytes));
@@ -182,7 +161,8 @@ Status peer_share(Peer *p, Comm *host, void *memory, size_t bytes)
     char why[120] = "";
     bool joined = true;
     if (region_at(p, memory)) return OK;
-    if (p->regions == REGIONS) return status_fail(ERR_INTERNAL, "more than %d shared blocks of memory", (int)REGIONS);
+    if (p->regions == PEER_REGIONS)
+        return status_fail(ERR_INTERNAL, "more than %d shared blocks of memory", (int)PEER_REGIONS);
     Region *region = &p->region[p->regions];
     *region = (Region){{NULL}, bytes};
     region->base[p->rank] = (char *)memory;
@@ -247,22 +227,13 @@ static Status launch(const Peer *p, PeerArguments a, const Shape *s, int channel
     return cuda_launched("peer_kernel");
 }
 
-static const Region *region_of(const Peer *p, const void *memory)
-{
-    for (int k = 0; k < p->regions; k++) {
-        const char *base = p->region[k].base[p->rank];
-        if ((const char *)memory >= base && (const char *)memory < base + p->region[k].bytes) return &p->region[k];
-    }
-    return NULL;
-}
-
 /* Sums are taken from scratch memory, and what does not lie in shared memory cannot be written from afar. */
 static Status find_landing(const Peer *p, const OpCall *call, bool sums, PeerArguments *a)
 {
-    const Region *region = sums ? NULL : region_of(p, a->out);
+    const Region *region = sums ? NULL : peer_region_of(p, a->out);
     a->direct = region != NULL && !p->loopback;
     void *landing = region ? a->out : call->scratch;
-    if (!region) region = region_of(p, call->scratch);
+    if (!region) region = peer_region_of(p, call->scratch);
     if (!region) return status_fail(ERR_INTERNAL, "the workspace of a collective was not shared");
     for (int r = 0; r < p->ranks; r++) a->landing[r] = region->base[r] + ((char *)landing - region->base[p->rank]);
     return OK;
@@ -330,7 +301,7 @@ static Status exchange(const Peer *p, const OpCall *call, const void *in, void *
     a.rank = p->rank;
     a.loopback = p->loopback;
     TRY(find_landing(p, call, s->sums, &a));
-    for (int r = 0; r < p->ranks; r++) a.flag[r] = p->flags[r] + channel * FLAGS;
+    for (int r = 0; r < p->ranks; r++) a.flag[r] = p->flags[r] + channel * PEER_FLAGS;
     a.turn = p->turn + channel * PEER_BLOCKS;
     a.failed = p->failed;
     a.status = p->status;
@@ -397,79 +368,6 @@ Status peer_run(Peer *p, const OpCall *call, int channel, cudaStream_t stream)
         return all_reduce(p, call, channel, stream);
     }
     return exchange(p, call, call->in[0], call->out[0], &s, channel, stream);
-}
-
-/* --- ops that send what they compute
- * ----------------------------------------------------------------------------------------------- */
-
-/* Extents [from, until) multiplied. */
-static int64_t extent(const Tensor *t, int64_t from, int64_t until)
-{
-    int64_t product = 1;
-    for (int64_t k = from; k < until; k++) product *= t->dim[k];
-    return product;
-}
-
-bool peer_send_rows(const OpCall *call, PeerRows *rows_out)
-{
-    const Op *op = call->op;
-    const Tensor *x = call->out_tensor[op->send.output], *y = call->send_tensor;
-    const int64_t *axis = op->send.attr.i;
-    int64_t last = x->rank - 1, rows = tensor_rows(x), ranks, run, inner = 1, stride, place;
-    switch (op->send.kind) {
-    case OP_ALL_GATHER:
-        ranks = y->dim[axis[0]] / x->dim[axis[0]];
-        run = place = extent(x, axis[0], last);
-        stride = run * ranks;
-        break;
-    case OP_REDUCE_SCATTER:
-        ranks = x->dim[axis[0]] / y->dim[axis[0]];
-        stride = run = extent(x, axis[0], last) / ranks;
-        place = rows / ranks;
-        break;
-    case OP_ALL_TO_ALL:
-        ranks = y->dim[axis[0]] / x->dim[axis[0]];
-        if (axis[0] < axis[1]) {
-            if (extent(x, 0, axis[0]) > 1) return false;
-            stride = run = extent(x, axis[1], last) / ranks;
-            place = rows / ranks;
-        } else {
-            run = place = extent(x, axis[0], last);
-            stride = run * ranks;
-            inner = extent(x, axis[1], axis[0]) / ranks;
-        }
-        if (axis[1] >= last) return false;
-        break;
-    default:
-        return false;
-    }
-    if (axis[0] >= last || rows == 0 || rows * ranks > INT32_MAX || ranks > PEER_RANKS) return false;
-    *rows_out = {(uint32_t)run, (uint32_t)inner, (uint32_t)stride, (uint32_t)place, op->send.kind == OP_ALL_GATHER};
-    return true;
-}
-
-Status peer_send_of(const CudaContext *ctx, const OpCall *call, PeerSend *send_out)
-{
-    const Peer *p = ctx->peer;
-    PeerSend s;
-    memset(&s, 0, sizeof s);
-    if (call->op->send.active) {
-        char *target =
-            (char *)(call->op->send.kind == OP_REDUCE_SCATTER ? call->send_area : call->out[call->op->send.output]);
-        const Region *region = p ? region_of(p, target) : NULL;
-        if (!region || !peer_send_rows(call, &s.rows))
-            return status_fail(ERR_INTERNAL, "%s cannot send its output %d", op_def(call->op->kind)->name,
-                               (int)call->op->send.output);
-        s.ranks = p->ranks, s.rank = p->rank, s.loopback = p->loopback;
-        for (int r = 0; r < p->ranks; r++) {
-            s.out[r] = p->loopback ? target : region->base[r] + (target - region->base[p->rank]);
-            s.flag[r] = p->flags[r] + PEER_SEND * FLAGS;
-        }
-        s.turn = p->turn + PEER_SEND * PEER_BLOCKS;
-        s.failed = p->failed, s.status = p->status;
-    }
-    *send_out = s;
-    return OK;
 }
 
 Status peer_check(Peer *p)

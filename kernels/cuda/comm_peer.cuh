@@ -11,11 +11,7 @@
 
 #include "kernels/cuda/peer_flags.cuh"
 
-enum {
-    PEER_BLOCKS = 132, /* of a channel: those of all channels fit on the GPU together */
-    PEER_THREADS = 512,
-    PEER_UNROLL = 4
-};
+enum { PEER_THREADS = 512, PEER_UNROLL = 4 };
 
 /* Unit e of the piece of rank r lies at r * step + e / run * stride + e % run. */
 struct PeerRoute {

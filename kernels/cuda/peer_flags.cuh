@@ -5,7 +5,10 @@
 
 #include "kernels/cuda/device.cuh"
 
-enum { PEER_RANKS = 8 };
+enum {
+    PEER_RANKS = 8,
+    PEER_BLOCKS = 132 /* of a channel: those of all channels fit on the GPU together */
+};
 
 /* What the host sees of the device's waiting, in mapped memory. */
 struct PeerStatus {
