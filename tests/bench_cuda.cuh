@@ -252,6 +252,7 @@ static bool in_group(const Case &c, int k)
 {
     if (c.kind == OP_LINEAR_GROUP) return k > 0 && c.in[k].rank == 2;
     if (c.kind == OP_LINEAR_GATES) return k > 1 && c.in[k].rank == 2;
+    if (c.kind == OP_LINEAR_NORM_DX) return k >= 6 + c.attr.i[2];
     return c.kind == OP_LINEAR_GROUP_DX && k >= c.attr.i[0];
 }
 
@@ -363,19 +364,20 @@ static void compare(Bench *b, const Case &c, DType type, OpCall *call, double *c
 static void forward_results(const Case &c, const OpCall &call, double **value)
 {
     bool attention = c.kind == OP_ATTENTION_BWD;
-    if (!attention && c.kind != OP_LAYER_NORM_FUSED_BWD) return;
+    int x = c.kind == OP_LINEAR_NORM_DX || c.kind == OP_TRANSITION_DX ? 0 : 1; /* of a layer norm's gradient */
+    if (!attention && x == 1 && c.kind != OP_LAYER_NORM_FUSED_BWD) return;
     Case forward = c;
     double *in[OP_MAX_IN] = {}, *out[OP_MAX_OUT] = {};
     forward.kind = attention ? OP_ATTENTION : OP_LAYER_NORM_FUSED;
     forward.n_in = attention ? 5 : 3;
     for (int k = 0; k < forward.n_in; k++) {
-        int from = attention || k < 2 ? k + 1 : 2; /* beta does not matter: gamma again */
+        int from = attention ? k + 1 : x + (k > 0); /* beta does not matter: gamma again */
         forward.in[k] = c.in[from];
         in[k] = value[from];
     }
     bench_reference(forward, in, out);
     for (int k = 0; k < 2; k++) {
-        int to = attention ? 6 + k : 3 + k, from = attention ? k : 1 + k;
+        int to = attention ? 6 + k : x + 2 + k, from = attention ? k : 1 + k;
         const Tensor *t = call.in_tensor[to];
         for (int64_t e = 0; e < tensor_count(t); e++)
             value[to][e] = t->dtype == DT_BF16 ? round_bf16((float)out[from][e]) : (float)out[from][e];

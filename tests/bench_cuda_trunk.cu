@@ -50,6 +50,7 @@
 
 #include "tests/bench_cuda_attention.h"
 #include "tests/bench_cuda_checks.h"
+#include "tests/bench_cuda_norm_dx.h"
 #include "tests/bench_cuda_structure.h"
 #include "tests/bench_cuda_times.h"
 
@@ -83,6 +84,8 @@ int main(int argc, char **argv)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
     for (const Case &c : attention_cases)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
+    for (const Case &c : norm_dx_cases)
+        if (wanted(argc, argv, c.name)) check_case(&b, c);
     for (const Case &c : structure_cases)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
     for (const Front &f : front_checks)
@@ -98,6 +101,8 @@ int main(int argc, char **argv)
             front_time(&b, f);
         }
     for (const Case &c : large_cases)
+        if (times && wanted(argc, argv, c.name)) time_case(&b, c);
+    for (const Case &c : large_norm_dx_cases)
         if (times && wanted(argc, argv, c.name)) time_case(&b, c);
     for (const Case &c : large_structure_cases)
         if (times && wanted(argc, argv, c.name)) time_case(&b, c);

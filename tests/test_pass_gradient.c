@@ -40,11 +40,14 @@ static void a_block_keeps_no_sum_and_no_mask(void **state)
         const Op *op = &on->op[i];
         if (!in_evoformer(on, op)) continue;
         int sum_at = op->kind == OP_LAYER_NORM_FUSED_BWD ? 5
+                     : op->kind == OP_LINEAR_NORM_DX     ? 4
+                     : op->kind == OP_TRANSITION_DX      ? 4
                      : op->kind == OP_LINEAR_DX          ? 2
                      : op->kind == OP_LINEAR_GROUP_DX    ? 2 * (int)op->attr.i[0]
                                                          : OP_MAX_IN;
         sums += op->n_in > sum_at && op->in[sum_at] != VAL_NONE;
-        drops += op->kind == OP_LAYER_NORM_FUSED_BWD && op->n_out == 4;
+        drops += (op->kind == OP_LAYER_NORM_FUSED_BWD || op->kind == OP_LINEAR_NORM_DX) && op->n_out == 4;
+        drops += op->kind == OP_TRANSITION_DX && op->n_out == 5;
     }
     assert_int_equal(sums, backward_ops(off, OP_ADD));
     assert_int_equal(drops, backward_ops(off, OP_DROPOUT));
@@ -79,11 +82,53 @@ static void a_mask_follows_the_sum(void **state)
     recording_free(&r);
 }
 
+/* Where the gradient of a layer norm of a block is left behind products, they add up more than their own. */
+static void products_join_the_layer_norms(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Program *p = differentiated(r.p, true);
+    assert_true(backward_ops(p, OP_LINEAR_NORM_DX) > 0 && backward_ops(p, OP_TRANSITION_DX) > 0);
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (!in_evoformer(p, op) || op->kind != OP_LAYER_NORM_FUSED_BWD) continue;
+        const Op *before = &p->op[p->value[op->in[0]].def_op];
+        if (before->kind == OP_LINEAR_DX) assert_true(before->n_in > 2);
+        if (before->kind == OP_LINEAR_GROUP_DX) assert_true(before->n_in > 2 * before->attr.i[0]);
+    }
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* Two products of one layer norm, not merged: what they leave is a sum, which no product computes alone. */
+static void a_sum_of_products_stays(void **state)
+{
+    (void)state;
+    Recording r = recording_empty();
+    int64_t matrix[] = {8, 8}, vector[] = {8};
+    Val x = prog_input(r.p, "x", DT_F32, 2, (int64_t[]){4, 8});
+    x = prog_add(r.p, OP_LINEAR, 2, (Val[]){x, prog_param(r.p, "w0", 2, matrix, INIT_NORMAL, 1)}, NULL);
+    Val gamma = prog_param(r.p, "gamma", 1, vector, INIT_NORMAL, 1), y[OP_MAX_OUT];
+    prog_add_multi(r.p, OP_LAYER_NORM_FUSED, 3, (Val[]){x, gamma, prog_param(r.p, "beta", 1, vector, INIT_NORMAL, 1)},
+                   &(OpAttr){.f = {1e-5}}, y);
+    Val a = prog_add(r.p, OP_LINEAR, 2, (Val[]){y[0], prog_param(r.p, "w1", 2, matrix, INIT_NORMAL, 1)}, NULL);
+    Val b = prog_add(r.p, OP_LINEAR, 2, (Val[]){y[0], prog_param(r.p, "w2", 2, matrix, INIT_NORMAL, 1)}, NULL);
+    r.p->loss = prog_add(r.p, OP_DOT, 2, (Val[]){a, b}, NULL);
+    Switches s = {.dap = 1, .dp = 1, .fused_pointwise = true};
+    Program *p = passed(r.p, &s, PASS_AUTODIFF);
+    assert_int_equal(count_kind(p, OP_LINEAR_NORM_DX), 0);
+    assert_int_equal(count_kind(p, OP_LAYER_NORM_FUSED_BWD), 1);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_block_keeps_no_sum_and_no_mask),
         cmocka_unit_test(a_mask_follows_the_sum),
+        cmocka_unit_test(products_join_the_layer_norms),
+        cmocka_unit_test(a_sum_of_products_stays),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,8 +20,8 @@ Status fuse_norm(const Program *in, Program **out);
 /* fuse_optimizer.c: one sweep over the parameter block instead of one per tensor; sums of squares from the gradient
  * program under overlap_clip. */
 Status fuse_optimizer(const Program *in, const Switches *switches, Program **out);
-/* fuse_gradient.c: right after differentiation, in place: sums, relu and dropout masks move into the ops before them.
- */
+/* fuse_gradient.c: right after differentiation, in place: sums, relu and dropout masks move into the ops before them,
+ * products into the gradients of layer norms behind them. */
 Status fuse_gradient(Program *p);
 
 #endif

@@ -1,10 +1,15 @@
 /* What autodiff leaves behind an op of the backward pass moves into it: the sum with the gradient that arrived on
  * another way, the mask of a relu, the mask of a dropout. A rule looks at the op that disappears and names the op that
- * takes it in, which stays where it is. */
+ * takes it in, which stays where it is. Then products whose result the gradient of a layer norm alone reads move into
+ * that, and the result into the first product of a transition. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/passes/fuse.h"
 #include "engine/rules.h"
+
+enum { NORM_INPUTS = 6 /* of LAYER_NORM_FUSED_BWD behind dy, those of the products follow in LINEAR_NORM_DX */ };
+enum { NORM_CHANNELS = 256 /* a row that a block of threads holds beside the operands of its product */ };
 
 typedef struct Absorb {
     Program *p;
@@ -136,6 +141,75 @@ static void absorb(Absorb *a)
     }
 }
 
+/* The products that compute the gradient of what `norm` made and no more, NULL when there are none. */
+static const Op *products_before(const Absorb *a, const Op *norm)
+{
+    if (norm->kind != OP_LAYER_NORM_FUSED_BWD || tensor_last(&a->p->value[norm->in[1]].t) > NORM_CHANNELS) return NULL;
+    const Op *group = computed_by(a, norm->in[0], OP_LINEAR_GROUP_DX, true);
+    const Op *products = group ? group : computed_by(a, norm->in[0], OP_LINEAR_DX, true);
+    if (!products || products->full_precision != norm->full_precision) return NULL;
+    for (int k = group ? 2 * (int)group->attr.i[0] : 2; k < products->n_in; k++)
+        if (products->in[k] != VAL_NONE) return NULL;
+    return products;
+}
+
+/* NORM_BWD(DX(dy.., W..), x, ..) -> LINEAR_NORM_DX(x, .., dy.., W..) */
+static void join_norms(Absorb *a)
+{
+    Program *p = a->p;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        Op *norm = &p->op[i];
+        const Op *products = a->gone[i] ? NULL : products_before(a, norm);
+        if (!products) continue;
+        int n = products->kind == OP_LINEAR_DX ? 1 : (int)products->attr.i[0];
+        Op joined = *norm;
+        joined.kind = OP_LINEAR_NORM_DX;
+        joined.n_in = (int16_t)(NORM_INPUTS + 2 * n);
+        joined.attr.i[2] = n;
+        for (int k = 0; k < NORM_INPUTS; k++) joined.in[k] = k + 1 < norm->n_in ? norm->in[k + 1] : VAL_NONE;
+        memcpy(joined.in + NORM_INPUTS, products->in, 2 * (size_t)n * sizeof *joined.in);
+        p->value[norm->in[0]].def_op = -1;
+        a->gone[products - p->op] = true;
+        *norm = joined;
+    }
+}
+
+/* The op that computes the hidden layer's gradient of a transition, if `norm` is what follows it and can run there. */
+static Op *hidden_before(const Absorb *a, const Op *norm)
+{
+    if (norm->kind != OP_LINEAR_NORM_DX || norm->attr.i[2] != 1) return NULL;
+    Op *hidden = computed_by(a, norm->in[NORM_INPUTS], OP_LINEAR_DX, false);
+    if (!hidden || !has_input(hidden, 3) || has_input(hidden, 2) || hidden->full_precision != norm->full_precision)
+        return NULL;
+    bool there = rule_same(&a->p->value[hidden->in[0]].t, &a->p->value[norm->in[0]].t);
+    for (int k = 0; k < norm->n_in; k++)
+        if (k != NORM_INPUTS && norm->in[k] != VAL_NONE) there = there && written_before(a, norm->in[k], hidden);
+    return there ? hidden : NULL;
+}
+
+/* dh = DX(dy, W2, -, h), LINEAR_NORM_DX(x, .., dh, W1) -> TRANSITION_DX(x, .., dy, W2, h, W1) in the place of the first
+ */
+static void join_transitions(Absorb *a)
+{
+    Program *p = a->p;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *norm = &p->op[i];
+        Op *hidden = a->gone[i] ? NULL : hidden_before(a, norm);
+        if (!hidden) continue;
+        Op joined = *norm;
+        joined.kind = OP_TRANSITION_DX;
+        joined.attr.i[2] = 0;
+        joined.in[NORM_INPUTS] = hidden->in[0], joined.in[NORM_INPUTS + 1] = hidden->in[1];
+        joined.in[NORM_INPUTS + 2] = hidden->in[3], joined.in[NORM_INPUTS + 3] = norm->in[NORM_INPUTS + 1];
+        joined.n_in = NORM_INPUTS + 4;
+        joined.out[3] = hidden->out[0];
+        if (norm->n_out == 4) joined.out[4] = norm->out[3];
+        joined.n_out = (int16_t)(norm->n_out + 1);
+        a->gone[i] = true;
+        *hidden = joined;
+    }
+}
+
 Status fuse_gradient(Program *p)
 {
     Absorb a = {.p = p};
@@ -145,6 +219,8 @@ Status fuse_gradient(Program *p)
     if (room) {
         count_uses(&a);
         absorb(&a);
+        join_norms(&a);
+        join_transitions(&a);
         close_gaps(p, a.gone);
     }
     free(a.uses);

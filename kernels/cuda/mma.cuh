@@ -50,6 +50,22 @@ __device__ __forceinline__ float2 unpack_bf16(uint32_t pair)
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
 
+/* 16 bytes */
+__device__ __forceinline__ void unpack8(const uint4 &v, float (&x)[8])
+{
+    const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        float2 f = unpack_bf16(pair[j]);
+        x[2 * j] = f.x, x[2 * j + 1] = f.y;
+    }
+}
+
+__device__ __forceinline__ uint4 pack8(const float (&x)[8])
+{
+    return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+}
+
 /* 16 bytes from global to shared memory; zeros when `live` is false. */
 __device__ __forceinline__ void copy16_async(uint32_t target, const void *source, bool live)
 {

@@ -113,7 +113,7 @@ static Status layer_norm(CudaContext *ctx, const OpCall *call)
     return norm_rows_run(ctx, call, &n);
 }
 
-static Status layer_norm_bwd(CudaContext *ctx, const OpCall *call)
+Status norm_backward_run(CudaContext *ctx, const OpCall *call)
 {
     const Tensor *x = call->in_tensor[1];
     bool fused = call->op->kind == OP_LAYER_NORM_FUSED_BWD;
@@ -135,9 +135,14 @@ static Status layer_norm_bwd(CudaContext *ctx, const OpCall *call)
     });
 }
 
+size_t norm_backward_scratch(int64_t c)
+{
+    return (size_t)NORM_BLOCKS * 2 * (size_t)c * sizeof(float);
+}
+
 static size_t layer_norm_bwd_scratch(const OpCall *call)
 {
-    return (size_t)NORM_BLOCKS * 2 * (size_t)tensor_last(call->in_tensor[1]) * sizeof(float);
+    return norm_backward_scratch(tensor_last(call->in_tensor[1]));
 }
 
 /* The vector kernel does, where no dropout reads dx again. */
@@ -212,9 +217,9 @@ static Status softmax_bwd(CudaContext *ctx, const OpCall *call)
 
 const CudaEntry cuda_norm[] = {
     {OP_LAYER_NORM, layer_norm, NULL},
-    {OP_LAYER_NORM_BWD, layer_norm_bwd, layer_norm_bwd_scratch},
+    {OP_LAYER_NORM_BWD, norm_backward_run, layer_norm_bwd_scratch},
     {OP_LAYER_NORM_FUSED, layer_norm, NULL},
-    {OP_LAYER_NORM_FUSED_BWD, layer_norm_bwd, layer_norm_bwd_scratch, layer_norm_bwd_sends},
+    {OP_LAYER_NORM_FUSED_BWD, norm_backward_run, layer_norm_bwd_scratch, layer_norm_bwd_sends},
     {OP_SOFTMAX, softmax, NULL},
     {OP_SOFTMAX_BWD, softmax_bwd, NULL},
     {OP_COUNT, NULL, NULL},

@@ -1,4 +1,4 @@
-/* Layer norm as a kernel of its own, for ops that have one in front. */
+/* Layer norm and its gradient as kernels of their own, for ops that have one in front. */
 #ifndef FOLDSCALE_KERNELS_CUDA_NORM_H
 #define FOLDSCALE_KERNELS_CUDA_NORM_H
 
@@ -15,5 +15,9 @@ typedef struct NormRows {
 } NormRows;
 
 Status norm_rows_run(CudaContext *ctx, const OpCall *call, const NormRows *n);
+
+/* A call of LAYER_NORM_FUSED_BWD, and the bytes of its scratch for rows of c channels. */
+Status norm_backward_run(CudaContext *ctx, const OpCall *call);
+size_t norm_backward_scratch(int64_t c);
 
 #endif

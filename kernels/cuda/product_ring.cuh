@@ -33,6 +33,26 @@ template <int MT, int BN> struct ProductShape {
     static constexpr int BYTES = BARRIERS_AT + 2 * STAGES * 8;
 };
 
+/* The steps of a tile of S::BM rows, BN columns into the ring; s: steps so far. */
+template <typename S, int BN>
+__device__ __forceinline__ void product_fetch(const RingProduct &p, uint32_t base, int row, int column, int *s)
+{
+    for (int member = 0; member < p.members; member++) {
+        int steps = p.first_step[member + 1] - p.first_step[member];
+        for (int k = 0; k < steps; k++, ++*s) {
+            int slot = *s % S::STAGES;
+            uint32_t full = base + S::BARRIERS_AT + slot * 8, to = base + slot * S::STAGE;
+            barrier_wait(full + S::STAGES * 8, (uint32_t)(*s / S::STAGES & 1) ^ 1);
+            barrier_expect(full, S::STAGE);
+            tensor_load(to, &p.dy_map[member], row, k * PANEL, full);
+#pragma unroll
+            for (int j = 0; j < BN / PANEL; j++)
+                tensor_load(to + S::A_BYTES + j * PRODUCT_B_PANEL, &p.w_map, p.first_row[member] + k * PANEL,
+                            column + j * PANEL, full);
+        }
+    }
+}
+
 template <int MT, int BN, ProductEdge EDGE>
 __device__ __forceinline__ void product_produce(const RingProduct &p, uint32_t base)
 {
@@ -44,36 +64,45 @@ __device__ __forceinline__ void product_produce(const RingProduct &p, uint32_t b
 #pragma unroll
             for (int j = 0; j < BN / PANEL; j++) tensor_prefetch_box(&p.edge_map, row, column + j * PANEL);
         }
-        for (int member = 0; member < p.members; member++) {
-            int steps = p.first_step[member + 1] - p.first_step[member];
-            for (int k = 0; k < steps; k++, s++) {
-                int slot = s % S::STAGES;
-                uint32_t full = base + S::BARRIERS_AT + slot * 8, to = base + slot * S::STAGE;
-                barrier_wait(full + S::STAGES * 8, (uint32_t)(s / S::STAGES & 1) ^ 1);
-                barrier_expect(full, S::STAGE);
-                tensor_load(to, &p.dy_map[member], row, k * PANEL, full);
+        product_fetch<S, BN>(p, base, row, column, &s);
+    }
+}
+
+struct NothingBeside {
+    __device__ __forceinline__ void operator()(int) const {}
+};
+
+/* A warpgroup's product of a tile as product_fetch() brings it; `beside` is called in every step, while it runs. */
+template <typename S, int MT, int BN, typename Beside>
+__device__ __forceinline__ void product_multiply(uint32_t base, int steps, int *s, float (&acc)[MT][BN / 2],
+                                                 const Beside &beside)
+{
+    int group = threadIdx.x / 128, thread = threadIdx.x % 128;
 #pragma unroll
-                for (int j = 0; j < BN / PANEL; j++)
-                    tensor_load(to + S::A_BYTES + j * PRODUCT_B_PANEL, &p.w_map, p.first_row[member] + k * PANEL,
-                                column + j * PANEL, full);
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int j = 0; j < BN / 2; j++) acc[m][j] = 0;
+    for (int k = 0; k < steps; k++, ++*s) {
+        int slot = *s % S::STAGES;
+        uint32_t full = base + S::BARRIERS_AT + slot * 8, stage = base + slot * S::STAGE;
+        barrier_wait(full, (uint32_t)(*s / S::STAGES & 1));
+        uint64_t b = across_descriptor(stage + S::A_BYTES, PRODUCT_B_PANEL);
+        wgmma_fence();
+#pragma unroll
+        for (int q = 0; q < PANEL / 16; q++)
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                uint64_t a = wgmma_descriptor(stage + (group * MT + m) * 64 * PANEL * 2);
+                GroupProduct<BN, false, true>::step(acc[m], a + q * 2, b + q * (2048 >> 4), 1);
             }
-        }
+        wgmma_commit();
+        beside(k);
+        if (k == 0) continue;
+        wgmma_wait<1>();
+        if (thread == 0) barrier_arrive(base + S::BARRIERS_AT + (S::STAGES + (*s - 1) % S::STAGES) * 8);
     }
-}
-
-__device__ __forceinline__ void unpack8(const uint4 &v, float (&x)[8])
-{
-    const uint32_t pair[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        float2 f = unpack_bf16(pair[j]);
-        x[2 * j] = f.x, x[2 * j + 1] = f.y;
-    }
-}
-
-__device__ __forceinline__ uint4 pack8(const float (&x)[8])
-{
-    return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+    wgmma_wait<0>();
+    if (thread == 0) barrier_arrive(base + S::BARRIERS_AT + (S::STAGES + (*s - 1) % S::STAGES) * 8);
 }
 
 /* 64 rows x PART columns of a warpgroup through shared memory, out in 16-byte pieces. */
@@ -139,36 +168,12 @@ template <int MT, int BN, ProductEdge EDGE>
 __device__ __forceinline__ void product_consume(const RingProduct &p, char *shared, uint32_t base)
 {
     typedef ProductShape<MT, BN> S;
-    int group = threadIdx.x / 128, thread = threadIdx.x % 128, s = 0;
-    int steps = p.first_step[p.members];
+    int group = threadIdx.x / 128, s = 0;
     bf16 *stage_out = reinterpret_cast<bf16 *>(shared + S::OUT_AT + group * S::OUT_BYTES);
     for (int at = blockIdx.x; at < p.tiles_m * p.tiles_n; at += gridDim.x) {
         int row = at / p.tiles_n * S::BM + group * MT * 64, column = at % p.tiles_n * BN;
         float acc[MT][BN / 2];
-#pragma unroll
-        for (int m = 0; m < MT; m++)
-#pragma unroll
-            for (int j = 0; j < BN / 2; j++) acc[m][j] = 0;
-        for (int k = 0; k < steps; k++, s++) {
-            int slot = s % S::STAGES;
-            uint32_t full = base + S::BARRIERS_AT + slot * 8, stage = base + slot * S::STAGE;
-            barrier_wait(full, (uint32_t)(s / S::STAGES & 1));
-            uint64_t b = across_descriptor(stage + S::A_BYTES, PRODUCT_B_PANEL);
-            wgmma_fence();
-#pragma unroll
-            for (int q = 0; q < PANEL / 16; q++)
-#pragma unroll
-                for (int m = 0; m < MT; m++) {
-                    uint64_t a = wgmma_descriptor(stage + (group * MT + m) * 64 * PANEL * 2);
-                    GroupProduct<BN, false, true>::step(acc[m], a + q * 2, b + q * (2048 >> 4), 1);
-                }
-            wgmma_commit();
-            if (k == 0) continue;
-            wgmma_wait<1>();
-            if (thread == 0) barrier_arrive(base + S::BARRIERS_AT + (S::STAGES + (s - 1) % S::STAGES) * 8);
-        }
-        wgmma_wait<0>();
-        if (thread == 0) barrier_arrive(base + S::BARRIERS_AT + (S::STAGES + (s - 1) % S::STAGES) * 8);
+        product_multiply<S, MT, BN>(base, p.first_step[p.members], &s, acc, NothingBeside());
 #pragma unroll
         for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -240,24 +245,30 @@ template <int MT, int BN> static Status product_launch_shape(RingProduct &p, Pro
     }
 }
 
-/* Tiles of 128 x 256 where there are enough of them for all SMs; a mask's loads want more, smaller ones (measured). */
-static Status product_launch(RingProduct p, const ProductOperands &o, ProductEdge edge, cudaStream_t stream)
+/* Where the members lie, and the copies that bring them, `box_rows` rows at a time. */
+static Status product_members(const ProductOperands &o, int box_rows, RingProduct *p)
 {
     int row_w = 0;
-    bool slim = p.columns <= 64, wide = !slim && edge != EDGE_RELU && p.columns % 256 == 0 &&
-                                        (int64_t)p.rows * p.columns >= (int64_t)PRODUCT_BLOCKS * 128 * 256;
     for (int k = 0; k < o.members; k++) {
         if (o.out[k] == PRODUCT_NARROW) {
-            p.edge = o.dy[k], p.narrow_w = o.w + (int64_t)row_w * p.columns;
+            p->edge = o.dy[k], p->narrow_w = o.w + (int64_t)row_w * p->columns;
         } else {
-            int at = p.members++;
-            p.first_row[at] = row_w;
-            p.first_step[at + 1] = p.first_step[at] + (o.out[k] + PANEL - 1) / PANEL;
-            TRY(tensor_map(o.dy[k], p.rows, o.out[k], slim ? 256 : 128, &p.dy_map[at]));
+            int at = p->members++;
+            p->first_row[at] = row_w;
+            p->first_step[at + 1] = p->first_step[at] + (o.out[k] + PANEL - 1) / PANEL;
+            TRY(tensor_map(o.dy[k], p->rows, o.out[k], box_rows, &p->dy_map[at]));
         }
         row_w += o.out[k];
     }
-    TRY(tensor_map(o.w, row_w, p.columns, PANEL, &p.w_map));
+    return tensor_map(o.w, row_w, p->columns, PANEL, &p->w_map);
+}
+
+/* Tiles of 128 x 256 where there are enough of them for all SMs; a mask's loads want more, smaller ones (measured). */
+static Status product_launch(RingProduct p, const ProductOperands &o, ProductEdge edge, cudaStream_t stream)
+{
+    bool slim = p.columns <= 64, wide = !slim && edge != EDGE_RELU && p.columns % 256 == 0 &&
+                                        (int64_t)p.rows * p.columns >= (int64_t)PRODUCT_BLOCKS * 128 * 256;
+    TRY(product_members(o, slim ? 256 : 128, &p));
     if (edge == EDGE_OTHER || edge == EDGE_RELU)
         TRY(tensor_map(p.edge, p.rows, p.columns, slim ? 256 : 128, &p.edge_map));
     if (slim) return product_launch_shape<2, 64>(p, edge, stream);

@@ -93,6 +93,55 @@ static Status layer_norm_bwd(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
+enum { X, GAMMA, MEAN, RSTD, OTHER, RNG, DY, W2, HIDDEN, W1 }; /* of LINEAR_NORM_DX and TRANSITION_DX */
+
+/* The gradient of what the layer norm made. */
+static size_t norm_dx_scratch(const Program *program, const Op *op, size_t real_size)
+{
+    return (size_t)tensor_count(prog_tensor(program, op->in[X])) * real_size;
+}
+
+/* From d, the gradient of what the layer norm made. */
+static void norm_gradients(const RankLayout *layout, const OpCall *call, const real *d, real *dropped)
+{
+    const Tensor *x = call->in_tensor[X];
+    int64_t rows = tensor_rows(x), c = tensor_last(x);
+    input_gradient(rows, c, d, IN(X), IN(GAMMA), IN(MEAN), IN(RSTD), IN(OTHER), OUT(0));
+    parameter_gradients(rows, c, d, IN(X), IN(MEAN), IN(RSTD), OUT(1), OUT(2));
+    const int32_t *rng = call->in[RNG];
+    if (!rng) return;
+    Dropout drop = dropout_make(layout, call->op, x, rng);
+    dropout_apply(&drop, x, NULL, OUT(0), dropped);
+}
+
+static Status linear_norm_dx(const RankLayout *layout, const OpCall *call)
+{
+    const Tensor *x = call->in_tensor[X];
+    int n = (int)call->op->attr.i[2];
+    int64_t rows = tensor_rows(x), c = tensor_last(x);
+    real *dy = call->scratch;
+    for (int k = 0; k < n; k++) {
+        int64_t o = tensor_last(call->in_tensor[DY + k]);
+        gemm(false, false, rows, c, o, 1, IN(DY + k), o, IN(DY + n + k), c, k > 0, dy, c);
+    }
+    norm_gradients(layout, call, dy, OUT(3));
+    return OK;
+}
+
+static Status transition_dx(const RankLayout *layout, const OpCall *call)
+{
+    int64_t rows = tensor_rows(call->in_tensor[X]), c = tensor_last(call->in_tensor[X]);
+    int64_t width = tensor_last(call->in_tensor[HIDDEN]);
+    const real *h = IN(HIDDEN);
+    real *d = call->scratch, *dh = OUT(3);
+    gemm(false, false, rows, width, c, 1, IN(DY), c, IN(W2), width, 0, dh, width);
+    PARALLEL_IF(rows * width)
+    for (int64_t e = 0; e < rows * width; e++) dh[e] = h[e] > 0 ? dh[e] : 0;
+    gemm(false, false, rows, c, width, 1, dh, width, IN(W1), c, 0, d, c);
+    norm_gradients(layout, call, d, OUT(4));
+    return OK;
+}
+
 static Status softmax(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
@@ -131,6 +180,8 @@ const CpuEntry FN(cpu_norm)[] = {{OP_LAYER_NORM, layer_norm, NULL},
                                  {OP_LAYER_NORM_BWD, layer_norm_bwd, statistics_scratch},
                                  {OP_LAYER_NORM_FUSED, layer_norm, NULL},
                                  {OP_LAYER_NORM_FUSED_BWD, layer_norm_bwd, NULL},
+                                 {OP_LINEAR_NORM_DX, linear_norm_dx, norm_dx_scratch},
+                                 {OP_TRANSITION_DX, transition_dx, norm_dx_scratch},
                                  {OP_SOFTMAX, softmax, NULL},
                                  {OP_SOFTMAX_BWD, softmax_bwd, NULL},
                                  {0}};
