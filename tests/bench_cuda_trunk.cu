@@ -105,7 +105,7 @@ int main(int argc, char **argv)
     for (const Case &c : large_norm_dx_cases)
         if (times && wanted(argc, argv, c.name)) time_case(&b, c);
     for (const Case &c : large_structure_cases)
-        if (times && wanted(argc, argv, c.name)) time_case(&b, c);
+        if (times && wanted(argc, argv, c.name)) bench_time(&b, c, DT_F32);
     printf("bench_cuda_trunk: %d failures\n", b.failures);
     gemm_destroy(&b.ctx.gemm);
     return b.failures ? 1 : 0;

@@ -23,9 +23,9 @@ static const GradCase gradcheck_structure[] = {
 
     {OP_POINT_FEATURES, "", {{0}, {1e-8}}, 0, {G(2, 3, 3)}},
     {OP_POINT_FEATURES, "large eps", {{0}, {0.3}}, 0, {G(2, 3, 3)}},
-    {OP_IPA_SCORES, "", {{2}, {9}}, 0, {G(4, 6), G(4, 6), G(4, 4, 3), G(4, 4, 3), G(4, 4, 2), G(2), MASK(4)}},
-    {OP_IPA_SCORES, "one head, one point", {{1}, {9}}, 0,
-     {G(3, 5), G(3, 5), G(3, 1, 3), G(3, 1, 3), G(3, 3, 1), G(1), MASK(3)}},
+    {OP_IPA_ATTENTION, "", {{2}, {9}}, 0, {G(4, 6), G(4, 12), G(4, 4, 3), G(4, 10, 3), G(2, 4, 4), G(2), MASK(4)}},
+    {OP_IPA_ATTENTION, "one head, one point", {{1}, {9}}, 0,
+     {G(3, 5), G(3, 10), G(3, 1, 3), G(3, 2, 3), G(1, 3, 3), G(1), MASK(3)}},
     {OP_PAIR_CONTEXT, "", {{0}, {0}}, 0, {G(2, 3, 4), G(3, 4, 5)}},
 
     {OP_LOSS_FAPE_BACKBONE, "clamped and unclamped mixed", {{0}, {2.0, 10.0, 1e-4}}, 1,

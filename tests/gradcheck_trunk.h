@@ -35,6 +35,7 @@ static const GradCase gradcheck_trunk[] = {
     {OP_RELU, "", {{0}, {0}}, 0, {G(3, 4)}},
     {OP_ADD, "same shape", {{0}, {0}}, 0, {G(3, 4), G(3, 4)}},
     {OP_ADD, "broadcast", {{0}, {0}}, 0, {G(2, 3, 4), G(4)}},
+    {OP_ADD, "four terms", {{0}, {0}}, 0, {G(3, 4), G(3, 4), G(3, 4), G(3, 4)}},
     {OP_SUM_LEADING, "two axes", {{2}, {0}}, 0, {G(2, 3, 4)}},
     {OP_OUTER_ADD, "", {{0}, {0}}, 0, {G(3, 4), G(2, 4)}},
     {OP_SCALE, "", {{0}, {-1.7}}, 0, {G(3, 4)}},

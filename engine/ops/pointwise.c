@@ -29,11 +29,14 @@ const OpDef op_relu_bwd = {
 /* --- sums ------------------------------------------------------------------------------------------------------------
  */
 
-/* b is laid over the last axes of a; its shard axis, if any, is a's. */
+/* b is laid over the last axes of a; its shard axis, if any, is a's. What comes after b is like a, and so then is b. */
 static Status add_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
-    TRY(rule_require(p, op, 2));
+    TRY(rule_require(p, op, op->n_in > 2 ? op->n_in : 2));
     const Tensor *a = rule_in(p, op, 0), *b = rule_in(p, op, 1);
+    for (int k = 1; op->n_in > 2 && k < op->n_in; k++)
+        if (!rule_same(rule_in(p, op, k), a) || rule_in(p, op, k)->dtype != a->dtype)
+            return rule_bad_shape(p, op, "several terms alike");
     int lead = a->rank - b->rank;
     bool fits = lead >= 0;
     for (int axis = 0; fits && axis < b->rank; axis++) fits = b->dim[axis] == a->dim[axis + lead];
@@ -47,6 +50,7 @@ static Status add_vjp(Program *p, const Op *op, const Val *dout, Val *din)
     int lead = prog_tensor(p, op->in[0])->rank - prog_tensor(p, op->in[1])->rank;
     din[0] = dout[0];
     din[1] = lead ? rule_add1(p, OP_SUM_LEADING, dout[0], &(OpAttr){.i = {lead}}) : dout[0];
+    for (int k = 2; k < op->n_in; k++) din[k] = dout[0];
     return OK;
 }
 

@@ -17,13 +17,13 @@ typedef struct Absorb {
     bool *gone;    /* per op */
 } Absorb;
 
-/* The backward op that computes v, if it is of `kind`; a sole reader may change what it computes. */
-static Op *computed_by(const Absorb *a, Val v, OpKind kind, bool sole_reader)
+/* The backward op that computes v as its output `at`, if it is of `kind`; a sole reader may change what it computes. */
+static Op *computed_by(const Absorb *a, Val v, OpKind kind, int at, bool sole_reader)
 {
     const Value *value = &a->p->value[v];
     if (value->def_op < 0 || value->place != PLACE_ARENA || value->alias != VAL_NONE) return NULL;
     Op *op = &a->p->op[value->def_op];
-    bool fits = op->kind == kind && op->stage == STAGE_BACKWARD && op->out[0] == v;
+    bool fits = op->kind == kind && op->stage == STAGE_BACKWARD && op->out[at] == v;
     return fits && (!sole_reader || a->uses[v] == 1) ? op : NULL;
 }
 
@@ -43,34 +43,80 @@ static bool has_input(const Op *op, int at)
     return op->n_in > at && op->in[at] != VAL_NONE;
 }
 
+/* Kinds that add another gradient to an output: the output, and the input that takes the other one; -1: the one behind
+ * the group's. */
+typedef struct AddTaker {
+    OpKind kind;
+    int out, in;
+} AddTaker;
+static const AddTaker takers[] = {{OP_LAYER_NORM_FUSED_BWD, 0, 5}, {OP_LINEAR_DX, 0, 2}, {OP_LINEAR_GROUP_DX, 0, -1}};
+
+/* ADD(DZ(..), DZ(..)) -> DZ(.., ..), at the place of the second: one pass over all pairs. */
+static Op *absorb_pairs(const Absorb *a, const Op *add)
+{
+    Op *first = computed_by(a, add->in[0], OP_PAIR_CONTEXT_DZ, 0, true);
+    Op *second = computed_by(a, add->in[1], OP_PAIR_CONTEXT_DZ, 0, true);
+    if (!first || !second || first >= second || first->n_in + second->n_in > OP_MAX_IN) return NULL;
+    if (!rule_same(&a->p->value[first->in[1]].t, &a->p->value[second->in[1]].t)) return NULL;
+    memmove(second->in + first->n_in, second->in, (size_t)second->n_in * sizeof second->in[0]);
+    memcpy(second->in, first->in, (size_t)first->n_in * sizeof first->in[0]);
+    second->n_in += first->n_in;
+    a->p->value[first->out[0]].def_op = -1;
+    a->gone[first - a->p->op] = true;
+    return second;
+}
+
 /* ADD(r, DX(..)) -> DX(.., r) for the kinds that take another gradient, r computed before */
 static Op *absorb_add(const Absorb *a, const Op *add)
 {
     const Program *p = a->p;
     const Tensor *first = &p->value[add->in[0]].t, *second = &p->value[add->in[1]].t;
     if (!rule_same(first, second) || first->dtype != second->dtype) return NULL;
-    for (int side = 1; side >= 0; side--) {
-        static const OpKind kinds[] = {OP_LAYER_NORM_FUSED_BWD, OP_LINEAR_DX, OP_LINEAR_GROUP_DX};
-        for (size_t k = 0; k < sizeof kinds / sizeof kinds[0]; k++) {
-            Op *op = computed_by(a, add->in[side], kinds[k], true);
+    Op *pairs = absorb_pairs(a, add);
+    if (pairs) return pairs;
+    for (int side = 1; side >= 0; side--)
+        for (size_t k = 0; k < sizeof takers / sizeof takers[0]; k++) {
+            const AddTaker *taker = &takers[k];
+            Op *op = computed_by(a, add->in[side], taker->kind, taker->out, true);
             if (!op || op->full_precision != add->full_precision || !written_before(a, add->in[1 - side], op)) continue;
-            int at = kinds[k] == OP_LAYER_NORM_FUSED_BWD ? 5 : kinds[k] == OP_LINEAR_DX ? 2 : 2 * (int)op->attr.i[0];
+            int at = taker->in >= 0 ? taker->in : 2 * (int)op->attr.i[0];
             /* a mask comes after the sum */
-            if (has_input(op, at) || (kinds[k] == OP_LINEAR_DX && has_input(op, 3))) continue;
+            if (has_input(op, at) || (taker->kind == OP_LINEAR_DX && has_input(op, 3))) continue;
             set_input(op, at, add->in[1 - side]);
             return op;
         }
-    }
     return NULL;
 }
 
 /* RELU_BWD(LINEAR_DX(..), y) -> LINEAR_DX(.., y) */
 static Op *absorb_relu(const Absorb *a, const Op *relu)
 {
-    Op *op = computed_by(a, relu->in[0], OP_LINEAR_DX, true);
+    Op *op = computed_by(a, relu->in[0], OP_LINEAR_DX, 0, true);
     if (!op || op->full_precision != relu->full_precision || has_input(op, 3)) return NULL;
     set_input(op, 3, relu->in[1]);
     return op;
+}
+
+/* ADD(ADD(a, b), c) -> ADD(a, b, c) in the type of parameter gradients: one pass over what all users of a shared weight
+ * give. */
+static bool collect_terms(const Absorb *a, Op *add)
+{
+    const Program *p = a->p;
+    if (add->kind != OP_ADD || add->n_in != 2) return false;
+    const Op *former = computed_by(a, add->in[0], OP_ADD, 0, true);
+    const Tensor *t = &p->value[add->in[0]].t;
+    if (!former || former->n_in == OP_MAX_IN || t->dtype == DT_BF16 || former->full_precision != add->full_precision)
+        return false;
+    for (int k = 0; k <= former->n_in; k++) {
+        const Tensor *term = &p->value[k < former->n_in ? former->in[k] : add->in[1]].t;
+        if (!rule_same(term, t) || term->dtype != t->dtype) return false;
+    }
+    Val last = add->in[1];
+    memcpy(add->in, former->in, sizeof former->in);
+    add->n_in = former->n_in;
+    add->in[add->n_in++] = last;
+    a->gone[former - p->op] = true;
+    return true;
 }
 
 typedef Op *(*Rule)(const Absorb *a, const Op *op);
@@ -91,7 +137,7 @@ static Rule rule_of(OpKind kind)
 static bool absorb_dropout(const Absorb *a, const Op *dropout)
 {
     if (dropout->kind != OP_DROPOUT) return false;
-    Op *op = computed_by(a, dropout->in[0], OP_LAYER_NORM_FUSED_BWD, false);
+    Op *op = computed_by(a, dropout->in[0], OP_LAYER_NORM_FUSED_BWD, 0, false);
     if (!op || op->n_out != 3 || op->full_precision != dropout->full_precision) return false;
     set_input(op, 6, dropout->in[1]);
     op->attr = dropout->attr;
@@ -120,6 +166,19 @@ static void count_uses(Absorb *a)
             if (p->op[i].in[k] != VAL_NONE) a->uses[p->op[i].in[k]]++;
 }
 
+/* The output of taker that `gone` reads becomes what `gone` computed. */
+static void move_output(Program *p, const Op *gone, Op *taker)
+{
+    for (int k = 0; k < taker->n_out; k++) {
+        bool read = false;
+        for (int i = 0; i < gone->n_in; i++) read = read || (gone->in[i] == taker->out[k] && gone->in[i] != VAL_NONE);
+        if (!read) continue;
+        p->value[taker->out[k]].def_op = -1;
+        taker->out[k] = gone->out[0];
+        p->value[gone->out[0]].def_op = (int32_t)(taker - p->op);
+    }
+}
+
 static void absorb(Absorb *a)
 {
     Program *p = a->p;
@@ -129,12 +188,12 @@ static void absorb(Absorb *a)
         Rule rule = rule_of(op->kind);
         Op *taker = rule ? rule(a, op) : NULL;
         if (taker) {
-            p->value[taker->out[0]].def_op = -1;
-            taker->out[0] = op->out[0];
-            p->value[op->out[0]].def_op = (int32_t)(taker - p->op);
+            move_output(p, op, taker);
         } else if (absorb_dropout(a, op)) {
             p->value[op->out[0]].def_op = p->value[op->in[0]].def_op;
         } else {
+            Val sum = op->in[0];
+            if (collect_terms(a, op)) p->value[sum].def_op = -1;
             continue;
         }
         a->gone[i] = true;

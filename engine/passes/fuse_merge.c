@@ -61,27 +61,38 @@ static bool is_plain_linear(const Program *p, const Op *op)
     return w->place == PLACE_PARAM && w->alias == VAL_NONE && w->slot != WHOLE_BLOCK;
 }
 
-/* reader[param]: the plain LINEAR that reads this matrix, -1 none, -2 several (a shared weight is left alone) */
+/* The plain LINEARs of each matrix, a list: first[param] the last one recorded, before[op] the one before; -1 ends it.
+ */
+static void list_readers(const Program *p, int32_t *first, int32_t *before)
+{
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        if (!is_plain_linear(p, &p->op[i])) continue;
+        int32_t *last = &first[p->value[p->op[i].in[1]].slot];
+        before[i] = *last;
+        *last = i;
+    }
+}
+
+/* Matrices that are neighbours form a group wherever one x meets them: a shared weight once for each x. */
 static Status find_groups(Merge *m)
 {
     const Program *p = m->replay.in;
-    const Registry *r = p->registry;
-    int32_t *reader = malloc(((size_t)r->n_params + 1) * sizeof *reader);
-    if (!reader) return status_fail(ERR_MEMORY, "out of memory for %d parameters", r->n_params);
-    memset(reader, 0xff, ((size_t)r->n_params + 1) * sizeof *reader);
-    for (int32_t i = 0; i < p->n_ops; i++)
-        if (is_plain_linear(p, &p->op[i])) {
-            int32_t *entry = &reader[p->value[p->op[i].in[1]].slot];
-            *entry = *entry == -1 ? i : -2;
+    int32_t params = p->registry->n_params, ops = p->n_ops;
+    int32_t *first = malloc(((size_t)params + 2 * (size_t)ops + 3) * sizeof *first);
+    if (!first) return status_fail(ERR_MEMORY, "out of memory for %d parameters", params);
+    int32_t *before = first + params + 1, *length = before + ops + 1;
+    memset(first, 0xff, ((size_t)params + 1) * sizeof *first);
+    list_readers(p, first, before);
+    for (int32_t i = 0; i < ops; i++) length[i] = 1;
+    for (int32_t k = 0; k + 1 < params; k++)
+        for (int32_t i = first[k]; i >= 0; i = before[i]) {
+            int32_t next = first[k + 1];
+            while (next >= 0 && !groups_with(m, &p->op[i], &p->op[next])) next = before[next];
+            if (next < 0 || length[i] == GROUP_MAX || length[next] > 1) continue;
+            m->next_linear[i] = next;
+            length[next] = length[i] + 1;
         }
-    int length = 1;
-    for (int k = 0; k + 1 < r->n_params; k++) {
-        bool joins = reader[k] >= 0 && reader[k + 1] >= 0 && length < GROUP_MAX &&
-                     groups_with(m, &p->op[reader[k]], &p->op[reader[k + 1]]);
-        length = joins ? length + 1 : 1;
-        if (joins) m->next_linear[reader[k]] = reader[k + 1];
-    }
-    free(reader);
+    free(first);
     return OK;
 }
 

@@ -61,34 +61,41 @@ static Status relpos(CudaContext *ctx, const OpCall *call)
     return cuda_launched("relpos_kernel");
 }
 
-enum { RELPOS_RUNS = 128, RELPOS_CHANNELS = 64, RELPOS_AHEAD = 8 };
+enum { RELPOS_RUNS = 128, RELPOS_CHANNELS = 64, RELPOS_AHEAD = 16, RELPOS_GROUPS = 4 };
 
-/* Sums per bin and channel over a run of rows i: a thread owns a channel, so that sums have one order. */
-__global__ void __launch_bounds__(RELPOS_CHANNELS)
+/* Sums per bin and channel over a run of rows i: a thread owns a channel of a quarter of the columns, so that sums have
+ * one order. */
+__global__ void __launch_bounds__(RELPOS_CHANNELS *RELPOS_GROUPS)
     relpos_bwd_kernel(const int32_t *index, AnyReal dy, float *partial, int n, int c, int k)
 {
     stage_wait();
-    extern __shared__ float sums[]; /* [bins][RELPOS_CHANNELS] */
-    int bins = 2 * k + 1, lane = threadIdx.x, channel = blockIdx.x * RELPOS_CHANNELS + lane;
+    extern __shared__ float all_sums[]; /* [groups][bins][RELPOS_CHANNELS] */
+    int bins = 2 * k + 1, lane = threadIdx.x % RELPOS_CHANNELS, channel = blockIdx.x * RELPOS_CHANNELS + lane;
     int run = (n + gridDim.y - 1) / gridDim.y, from = blockIdx.y * run, to = min(from + run, n);
+    int columns = (n + RELPOS_GROUPS - 1) / RELPOS_GROUPS, group = threadIdx.x / RELPOS_CHANNELS;
+    int first = group * columns, end = min(first + columns, n);
+    float *sums = all_sums + group * bins * RELPOS_CHANNELS;
     for (int bin = 0; bin < bins; bin++) sums[bin * RELPOS_CHANNELS + lane] = 0;
-    if (channel >= c) return;
-    for (int i = from; i < to; i++)
-        for (int j0 = 0; j0 < n; j0 += RELPOS_AHEAD) {
+    for (int i = from; i < to && channel < c; i++)
+        for (int j0 = first; j0 < end; j0 += RELPOS_AHEAD) {
             float v[RELPOS_AHEAD];
             int bin[RELPOS_AHEAD];
 #pragma unroll
             for (int l = 0; l < RELPOS_AHEAD; l++) {
-                int j = min(j0 + l, n - 1);
+                int j = min(j0 + l, end - 1);
                 v[l] = dy[((int64_t)i * n + j) * c + channel];
                 bin[l] = position_bin(index, i, j, k);
             }
 #pragma unroll
             for (int l = 0; l < RELPOS_AHEAD; l++)
-                if (j0 + l < n) sums[bin[l] * RELPOS_CHANNELS + lane] += v[l];
+                if (j0 + l < end) sums[bin[l] * RELPOS_CHANNELS + lane] += v[l];
         }
-    for (int bin = 0; bin < bins; bin++)
-        partial[((int64_t)blockIdx.y * bins + bin) * c + channel] = sums[bin * RELPOS_CHANNELS + lane];
+    __syncthreads();
+    for (int bin = group; bin < bins && channel < c; bin += RELPOS_GROUPS) {
+        float sum = 0;
+        for (int g = 0; g < RELPOS_GROUPS; g++) sum += all_sums[(g * bins + bin) * RELPOS_CHANNELS + lane];
+        partial[((int64_t)blockIdx.y * bins + bin) * c + channel] = sum;
+    }
 }
 
 /* a warp per (bin, channel): the runs in lane order */
@@ -119,11 +126,11 @@ static Status relpos_bwd(CudaContext *ctx, const OpCall *call)
 {
     int n = (int)call->in_tensor[0]->dim[0], c = (int)call->in_tensor[0]->dim[2], k = (int)call->op->attr.i[0];
     int bins = 2 * k + 1;
-    size_t shared = (size_t)bins * RELPOS_CHANNELS * sizeof(float);
+    size_t shared = (size_t)RELPOS_GROUPS * bins * RELPOS_CHANNELS * sizeof(float);
     dim3 grid((c + RELPOS_CHANNELS - 1) / RELPOS_CHANNELS, RELPOS_RUNS);
     CUDA_TRY(cudaFuncSetAttribute(relpos_bwd_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    launch(relpos_bwd_kernel, grid, RELPOS_CHANNELS, shared, ctx->stream, (const int32_t *)call->in[1], any_in(call, 0),
-           (float *)call->scratch, n, c, k);
+    launch(relpos_bwd_kernel, grid, RELPOS_CHANNELS * RELPOS_GROUPS, shared, ctx->stream, (const int32_t *)call->in[1],
+           any_in(call, 0), (float *)call->scratch, n, c, k);
     TRY(cuda_launched("relpos_bwd_kernel"));
     launch(relpos_join_kernel, blocks_for((int64_t)bins * c * WARP, 256), 256, 0, ctx->stream,
            (const float *)call->scratch, (float *)call->out[0], RELPOS_RUNS, bins, c);

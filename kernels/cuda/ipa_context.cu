@@ -1,6 +1,6 @@
 /* Sums over the keys of invariant point attention in f32 (supplement algorithm 22, lines 8 and 9): o[i,h,:] = sum_m
  * p[h,i,m] z[i,m,:] */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/mma.cuh"
 
 enum { THREADS = 256, WARPS = THREADS / WARP };
 
@@ -37,21 +37,14 @@ __global__ void pair_context_kernel(int heads, int n, int m, int c, const float 
     }
 }
 
-/* a warp per (query, key): dp[h,i,m] = do[i,h,:] . z[i,m,:] and dz[i,m,:] = sum_h p[h,i,m] do[i,h,:] */
-__global__ void pair_context_bwd_kernel(int heads, int n, int m, int c, const float *d, const float *p, const float *z,
-                                        const float *other, float *dp, float *dz)
+/* a warp per (query, key): dp[h,i,m] = do[i,h,:] . z[i,m,:]; for few products or odd extents, sums in double */
+__global__ void pair_dp_kernel(int heads, int n, int m, int c, const float *d, const float *z, float *dp)
 {
     stage_wait();
     int64_t pair = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     int lane = threadIdx.x % WARP;
     if (pair >= (int64_t)n * m) return;
     int64_t i = pair / m, j = pair % m;
-    for (int channel = lane; channel < c; channel += WARP) {
-        double sum = other ? other[pair * c + channel] : 0;
-        for (int h = 0; h < heads; h++)
-            sum += (double)p[((int64_t)h * n + i) * m + j] * d[(i * heads + h) * c + channel];
-        dz[pair * c + channel] = (float)sum;
-    }
     for (int h = 0; h < heads; h++) {
         double dot = 0;
         for (int channel = lane; channel < c; channel += WARP)
@@ -59,6 +52,26 @@ __global__ void pair_context_bwd_kernel(int heads, int n, int m, int c, const fl
         dot = lanes_sum<WARP>(dot);
         if (lane == 0) dp[((int64_t)h * n + i) * m + j] = (float)dot;
     }
+}
+
+enum { PAIR_TERMS = OP_MAX_IN / 2 };
+struct PairTerms {
+    int count;
+    const float *d[PAIR_TERMS], *p[PAIR_TERMS];
+};
+
+/* a thread per channel of a (query, key): dz[i,m,:] = sum over terms and heads of p[h,i,m] do[i,h,:]; as above */
+__global__ void pair_dz_kernel(int heads, int n, int m, int c, const __grid_constant__ PairTerms terms, float *dz)
+{
+    stage_wait();
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, pair = e / c, channel = e % c;
+    if (pair >= (int64_t)n * m) return;
+    int64_t i = pair / m, j = pair % m;
+    double sum = 0;
+    for (int t = 0; t < terms.count; t++)
+        for (int h = 0; h < heads; h++)
+            sum += (double)terms.p[t][((int64_t)h * n + i) * m + j] * terms.d[t][(i * heads + h) * c + channel];
+    dz[e] = (float)sum;
 }
 
 /* The same for up to 16 heads and 128 channels: a block per query reads z once; a lane has 4 channels of all heads,
@@ -136,82 +149,150 @@ __global__ void __launch_bounds__(THREADS, 2)
             *reinterpret_cast<float4 *>(out + ((int64_t)i * s.heads + h) * s.c + channel) = sum[h];
 }
 
-/* Dot products with all heads, from a lane's share of each: folded together, halves exchanged; lane 2h has that of head
- * h. */
-__device__ __forceinline__ float fold_heads(float (&dot)[PAIR_HEADS], int lane)
+/* dp for up to 16 heads: a block has a query and DP_KEYS keys, of which each thread takes two; their channels come
+ * through shared memory, DP_CHANNELS at a time, the next on their way. H: heads, rounded up. */
+enum { DP_THREADS = 128, DP_KEYS = 2 * DP_THREADS, DP_CHANNELS = 32, DP_PITCH = DP_CHANNELS + 4 };
+
+struct DpRoom {
+    float keys[2][DP_KEYS][DP_PITCH];
+    float own[2][PAIR_HEADS][DP_PITCH];
+};
+
+template <int H>
+__device__ __forceinline__ void dp_load(const PairSizes &s, const float *d, const float *z, int keys, int first,
+                                        float (*to_keys)[DP_PITCH], float (*to_own)[DP_PITCH])
 {
-#pragma unroll
-    for (int half = PAIR_HEADS / 2; half > 0; half /= 2) {
-        bool upper = (lane & (2 * half)) != 0; /* keeps the upper half of the heads */
-#pragma unroll
-        for (int k = 0; k < half; k++) {
-            float keep = upper ? dot[k + half] : dot[k], give = upper ? dot[k] : dot[k + half];
-            dot[k] = keep + __shfl_xor_sync(0xffffffffu, give, 2 * half);
-        }
+    for (int e = threadIdx.x; e < DP_KEYS * DP_CHANNELS / 4; e += DP_THREADS) {
+        int j = e / (DP_CHANNELS / 4), c = e % (DP_CHANNELS / 4) * 4;
+        bool live = j < keys && first + c < s.c;
+        copy16_async(shared_address(&to_keys[j][c]), live ? z + (int64_t)j * s.c + first + c : z, live);
     }
-    return dot[0] + __shfl_xor_sync(0xffffffffu, dot[0], 1);
+    for (int e = threadIdx.x; e < H * DP_CHANNELS / 4; e += DP_THREADS) {
+        int h = e / (DP_CHANNELS / 4), c = e % (DP_CHANNELS / 4) * 4;
+        bool live = h < s.heads && first + c < s.c;
+        copy16_async(shared_address(&to_own[h][c]), live ? d + (int64_t)h * s.c + first + c : d, live);
+    }
+    copy_commit();
 }
 
 template <int H>
-__global__ void __launch_bounds__(THREADS, 2)
-    pair_context_bwd_wide_kernel(PairSizes s, const float *d, const float *p, const float *z, const float *other,
-                                 float *dp, float *dz)
+__global__ void __launch_bounds__(DP_THREADS)
+    pair_dp_wide_kernel(PairSizes s, const float *d, const float *z, float *dp)
 {
     stage_wait();
-    __shared__ __align__(16) float weight[PAIR_KEYS * PAIR_PITCH]; /* p of a key, then its dp */
-    int i = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, channel = lane * 4;
-    bool live = channel < s.c;
-    float4 own[H];
+    extern __shared__ float4 dp_shared[];
+    DpRoom *room = (DpRoom *)dp_shared;
+    int i = blockIdx.y, j0 = blockIdx.x * DP_KEYS, keys = min((int)DP_KEYS, s.m - j0), pieces = 0;
+    d += (int64_t)i * s.heads * s.c, z += ((int64_t)i * s.m + j0) * s.c;
+    float sum[2][H] = {};
+    dp_load<H>(s, d, z, keys, 0, room->keys[0], room->own[0]);
+    for (int first = 0; first < s.c; first += DP_CHANNELS, pieces++) {
+        int now = pieces % 2;
+        if (first + DP_CHANNELS < s.c)
+            dp_load<H>(s, d, z, keys, first + DP_CHANNELS, room->keys[1 - now], room->own[1 - now]);
+        else
+            copy_commit();
+        copy_wait<1>();
+        __syncthreads();
 #pragma unroll
-    for (int h = 0; h < H; h++)
-        own[h] = live && h < s.heads ? *reinterpret_cast<const float4 *>(d + ((int64_t)i * s.heads + h) * s.c + channel)
-                                     : make_float4(0, 0, 0, 0);
-    for (int start = 0; start < s.m; start += PAIR_KEYS) {
-        __syncthreads();
-        weights_load<H>(s, p, i, start, weight);
-        __syncthreads();
-        int end = min(PAIR_KEYS, s.m - start);
-        int64_t at = ((int64_t)i * s.m + start) * s.c + channel;
-#pragma unroll 2
-        for (int j = warp; j < end; j += WARPS) {
-            float4 x = make_float4(0, 0, 0, 0), sum = x;
-            if (live) x = *reinterpret_cast<const float4 *>(z + at + (int64_t)j * s.c);
-            if (live && other) sum = *reinterpret_cast<const float4 *>(other + at + (int64_t)j * s.c);
-            float w[H], dot[PAIR_HEADS] = {};
-            load_floats<H>(weight + j * PAIR_PITCH, w);
+        for (int c = 0; c < DP_CHANNELS; c += 4) {
+            float4 x = *(const float4 *)&room->keys[now][threadIdx.x][c];
+            float4 y = *(const float4 *)&room->keys[now][threadIdx.x + DP_THREADS][c];
 #pragma unroll
             for (int h = 0; h < H; h++) {
-                add_scaled4(sum, w[h], own[h]);
-                dot[h] = own[h].x * x.x + own[h].y * x.y + own[h].z * x.z + own[h].w * x.w;
+                float4 w = *(const float4 *)&room->own[now][h][c];
+                sum[0][h] += w.x * x.x + w.y * x.y + w.z * x.z + w.w * x.w;
+                sum[1][h] += w.x * y.x + w.y * y.y + w.z * y.z + w.w * y.w;
             }
-            if (live) *reinterpret_cast<float4 *>(dz + at + (int64_t)j * s.c) = sum;
-            float total = fold_heads(dot, lane); /* all lanes have read w by now */
-            if (lane % 2 == 0 && lane / 2 < H) weight[j * PAIR_PITCH + lane / 2] = total;
         }
         __syncthreads();
-        for (int e = threadIdx.x; e < s.heads * PAIR_KEYS; e += THREADS) {
-            int h = e / PAIR_KEYS, j = e % PAIR_KEYS;
-            if (j < end) dp[((int64_t)h * s.n + i) * s.m + start + j] = weight[j * PAIR_PITCH + h];
-        }
     }
+#pragma unroll
+    for (int k = 0; k < 2; k++)
+#pragma unroll
+        for (int h = 0; h < H; h++) {
+            int j = threadIdx.x + k * DP_THREADS;
+            if (h < s.heads && j < keys) dp[((int64_t)h * s.n + i) * s.m + j0 + j] = sum[k][h];
+        }
 }
 
-static PairSizes pair_sizes(const Tensor *p, const Tensor *z)
+/* dz: a block has a query, DZ_TILE keys and as many channels; a thread 8 x 8 of them, in groups of four so that rows in
+ * shared memory meet no conflicts; up to PAIR_HEADS heads of a term at a time, those of the next on their way. */
+enum { DZ_TILE = 128 };
+
+struct DzRoom {
+    float weight[2][PAIR_HEADS][DZ_TILE], own[2][PAIR_HEADS][DZ_TILE];
+};
+
+__device__ __forceinline__ void dz_load(const PairSizes &s, const float *d, const float *p, int i, int j0, int c0,
+                                        float (*weight)[DZ_TILE], float (*own)[DZ_TILE])
 {
-    PairSizes s = {(int)p->dim[0], (int)p->dim[1], (int)p->dim[2], (int)z->dim[2]};
-    return s;
+    for (int e = threadIdx.x; e < 2 * s.heads * DZ_TILE / 4; e += THREADS) {
+        int h = e / (DZ_TILE / 4) / 2, at = e % (DZ_TILE / 4) * 4;
+        if (e / (DZ_TILE / 4) % 2) {
+            bool live = c0 + at < s.c;
+            copy16_async(shared_address(&own[h][at]), live ? d + ((int64_t)i * s.heads + h) * s.c + c0 + at : d, live);
+        } else {
+            bool live = j0 + at < s.m;
+            copy16_async(shared_address(&weight[h][at]), live ? p + ((int64_t)h * s.n + i) * s.m + j0 + at : p, live);
+        }
+    }
+    copy_commit();
+}
+
+__global__ void __launch_bounds__(THREADS, 2)
+    pair_dz_wide_kernel(PairSizes s, const __grid_constant__ PairTerms terms, float *dz)
+{
+    stage_wait();
+    __shared__ __align__(16) DzRoom room;
+    int i = blockIdx.y, j0 = blockIdx.x * DZ_TILE, c0 = blockIdx.z * DZ_TILE;
+    int tm = threadIdx.x / 16 * 4, tn = threadIdx.x % 16 * 4;
+    float sum[8][8] = {};
+    dz_load(s, terms.d[0], terms.p[0], i, j0, c0, room.weight[0], room.own[0]);
+    for (int t = 0; t < terms.count; t++) {
+        if (t + 1 < terms.count)
+            dz_load(s, terms.d[t + 1], terms.p[t + 1], i, j0, c0, room.weight[1 - t % 2], room.own[1 - t % 2]);
+        else
+            copy_commit();
+        copy_wait<1>();
+        __syncthreads();
+        for (int h = 0; h < s.heads; h++) {
+            const float *from = room.weight[t % 2][h], *own = room.own[t % 2][h];
+            float w[8], x[8];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                *(float4 *)&w[half * 4] = *(const float4 *)(from + half * DZ_TILE / 2 + tm);
+                *(float4 *)&x[half * 4] = *(const float4 *)(own + half * DZ_TILE / 2 + tn);
+            }
+#pragma unroll
+            for (int r = 0; r < 8; r++)
+#pragma unroll
+                for (int c = 0; c < 8; c++) sum[r][c] += w[r] * x[c];
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int r = 0; r < 8; r++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int j = j0 + r / 4 * DZ_TILE / 2 + tm + r % 4, c = c0 + half * DZ_TILE / 2 + tn;
+            if (j < s.m && c < s.c)
+                *(float4 *)(dz + ((int64_t)i * s.m + j) * s.c + c) =
+                    make_float4(sum[r][half * 4], sum[r][half * 4 + 1], sum[r][half * 4 + 2], sum[r][half * 4 + 3]);
+        }
 }
 
 static bool pair_is_wide(const PairSizes &s)
 {
     bool few = (int64_t)s.heads * s.n * s.m * s.c < FEW_MULTIPLICATIONS;
-    return !few && s.heads <= PAIR_HEADS && s.c <= PAIR_CHANNELS && s.c % 4 == 0 && s.n > 0 && s.m > 0;
+    return !few && s.heads <= PAIR_HEADS && s.c % 4 == 0 && s.n > 0 && s.n <= 65535 && s.m > 0;
 }
 
 static Status pair_context(CudaContext *context, const OpCall *call)
 {
-    PairSizes s = pair_sizes(call->in_tensor[0], call->in_tensor[1]);
-    if (pair_is_wide(s) && aligned16(call->in[1]) && aligned16(call->out[0])) {
+    const Tensor *p = call->in_tensor[0];
+    PairSizes s = {(int)p->dim[0], (int)p->dim[1], (int)p->dim[2], (int)call->in_tensor[1]->dim[2]};
+    if (pair_is_wide(s) && s.c <= PAIR_CHANNELS && aligned16(call->in[1]) && aligned16(call->out[0])) {
         auto *kernel = s.heads <= 4    ? pair_context_wide_kernel<4>
                        : s.heads <= 8  ? pair_context_wide_kernel<8>
                        : s.heads <= 12 ? pair_context_wide_kernel<12>
@@ -225,24 +306,46 @@ static Status pair_context(CudaContext *context, const OpCall *call)
     return cuda_launched("pair_context_kernel");
 }
 
-static Status pair_context_bwd(CudaContext *context, const OpCall *call)
+static Status pair_context_dp(CudaContext *context, const OpCall *call)
 {
-    PairSizes s = pair_sizes(call->in_tensor[1], call->in_tensor[2]);
-    const float *other = call_in(call, 3) ? F32_IN(3) : NULL;
-    bool aligned = aligned16(call->in[0]) && aligned16(call->in[2]) && aligned16(other) && aligned16(call->out[1]);
-    if (pair_is_wide(s) && aligned) {
-        auto *kernel = s.heads <= 4    ? pair_context_bwd_wide_kernel<4>
-                       : s.heads <= 8  ? pair_context_bwd_wide_kernel<8>
-                       : s.heads <= 12 ? pair_context_bwd_wide_kernel<12>
-                                       : pair_context_bwd_wide_kernel<16>;
-        launch(kernel, (unsigned)s.n, THREADS, 0, context->stream, s, F32_IN(0), F32_IN(1), F32_IN(2), other,
-               F32_OUT(0), F32_OUT(1));
-        return cuda_launched("pair_context_bwd_wide_kernel");
+    const Tensor *z = call->in_tensor[1];
+    PairSizes s = {(int)call->op->attr.i[0], (int)z->dim[0], (int)z->dim[1], (int)z->dim[2]};
+    if (pair_is_wide(s) && aligned16(call->in[0]) && aligned16(call->in[1])) {
+        auto *kernel = s.heads <= 4    ? pair_dp_wide_kernel<4>
+                       : s.heads <= 8  ? pair_dp_wide_kernel<8>
+                       : s.heads <= 12 ? pair_dp_wide_kernel<12>
+                                       : pair_dp_wide_kernel<16>;
+        CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(DpRoom)));
+        launch(kernel, dim3(blocks_for(s.m, DP_KEYS), (unsigned)s.n), DP_THREADS, sizeof(DpRoom), context->stream, s,
+               F32_IN(0), F32_IN(1), F32_OUT(0));
+        return cuda_launched("pair_dp_wide_kernel");
     }
-    launch(pair_context_bwd_kernel, blocks_for((int64_t)s.n * s.m * WARP, THREADS), THREADS, 0, context->stream,
-           s.heads, s.n, s.m, s.c, F32_IN(0), F32_IN(1), F32_IN(2), other, F32_OUT(0), F32_OUT(1));
-    return cuda_launched("pair_context_bwd_kernel");
+    launch(pair_dp_kernel, blocks_for((int64_t)s.n * s.m * WARP, THREADS), THREADS, 0, context->stream, s.heads, s.n,
+           s.m, s.c, F32_IN(0), F32_IN(1), F32_OUT(0));
+    return cuda_launched("pair_dp_kernel");
 }
 
-const CudaEntry cuda_ipa_context[] = {
-    {OP_PAIR_CONTEXT, pair_context, NULL}, {OP_PAIR_CONTEXT_BWD, pair_context_bwd, NULL}, {OP_COUNT, NULL, NULL}};
+static Status pair_context_dz(CudaContext *context, const OpCall *call)
+{
+    const Tensor *p = call->in_tensor[1];
+    PairSizes s = {(int)p->dim[0], (int)p->dim[1], (int)p->dim[2], (int)call->out_tensor[0]->dim[2]};
+    PairTerms terms = {};
+    bool wide = pair_is_wide(s) && s.m % 4 == 0 && aligned16(call->out[0]);
+    for (; terms.count < call->op->n_in / 2; terms.count++) {
+        terms.d[terms.count] = F32_IN(2 * terms.count), terms.p[terms.count] = F32_IN(2 * terms.count + 1);
+        wide = wide && aligned16(terms.d[terms.count]) && aligned16(terms.p[terms.count]);
+    }
+    if (wide) {
+        dim3 grid(blocks_for(s.m, DZ_TILE), (unsigned)s.n, blocks_for(s.c, DZ_TILE));
+        launch(pair_dz_wide_kernel, grid, THREADS, 0, context->stream, s, terms, F32_OUT(0));
+        return cuda_launched("pair_dz_wide_kernel");
+    }
+    launch(pair_dz_kernel, blocks_for((int64_t)s.n * s.m * s.c, THREADS), THREADS, 0, context->stream, s.heads, s.n,
+           s.m, s.c, terms, F32_OUT(0));
+    return cuda_launched("pair_dz_kernel");
+}
+
+const CudaEntry cuda_ipa_context[] = {{OP_PAIR_CONTEXT, pair_context, NULL},
+                                      {OP_PAIR_CONTEXT_DP, pair_context_dp, NULL},
+                                      {OP_PAIR_CONTEXT_DZ, pair_context_dz, NULL},
+                                      {OP_COUNT, NULL, NULL}};

@@ -5,6 +5,7 @@
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/flow.cuh"
 #include "kernels/cuda/map.cuh"
+#include "kernels/cuda/small.cuh"
 
 /* The operands of a call; what is absent is NULL. */
 struct Branch {
@@ -52,6 +53,18 @@ static FlowOperands flow_operands(const Branch &b)
     o.members = 1, o.start[1] = (int)b.out;
     o.drop = b.drop;
     return o;
+}
+
+/* A small f32 product without gate and dropout takes r at its edge. */
+static bool branch_is_small(const Branch &b, SmallBatch *batch)
+{
+    memset(batch, 0, sizeof *batch);
+    if (b.type != DT_F32 || b.g || b.drop.rng || b.product) return false;
+    SmallProduct p = small_product(b.rows, b.out);
+    if (!small_add(&p, b.inner, b.x, b.w)) return false;
+    p.bias = b.bias, p.c = (const float *)b.r, p.d = (float *)b.y;
+    batch->p[batch->count++] = p;
+    return true;
 }
 
 /* y = r + f sigmoid(g) p, in a pass of its own */
@@ -110,6 +123,8 @@ static Status linear_residual(CudaContext *ctx, const OpCall *call)
     FlowOperands o = flow_operands(b);
     TRY(peer_send_of(ctx, call, &o.send));
     if (branch_flows(b, o)) return flow_launch(o, edge_of(b), ctx->stream);
+    SmallBatch few;
+    if (branch_is_small(b, &few)) return small_launch<false, true>(few, ctx->stream);
     return branch_in_two(ctx, call, b);
 }
 

@@ -138,11 +138,46 @@ static Status relu_bwd(CudaContext *ctx, const OpCall *call)
     });
 }
 
+template <typename T> struct Terms {
+    int count;
+    const T *p[OP_MAX_IN];
+};
+/* V elements a thread */
+template <typename T, int V> __global__ void add_terms_kernel(const __grid_constant__ Terms<T> terms, T *y, int64_t n)
+{
+    stage_wait();
+    int64_t e = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (e >= n) return;
+    float sum[V], x[V];
+    load_floats<V>(terms.p[0] + e, sum);
+    for (int k = 1; k < terms.count; k++) {
+        load_floats<V>(terms.p[k] + e, x);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum[j] += x[j];
+    }
+    store_floats<V>(y + e, sum);
+}
+
+template <typename T> static Status add_terms(CudaContext *ctx, const OpCall *call, int64_t n)
+{
+    constexpr int V = Pack<T>::N;
+    Terms<T> terms = {};
+    bool packs = n % V == 0 && aligned16(call->out[0]);
+    for (terms.count = 0; terms.count < call->op->n_in; terms.count++) {
+        terms.p[terms.count] = (const T *)call->in[terms.count];
+        packs = packs && aligned16(call->in[terms.count]);
+    }
+    auto *kernel = packs ? add_terms_kernel<T, V> : add_terms_kernel<T, 1>;
+    launch(kernel, blocks_for(packs ? n / V : n, 256), 256, 0, ctx->stream, terms, (T *)call->out[0], n);
+    return cuda_launched("add_terms_kernel");
+}
+
 static Status add(CudaContext *ctx, const OpCall *call)
 {
     int64_t n = tensor_count(call->out_tensor[0]), period = tensor_count(call->in_tensor[1]);
     if (call->in_tensor[0]->dtype != call->in_tensor[1]->dtype) return cuda_bad_type(call, call->in_tensor[1]->dtype);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        if (call->op->n_in > 2) return n ? add_terms<T>(ctx, call, n) : OK;
         if (period == n) {
             MapArgs<T, 2, 1> a = {{IN(0), IN(1)}, {OUT(0)}, n};
             return map_launch(a, n, AddSame(), ctx->stream);
@@ -313,6 +348,8 @@ static Status sum_leading(CudaContext *ctx, const OpCall *call)
 {
     int64_t inner = tensor_count(call->out_tensor[0]), rows = tensor_count(call->in_tensor[0]) / inner;
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        if (call->out_tensor[0]->dtype == DT_F32 && rows < 64)
+            return sum_middle_launch(IN(0), (float *)call->out[0], 1, rows, inner, ctx->stream);
         if (call->out_tensor[0]->dtype == DT_F32)
             return sum_rows_launch(IN(0), (float *)call->out[0], rows, inner, call->scratch, ctx->stream);
         return sum_middle_launch(IN(0), OUT(0), 1, rows, inner, ctx->stream);

@@ -17,10 +17,51 @@ template <typename T, typename U> __global__ void sum_middle_kernel(const T *x, 
     y[e] = from_float<U>((float)sum);
 }
 
+/* The same by blocks of COLUMNS packs x 256 / COLUMNS rows at a time. */
+template <int COLUMNS, typename T, typename U>
+__global__ void __launch_bounds__(256) sum_middle_packs_kernel(const T *x, U *y, int64_t b, int64_t c)
+{
+    stage_wait();
+    constexpr int LANES = 256 / COLUMNS, V = Pack<T>::N, WIDTH = COLUMNS * V;
+    typedef typename Wide<T>::Sum Sum;
+    __shared__ Sum shared[LANES][WIDTH + 1];
+    int column_lane = threadIdx.x % COLUMNS, row_lane = threadIdx.x / COLUMNS;
+    int64_t first = (int64_t)blockIdx.x * WIDTH, column = first + column_lane * V;
+    const T *p = x + (int64_t)blockIdx.y * b * c + column;
+    Sum sum[V] = {};
+    if (column < c) {
+#pragma unroll 4
+        for (int64_t row = row_lane; row < b; row += LANES) {
+            float v[V];
+            load_floats<V>(p + row * c, v);
+#pragma unroll
+            for (int j = 0; j < V; j++) sum[j] += v[j];
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < V; j++) shared[row_lane][column_lane * V + j] = sum[j];
+    __syncthreads();
+    for (int k = threadIdx.x; k < WIDTH && first + k < c; k += 256) {
+        Sum total = 0;
+        for (int l = 0; l < LANES; l++) total += shared[l][k];
+        y[(int64_t)blockIdx.y * c + first + k] = from_float<U>((float)total);
+    }
+}
+
 template <typename T, typename U>
 static Status sum_middle_launch(const T *x, U *y, int64_t a, int64_t b, int64_t c, cudaStream_t stream)
 {
+    constexpr int V = Pack<T>::N;
     if (a * c == 0) return OK;
+    if (c % V == 0 && aligned16(x) && b >= 64 && a <= 65535) {
+        if (c <= 16 * V)
+            launch(sum_middle_packs_kernel<16, T, U>, dim3(blocks_for(c, 16 * V), (unsigned)a), 256, 0, stream, x, y, b,
+                   c);
+        else
+            launch(sum_middle_packs_kernel<32, T, U>, dim3(blocks_for(c, 32 * V), (unsigned)a), 256, 0, stream, x, y, b,
+                   c);
+        return cuda_launched("sum_middle_packs_kernel");
+    }
     launch(sum_middle_kernel<T, U>, blocks_for(a * c, 128), 128, 0, stream, x, y, a, b, c);
     return cuda_launched("sum_middle_kernel");
 }

@@ -36,7 +36,11 @@ static Status add(const RankLayout *layout, const OpCall *call)
     real *y = OUT(0);
     if (repeats == 1) {
         PARALLEL_IF(n)
-        for (int64_t e = 0; e < n; e++) y[e] = a[e] + b[e];
+        for (int64_t e = 0; e < n; e++) {
+            real sum = a[e] + b[e];
+            for (int k = 2; k < call->op->n_in; k++) sum += IN(k)[e];
+            y[e] = sum;
+        }
         return OK;
     }
     PARALLEL_IF(n * repeats)

@@ -15,9 +15,11 @@ Status FN(rigid_rename)(const RankLayout *layout, const OpCall *call);
 
 Status FN(ipa_point_features)(const RankLayout *layout, const OpCall *call);
 Status FN(ipa_point_features_bwd)(const RankLayout *layout, const OpCall *call);
-Status FN(ipa_scores)(const RankLayout *layout, const OpCall *call);
-Status FN(ipa_scores_bwd)(const RankLayout *layout, const OpCall *call);
+size_t FN(ipa_attention_scratch)(const Program *program, const Op *op, size_t real_size);
+Status FN(ipa_attention)(const RankLayout *layout, const OpCall *call);
+Status FN(ipa_attention_bwd)(const RankLayout *layout, const OpCall *call);
 Status FN(ipa_pair_context)(const RankLayout *layout, const OpCall *call);
-Status FN(ipa_pair_context_bwd)(const RankLayout *layout, const OpCall *call);
+Status FN(ipa_pair_context_dp)(const RankLayout *layout, const OpCall *call);
+Status FN(ipa_pair_context_dz)(const RankLayout *layout, const OpCall *call);
 
 #endif
