@@ -16,6 +16,7 @@ typedef struct Sender {
 static const Sender senders[] = {
     {OP_LINEAR, 0, OP_ALL_GATHER},
     {OP_LINEAR_GROUP, 0, OP_ALL_GATHER},
+    {OP_LINEAR_GROUP, 1, OP_ALL_GATHER},
     {OP_LINEAR_GATES, 1, OP_ALL_GATHER},
     {OP_LINEAR_RESIDUAL, 0, OP_ALL_TO_ALL},
     {OP_LAYER_NORM_FUSED_BWD, 0, OP_ALL_TO_ALL},

@@ -123,7 +123,8 @@ static bool group_streams(const Group *g, StreamProblem *p)
         p->start[k + 1] = p->start[k] + (int)g->out[k];
     }
     p->columns = p->start[g->members];
-    return stream_fits(*p, g->inner);
+    if (g->send) p->send = *g->send, p->sent = g->sent;
+    return !g->gamma && stream_fits(*p, g->inner);
 }
 
 static FrontNorm front_norm(const Group *g)
@@ -205,6 +206,7 @@ Status dense_group_run(CudaContext *ctx, const OpCall *call, const Group *g)
     NarrowProblem narrow;
     if (group_flows(g, &o)) return flow_launch(o, g->gamma ? FLOW_NORMED : FLOW_PLAIN, ctx->stream);
     if (group_is_narrow(g, &narrow)) return narrow_launch(narrow, g->inner, ctx->stream);
+    if (g->send && group_streams(g, &p)) return stream_launch(p, g->inner, ctx->stream);
     if (g->send) return status_fail(ERR_INTERNAL, "%s cannot send", op_def(call->op->kind)->name);
     if (g->gamma) {
         Group plain = *g;
@@ -323,15 +325,18 @@ static Status linear_group(CudaContext *ctx, const OpCall *call)
     return run_group(ctx, call, &g);
 }
 
-/* Narrow members alone. Without addresses nobody knows whether the weights of a group adjoin: no. */
+/* Narrow members alone, and one of several that stream. Without addresses nobody knows whether the weights of a group
+ * adjoin: no. */
 static bool group_sends(const OpCall *call, Group g)
 {
     PeerSend send = {};
     FlowOperands o;
     NarrowProblem narrow;
+    StreamProblem p;
+    send.ranks = 1;
     g.send = &send, g.sent = call->op->send.output;
     return g.sent < g.members && peer_send_rows(call, &send.rows) &&
-           (group_flows(&g, &o) || group_is_narrow(&g, &narrow));
+           (group_flows(&g, &o) || group_is_narrow(&g, &narrow) || (g.members > 1 && group_streams(&g, &p)));
 }
 static bool linear_sends(const OpCall *call)
 {

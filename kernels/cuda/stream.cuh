@@ -8,6 +8,7 @@
 #define FOLDSCALE_KERNELS_CUDA_STREAM_CUH
 
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/peer_send.cuh"
 
 enum { STREAM_ROWS = 64, STREAM_THREADS = 256, STREAM_MEMBERS = 6, STREAM_BLOCKS = 132 };
 
@@ -22,6 +23,8 @@ struct StreamProblem {
      * column_group columns, a multiple of 8, lie at high * step + low * row_step (+ column low) */
     int row_shift, column_group;
     int64_t row_high_step, row_step, column_step;
+    PeerSend send; /* of the rows of member `sent` */
+    int sent;
 
     __device__ __forceinline__ int64_t row_at(int row, int width) const
     {
@@ -54,10 +57,25 @@ template <int K, int NB> struct StreamShape {
     static constexpr int BYTES = W_BYTES + STAGES * X_BYTES + 2 * OUT_BYTES;
 };
 
-/* Results of a warpgroup through shared memory, out in 16-byte pieces. target: this thread's column of row 0. */
+/* Where a thread stores: its column of row 0, or which column of the member that is sent. */
+struct StreamTarget {
+    bf16 *y; /* NULL: nowhere */
+    int width, sent;
+};
+
+__device__ __forceinline__ void stream_put(const StreamProblem &p, PeerSender *sender, const StreamTarget &to, int row,
+                                           const uint4 &v)
+{
+    if (to.sent >= 0)
+        peer_put<bf16>(sender, (uint32_t)row, (uint32_t)to.width, (uint32_t)to.sent, v);
+    else
+        *reinterpret_cast<uint4 *>(to.y + p.row_at(row, to.width)) = v;
+}
+
+/* Results of a warpgroup through shared memory, out in 16-byte pieces. */
 template <int HALF, int PITCH>
-__device__ __forceinline__ void stream_store(const StreamProblem &p, const float (&acc)[HALF / 2], bf16 *stage,
-                                             bf16 *target, int width, int row0)
+__device__ __forceinline__ void stream_store(const StreamProblem &p, PeerSender *sender, const float (&acc)[HALF / 2],
+                                             bf16 *stage, const StreamTarget &target, int row0)
 {
     int thread = threadIdx.x % 128, lane = thread % WARP, row = thread / WARP * 16 + lane / 4;
     int barrier = threadIdx.x / 128 + 1;
@@ -75,9 +93,8 @@ __device__ __forceinline__ void stream_store(const StreamProblem &p, const float
 #pragma unroll
     for (int k = 0; k < STREAM_ROWS / STEP; k++) {
         int r = thread / GROUPS + k * STEP;
-        if (target && row0 + r < p.rows)
-            *reinterpret_cast<uint4 *>(target + p.row_at(row0 + r, width)) =
-                *reinterpret_cast<const uint4 *>(from + r * PITCH);
+        if (target.y && row0 + r < p.rows)
+            stream_put(p, sender, target, row0 + r, *reinterpret_cast<const uint4 *>(from + r * PITCH));
     }
     asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
 }
@@ -90,9 +107,11 @@ __device__ __forceinline__ int stream_member(const StreamProblem &p, int column)
     return k;
 }
 
-template <int K, int NB> __global__ void __launch_bounds__(STREAM_THREADS, 1) stream_kernel(StreamProblem p)
+template <int K, int NB>
+__global__ void __launch_bounds__(STREAM_THREADS, 1) stream_kernel(const __grid_constant__ StreamProblem p)
 {
     stage_wait();
+    peer_send_begin(p.send);
     typedef StreamShape<K, NB> S;
     extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared), xs = base + S::W_BYTES;
@@ -111,8 +130,10 @@ template <int K, int NB> __global__ void __launch_bounds__(STREAM_THREADS, 1) st
             bias[j * 2 + c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
         }
     int column = column0 + thread % (S::HALF / 8) * 8, member = stream_member(p, column);
-    int width = p.start[member + 1] - p.start[member];
-    bf16 *target = column < p.columns ? p.y[member] + p.column_at(column - p.start[member]) : NULL;
+    StreamTarget target = {column < p.columns ? p.y[member] + p.column_at(column - p.start[member]) : NULL,
+                           p.start[member + 1] - p.start[member],
+                           p.send.ranks && member == p.sent ? column - p.start[member] : -1};
+    PeerSender sender(p.send);
 
     stream_load<K, NB>(base, p.w, block * NB, p.columns);
 #pragma unroll
@@ -146,14 +167,16 @@ template <int K, int NB> __global__ void __launch_bounds__(STREAM_THREADS, 1) st
                                 b + k / 4 * (NB * 128 >> 4) + k % 4 * 2, 1);
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-        stream_store<S::HALF, S::PITCH>(p, acc, stage, target, width, tile * STREAM_ROWS);
+        stream_store<S::HALF, S::PITCH>(p, &sender, acc, stage, target, tile * STREAM_ROWS);
         slot = (slot + 1) % S::STAGES;
     }
+    if (p.send.ranks) peer_finish_all(p.send);
 }
 
 static inline bool stream_fits(const StreamProblem &p, int64_t inner)
 {
-    bool fits = (inner == 64 || inner == 128 || inner == 256) && aligned16(p.x) && aligned16(p.w) && p.columns >= 128;
+    bool fits = (inner == 64 || inner == 128 || inner == 256) && aligned16(p.x) && aligned16(p.w);
+    fits = fits && (p.columns >= 128 || p.send.ranks); /* of fewer columns, the library is as fast */
     for (int k = 0; k < p.members; k++) fits = fits && aligned16(p.y[k]) && (p.start[k + 1] - p.start[k]) % 8 == 0;
     return fits;
 }
