@@ -8,8 +8,8 @@ Val outer_product_mean(Program *p, Val m, Val mask, int c_hidden, int c_z)
     const LayerSpec spec[2] = {{"linear_1", c_hidden, LINEAR_LECUN, true}, {"linear_2", c_hidden, LINEAR_LECUN, true}};
     Val side[2];
     layer_linear_group(p, norm, 2, spec, side);
-    /* the second operand comes first: its gather runs while the first one is masked */
-    Val b = layer_reshard(p, prog_add(p, OP_MASK_MUL, 2, (Val[]){side[1], local}, NULL), SHARD_NONE);
+    /* masked where they are used, so that the masks can join the product */
+    Val b = prog_add(p, OP_MASK_MUL, 2, (Val[]){layer_reshard(p, side[1], SHARD_NONE), mask}, NULL);
     Val a = prog_add(p, OP_MASK_MUL, 2, (Val[]){side[0], local}, NULL);
     Val count = layer_mask(p, OP_PAIR_COUNT, 2, (Val[]){local, mask}, &(OpAttr){0});
     Val outer = prog_add(p, OP_OUTER_PRODUCT, 2, (Val[]){a, b}, NULL);

@@ -95,6 +95,11 @@ static const GradCase gradcheck_trunk[] = {
     {OP_DIV_COUNT, "", {{0}, {1e-3}}, 0, {G(3, 4, 2), K_POS(3, 4)}},
     {OP_OPM, "", {{0}, {1e-3}}, 0, {G(3, 4, 2), G(3, 5, 3), G(4, 6), G(4), K_POS(4, 5)}},
     {OP_OPM, "residual", {{0}, {1e-3}}, 0, {G(3, 4, 2), G(3, 5, 3), G(4, 6), G(4), K_POS(4, 5), G(4, 5, 4)}},
+    {OP_OPM,
+     "masks",
+     {{0}, {1e-3}},
+     0,
+     {G(3, 4, 2), G(3, 5, 3), G(4, 6), G(4), K_POS(4, 5), G(4, 5, 4), MASK(3, 4), MASK(3, 5)}},
 
     {OP_RELPOS_EMBED, "", {{2}, {0}}, 0, {INTS(0, 7, 5), G(3, 5), G(3)}},
 };

@@ -209,9 +209,18 @@ const OpDef op_div_count = {.name = "div_count",
 /* --- outer product mean without the outer product in memory ---------------------------------------------------------
  */
 
+/* masks of the operands from `mask` on, both or none */
+static bool opm_masks_fit(const Program *p, const Op *op, int at, int mask)
+{
+    const Tensor *a = rule_in(p, op, mask), *b = rule_in(p, op, mask + 1);
+    if (!a && !b) return true;
+    return a && b && a->rank == 2 && b->rank == 2 && rule_is_mask(a, rule_in(p, op, at)) &&
+           rule_is_mask(b, rule_in(p, op, at + 1));
+}
+
 static Status opm_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
-    static const char *const expected = "a[S,N,C] b[S,M,D] W[Z,C*D] bias[Z] n[N,M] r[N,M,Z]?";
+    static const char *const expected = "a[S,N,C] b[S,M,D] W[Z,C*D] bias[Z] n[N,M] r[N,M,Z]? (ma[S,N] mb[S,M])?";
     TRY(rule_require(p, op, 5));
     Tensor o;
     TRY(outer_tensor(p, op, 0, &o));
@@ -221,16 +230,23 @@ static Status opm_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
         return rule_bad_shape(p, op, expected);
     out[0] = rule_with_last(&o, w->dim[0]);
     const Tensor *r = rule_in(p, op, 5);
-    if (r && !rule_same(r, &out[0])) return rule_bad_shape(p, op, expected);
+    if ((r && !rule_same(r, &out[0])) || !opm_masks_fit(p, op, 0, 6)) return rule_bad_shape(p, op, expected);
     *n_out = 1;
     return OK;
 }
 
 static Status opm_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
-    Val in[] = {dout[0], op->in[0], op->in[1], op->in[2], op->in[4]};
-    prog_add_multi(p, OP_OPM_BWD, 5, in, &op->attr, din);
-    if (op->n_in > 5) din[5] = dout[0];
+    bool masked = rule_in(p, op, 6);
+    Val in[] = {dout[0],
+                op->in[0],
+                op->in[1],
+                op->in[2],
+                op->in[4],
+                masked ? op->in[6] : VAL_NONE,
+                masked ? op->in[7] : VAL_NONE};
+    prog_add_multi(p, OP_OPM_BWD, masked ? 7 : 5, in, &op->attr, din);
+    if (rule_in(p, op, 5)) din[5] = dout[0];
     return OK;
 }
 
@@ -253,7 +269,7 @@ const OpDef op_opm = {.name = "opm",
                       .infer = opm_infer,
                       .vjp = opm_vjp,
                       .cost = opm_cost,
-                      .exact_in = 1 << 3 | 1 << 4,
+                      .exact_in = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7,
                       .real_name = {"eps"}};
 
 static Status opm_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
@@ -263,8 +279,8 @@ static Status opm_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_
     TRY(outer_tensor(p, op, 1, &o));
     const Tensor *dz = rule_in(p, op, 0), *w = rule_in(p, op, 3);
     if (w->rank != 2 || w->dim[1] != o.dim[2] || tensor_last(dz) != w->dim[0] || !rule_same_rows(dz, &o) ||
-        !is_count_of(rule_in(p, op, 4), &o))
-        return rule_bad_shape(p, op, "dz[N,M,Z] a[S,N,C] b[S,M,D] W[Z,C*D] n[N,M]");
+        !is_count_of(rule_in(p, op, 4), &o) || !opm_masks_fit(p, op, 1, 5))
+        return rule_bad_shape(p, op, "dz[N,M,Z] a[S,N,C] b[S,M,D] W[Z,C*D] n[N,M] (ma[S,N] mb[S,M])?");
     DType real = rule_grad_dtype(dz->dtype);
     out[0] = *rule_in(p, op, 1);
     out[1] = *rule_in(p, op, 2);
@@ -287,6 +303,6 @@ const OpDef op_opm_bwd = {.name = "opm_bwd",
                           .infer = opm_bwd_infer,
                           .cost = opm_bwd_cost,
                           .flags = OPF_NODIFF,
-                          .exact_in = 1 << 4,
+                          .exact_in = 1 << 4 | 1 << 5 | 1 << 6,
                           .exact_out = 1 << 2 | 1 << 3,
                           .real_name = {"eps"}};

@@ -231,14 +231,26 @@ static bool merge_residual(Merge *m, const Op *op)
     return false;
 }
 
-/* DIV_COUNT(LINEAR(OUTER_PRODUCT(a, b)), n) -> OPM */
+/* What is masked by two axes for this op alone; sets the mask. */
+static Val unmasked(const Merge *m, Val x, Val *mask_out)
+{
+    const Op *masked = only_for(m, x, OP_MASK_MUL);
+    if (!masked || m->replay.in->value[masked->in[1]].t.rank != 2) return VAL_NONE;
+    *mask_out = masked->in[1];
+    return masked->in[0];
+}
+
+/* DIV_COUNT(LINEAR(OUTER_PRODUCT(a, b)), n) -> OPM, with the masks of a and b where both have one */
 static bool merge_outer_product_mean(Merge *m, const Op *op)
 {
     const Op *linear = only_for(m, op->in[0], OP_LINEAR);
     const Op *outer = linear && !linear->attr.i[0] ? only_for(m, linear->in[0], OP_OUTER_PRODUCT) : NULL;
     if (!outer || linear->n_in < 3 || linear->in[2] == VAL_NONE) return false;
-    Val in[] = {outer->in[0], outer->in[1], linear->in[1], linear->in[2], op->in[1]};
-    return emit(m, op, OP_OPM, 5, in, &op->attr);
+    Val in[] = {outer->in[0], outer->in[1], linear->in[1], linear->in[2], op->in[1], VAL_NONE, VAL_NONE, VAL_NONE};
+    Val a = unmasked(m, outer->in[0], &in[6]), b = unmasked(m, outer->in[1], &in[7]);
+    bool masked = a != VAL_NONE && b != VAL_NONE;
+    if (masked) in[0] = a, in[1] = b;
+    return emit(m, op, OP_OPM, masked ? 8 : 5, in, &op->attr);
 }
 
 /* r + OPM -> OPM with a residual */
@@ -247,11 +259,13 @@ static bool merge_mean_residual(Merge *m, const Op *op)
     const Program *p = m->replay.in;
     for (int side = 1; side >= 0; side--) {
         const Op *mean = only_for(m, op->in[side], OP_OPM);
-        if (!mean || mean->n_in > 5 || mean->full_precision != op->full_precision ||
+        if (!mean || (mean->n_in > 5 && mean->in[5] != VAL_NONE) || mean->full_precision != op->full_precision ||
             !rule_same(&p->value[op->in[0]].t, &p->value[op->in[1]].t))
             continue;
-        Val in[] = {mean->in[0], mean->in[1], mean->in[2], mean->in[3], mean->in[4], op->in[1 - side]};
-        return emit(m, op, OP_OPM, 6, in, &mean->attr);
+        Val in[8];
+        memcpy(in, mean->in, (size_t)mean->n_in * sizeof *in);
+        in[5] = op->in[1 - side];
+        return emit(m, op, OP_OPM, mean->n_in > 5 ? mean->n_in : 6, in, &mean->attr);
     }
     return false;
 }

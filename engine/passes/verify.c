@@ -93,6 +93,12 @@ static bool sums_gradient(const Op *op)
     return gather.kind == OP_ALL_GATHER && gather.attr.i[1];
 }
 
+/* Hands its operand's elements on, times constants at most: a gradient in parts of a sum stays one. */
+static bool passes_on(const Op *op)
+{
+    return op->kind == OP_COMM_WAIT || op->kind == OP_RESHAPE || op->kind == OP_CAST || op->kind == OP_MASK_MUL;
+}
+
 /* A replicated value that carries gradient may feed a sharded op only through a collective whose vjp sums over the
  * ranks; parameters are summed by gradient_sync. */
 static Status check_sharding(const Program *p, int32_t i, PassStage after, const bool *needs)
@@ -109,7 +115,7 @@ static Status check_sharding(const Program *p, int32_t i, PassStage after, const
         const Value *v = &p->value[op->in[k]];
         if (v->t.shard != SHARD_NONE || value_is_param(v)) continue;
         const Op *from = v->def_op >= 0 ? &p->op[v->def_op] : NULL;
-        while (from && (from->kind == OP_COMM_WAIT || from->kind == OP_RESHAPE || from->kind == OP_CAST))
+        while (from && passes_on(from))
             from = p->value[from->in[0]].def_op >= 0 ? &p->op[p->value[from->in[0]].def_op] : NULL;
         if (!from || !sums_gradient(from))
             return verify_fail(p, i, after,

@@ -1,129 +1,95 @@
 /* Two chained products on Hopper's warpgroup instructions, the inner result in registers only:
  *   r_p[i, n] = sum_l sum_d (sum_k x_l[i, k] y_p[d, k]) v_l[n, d],   k and n of 128, d of 32.
- * The outer product mean with p = j, l = c, k = s, n = output channel; the inner result, rounded to bf16, is the outer
- * product o[i, j, c, d]. A block takes 64 rows i and four p (two per warpgroup); x_l and v_l of two l at a time stream
- * through a ring of shared memory. Operands are packed beforehand in the order of shared memory (128-byte rows, the
- * 16-byte chunk c of row r at c ^ (r & 7)), so that a stage is two bulk copies. */
+ * The outer product mean with p = j, l = c, k = s, n = output channel (the inner result, rounded to bf16, is the outer
+ * product o[i, j, c, d]), and the gradients of its operands. A block takes 64 rows i and four p (two per warpgroup);
+ * x_l and v_l of two l at a time stream through a ring of shared memory. Two blocks of the same rows are a cluster:
+ * each brings half of a stage to both, since one such stage per block is more than the L2 cache delivers. A warpgroup
+ * starts the next inner product before it waits for the last one, so that its tensor cores work while it rounds. */
 #ifndef FOLDSCALE_KERNELS_CUDA_CHAIN_CUH
 #define FOLDSCALE_KERNELS_CUDA_CHAIN_CUH
 
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/cluster.cuh"
 
 enum { CHAIN_ROWS = 64, CHAIN_K = 128, CHAIN_D = 32, CHAIN_N = 128, CHAIN_P = 4, CHAIN_STAGES = 3 };
-enum { CHAIN_GROUPS = 2, CHAIN_THREADS = CHAIN_GROUPS * 128 + 128 };
+enum { CHAIN_GROUPS = 2, CHAIN_THREADS = CHAIN_GROUPS * 128 + 128, CHAIN_CLUSTER = 2 };
 enum {
-    CHAIN_X_BYTES = 2 * CHAIN_ROWS * CHAIN_K * 2, /* of two l */
-    CHAIN_V_BYTES = CHAIN_N * 2 * CHAIN_D * 2,
-    CHAIN_Y_BYTES = 2 * CHAIN_D * CHAIN_K * 2, /* of two p */
-    CHAIN_STAGE_BYTES = CHAIN_X_BYTES + CHAIN_V_BYTES,
-    CHAIN_SHARED_BYTES = CHAIN_STAGES * CHAIN_STAGE_BYTES + CHAIN_GROUPS * CHAIN_Y_BYTES + 1024
+    CHAIN_X_BYTES = CHAIN_ROWS * CHAIN_K * 2,  /* of one l */
+    CHAIN_V_BYTES = CHAIN_N * 2 * CHAIN_D * 2, /* of two l */
+    CHAIN_Y_BYTES = CHAIN_P * CHAIN_D * CHAIN_K * 2,
+    CHAIN_STAGE_BYTES = 2 * CHAIN_X_BYTES + CHAIN_V_BYTES,
+    CHAIN_SHARED_BYTES = CHAIN_STAGES * CHAIN_STAGE_BYTES + CHAIN_Y_BYTES + 1024
 };
 
+/* Axes of the maps: x: k, l, i; y: k, (p, d); v: (l, d), n. Sums over l may be cut into runs of `steps` pairs of l. */
 struct ChainProblem {
-    const bf16 *x, *y, *v; /* packed: [i / 64][l / 2], [p / 2], [l / 2] */
-    int rows, pairs_l, count_p;
+    CUtensorMap x, y, v;
+    int tiles, blocks_p, steps, cluster;
+};
+/* Problems of a launch: the second of two has the blocks from `first` on. */
+template <typename Epilogue> struct ChainWork {
+    ChainProblem problem[Epilogue::PROBLEMS];
+    Epilogue epilogue[Epilogue::PROBLEMS];
+    int first;
 };
 
-/* --- packing: tiles of `rows` x 64 elements (rows of 128 bytes) */
-struct ChainPack {
-    const bf16 *from;
-    bf16 *to;
-    int tiles, rows;
-    int minor; /* tile = major * minor + ... */
-    int64_t major_step, minor_step;
-    int row_group, k_group; /* row = (high, low) of a group; k likewise */
-    int64_t row_high, row_low, k_high, k_low;
-    int halves;       /* tiles per step: k runs over 64 * halves */
-    bool minor_first; /* neighbouring threads: minor indices (else rows) */
+/* Place of a block: p fastest, so that a cluster has one row tile. */
+struct ChainPlace {
+    uint32_t ring, y, full, empty, ready;
+    int row0, p0, run, steps, cluster;
 };
-
-enum { CHAIN_PACKS = 3 };
-/* Several in one launch; first: the block at which each begins. */
-struct ChainPacks {
-    ChainPack pack[CHAIN_PACKS];
-    unsigned first[CHAIN_PACKS + 1];
-};
-
-/* A thread per chunk of 8 elements. */
-static __global__ void __launch_bounds__(256) chain_pack_kernel(ChainPacks packs)
-{
-    stage_wait();
-    int which = 0;
-    while (which + 1 < CHAIN_PACKS && blockIdx.x >= packs.first[which + 1]) which++;
-    const ChainPack &p = packs.pack[which];
-    int64_t e = (int64_t)(blockIdx.x - packs.first[which]) * blockDim.x + threadIdx.x;
-    int64_t chunks = (int64_t)p.tiles * p.halves * p.rows * 8;
-    if (e >= chunks) return;
-    int row, chunk, minor, half;
-    int64_t major;
-    if (p.minor_first) {
-        minor = (int)(e % p.minor), e /= p.minor;
-        row = (int)(e % p.rows), e /= p.rows;
-        chunk = (int)(e % 8), e /= 8;
-        half = (int)(e % p.halves), major = e / p.halves;
-    } else {
-        row = (int)(e % p.rows), e /= p.rows;
-        chunk = (int)(e % 8), e /= 8;
-        half = (int)(e % p.halves), e /= p.halves;
-        minor = (int)(e % p.minor), major = e / p.minor;
-    }
-    int k = half * 64 + chunk * 8;
-    const bf16 *from = p.from + major * p.major_step + minor * p.minor_step + row / p.row_group * p.row_high +
-                       row % p.row_group * p.row_low + k / p.k_group * p.k_high + k % p.k_group * p.k_low;
-    Pack<bf16> v;
-#pragma unroll
-    for (int j = 0; j < 8; j++) v.v[j] = from[j * p.k_low];
-    int64_t tile = (major * p.minor + minor) * p.halves + half;
-    store_pack(p.to + (tile * p.rows + row) * 64 + (chunk ^ (row & 7)) * 8, v);
-}
-
-static Status chain_pack_launch(ChainPacks &packs, cudaStream_t stream)
-{
-    for (int k = 0; k < CHAIN_PACKS; k++) {
-        const ChainPack &p = packs.pack[k];
-        packs.first[k + 1] = packs.first[k] + blocks_for((int64_t)p.tiles * p.halves * p.rows * 8, 256);
-    }
-    launch(chain_pack_kernel, packs.first[CHAIN_PACKS], 256, 0, stream, packs);
-    return cuda_launched("chain_pack_kernel");
-}
 
 /* t = x_l y^T for the two p of a warpgroup */
 __device__ __forceinline__ void chain_first(float (&t)[32], uint32_t x, uint32_t y)
 {
+    wgmma_fence();
 #pragma unroll
     for (int k = 0; k < CHAIN_K / 16; k++) {
         uint32_t x_at = x + k / 4 * (CHAIN_ROWS * 128) + k % 4 * 32,
-                 y_at = y + k / 4 * (2 * CHAIN_D * 128) + k % 4 * 32;
+                 y_at = y + k / 4 * (CHAIN_P * CHAIN_D * 128) + k % 4 * 32;
         wgmma_step<64>(t, wgmma_descriptor(x_at), wgmma_descriptor(y_at), k > 0);
     }
+    wgmma_commit();
 }
 
 /* r_p += t_p v^T; v: columns of this l */
 __device__ __forceinline__ void chain_second(float (&r0)[64], float (&r1)[64], const uint32_t (&a)[16], uint32_t v)
 {
+    wgmma_fence();
     RegisterProduct<CHAIN_N>::step(r0, a, wgmma_descriptor(v));
     RegisterProduct<CHAIN_N>::step(r0, a + 4, wgmma_descriptor(v + 32));
     RegisterProduct<CHAIN_N>::step(r1, a + 8, wgmma_descriptor(v));
     RegisterProduct<CHAIN_N>::step(r1, a + 12, wgmma_descriptor(v + 32));
+    wgmma_commit();
 }
 
-/* accumulators [64 x 64] -> four A fragments of 16 columns */
-__device__ __forceinline__ void chain_lower(uint32_t (&a)[16], const float (&t)[32])
+/* Waits for all products but the last group; t, of an earlier one, [64 x 64] -> four A fragments of 16 columns. */
+__device__ __forceinline__ void chain_lower(uint32_t (&a)[16], float (&t)[32])
 {
+    wgmma_wait<1>();
+    wgmma_settle(t);
 #pragma unroll
     for (int k = 0; k < 16; k++) a[k] = pack_bf16(t[2 * k], t[2 * k + 1]);
 }
 
-__device__ __forceinline__ void chain_produce(const ChainProblem &p, uint32_t ring, uint32_t full, uint32_t empty)
+/* One thread: y, then its share of the stages. */
+__device__ __forceinline__ void chain_produce(const ChainProblem &p, const ChainPlace &at)
 {
-    const char *x = (const char *)p.x + (int64_t)blockIdx.x * p.pairs_l * CHAIN_X_BYTES, *v = (const char *)p.v;
-    for (int step = 0; step < p.pairs_l; step++) {
-        int stage = step % CHAIN_STAGES, round = step / CHAIN_STAGES;
-        uint32_t at = ring + (uint32_t)stage * CHAIN_STAGE_BYTES, barrier = full + stage * 8;
-        if (round > 0) barrier_wait(empty + stage * 8, (round - 1) & 1);
-        barrier_expect(barrier, CHAIN_STAGE_BYTES);
-        bulk_load(at, x + (int64_t)step * CHAIN_X_BYTES, CHAIN_X_BYTES, barrier);
-        bulk_load(at + CHAIN_X_BYTES, v + (int64_t)step * CHAIN_V_BYTES, CHAIN_V_BYTES, barrier);
+    uint32_t rank = cluster_rank();
+    uint16_t everyone = (uint16_t)((1 << p.cluster) - 1);
+    barrier_expect(at.ready, CHAIN_Y_BYTES);
+    for (int k = 0; k < CHAIN_K / 64; k++)
+        tensor_load(at.y + k * CHAIN_Y_BYTES / 2, &p.y, at.p0 * CHAIN_D, k * 64, at.ready);
+    for (int step = 0; step < p.steps; step++) {
+        int stage = step % CHAIN_STAGES, round = step / CHAIN_STAGES, l = 2 * (at.run * p.steps + step);
+        uint32_t target = at.ring + (uint32_t)stage * CHAIN_STAGE_BYTES, full = at.full + stage * 8;
+        if (round > 0) barrier_wait(at.empty + stage * 8, (round - 1) & 1);
+        barrier_expect(full, CHAIN_STAGE_BYTES);
+        for (int q = (int)rank; q < 2; q += p.cluster) {
+            uint32_t x = target + q * CHAIN_X_BYTES, v = target + 2 * CHAIN_X_BYTES + q * CHAIN_V_BYTES / 2;
+            for (int k = 0; k < CHAIN_K / 64; k++)
+                cube_load_multicast(x + k * CHAIN_X_BYTES / 2, &p.x, k * 64, l + q, at.row0, full, everyone);
+            tensor_load_multicast(v, &p.v, q * CHAIN_N / 2, l * CHAIN_D, full, everyone);
+        }
     }
 }
 
@@ -173,87 +139,151 @@ __device__ __forceinline__ void chain_store(const Epilogue &epilogue, const floa
     }
 }
 
-/* Two p of a warpgroup. */
+/* The sums of a run of l, f32 [run][p][i][128]. */
+struct ChainSums {
+    static constexpr int PROBLEMS = 2;
+    float *to;
+    int rows, count_p;
+    __device__ __forceinline__ void fetch(int, int) const {}
+    __device__ __forceinline__ void put(const float (&r)[64], int run, int row, int p) const
+    {
+        float *at = to + (((int64_t)run * count_p + p) * rows + row) * CHAIN_N + threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < CHAIN_N / 8; j++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                *reinterpret_cast<float2 *>(at + half * 8 * CHAIN_N + j * 8) =
+                    make_float2(r[4 * j + 2 * half], r[4 * j + 2 * half + 1]);
+    }
+};
+
+/* Two p of a warpgroup. The last inner product of all is not used. */
 template <typename Epilogue>
-__device__ __forceinline__ void chain_consume(const ChainProblem &p, const Epilogue &epilogue, uint32_t ring,
-                                              uint32_t y, uint32_t full, uint32_t empty, uint32_t ready)
+__device__ __forceinline__ void chain_consume(const Epilogue &epilogue, const ChainPlace &at)
 {
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, group = threadIdx.x / 128;
-    float r0[64], r1[64], t[32];
-    uint32_t a[16];
+    float r0[64], r1[64], t0[32], t1[32];
+    uint32_t a[16], y = at.y + group * 2 * CHAIN_D * 128;
 #pragma unroll
-    for (int k = 0; k < 64; k++) r0[k] = r1[k] = t[k / 2] = 0;
-    y += (uint32_t)group * CHAIN_Y_BYTES;
-    barrier_wait(ready, 0);
-    barrier_wait(full, 0);
-    wgmma_fence();
-    chain_first(t, ring, y);
-    wgmma_commit();
-    for (int step = 0; step < p.pairs_l; step++) {
-        uint32_t at = ring + (uint32_t)(step % CHAIN_STAGES) * CHAIN_STAGE_BYTES, v = at + CHAIN_X_BYTES;
-        wgmma_wait<0>();
-        if (step > 0 && lane == 0) barrier_arrive(empty + (step - 1) % CHAIN_STAGES * 8);
-        chain_lower(a, t);
-        wgmma_fence();
+    for (int k = 0; k < 64; k++) r0[k] = r1[k] = t0[k / 2] = t1[k / 2] = 0;
+    wgmma_settle(r0), wgmma_settle(r1), wgmma_settle(t1);
+    barrier_wait(at.ready, 0);
+    barrier_wait(at.full, 0);
+    chain_first(t0, at.ring, y);
+    int step = 0;
+    do {
+        int next = step + 1 < at.steps ? step + 1 : step;
+        uint32_t x = at.ring + (uint32_t)(step % CHAIN_STAGES) * CHAIN_STAGE_BYTES, v = x + 2 * CHAIN_X_BYTES;
+        chain_first(t1, x + CHAIN_X_BYTES, y);
+        chain_lower(a, t0);
+        if (step > 0 && lane < at.cluster) barrier_arrive_at(at.empty + (step - 1) % CHAIN_STAGES * 8, lane);
         chain_second(r0, r1, a, v);
-        chain_first(t, at + CHAIN_X_BYTES / 2, y);
-        wgmma_commit();
-        wgmma_wait<0>();
-        chain_lower(a, t);
-        int next = step + 1 < p.pairs_l ? step + 1 : step; /* the last product of all is not used */
-        barrier_wait(full + next % CHAIN_STAGES * 8, next / CHAIN_STAGES & 1);
-        wgmma_fence();
+        barrier_wait(at.full + next % CHAIN_STAGES * 8, next / CHAIN_STAGES & 1);
+        chain_first(t0, at.ring + (uint32_t)(next % CHAIN_STAGES) * CHAIN_STAGE_BYTES, y);
+        chain_lower(a, t1);
         chain_second(r0, r1, a, v + 64);
-        chain_first(t, ring + (uint32_t)(next % CHAIN_STAGES) * CHAIN_STAGE_BYTES, y);
-        wgmma_commit();
-    }
+        /* t0 too: the compiler takes only sums of one place round the loop while they are in work */
+        wgmma_wait<1>();
+        wgmma_settle(t0);
+    } while (++step < at.steps);
     wgmma_wait<0>();
-    int row = blockIdx.x * CHAIN_ROWS + warp % 4 * 16 + lane / 4, member = blockIdx.y * CHAIN_P + group * 2;
-    chain_store(epilogue, r0, row, member);
-    chain_store(epilogue, r1, row, member + 1);
+    wgmma_settle(r0), wgmma_settle(r1);
+    int row = at.row0 + warp % 4 * 16 + lane / 4, member = at.p0 + group * 2;
+    epilogue.put(r0, at.run, row, member);
+    epilogue.put(r1, at.run, row, member + 1);
 }
 
-/* grid (rows / 64, p / 4) */
+/* grid: runs x row tiles x p / 4. Epilogue: void fetch(row, p0), one thread per row at the start; void put(sums, run,
+ * row, p) of rows row and row + 8. */
 template <typename Epilogue>
-__global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(ChainProblem p, Epilogue epilogue)
+__global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(const __grid_constant__ ChainWork<Epilogue> work)
 {
     extern __shared__ char shared[];
     __shared__ __align__(8) uint64_t barriers[2 * CHAIN_STAGES + 1];
-    uint32_t ring = (shared_address(shared) + 1023) & ~1023u, y = ring + CHAIN_STAGES * CHAIN_STAGE_BYTES;
-    uint32_t full = shared_address(barriers), empty = full + CHAIN_STAGES * 8, ready = empty + CHAIN_STAGES * 8;
-    int group = threadIdx.x / 128;
+    int second = Epilogue::PROBLEMS > 1 && (int)blockIdx.x >= work.first,
+        block = (int)blockIdx.x - (second ? work.first : 0);
+    const ChainProblem &p = work.problem[second];
+    const Epilogue &epilogue = work.epilogue[second];
+    int group = threadIdx.x / 128, tile = block / p.blocks_p;
+    ChainPlace at;
+    at.ring = (shared_address(shared) + 1023) & ~1023u, at.y = at.ring + CHAIN_STAGES * CHAIN_STAGE_BYTES;
+    at.full = shared_address(barriers), at.empty = at.full + CHAIN_STAGES * 8, at.ready = at.empty + CHAIN_STAGES * 8;
+    at.row0 = tile % p.tiles * CHAIN_ROWS, at.p0 = block % p.blocks_p * CHAIN_P, at.run = tile / p.tiles;
+    at.steps = p.steps, at.cluster = p.cluster;
     if (threadIdx.x == 0) {
         for (int s = 0; s < CHAIN_STAGES; s++) {
-            barrier_init(full + s * 8, 1);
-            barrier_init(empty + s * 8, CHAIN_GROUPS * 4);
+            barrier_init(at.full + s * 8, 1);
+            barrier_init(at.empty + s * 8, p.cluster * CHAIN_GROUPS * 4);
         }
-        barrier_init(ready, 1);
+        barrier_init(at.ready, 1);
         barrier_publish();
     }
     __syncthreads();
+    cluster_sync();
     stage_wait();
     /* registers of the idle warps go to the products */
     if (group == CHAIN_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (threadIdx.x == CHAIN_GROUPS * 128) {
-            barrier_expect(ready, CHAIN_GROUPS * CHAIN_Y_BYTES);
-            bulk_load(y, (const char *)p.y + (int64_t)blockIdx.y * CHAIN_GROUPS * CHAIN_Y_BYTES,
-                      CHAIN_GROUPS * CHAIN_Y_BYTES, ready);
-            chain_produce(p, ring, full, empty);
-        }
+        int idle = (int)threadIdx.x - CHAIN_GROUPS * 128 - WARP;
+        if (threadIdx.x == CHAIN_GROUPS * 128) chain_produce(p, at);
+        if (idle >= 0 && idle < CHAIN_ROWS) epilogue.fetch(at.row0 + idle, at.p0);
+        __syncwarp();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        chain_consume(p, epilogue, ring, y, full, empty, ready);
+        chain_consume(epilogue, at);
     }
+    cluster_meet(); /* nobody leaves while another block writes here */
 }
 
-template <typename Epilogue>
-static Status chain_launch(const ChainProblem &p, const Epilogue &epilogue, cudaStream_t stream)
+/* strides in elements of x: of l and of i */
+struct ChainOperands {
+    const bf16 *x, *y, *v;
+    int64_t rows, l, p, x_l, x_row;
+};
+
+static inline bool chain_fits(int64_t rows, int64_t l, int64_t p)
 {
+    return rows % CHAIN_ROWS == 0 && l % 2 == 0 && p % CHAIN_P == 0;
+}
+/* Runs of l for one of two problems that share the multiprocessors. */
+static inline int chain_runs(int64_t rows, int64_t l, int64_t p)
+{
+    enum { PROCESSORS = 132 / ChainSums::PROBLEMS, LEAST = 8 };
+    int64_t blocks = rows / CHAIN_ROWS * (p / CHAIN_P), runs = 1;
+    while (2 * runs * blocks <= PROCESSORS && l % (4 * runs) == 0 && l / (2 * runs) >= LEAST) runs *= 2;
+    return (int)runs;
+}
+
+static inline Status chain_problem(const ChainOperands &o, int runs, ChainProblem *p)
+{
+    p->tiles = (int)(o.rows / CHAIN_ROWS), p->blocks_p = (int)(o.p / CHAIN_P), p->steps = (int)(o.l / 2 / runs);
+    const cuuint64_t extent[3] = {CHAIN_K, (cuuint64_t)o.l, (cuuint64_t)o.rows};
+    const cuuint64_t pitch[2] = {o.x_l * sizeof(bf16), o.x_row * sizeof(bf16)};
+    const cuuint32_t box[3] = {TENSOR_COLUMNS, 1, CHAIN_ROWS};
+    TRY(tensor_map_of(o.x, 3, extent, pitch, box, CU_TENSOR_MAP_SWIZZLE_128B, &p->x));
+    TRY(tensor_map(o.y, o.p * CHAIN_D, CHAIN_K, CHAIN_P * CHAIN_D, &p->y));
+    return tensor_map(o.v, CHAIN_N, o.l * CHAIN_D, CHAIN_N / 2, &p->v);
+}
+
+/* per problem; runs: of l */
+template <typename Epilogue>
+static Status chain_launch(const ChainOperands *o, const int *runs, const Epilogue *epilogue, cudaStream_t stream)
+{
+    constexpr int problems = Epilogue::PROBLEMS;
+    ChainWork<Epilogue> work = {};
+    int blocks = 0, cluster = CHAIN_CLUSTER;
+    for (int k = 0; k < problems; k++) {
+        ChainProblem *p = &work.problem[k];
+        TRY(chain_problem(o[k], runs[k], p));
+        work.epilogue[k] = epilogue[k];
+        if (p->blocks_p % CHAIN_CLUSTER) cluster = 1;
+        blocks += runs[k] * p->tiles * p->blocks_p;
+        if (k == 0) work.first = blocks;
+    }
+    for (int k = 0; k < problems; k++) work.problem[k].cluster = cluster;
     CUDA_TRY(
         cudaFuncSetAttribute(chain_kernel<Epilogue>, cudaFuncAttributeMaxDynamicSharedMemorySize, CHAIN_SHARED_BYTES));
-    dim3 grid((unsigned)(p.rows / CHAIN_ROWS), (unsigned)(p.count_p / CHAIN_P));
-    launch(chain_kernel<Epilogue>, grid, CHAIN_THREADS, CHAIN_SHARED_BYTES, stream, p, epilogue);
+    launch_clusters(chain_kernel<Epilogue>, (unsigned)blocks, CHAIN_THREADS, CHAIN_SHARED_BYTES, cluster, stream, work);
     return cuda_launched("chain_kernel");
 }
 

@@ -50,6 +50,26 @@ __device__ __forceinline__ void tensor_load_multicast(uint32_t shared, const CUt
                  : "memory");
 }
 
+/* The box of a map of three axes at these coordinates. */
+__device__ __forceinline__ void cube_load(uint32_t shared, const CUtensorMap *map, int x, int y, int z,
+                                          uint32_t barrier)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+        "[%5];" ::"r"(shared),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+        : "memory");
+}
+/* the same into every block of the cluster whose rank has a bit in `mask` */
+__device__ __forceinline__ void cube_load_multicast(uint32_t shared, const CUtensorMap *map, int x, int y, int z,
+                                                    uint32_t barrier, uint16_t mask)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared),
+                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(mask)
+                 : "memory");
+}
+
 /* --- warpgroup products */
 /* Operand stored along its own axis (m or n): rows are k; panels of 64 m (or n) lie `panel_bytes` apart, eight rows k
  * 1024 bytes apart. */

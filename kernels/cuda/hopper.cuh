@@ -157,6 +157,12 @@ template <int pending> __device__ __forceinline__ void wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
+/* The compiler writes these registers of a product before this place and reads them after it. */
+template <int N> __device__ __forceinline__ void wgmma_settle(float (&d)[N])
+{
+#pragma unroll
+    for (int k = 0; k < N; k++) asm volatile("" : "+f"(d[k])::"memory");
+}
 /* Ordinary accesses to shared memory before it come before asynchronous ones (products, copies) after it. */
 __device__ __forceinline__ void async_fence()
 {
@@ -311,6 +317,12 @@ __device__ __forceinline__ void bulk_store(void *target, uint32_t source, uint32
 {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target), "r"(source), "r"(bytes)
                  : "memory");
+}
+
+/* Brings them to the L2 cache. */
+__device__ __forceinline__ void bulk_prefetch(const void *source, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
 }
 
 /* A bf16 tensor whose first dimension is contiguous; pitch[k]: bytes between steps of dimension k + 1. The driver's

@@ -45,4 +45,15 @@ static Status map_launch(const MapArgs<T, N_IN, N_OUT> &a, int64_t inner, const 
     return cuda_launched("map_kernel");
 }
 
+struct MaskMul {
+    AnyReal mask;
+    uint32_t inner;
+    template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
+    {
+        float m = mask[first / inner];
+#pragma unroll
+        for (int j = 0; j < V; j++) y[0][j] = m * x[0][j];
+    }
+};
+
 #endif

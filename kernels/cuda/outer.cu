@@ -1,8 +1,8 @@
 /* The outer product mean and its parts. */
-#include "kernels/cuda/chain.cuh"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/grouped.cuh"
 #include "kernels/cuda/map.cuh"
+#include "kernels/cuda/outer_chain.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/tile.cuh"
@@ -10,20 +10,6 @@
 
 /* --- outer product
  * ------------------------------------------------------------------------------------------------------ */
-
-struct Outer {
-    int64_t s, n, m, c, d;
-    DType type;
-};
-
-static Outer outer_make(const Tensor *a, const Tensor *b)
-{
-    return {a->dim[0], a->dim[1], b->dim[1], a->dim[2], b->dim[2], a->dtype};
-}
-static size_t outer_bytes(const Outer &o)
-{
-    return align_up((size_t)(o.n * o.m * o.c * o.d) * dtype_size(o.type));
-}
 
 /* o[N, C, M, D] <-> [N, M, C, D] */
 static Status outer_swap(const Outer &o, const void *x, void *y, bool to_pairs, cudaStream_t stream)
@@ -169,38 +155,6 @@ static Status div_count(CudaContext *ctx, const OpCall *call)
 /* --- outer product mean: the outer product in the storage type, in scratch
  * ------------------------------------------------ */
 
-/* y[i, j, n] = (x + bias) / (count + eps), plus the residual where there is one */
-struct OpmEpilogue {
-    bf16 *y;
-    const bf16 *residual;
-    AnyReal count;
-    const float *bias;
-    float eps;
-    int m;
-    __device__ __forceinline__ float scale(int i, int j) const { return 1.0f / (count[(int64_t)i * m + j] + eps); }
-    __device__ __forceinline__ uint32_t lower(float scale, int n, float a, float b) const
-    {
-        return pack_bf16((a + bias[n]) * scale, (b + bias[n + 1]) * scale);
-    }
-    __device__ __forceinline__ int64_t place(int i, int j, int n) const { return ((int64_t)i * m + j) * CHAIN_N + n; }
-    __device__ __forceinline__ uint4 before(int i, int j, int n) const
-    {
-        return residual ? *reinterpret_cast<const uint4 *>(residual + place(i, j, n)) : make_uint4(0, 0, 0, 0);
-    }
-    __device__ __forceinline__ void store(int i, int j, int n, uint4 v, uint4 r) const
-    {
-        if (residual) {
-            v.x = add_bf16(v.x, r.x), v.y = add_bf16(v.y, r.y), v.z = add_bf16(v.z, r.z), v.w = add_bf16(v.w, r.w);
-        }
-        *reinterpret_cast<uint4 *>(y + place(i, j, n)) = v;
-    }
-    static __device__ __forceinline__ uint32_t add_bf16(uint32_t a, uint32_t b)
-    {
-        float2 x = unpack_bf16(a), y = unpack_bf16(b);
-        return pack_bf16(x.x + y.x, x.y + y.y);
-    }
-};
-
 struct PlusResidual {
     template <int V> __device__ void apply(uint32_t, float (*x)[V], float (*y)[V]) const
     {
@@ -209,59 +163,46 @@ struct PlusResidual {
     }
 };
 
-static bool opm_chains(const Outer &o, int64_t channels)
+/* a and b times their masks, where there are any: from call->in[at] on, masks from call->in[mask] on, into `room`. */
+struct MaskedSides {
+    const void *a, *b;
+};
+static size_t opm_masked_bytes(const OpCall *call, int at, int mask)
 {
-    return o.type == DT_BF16 && o.s == CHAIN_K && o.c % 2 == 0 && o.d == CHAIN_D && channels == CHAIN_N &&
-           o.n % CHAIN_ROWS == 0 && o.m % CHAIN_P == 0;
+    if (!call_in(call, mask)) return 0;
+    return align_up(tensor_bytes(call->in_tensor[at])) + tensor_bytes(call->in_tensor[at + 1]);
+}
+static Status opm_mask(const OpCall *call, int side, int mask, const void *x, void *y, cudaStream_t stream)
+{
+    int64_t n = tensor_count(call->in_tensor[side]), inner = tensor_last(call->in_tensor[side]);
+    MaskMul f = {any_in(call, mask), (uint32_t)inner};
+    DISPATCH_REAL(call, call->in_tensor[side]->dtype, {
+        MapArgs<T, 1, 1> a = {{(const T *)x}, {(T *)y}, n};
+        return map_launch(a, inner, f, stream);
+    });
+}
+static Status opm_masked(const OpCall *call, int at, int mask, char *room, MaskedSides *out, cudaStream_t stream)
+{
+    *out = {call->in[at], call->in[at + 1]};
+    if (!call_in(call, mask)) return OK;
+    char *b = room + align_up(tensor_bytes(call->in_tensor[at]));
+    TRY(opm_mask(call, at, mask, out->a, room, stream));
+    TRY(opm_mask(call, at + 1, mask + 1, out->b, b, stream));
+    *out = {room, b};
+    return OK;
 }
 
 static size_t opm_scratch(const OpCall *call)
 {
     Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
-    int64_t channels = call->in_tensor[2]->dim[0], packed = o.s * (o.n * o.c + o.m * o.d) + channels * o.c * o.d;
-    return opm_chains(o, channels) ? align_up((size_t)packed * sizeof(bf16)) : 2 * outer_bytes(o);
+    if (opm_chains(o, call->in_tensor[2]->dim[0])) return align_up((size_t)opm_turned(o) * sizeof(bf16));
+    return 2 * outer_bytes(o) + opm_masked_bytes(call, 0, 6);
 }
 
-/* Operands of the chain from those of the op, into x, y, v. */
-static Status opm_pack(const OpCall *call, const Outer &o, bf16 *x, bf16 *y, bf16 *v, cudaStream_t stream)
+/* For what is no chain: the outer product with its axes as they come, which the linear layer reads. */
+static bool opm_projects(const Outer &o, int64_t channels)
 {
-    ChainPacks packs = {};
-    ChainPack &a = packs.pack[0], &b = packs.pack[1], &w = packs.pack[2];
-    /* x_c[i, s] = a[s, i, c] */
-    a.from = (const bf16 *)call->in[0], a.to = x;
-    a.rows = a.row_group = CHAIN_ROWS, a.halves = CHAIN_K / 64;
-    a.tiles = (int)(o.n / CHAIN_ROWS * o.c), a.minor = (int)o.c;
-    a.major_step = CHAIN_ROWS * o.c, a.minor_step = 1;
-    a.row_low = o.c;
-    a.k_group = CHAIN_K, a.k_low = o.n * o.c;
-    a.minor_first = true;
-    /* y_j[d, s] = b[s, j, d], two j together */
-    b.from = (const bf16 *)call->in[1], b.to = y;
-    b.rows = b.row_group = 2 * CHAIN_D, b.halves = CHAIN_K / 64;
-    b.tiles = (int)(o.m / 2), b.minor = 1;
-    b.major_step = 2 * o.d;
-    b.row_low = 1;
-    b.k_group = CHAIN_K, b.k_low = o.m * o.d;
-    /* v_c[n, d] = w[n, c, d], two c together */
-    w.from = (const bf16 *)call->in[2], w.to = v;
-    w.rows = w.row_group = CHAIN_N, w.halves = 1;
-    w.tiles = (int)(o.c / 2), w.minor = 1;
-    w.major_step = 2 * o.d;
-    w.row_low = o.c * o.d;
-    w.k_group = 2 * CHAIN_D, w.k_low = 1;
-    return chain_pack_launch(packs, stream);
-}
-
-/* The whole op as two chained products; the operands packed in scratch. */
-static Status opm_chain(CudaContext *ctx, const OpCall *call, const Outer &o)
-{
-    bf16 *x = (bf16 *)call->scratch, *y = x + o.s * o.n * o.c, *v = y + o.s * o.m * o.d;
-    TRY(opm_pack(call, o, x, y, v, ctx->stream));
-    ChainProblem p = {x, y, v, (int)o.n, (int)(o.c / 2), (int)o.m};
-    const bf16 *residual = call_in(call, 5) ? (const bf16 *)call->in[5] : NULL;
-    OpmEpilogue e = {(bf16 *)call->out[0],       residual, any_in(call, 4), (const float *)call->in[3],
-                     (float)call->op->attr.f[0], (int)o.m};
-    return chain_launch(p, e, ctx->stream);
+    return o.type == DT_BF16 && o.d == PROJECT_D && channels == CHAIN_N && outer_project_fits(o.n, o.m, o.c);
 }
 
 static Status opm(CudaContext *ctx, const OpCall *call)
@@ -269,10 +210,19 @@ static Status opm(CudaContext *ctx, const OpCall *call)
     Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
     int64_t pairs = o.n * o.m, channels = call->in_tensor[2]->dim[0];
     char *product = (char *)call->scratch;
-    bool aligned = aligned16(call->out[0]) && (!call_in(call, 5) || aligned16(call->in[5]));
-    if (opm_chains(o, channels) && !aligned) return status_fail(ERR_INTERNAL, "opm: an operand between 16-byte units");
-    if (opm_chains(o, channels)) return opm_chain(ctx, call, o);
-    TRY(outer_run(ctx, o, call->in[0], call->in[1], product, product + outer_bytes(o)));
+    bool chains = opm_chains(o, channels), projects = opm_projects(o, channels);
+    if ((chains || projects) && !opm_aligned(call))
+        return status_fail(ERR_INTERNAL, "opm: an operand between 16-byte units");
+    if (chains) return opm_chain(ctx, call, o);
+    MaskedSides x;
+    TRY(opm_masked(call, 0, 6, product + 2 * outer_bytes(o), &x, ctx->stream));
+    if (projects) {
+        GemmShape s = gemm_shape(o.n * o.c, o.m * o.d, o.s, true, false, o.type, o.type);
+        TRY(gemm_run(ctx, &s, x.a, x.b, NULL, product));
+        return outer_project_launch((const bf16 *)product, (const bf16 *)call->in[2], o.n, o.m, o.c, opm_epilogue(call),
+                                    ctx->stream);
+    }
+    TRY(outer_run(ctx, o, x.a, x.b, product, product + outer_bytes(o)));
     GemmShape s = gemm_shape(pairs, channels, o.c * o.d, false, true, o.type, o.type);
     TRY(gemm_run(ctx, &s, product, call->in[2], NULL, call->out[0]));
     DISPATCH_REAL(call, o.type, {
@@ -285,45 +235,15 @@ static Status opm(CudaContext *ctx, const OpCall *call)
     });
 }
 
-enum { SCALE_THREADS = 256, SCALE_BLOCKS = 528 };
-
-/* dz = dy / (count + eps) over [pairs, C], and this block's share of its sums over the pairs to partial[block][C]; C /
- * 8 lanes own a pair. */
-template <int C>
-static __global__ void __launch_bounds__(SCALE_THREADS)
-    opm_scale_kernel(const bf16 *dy, bf16 *dz, AnyReal count, float eps, int64_t pairs, float *partial)
-{
-    stage_wait();
-    constexpr int LANES = C / 8, PAIRS = SCALE_THREADS / LANES;
-    __shared__ float shared[PAIRS][C];
-    int channel = threadIdx.x % LANES * 8, own = threadIdx.x / LANES;
-    float sum[8] = {};
-#pragma unroll 4
-    for (int64_t pair = (int64_t)blockIdx.x * PAIRS + own; pair < pairs; pair += (int64_t)gridDim.x * PAIRS) {
-        float v[8], scale = 1.0f / (count[pair] + eps);
-        load_floats<8>(dy + pair * C + channel, v);
-#pragma unroll
-        for (int j = 0; j < 8; j++) v[j] *= scale, sum[j] += v[j];
-        store_floats<8>(dz + pair * C + channel, v);
-    }
-#pragma unroll
-    for (int j = 0; j < 8; j++) shared[own][channel + j] = sum[j];
-    __syncthreads();
-    if (threadIdx.x >= C) return;
-    float total = 0;
-    for (int k = 0; k < PAIRS; k++) total += shared[k][threadIdx.x];
-    partial[(int64_t)blockIdx.x * C + threadIdx.x] = total;
-}
-
 /* dz of the linear layer's output and the gradient of its bias. */
 static Status opm_scale(const OpCall *call, DType type, void *dz, void *sums, cudaStream_t stream)
 {
     int64_t channels = tensor_last(call->in_tensor[0]), pairs = tensor_count(call->in_tensor[0]) / channels;
     float eps = (float)call->op->attr.f[0], *dbias = (float *)call->out[3];
     if (type == DT_BF16 && channels == CHAIN_N && aligned16(call->in[0]) && aligned16(dz)) {
-        launch(opm_scale_kernel<CHAIN_N>, SCALE_BLOCKS, SCALE_THREADS, 0, stream, (const bf16 *)call->in[0], (bf16 *)dz,
-               any_in(call, 4), eps, pairs, (float *)sums);
-        TRY(cuda_launched("opm_scale_kernel"));
+        Scale scale = {(const bf16 *)call->in[0], (bf16 *)dz, any_in(call, 4), eps, pairs, (float *)sums};
+        Turns none = {};
+        TRY(opm_prepare_launch(scale, none, stream));
         SumList<float> join = {{NULL}, {dbias}};
         launch(sum_list_join_kernel<float>, blocks_for(channels, 32), 1024, 0, stream, join, (const float *)sums,
                (int64_t)SCALE_BLOCKS, channels);
@@ -336,18 +256,21 @@ static Status opm_scale(const OpCall *call, DType type, void *dz, void *sums, cu
 }
 
 struct OpmBwdScratch {
-    size_t spare_at, dz_at, sum_at, bytes;
+    size_t spare_at, dz_at, sum_at, masked_at, bytes;
 };
 
 static OpmBwdScratch opm_bwd_plan(const OpCall *call)
 {
     Outer o = outer_make(call->in_tensor[1], call->in_tensor[2]);
+    int64_t channels = tensor_last(call->in_tensor[0]);
+    bool chains = opm_chains_back(o, channels);
     OpmBwdScratch s = {};
-    s.spare_at = outer_bytes(o);
-    s.dz_at = 2 * outer_bytes(o);
+    s.spare_at = chains ? opm_sums_room(o) : outer_bytes(o);
+    s.dz_at = s.spare_at + (chains ? opm_back_room(o) : outer_bytes(o));
     s.sum_at = s.dz_at + align_up(tensor_bytes(call->in_tensor[0]));
-    size_t sums = sum_rows_scratch(tensor_last(call->in_tensor[0])), blocks = SCALE_BLOCKS * CHAIN_N * sizeof(float);
-    s.bytes = s.sum_at + (sums > blocks ? sums : blocks);
+    size_t sums = sum_rows_scratch(channels), blocks = SCALE_BLOCKS * CHAIN_N * sizeof(float);
+    s.masked_at = s.sum_at + align_up(sums > blocks ? sums : blocks);
+    s.bytes = s.masked_at + (chains ? 0 : opm_masked_bytes(call, 1, 5));
     return s;
 }
 static size_t opm_bwd_scratch(const OpCall *call)
@@ -399,14 +322,23 @@ static Status opm_bwd(CudaContext *ctx, const OpCall *call)
 {
     Outer o = outer_make(call->in_tensor[1], call->in_tensor[2]);
     OpmBwdScratch plan = opm_bwd_plan(call);
-    int64_t pairs = o.n * o.m, channels = tensor_last(call->in_tensor[0]);
+    int64_t channels = tensor_last(call->in_tensor[0]);
     char *product = (char *)call->scratch, *spare = product + plan.spare_at, *dz = product + plan.dz_at;
+    if (opm_chains_back(o, channels) && !opm_aligned(call))
+        return status_fail(ERR_INTERNAL, "opm_bwd: an operand between 16-byte units");
+    if (opm_chains_back(o, channels))
+        return opm_bwd_chain(ctx, call, o, product, spare, (bf16 *)dz, (float *)(product + plan.sum_at));
     TRY(opm_scale(call, o.type, dz, product + plan.sum_at, ctx->stream));
-    TRY(outer_run(ctx, o, call->in[1], call->in[2], product, spare));
-    GemmShape dw = gemm_shape(channels, o.c * o.d, pairs, true, false, o.type, call->out_tensor[2]->dtype);
+    MaskedSides x;
+    TRY(opm_masked(call, 1, 5, product + plan.masked_at, &x, ctx->stream));
+    TRY(outer_run(ctx, o, x.a, x.b, product, spare));
+    GemmShape dw = gemm_shape(channels, o.c * o.d, o.n * o.m, true, false, o.type, call->out_tensor[2]->dtype);
     TRY(gemm_run(ctx, &dw, dz, product, NULL, call->out[2]));
     TRY(opm_product_gradient(ctx, o, dz, call->in[3], channels, product, spare));
-    return outer_gradients(ctx, o, product, call->in[1], call->in[2], call->out[0], call->out[1]);
+    TRY(outer_gradients(ctx, o, product, x.a, x.b, call->out[0], call->out[1]));
+    if (!call_in(call, 5)) return OK;
+    TRY(opm_mask(call, 1, 5, call->out[0], call->out[0], ctx->stream));
+    return opm_mask(call, 2, 6, call->out[1], call->out[1], ctx->stream);
 }
 
 const CudaEntry cuda_outer[] = {

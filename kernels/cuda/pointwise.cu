@@ -51,17 +51,6 @@ struct Scale {
     }
 };
 
-struct MaskMul {
-    AnyReal mask;
-    uint32_t inner;
-    template <int V> __device__ void apply(uint32_t first, float (*x)[V], float (*y)[V]) const
-    {
-        float m = mask[first / inner];
-#pragma unroll
-        for (int j = 0; j < V; j++) y[0][j] = m * x[0][j];
-    }
-};
-
 /* y = sigmoid(g) x m */
 struct GateOp {
     AnyReal mask;

@@ -140,17 +140,42 @@ static Status div_count(const RankLayout *layout, const OpCall *call)
 /* --- outer product mean with one row of the outer product in memory
  * ---------------------------------------------------- */
 
-/* Scratch: t and y of one residue, for the backward also dy and dz / count. */
+/* elements of the masked operands, where there are masks from `mask` on */
+static int64_t opm_masked_count(const Op *op, int mask, const Outer *o)
+{
+    return op->n_in > mask && op->in[mask] != VAL_NONE ? o->s * (o->n * o->c + o->m * o->d) : 0;
+}
+
+/* y[S, N, C] = m[S, N] x */
+static void mask_rows(int64_t rows, int64_t c, const real *m, const real *x, real *y)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = 0; k < c; k++) y[r * c + k] = m[r] * x[r * c + k];
+}
+
+/* The operands from call->in[at] on, masked into `room` where there are masks. */
+static void opm_operands(const OpCall *call, int at, int mask, const Outer *o, real *room, const real **a_out,
+                         const real **b_out)
+{
+    *a_out = IN(at), *b_out = IN(at + 1);
+    if (!opm_masked_count(call->op, mask, o)) return;
+    real *b = room + o->s * o->n * o->c;
+    mask_rows(o->s * o->n, o->c, IN(mask), *a_out, room);
+    mask_rows(o->s * o->m, o->d, IN(mask + 1), *b_out, b);
+    *a_out = room, *b_out = b;
+}
+
+/* Scratch: t and y of one residue, for the backward also dy and dz / count; the masked operands. */
 static size_t opm_scratch(const Program *program, const Op *op, size_t real_size)
 {
     Outer o = outer_make(prog_tensor(program, op->in[0]), prog_tensor(program, op->in[1]));
-    return 2 * (size_t)outer_row(&o) * real_size;
+    return (size_t)(2 * outer_row(&o) + opm_masked_count(op, 6, &o)) * real_size;
 }
 static size_t opm_bwd_scratch(const Program *program, const Op *op, size_t real_size)
 {
     Outer o = outer_make(prog_tensor(program, op->in[1]), prog_tensor(program, op->in[2]));
     int64_t z = tensor_last(prog_tensor(program, op->in[0]));
-    return (size_t)(3 * outer_row(&o) + o.m * z) * real_size + (size_t)z * sizeof(double);
+    return (size_t)(3 * outer_row(&o) + o.m * z + opm_masked_count(op, 5, &o)) * real_size + (size_t)z * sizeof(double);
 }
 
 static Status opm(const RankLayout *layout, const OpCall *call)
@@ -158,11 +183,12 @@ static Status opm(const RankLayout *layout, const OpCall *call)
     (void)layout;
     Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
     int64_t width = o.c * o.d, channels = call->in_tensor[2]->dim[0];
-    const real *w = IN(2), *bias = IN(3), *count = IN(4), *residual = call->op->n_in > 5 ? IN(5) : NULL;
+    const real *w = IN(2), *bias = IN(3), *count = IN(4), *residual = call->op->n_in > 5 ? IN(5) : NULL, *a, *b;
     real *t = call->scratch, *y = t + outer_row(&o), eps = (real)call->op->attr.f[0];
+    opm_operands(call, 0, 6, &o, y + outer_row(&o), &a, &b);
     for (int64_t i = 0; i < o.n; i++) {
         real *z = OUT(0) + i * o.m * channels;
-        outer_of_residue(&o, IN(0), IN(1), i, t, y);
+        outer_of_residue(&o, a, b, i, t, y);
         gemm(false, true, o.m, channels, width, 1, y, width, w, width, 0, z, channels);
         for (int64_t j = 0; j < o.m; j++)
             for (int64_t k = 0; k < channels; k++)
@@ -178,10 +204,11 @@ static Status opm_bwd(const RankLayout *layout, const OpCall *call)
     (void)layout;
     Outer o = outer_make(call->in_tensor[1], call->in_tensor[2]);
     int64_t width = o.c * o.d, channels = tensor_last(call->in_tensor[0]);
-    const real *a = IN(1), *b = IN(2), *w = IN(3), *count = IN(4);
+    const real *w = IN(3), *count = IN(4), *a, *b;
     double *sum = call->scratch;
     real *t = (real *)(sum + channels), *y = t + outer_row(&o), *dy = y + outer_row(&o), *dz = dy + outer_row(&o);
     real *da = OUT(0), *db = OUT(1), *dw = OUT(2), *dbias = OUT(3), eps = (real)call->op->attr.f[0];
+    opm_operands(call, 1, 5, &o, dz + o.m * channels, &a, &b);
     for (int64_t k = 0; k < channels; k++) sum[k] = 0;
     for (int64_t i = 0; i < o.n; i++) {
         const real *row = IN(0) + i * o.m * channels;
@@ -194,6 +221,9 @@ static Status opm_bwd(const RankLayout *layout, const OpCall *call)
         outer_bwd_of_residue(&o, dy, a, b, i, t, da, db);
     }
     for (int64_t k = 0; k < channels; k++) dbias[k] = (real)sum[k];
+    if (!opm_masked_count(call->op, 5, &o)) return OK;
+    mask_rows(o.s * o.n, o.c, IN(5), da, da);
+    mask_rows(o.s * o.m, o.d, IN(6), db, db);
     return OK;
 }
 
