@@ -96,7 +96,8 @@ static bool sums_gradient(const Op *op)
 /* Hands its operand's elements on, times constants at most: a gradient in parts of a sum stays one. */
 static bool passes_on(const Op *op)
 {
-    return op->kind == OP_COMM_WAIT || op->kind == OP_RESHAPE || op->kind == OP_CAST || op->kind == OP_MASK_MUL;
+    return !op->send.active &&
+           (op->kind == OP_COMM_WAIT || op->kind == OP_RESHAPE || op->kind == OP_CAST || op->kind == OP_MASK_MUL);
 }
 
 /* A replicated value that carries gradient may feed a sharded op only through a collective whose vjp sums over the
