@@ -204,8 +204,8 @@ static void absorb(Absorb *a)
 static const Op *products_before(const Absorb *a, const Op *norm)
 {
     if (norm->kind != OP_LAYER_NORM_FUSED_BWD || tensor_last(&a->p->value[norm->in[1]].t) > NORM_CHANNELS) return NULL;
-    const Op *group = computed_by(a, norm->in[0], OP_LINEAR_GROUP_DX, true);
-    const Op *products = group ? group : computed_by(a, norm->in[0], OP_LINEAR_DX, true);
+    const Op *group = computed_by(a, norm->in[0], OP_LINEAR_GROUP_DX, 0, true);
+    const Op *products = group ? group : computed_by(a, norm->in[0], OP_LINEAR_DX, 0, true);
     if (!products || products->full_precision != norm->full_precision) return NULL;
     for (int k = group ? 2 * (int)group->attr.i[0] : 2; k < products->n_in; k++)
         if (products->in[k] != VAL_NONE) return NULL;
@@ -237,7 +237,7 @@ static void join_norms(Absorb *a)
 static Op *hidden_before(const Absorb *a, const Op *norm)
 {
     if (norm->kind != OP_LINEAR_NORM_DX || norm->attr.i[2] != 1) return NULL;
-    Op *hidden = computed_by(a, norm->in[NORM_INPUTS], OP_LINEAR_DX, false);
+    Op *hidden = computed_by(a, norm->in[NORM_INPUTS], OP_LINEAR_DX, 0, false);
     if (!hidden || !has_input(hidden, 3) || has_input(hidden, 2) || hidden->full_precision != norm->full_precision)
         return NULL;
     bool there = rule_same(&a->p->value[hidden->in[0]].t, &a->p->value[norm->in[0]].t);
