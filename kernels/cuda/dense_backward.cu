@@ -271,17 +271,10 @@ static WeightsWay weights_way(const OpCall *call, int members, int biases, bool 
     return one_pass ? WEIGHTS_PASS : WEIGHTS_LIBRARY;
 }
 
-/* Under DAP weight gradients run beside collectives, which take a quarter of the SMs (comm_peer.cu): a block that had
- * to wait for one of those would run when all others are done. */
-static int free_blocks(const CudaContext *ctx)
-{
-    return ctx->layout->dap > 1 ? RING_BLOCKS * 3 / 4 : RING_BLOCKS;
-}
-
 Status weights_flush(CudaContext *ctx)
 {
     WeightsBatch *batch = ctx->batch;
-    TRY(batch_run(*batch, free_blocks(ctx), ctx->stream));
+    TRY(batch_run(*batch, ctx->stream));
     batch->problems = 0;
     return OK;
 }
@@ -311,7 +304,7 @@ static Status joint_gradients(CudaContext *ctx, const OpCall *call, int members,
     if (batch->problems == RING_BATCH) TRY(weights_flush(ctx));
     batch->problem[batch->problems] = p;
     batch->scratch[batch->problems++] = call->scratch;
-    return ctx->batch ? OK : batch_run(alone, free_blocks(ctx), ctx->stream);
+    return ctx->batch ? OK : batch_run(alone, ctx->stream);
 }
 
 static Status linear_dw(CudaContext *ctx, const OpCall *call)

@@ -28,8 +28,8 @@ static inline int ring_runs(const RingWeights &w, double longest)
     return runs > most ? most : runs < 1 ? 1 : (int)runs;
 }
 
-/* The length of runs at which all problems together fill `blocks` blocks. */
-static inline double ring_longest(const RingWeights *w, int problems, int blocks)
+/* The length of runs at which all problems together fill the device. */
+static inline double ring_longest(const RingWeights *w, int problems)
 {
     double low = 0, high = 0;
     for (int k = 0; k < problems; k++) high += ring_work(w[k]) * w[k].tiles;
@@ -37,7 +37,7 @@ static inline double ring_longest(const RingWeights *w, int problems, int blocks
         double middle = (low + high) / 2;
         int filled = 0;
         for (int k = 0; k < problems; k++) filled += ring_runs(w[k], middle) * w[k].tiles * w[k].lanes;
-        if (filled > blocks)
+        if (filled > RING_BLOCKS)
             low = middle;
         else
             high = middle;
@@ -80,8 +80,8 @@ static Status ring_launch(RingBatch *batch, cudaStream_t stream)
     return join.problems ? weights_join(join, stream) : OK;
 }
 
-/* blocks: how many may run at a time; scratch of a problem: ring_scratch(), enough for any number. */
-static Status batch_run(const WeightsBatch &list, int blocks, cudaStream_t stream)
+/* scratch of a problem: ring_scratch(), enough for any number of runs. */
+static Status batch_run(const WeightsBatch &list, cudaStream_t stream)
 {
     RingBatch batch = {};
     void *scratch[RING_BATCH];
@@ -91,7 +91,7 @@ static Status batch_run(const WeightsBatch &list, int blocks, cudaStream_t strea
         batch.w[k] = ring_shape(list.problem[k]);
         scratch[k] = list.scratch[k];
     }
-    double longest = ring_longest(batch.w, batch.problems, blocks);
+    double longest = ring_longest(batch.w, batch.problems);
     for (int k = 0; k < batch.problems; k++) batch.w[k].p.runs = ring_runs(batch.w[k], longest);
     ring_sort(&batch, scratch);
     for (int k = 0; k < batch.problems; k++) ring_split(&batch.w[k], batch.w[k].p.runs, scratch[k]);
