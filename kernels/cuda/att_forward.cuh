@@ -411,7 +411,8 @@ template <typename L> __device__ __forceinline__ void forward_rows(const Forward
 }
 
 /* grid: query tiles of 64 L::GROUPS, heads of groups, row chunks. Only mask and bias come from the kernel before, which
- * lets this one start when all before it are complete: what else the first rows read need not wait. */
+ * lets this one start when all before it are complete: what else the first row reads need not wait. Its mask goes
+ * before the other rows: the copies of a block arrive in turn. */
 template <typename L>
 __global__ void __launch_bounds__(L::THREADS, 1)
     att_forward_tc_kernel(const __grid_constant__ ForwardProblem p, const __grid_constant__ ForwardMaps maps)
@@ -423,7 +424,6 @@ __global__ void __launch_bounds__(L::THREADS, 1)
     w.tile0 = blockIdx.x * L::GROUPS;
     w.first = blockIdx.z * p.rows_per_block, w.last = min(w.first + p.rows_per_block, p.a.b);
     bool asks = threadIdx.x == L::GROUPS * 128;
-    int ahead = min(w.first + L::STAGES, w.last);
     if (asks) {
         uint32_t full = base + L::BARRIERS_AT, empty = full + L::STAGES * 8;
         for (int s = 0; s < L::STAGES; s++) {
@@ -431,7 +431,7 @@ __global__ void __launch_bounds__(L::THREADS, 1)
             barrier_init(empty + s * 8, L::GROUPS * 4);
         }
         barrier_publish();
-        for (int row = w.first; row < ahead; row++) forward_load<L>(p, w, maps, base, row);
+        forward_load<L>(p, w, maps, base, w.first);
     }
     if (L::D == 8) {
         for (int k = threadIdx.x; k < 256; k += L::THREADS) reinterpret_cast<float *>(shared + L::ZERO_AT)[k] = 0.0f;
@@ -446,7 +446,7 @@ __global__ void __launch_bounds__(L::THREADS, 1)
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         for (int row = w.first; asks && row < w.last; row++) {
-            if (row >= ahead) forward_load<L>(p, w, maps, base, row);
+            if (row > w.first) forward_load<L>(p, w, maps, base, row);
             forward_load_mask<L>(p, w, base, row);
         }
     }
