@@ -284,7 +284,8 @@ static bool engines_can(const Peer *p, const PeerArguments *a, const Shape *s, i
 {
     Cut contiguous = {s->piece, 0};
     Copies c = copies_of(s, a->direct ? &s->receive : &contiguous);
-    bool whole = s->in >= (s->to_all ? s->piece : s->piece * p->ranks); /* a bucket's last piece may be shorter */
+    /* a bucket's last piece may be shorter: ranks have to decide alike, and what they hold of it differs */
+    bool whole = (s->to_all ? s->out : s->in) >= s->piece * p->ranks;
     return channel != PEER_COMPUTE && !p->loopback && c.rows > 0 && c.width >= LEAST_RUN && whole;
 }
 
