@@ -1,6 +1,5 @@
 #include "analysis/cost.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -177,12 +176,6 @@ CostClass cost_classify_sent(const Program *p, const Op *op, double times, bool 
     item.cover_bytes = by.bytes;
     item.cover_kernels = 1;
     return item;
-}
-
-const char *cost_sends_name(const char *kind, char name[COST_KIND_SIZE])
-{
-    snprintf(name, COST_KIND_SIZE, "%s_sends", kind);
-    return name;
 }
 
 /* Collectives in flight, oldest first; compute ops are credited to the oldest one. */

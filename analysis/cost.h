@@ -67,10 +67,6 @@ CostStage cost_stage(const Op *op, bool nograd);
 CostClass cost_classify(const Program *program, const Op *op, double calls, bool nograd);
 CostClass cost_classify_sent(const Program *program, const Op *op, double calls, bool nograd);
 
-/* The kind under which times of ops that send are kept: "tri_product_sends". */
-enum { COST_KIND_SIZE = 80 };
-const char *cost_sends_name(const char *kind, char name[COST_KIND_SIZE]);
-
 /* Adds a program that has gone through the passes up to schedule, run `times` times per step (the mean number of
  * no-gradient forwards, 1 for the gradient program and the optimizer). `nograd` books its forward ops as
  * COST_FORWARD_NOGRAD. The computation that hides a collective is read off the schedule: ops on the compute stream

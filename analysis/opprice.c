@@ -250,14 +250,10 @@ Status opprice_step(const OpPrices *p, const Machine *m, const StepCost *cost, i
         const CostClass *c = &cost->item[i];
         if (c->comm && !cost->comm_left_out) add_comm(p, m, cost, c, dp, &sum.price);
         /* starting a collective aside, waiting for it, and the packing of one that is left out are ops like others
-         * where they were measured */
+         * where they were measured; an op that sends packs as it computes */
         CostClass op = *c;
-        char sends[COST_KIND_SIZE];
-        const char *sender = c->sender ? c->sender : c->kind;
-        bool known = (c->sends || c->sender) && opcurve_find(p, cost_sends_name(sender, sends)); /* timed as it runs */
-        if (c->sends && known) op.kind = sends;
         if (c->comm && c->aside) op.kind = COST_ASIDE_NAMES[c->collective];
-        bool local = c->wait || (c->comm && (c->aside || cost->comm_left_out) && !known);
+        bool local = c->wait || (c->comm && (c->aside || cost->comm_left_out) && !c->sender);
         if (local ? opcurve_find(p, op.kind) != NULL : !c->comm) add_compute(p, m, cost, &op, &sum);
     }
     if (p->from_graphs && !cost->in_graph) wait_for_host(p, m, &sum);

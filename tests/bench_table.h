@@ -25,8 +25,7 @@ static inline void op_times_add(OpTimes *t, const CostClass *c, double seconds)
     for (int i = t->count - 1; i >= 0; i--) {
         CostClass *at = &t->item[i];
         if (at->kind != c->kind || at->stage != c->stage || at->rate != c->rate || at->flops != c->flops ||
-            at->bytes != c->bytes || at->tensor_bytes != c->tensor_bytes || at->aside != c->aside ||
-            at->sends != c->sends)
+            at->bytes != c->bytes || at->tensor_bytes != c->tensor_bytes || at->aside != c->aside)
             continue;
         at->calls += 1;
         t->seconds[i] += seconds;
@@ -44,11 +43,9 @@ static inline void op_times_print(const OpTimes *t, const BenchSession *s, const
     for (char *c = device; *c; c++) *c = *c == ',' ? ';' : *c;
     for (int i = 0; i < t->count; i++) {
         const CostClass *c = &t->item[i];
-        char sends[COST_KIND_SIZE];
         fprintf(csv, "%s,%s,%s,%s,%d,%d,%s,%s,%s,%d,%s,%.0f,%.9g,%.17g,%.17g,%.17g\n", version_commit(), device,
-                row->preset, row->setting, row->dap, row->no_comm, program, COST_STAGE_NAMES[c->stage],
-                c->sends ? cost_sends_name(c->kind, sends) : c->kind, c->aside, COST_RATE_NAMES[c->rate], c->calls,
-                t->seconds[i], c->flops, c->bytes, c->tensor_bytes);
+                row->preset, row->setting, row->dap, row->no_comm, program, COST_STAGE_NAMES[c->stage], c->kind,
+                c->aside, COST_RATE_NAMES[c->rate], c->calls, t->seconds[i], c->flops, c->bytes, c->tensor_bytes);
     }
 }
 

@@ -301,7 +301,30 @@ static void attention_cost(const Program *p, const Op *op, Cost *cost)
     cost->bytes = rule_bytes(p, op);
 }
 
+/* Heads of few channels run kernels of their own, bound by exponentials instead of products: at the same flops and
+ * bytes they take several times as long. scale^-2 is the channels of a head. */
+enum { HEAD_SMALL, HEAD_MIDDLE, HEAD_FULL };
+
+static int head_class(const Op *op)
+{
+    double channels = 1 / (op->attr.f[0] * op->attr.f[0]);
+    return channels < 12 ? HEAD_SMALL : channels < 24 ? HEAD_MIDDLE : HEAD_FULL;
+}
+
+static const char *attention_priced_as(const Op *op)
+{
+    static const char *const names[] = {"attention_d8", "attention_d16", "attention"};
+    return names[head_class(op)];
+}
+
+static const char *attention_bwd_priced_as(const Op *op)
+{
+    static const char *const names[] = {"attention_bwd_d8", "attention_bwd_d16", "attention_bwd"};
+    return names[head_class(op)];
+}
+
 const OpDef op_attention = {.name = "attention",
+                            .priced_as = attention_priced_as,
                             .infer = attention_infer,
                             .vjp = attention_vjp,
                             .cost = attention_cost,
@@ -338,6 +361,7 @@ static void attention_bwd_cost(const Program *p, const Op *op, Cost *cost)
 }
 
 const OpDef op_attention_bwd = {.name = "attention_bwd",
+                                .priced_as = attention_bwd_priced_as,
                                 .infer = attention_bwd_infer,
                                 .cost = attention_bwd_cost,
                                 .flags = OPF_NODIFF,
