@@ -86,6 +86,13 @@ static double solve_mark(const OwnPrices *p, int table)
     return high;
 }
 
+/* What a mark costs goes by how long the ops between are: long ones leave less to keep apart. Octaves between two
+ * steps. */
+static double length_distance(double ops, double seconds, const OwnPrices *p, int table)
+{
+    return fabs(log2(seconds / ops / (step_of(p, table)->step_s / ops_of(p, table, 0, OWN_PROGRAMS - 1))));
+}
+
 /* Where the host launches, gaps between kernels hide what marks add: graphs tell, those of as many ranks first. */
 static void set_marks(OwnPrices *p)
 {
@@ -100,7 +107,7 @@ static void set_marks(OwnPrices *p)
         for (int g = 0; g < t; g++) {
             if (!in_graph(p, g)) continue;
             squares += pow(p->mark_s[t] - p->mark_s[g], 2);
-            distances += own_distance(step_of(p, t), step_of(p, g));
+            distances += length_distance(ops_of(p, t, 0, OWN_PROGRAMS - 1), step_of(p, t)->step_s, p, g);
         }
     }
     for (int t = 0; t < d->tables; t++) {
@@ -188,11 +195,12 @@ void own_prices_close(OwnPrices *p)
     *p = (OwnPrices){0};
 }
 
-double own_prices_mark_sd(const OwnPrices *p, const OwnStep *step, double ops, double step_s)
+double own_prices_mark_sd(const OwnPrices *p, double ops, double step_s)
 {
     double nearest = INFINITY;
-    for (int t = 0; t < p->data->tables; t++) nearest = fmin(nearest, own_distance(step, step_of(p, t)));
-    return ops * sqrt(p->mark_drift * nearest) / step_s;
+    for (int t = 0; t < p->data->tables; t++)
+        if (in_graph(p, t)) nearest = fmin(nearest, length_distance(ops, step_s, p, t));
+    return isfinite(nearest) ? ops * sqrt(p->mark_drift * nearest) / step_s : 0;
 }
 
 Status own_prices_fit(const OwnPrices *p, const OwnStep *step, int except, OpPrices **prices_out)

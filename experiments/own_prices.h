@@ -12,9 +12,8 @@ typedef struct OwnPrices {
     const OwnData *data;
     const Machine *machine;
     double *mark_s; /* [tables] */
-    /* How far settings differ, per switch or octave of ranks between them: variance of a mark, and of the logarithm of
-     * one shape's time. */
-    double mark_drift, time_drift;
+    double mark_drift; /* variance of a mark, per octave of the mean length of ops between settings */
+    double time_drift; /* of the logarithm of one shape's time, per switch or octave of ranks between settings */
     double gap_s, host_s; /* OpPrices */
 } OwnPrices;
 
@@ -28,7 +27,7 @@ Status own_prices_fit(const OwnPrices *prices, const OwnStep *step, int except, 
 
 /* Log standard deviation of a step of `ops` ops and step_s seconds by what the marks of settings unlike it leave open.
  */
-double own_prices_mark_sd(const OwnPrices *prices, const OwnStep *step, double ops, double step_s);
+double own_prices_mark_sd(const OwnPrices *prices, double ops, double step_s);
 
 /* Switches that differ and octaves of ranks between two settings. */
 double own_distance(const OwnStep *a, const OwnStep *b);

@@ -141,7 +141,7 @@ static Status predict_step(Own *own, const OwnStep *s, const StepCost *cost, Are
     if (s->ranks > 1) slowest += own->machine->rank_noise.value * fit_expected_max((double)s->ranks);
     double step = price.compute_s * slowest + comm;
     double sd = hypot(price.sd * price.compute_s, comm_sd(own->machine, cost->in_graph) * comm) / step;
-    sd = hypot(hypot(sd, own->run_sd), own_prices_mark_sd(&own->prices, s, cost->kernels + cost->waits, step));
+    sd = hypot(hypot(sd, own->run_sd), own_prices_mark_sd(&own->prices, cost->kernels + cost->waits, step));
     const char *setting = setting_text(s, arena);
     if (!setting) return status_fail(ERR_MEMORY, "validate: out of memory");
     *out = (ValidationRow){.set = "own",
