@@ -17,6 +17,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/gemm.h"
+#include "tests/bench_cuda_values.cuh"
 
 extern "C" {
 #include "engine/program.h"
@@ -75,11 +76,6 @@ static double bench_normal(Bench *b)
     for (int k = 0; k < 6; k++) s += bench_uniform(b);
     return (s - 3.0) * 1.41421356;
 }
-static float round_bf16(float x)
-{
-    return __bfloat162float(__float2bfloat16(x));
-}
-
 static void check(Status status)
 {
     if (status == OK) return;
@@ -176,36 +172,6 @@ static int in_place_input(const Case &c, int k)
 {
     static const int adam[] = {0, 2, 3, 4, 7};
     return c.in_place && (c.kind == OP_ADAM || c.kind == OP_ADAM_FUSED) ? adam[k] : 0;
-}
-
-static double stored(const void *p, DType type, int64_t e)
-{
-    switch (type) {
-    case DT_BF16:
-        return __bfloat162float(((const bf16 *)p)[e]);
-    case DT_I32:
-        return ((const int32_t *)p)[e];
-    case DT_F64:
-        return ((const double *)p)[e];
-    default:
-        return ((const float *)p)[e];
-    }
-}
-static void put(void *p, DType type, int64_t e, double x)
-{
-    switch (type) {
-    case DT_BF16:
-        ((bf16 *)p)[e] = __float2bfloat16((float)x);
-        break;
-    case DT_I32:
-        ((int32_t *)p)[e] = (int32_t)x;
-        break;
-    case DT_F64:
-        ((double *)p)[e] = x;
-        break;
-    default:
-        ((float *)p)[e] = (float)x;
-    }
 }
 
 static void bench_reference(const Case &c, double *const *value, double **out)
