@@ -34,10 +34,13 @@ typedef struct Case {
     OpAttr attr;
     DType dtype;
     Way way;
+    bool uneven; /* an all-reduce of what ranks cannot share out in equal parts */
 } Case;
 
 /* Local extents before the op of a value that is whole [8, 16, 24] (a multiple of 8 on every axis). */
 static const int64_t whole_dim[3] = {8, 16, 24};
+/* 405 times 16 bytes in f32: parts of an odd number, long enough for copy engines. */
+static const int64_t uneven_dim[3] = {5, 9, 36};
 
 /* Global element index of local element e of a tensor sharded on `shard` on rank r. */
 static int64_t global_index(const int64_t *local, int shard, int r, int64_t e)
@@ -114,7 +117,8 @@ static Status run_case(Backend *backend, const Case *c)
     Layout layout = layout_of(c);
     int64_t local[3];
     for (int axis = 0; axis < 3; axis++)
-        local[axis] = whole_dim[axis] / (axis == layout.in_shard ? backend->layout.dap : 1);
+        local[axis] =
+            c->uneven ? uneven_dim[axis] : whole_dim[axis] / (axis == layout.in_shard ? backend->layout.dap : 1);
     Registry *registry = NULL;
     Program *p = NULL, *planned = NULL;
     Store *store = NULL;
@@ -192,7 +196,10 @@ static Status run_cases(Backend *backend)
             for (int group = 0; group < GROUP_COUNT && way != SENT; group++) {
                 c.kind = OP_ALL_REDUCE;
                 c.attr = (OpAttr){.i = {group}, .f = {0.5}};
-                TRY(run_case(backend, &c));
+                for (int uneven = 0; uneven < 2; uneven++) {
+                    c.uneven = uneven;
+                    TRY(run_case(backend, &c));
+                }
             }
         }
     return OK;
@@ -304,7 +311,7 @@ static void one_rank_is_a_group_of_its_own(void **state)
     (void)state;
     Backend *backend = NULL;
     assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1}, &backend), OK);
-    Case c = {OP_ALL_REDUCE, {.i = {GROUP_WORLD}, .f = {0.5}}, DT_F32, false};
+    Case c = {.kind = OP_ALL_REDUCE, .attr = {.i = {GROUP_WORLD}, .f = {0.5}}, .dtype = DT_F32};
     if (run_case(backend, &c) != OK) fail_msg("%s", status_text());
     assert_int_equal(run_host(backend), OK);
     kernels_close(&backend);
