@@ -12,6 +12,7 @@ typedef int32_t Val; /* index of Program.value */
 enum { VAL_NONE = -1 };
 
 enum { OP_MAX_IN = 20, OP_MAX_OUT = 12, ATTR_INTS = 8, ATTR_REALS = 8, ATTR_TYPE = ATTR_INTS - 1 };
+enum { LINEAR_GROUP_MAX = 6 }; /* linear layers that read one input in one op */
 
 typedef enum OpKind {
 #define OP(NAME, row) OP_##NAME,

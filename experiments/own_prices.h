@@ -11,9 +11,9 @@ extern const double OWN_RUNS[OWN_PROGRAMS]; /* of each program in a mean step: r
 typedef struct OwnPrices {
     const OwnData *data;
     const Machine *machine;
-    double *mark_s; /* [tables] */
-    double mark_drift; /* variance of a mark, per octave of the mean length of ops between settings */
-    double time_drift; /* of the logarithm of one shape's time, per switch or octave of ranks between settings */
+    double *mark_s;       /* [tables] */
+    double mark_drift;    /* variance of a mark, per octave of the mean length of ops between settings */
+    double time_drift;    /* of the logarithm of one shape's time, per switch or octave of ranks between settings */
     double gap_s, host_s; /* OpPrices */
 } OwnPrices;
 

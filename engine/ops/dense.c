@@ -4,7 +4,7 @@
 #include "engine/ops/shape_rules.h"
 #include "engine/rules.h"
 
-enum { GROUP_MAX = 6 };
+enum { GROUP_MAX = LINEAR_GROUP_MAX };
 /* Where a layer norm in front has its gamma and its first output, beyond all that a kind may have. */
 enum { LINEAR_GAMMA = 3, LINEAR_NORM_OUT = 1 };
 enum { GROUP_GAMMA = 1 + 2 * GROUP_MAX, GROUP_NORM_OUT = GROUP_MAX };

@@ -4,7 +4,8 @@
 #include "engine/rules.h"
 
 enum { X, GAMMA, MEAN, RSTD, OTHER, RNG, DY };
-enum { MEMBERS_MAX = 6 };
+enum { MEMBERS_MAX = LINEAR_GROUP_MAX };
+_Static_assert(6 + 2 * LINEAR_GROUP_MAX <= OP_MAX_IN, "a layer norm gradient behind a group of products");
 
 /* The products dy_k[*,O_k] W_k[O_k,I] give rows like those of x. */
 static bool products_fit(const Program *p, const Op *op, int n)
@@ -78,6 +79,7 @@ static Status transition_dx_infer(const Program *p, const Op *op, Tensor *out, i
     const Tensor *x = rule_in(p, op, X), *dy = rule_in(p, op, DY), *w2 = rule_in(p, op, W2);
     const Tensor *h = rule_in(p, op, HIDDEN), *w1 = rule_in(p, op, W1);
     bool there = dy && w2 && h && w1 && w1->rank == 2 && w2->rank == 2 && rule_same(dy, x) && rule_same_rows(h, x);
+    there = there && w1->shard == SHARD_NONE && w2->shard == SHARD_NONE && h->shard != h->rank - 1;
     if (!there || w2->dim[0] != tensor_last(x) || w2->dim[1] != tensor_last(h) || w1->dim[0] != tensor_last(h) ||
         w1->dim[1] != tensor_last(x))
         return rule_bad_shape(p, op, "x gamma mean rstd other? rng? dy[*,I] W2[I,H] h[*,H] W1[H,I]");

@@ -54,8 +54,13 @@ static Status add_vjp(Program *p, const Op *op, const Val *dout, Val *din)
     return OK;
 }
 
-const OpDef op_add = {
-    .name = "add", .infer = add_infer, .vjp = add_vjp, .cost = rule_cost_elementwise, .flags = OPF_CHEAP};
+static void add_cost(const Program *p, const Op *op, Cost *cost)
+{
+    cost->flops = (double)(op->n_in - 1) * (double)tensor_count(prog_tensor(p, op->out[0]));
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_add = {.name = "add", .infer = add_infer, .vjp = add_vjp, .cost = add_cost, .flags = OPF_CHEAP};
 
 static Status sum_leading_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {

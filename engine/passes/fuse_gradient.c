@@ -9,7 +9,9 @@
 #include "engine/rules.h"
 
 enum { NORM_INPUTS = 6 /* of LAYER_NORM_FUSED_BWD behind dy, those of the products follow in LINEAR_NORM_DX */ };
-enum { NORM_CHANNELS = 256 /* a row that a block of threads holds beside the operands of its product */ };
+/* A row that a block of threads of a GPU holds beside the operands of its product; a backend that is faster with
+ * product and layer norm apart may run them so (kernels/cuda/dense_backward.cu). */
+enum { NORM_CHANNELS = 256 };
 
 typedef struct Absorb {
     Program *p;
@@ -17,13 +19,13 @@ typedef struct Absorb {
     bool *gone;    /* per op */
 } Absorb;
 
-/* The backward op that computes v as its output `at`, if it is of `kind`; a sole reader may change what it computes. */
-static Op *computed_by(const Absorb *a, Val v, OpKind kind, int at, bool sole_reader)
+/* The backward op that computes v first of all, if it is of `kind`; a sole reader may change what it computes. */
+static Op *computed_by(const Absorb *a, Val v, OpKind kind, bool sole_reader)
 {
     const Value *value = &a->p->value[v];
     if (value->def_op < 0 || value->place != PLACE_ARENA || value->alias != VAL_NONE) return NULL;
     Op *op = &a->p->op[value->def_op];
-    bool fits = op->kind == kind && op->stage == STAGE_BACKWARD && op->out[at] == v;
+    bool fits = op->kind == kind && op->stage == STAGE_BACKWARD && op->out[0] == v;
     return fits && (!sole_reader || a->uses[v] == 1) ? op : NULL;
 }
 
@@ -43,21 +45,22 @@ static bool has_input(const Op *op, int at)
     return op->n_in > at && op->in[at] != VAL_NONE;
 }
 
-/* Kinds that add another gradient to an output: the output, and the input that takes the other one; -1: the one behind
- * the group's. */
+/* Kinds that add another gradient to their first output, and the input that takes it; -1: the one behind the group's.
+ */
 typedef struct AddTaker {
     OpKind kind;
-    int out, in;
+    int in;
 } AddTaker;
-static const AddTaker takers[] = {{OP_LAYER_NORM_FUSED_BWD, 0, 5}, {OP_LINEAR_DX, 0, 2}, {OP_LINEAR_GROUP_DX, 0, -1}};
+static const AddTaker takers[] = {{OP_LAYER_NORM_FUSED_BWD, 5}, {OP_LINEAR_DX, 2}, {OP_LINEAR_GROUP_DX, -1}};
 
 /* ADD(DZ(..), DZ(..)) -> DZ(.., ..), at the place of the second: one pass over all pairs. */
 static Op *absorb_pairs(const Absorb *a, const Op *add)
 {
-    Op *first = computed_by(a, add->in[0], OP_PAIR_CONTEXT_DZ, 0, true);
-    Op *second = computed_by(a, add->in[1], OP_PAIR_CONTEXT_DZ, 0, true);
+    Op *first = computed_by(a, add->in[0], OP_PAIR_CONTEXT_DZ, true);
+    Op *second = computed_by(a, add->in[1], OP_PAIR_CONTEXT_DZ, true);
     if (!first || !second || first >= second || first->n_in + second->n_in > OP_MAX_IN) return NULL;
     if (!rule_same(&a->p->value[first->in[1]].t, &a->p->value[second->in[1]].t)) return NULL;
+    if (first->full_precision != second->full_precision || first->full_precision != add->full_precision) return NULL;
     memmove(second->in + first->n_in, second->in, (size_t)second->n_in * sizeof second->in[0]);
     memcpy(second->in, first->in, (size_t)first->n_in * sizeof first->in[0]);
     second->n_in += first->n_in;
@@ -77,7 +80,7 @@ static Op *absorb_add(const Absorb *a, const Op *add)
     for (int side = 1; side >= 0; side--)
         for (size_t k = 0; k < sizeof takers / sizeof takers[0]; k++) {
             const AddTaker *taker = &takers[k];
-            Op *op = computed_by(a, add->in[side], taker->kind, taker->out, true);
+            Op *op = computed_by(a, add->in[side], taker->kind, true);
             if (!op || op->full_precision != add->full_precision || !written_before(a, add->in[1 - side], op)) continue;
             int at = taker->in >= 0 ? taker->in : 2 * (int)op->attr.i[0];
             /* a mask comes after the sum */
@@ -91,7 +94,7 @@ static Op *absorb_add(const Absorb *a, const Op *add)
 /* RELU_BWD(LINEAR_DX(..), y) -> LINEAR_DX(.., y) */
 static Op *absorb_relu(const Absorb *a, const Op *relu)
 {
-    Op *op = computed_by(a, relu->in[0], OP_LINEAR_DX, 0, true);
+    Op *op = computed_by(a, relu->in[0], OP_LINEAR_DX, true);
     if (!op || op->full_precision != relu->full_precision || has_input(op, 3)) return NULL;
     set_input(op, 3, relu->in[1]);
     return op;
@@ -103,7 +106,7 @@ static bool collect_terms(const Absorb *a, Op *add)
 {
     const Program *p = a->p;
     if (add->kind != OP_ADD || add->n_in != 2) return false;
-    const Op *former = computed_by(a, add->in[0], OP_ADD, 0, true);
+    const Op *former = computed_by(a, add->in[0], OP_ADD, true);
     const Tensor *t = &p->value[add->in[0]].t;
     if (!former || former->n_in == OP_MAX_IN || t->dtype == DT_BF16 || former->full_precision != add->full_precision)
         return false;
@@ -137,7 +140,7 @@ static Rule rule_of(OpKind kind)
 static bool absorb_dropout(const Absorb *a, const Op *dropout)
 {
     if (dropout->kind != OP_DROPOUT) return false;
-    Op *op = computed_by(a, dropout->in[0], OP_LAYER_NORM_FUSED_BWD, 0, false);
+    Op *op = computed_by(a, dropout->in[0], OP_LAYER_NORM_FUSED_BWD, false);
     if (!op || op->n_out != 3 || op->full_precision != dropout->full_precision) return false;
     set_input(op, 6, dropout->in[1]);
     op->attr = dropout->attr;
@@ -204,8 +207,8 @@ static void absorb(Absorb *a)
 static const Op *products_before(const Absorb *a, const Op *norm)
 {
     if (norm->kind != OP_LAYER_NORM_FUSED_BWD || tensor_last(&a->p->value[norm->in[1]].t) > NORM_CHANNELS) return NULL;
-    const Op *group = computed_by(a, norm->in[0], OP_LINEAR_GROUP_DX, 0, true);
-    const Op *products = group ? group : computed_by(a, norm->in[0], OP_LINEAR_DX, 0, true);
+    const Op *group = computed_by(a, norm->in[0], OP_LINEAR_GROUP_DX, true);
+    const Op *products = group ? group : computed_by(a, norm->in[0], OP_LINEAR_DX, true);
     if (!products || products->full_precision != norm->full_precision) return NULL;
     for (int k = group ? 2 * (int)group->attr.i[0] : 2; k < products->n_in; k++)
         if (products->in[k] != VAL_NONE) return NULL;
@@ -237,7 +240,7 @@ static void join_norms(Absorb *a)
 static Op *hidden_before(const Absorb *a, const Op *norm)
 {
     if (norm->kind != OP_LINEAR_NORM_DX || norm->attr.i[2] != 1) return NULL;
-    Op *hidden = computed_by(a, norm->in[NORM_INPUTS], OP_LINEAR_DX, 0, false);
+    Op *hidden = computed_by(a, norm->in[NORM_INPUTS], OP_LINEAR_DX, false);
     if (!hidden || !has_input(hidden, 3) || has_input(hidden, 2) || hidden->full_precision != norm->full_precision)
         return NULL;
     bool there = rule_same(&a->p->value[hidden->in[0]].t, &a->p->value[norm->in[0]].t);

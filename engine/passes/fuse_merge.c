@@ -17,7 +17,7 @@ typedef struct Merge {
     int32_t *gated;       /* per op: for a LINEAR that the next one of its group gates, the masked product; else -1 */
 } Merge;
 
-enum { GROUP_MAX = 6 };
+enum { GROUP_MAX = LINEAR_GROUP_MAX };
 
 /* The op that computes v if it is of `kind` and only one op reads v; else NULL. */
 static const Op *only_for(const Merge *m, Val v, OpKind kind)

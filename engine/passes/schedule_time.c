@@ -13,8 +13,7 @@ double schedule_seconds(const Program *p, const Op *op)
     prog_op_cost(p, op, &cost);
     if (def->flags & OPF_COMM) return LATENCY_S + cost.wire_bytes / WIRE_BYTES_PER_S;
     double memory = cost.bytes / BYTES_PER_S, arithmetic = cost.flops / FLOPS_PER_S;
-    double computing = memory > arithmetic ? memory : arithmetic, sending = cost.wire_bytes / WIRE_BYTES_PER_S;
-    return LAUNCH_S + (op->send.active ? LATENCY_S : 0) + (computing > sending ? computing : sending);
+    return LAUNCH_S + (memory > arithmetic ? memory : arithmetic);
 }
 
 double schedule_aside_seconds(const Program *p, const Op *collective)

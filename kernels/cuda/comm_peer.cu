@@ -42,8 +42,9 @@ static Status allocate(Peer *p)
     CUDA_TRY(cudaHostAlloc((void **)&p->status, sizeof *p->status, cudaHostAllocMapped));
     p->status->lost = p->status->abort = 0;
     p->status->seconds = ANSWER_SECONDS;
-    /* Blocks of all channels fit on the GPU together, two on an SM. Eight saturate the links; more make moves and sums
-     * on this GPU faster, and leave a computation next to them fewer SMs. */
+    /* Eight blocks saturate the links; more make moves and sums on this GPU faster, and leave a computation next to
+     * them fewer SMs. Those beside it may never take all: the first block of an op that sends, which all ranks wait
+     * for, has to find room next to blocks that wait themselves. */
     p->most_blocks[PEER_COMPUTE] = PEER_BLOCKS;
     p->most_blocks[PEER_ASIDE] = p->most_blocks[PEER_BULK] = PEER_BLOCKS / 4;
     return cuda_check(cudaDeviceSynchronize(), "flags");

@@ -325,8 +325,7 @@ static Status linear_group(CudaContext *ctx, const OpCall *call)
     return run_group(ctx, call, &g);
 }
 
-/* Narrow members alone, and one of several that stream. Without addresses nobody knows whether the weights of a group
- * adjoin: no. */
+/* Narrow members alone, and one of several that stream. */
 static bool group_sends(const OpCall *call, Group g)
 {
     PeerSend send = {};

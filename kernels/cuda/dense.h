@@ -4,7 +4,7 @@
 
 #include "kernels/cuda/entry.h"
 
-enum { GROUP_MAX = 6 };
+enum { GROUP_MAX = LINEAR_GROUP_MAX };
 
 /* Operands of y_k = x W_k^T + b_k, or of the layer norm of x in its place (gamma not NULL); normal, mean and rstd:
  * where to keep its results, NULL where nobody wants them; room: for the first of them, if not kept. */

@@ -28,7 +28,8 @@ typedef Status (*CudaKernel)(CudaContext *context, const OpCall *call);
 /* Row of a family's table; a row without `run` ends it. types: bit DTYPE of every dtype that an operand may have.
  * `scratch` (may be NULL) tells the bytes of OpCall.scratch; only the tensors of the call are filled in then. `sends`
  * (may be NULL): of a call whose op sends, that the kernel itself can write to where the collective would; it is the
- * same on all ranks, for it depends on the tensors alone. Otherwise the kernel is run without the collective. */
+ * same on all ranks, for it depends on the tensors and on addresses, which lie alike on all. Otherwise the kernel is
+ * run without the collective. */
 typedef struct CudaEntry {
     OpKind kind;
     CudaKernel run;

@@ -386,7 +386,11 @@ template <typename X>
 static Status ipa_launch(void (*kernel)(IpaSizes, X), const IpaSizes &s, const X &x, size_t room, int floats,
                          cudaStream_t stream)
 {
+    static const size_t MOST = 227 * 1024; /* shared memory of a block of an H100 */
     size_t shared = room + (size_t)ROWS * (size_t)floats * sizeof(float);
+    if (shared > MOST)
+        return status_fail(ERR_UNSUPPORTED, "attention of invariant points between %d residues needs %zu bytes of %zu",
+                           (int)s.n, shared, MOST);
     CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
     launch(kernel, dim3(blocks_for(s.n, ROWS), (unsigned)s.heads), THREADS, shared, stream, s, x);
     return cuda_launched("ipa_attention");

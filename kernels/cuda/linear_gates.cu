@@ -93,10 +93,11 @@ static bool linear_gates_sends(const OpCall *call)
 {
     const Send *send = &call->op->send;
     GatesOperands o;
+    PeerRows rows;
     if (call->op->attr.i[0] > GROUP_MAX || send->kind != OP_ALL_GATHER || send->output >= call->op->attr.i[1])
         return false;
     bool places = send->attr.i[0] == call->out_tensor[send->output]->rank - 2;
-    return places && tensor_count(call->out_tensor[0]) > 0 && gates_operands(call, group_of(call), &o);
+    return places && peer_send_rows(call, &rows) && gates_operands(call, group_of(call), &o);
 }
 
 static Status linear_gates(CudaContext *ctx, const OpCall *call)

@@ -123,6 +123,7 @@ static Status linear_residual(CudaContext *ctx, const OpCall *call)
     FlowOperands o = flow_operands(b);
     TRY(peer_send_of(ctx, call, &o.send));
     if (branch_flows(b, o)) return flow_launch(o, edge_of(b), ctx->stream);
+    if (o.send.ranks > 0) return status_fail(ERR_INTERNAL, "linear_residual was to send and cannot");
     SmallBatch few;
     if (branch_is_small(b, &few)) return small_launch<false, true>(few, ctx->stream);
     return branch_in_two(ctx, call, b);

@@ -363,8 +363,9 @@ static bool layer_norm_channels_bwd_sends(const OpCall *call)
 {
     const Send *send = &call->op->send;
     const Tensor *dx = call->out_tensor[0];
+    PeerRows rows;
     bool places = send->output == 0 && send->kind == OP_ALL_GATHER && send->attr.i[0] == dx->rank - 2;
-    return places && tensor_count(dx) > 0 && norm_bwd_is_wide(call, norm_bwd_of(call));
+    return places && peer_send_rows(call, &rows) && norm_bwd_is_wide(call, norm_bwd_of(call));
 }
 
 static Status layer_norm_channels_bwd(CudaContext *ctx, const OpCall *call)

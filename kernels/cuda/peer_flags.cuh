@@ -7,7 +7,7 @@
 
 enum {
     PEER_RANKS = 8,
-    PEER_BLOCKS = 132 /* of a channel: those of all channels fit on the GPU together */
+    PEER_BLOCKS = 132 /* of a channel at most; beside a computation fewer (comm_peer.cu) */
 };
 
 /* What the host sees of the device's waiting, in mapped memory. */

@@ -18,6 +18,7 @@ bool peer_send_rows(const OpCall *call, PeerRows *rows_out)
     const Op *op = call->op;
     const Tensor *x = call->out_tensor[op->send.output], *y = call->send_tensor;
     const int64_t *axis = op->send.attr.i;
+    if (tensor_count(x) == 0 || tensor_count(y) == 0) return false;
     int64_t last = x->rank - 1, rows = tensor_rows(x), ranks, run, inner = 1, stride, place;
     switch (op->send.kind) {
     case OP_ALL_GATHER:

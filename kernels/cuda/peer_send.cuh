@@ -20,8 +20,6 @@ struct PeerRows {
     bool to_all;
 };
 
-enum { PEER_SEND_ROWS = 3 /* of flags and of turns that are used here; those behind are free for sums */ };
-
 struct PeerSend {
     int ranks, rank; /* ranks 0: the op does not send */
     bool loopback;   /* the other ranks do not exist: what they would send is what this one sends them */

@@ -213,9 +213,10 @@ static bool mask_mul_sends(const OpCall *call)
 {
     const Tensor *y = call->out_tensor[0];
     PeerRows rows;
+    if (!peer_send_rows(call, &rows) || tensor_count(y) > UINT32_MAX) return false;
     int64_t inner = tensor_count(y) / tensor_count(call->in_tensor[1]);
     bool packs = y->dtype == DT_BF16 && tensor_last(y) % 8 == 0 && inner % 8 == 0 && aligned16(call->in[0]);
-    return packs && call->op->send.kind != OP_REDUCE_SCATTER && peer_send_rows(call, &rows);
+    return packs && call->op->send.kind != OP_REDUCE_SCATTER;
 }
 
 static Status mask_mul(CudaContext *ctx, const OpCall *call)

@@ -9,7 +9,12 @@
 
 #include "kernels/cuda/cluster.cuh"
 
-enum { PRODUCT_MEMBERS = 6, PRODUCT_THREADS = 384, PRODUCT_BLOCKS = 132, PRODUCT_B_PANEL = PANEL * PANEL * 2 };
+enum {
+    PRODUCT_MEMBERS = LINEAR_GROUP_MAX,
+    PRODUCT_THREADS = 384,
+    PRODUCT_BLOCKS = 132,
+    PRODUCT_B_PANEL = PANEL * PANEL * 2
+};
 enum { PRODUCT_NARROW = 4 /* columns of a narrow member */ };
 
 /* What a product's result still meets: another gradient, a relu's y, a member of four columns. */

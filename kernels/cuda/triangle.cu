@@ -87,7 +87,7 @@ static bool tri_sends(const OpCall *call)
     PeerRows rows;
     bool rows_shared = send->kind == OP_REDUCE_SCATTER && send->attr.i[0] == x->rank - 2;
     if (!rows_shared || !t.channels || !t.ta || t.tb || x->dtype != DT_BF16) return false;
-    return tri_send_fits(t.g * t.c, t.k, t.n, t.m, t.n / y->dim[y->rank - 2]) && peer_send_rows(call, &rows);
+    return peer_send_rows(call, &rows) && tri_send_fits(t.g * t.c, t.k, t.n, t.m, t.n / y->dim[y->rank - 2]);
 }
 
 static Status tri_product(CudaContext *ctx, const OpCall *call)
