@@ -56,7 +56,8 @@ static bool is_fitted(const OwnData *d, const OwnStep *s)
 static bool same_ops(const OwnStep *s, const StepCost *cost)
 {
     double step[2] = {0}, measured[2] = {0}; /* the optimizer, all else */
-    for (int i = 0; i < cost->count; i++)    /* what an op sends is no op of its own */
+    /* what an op sends is no op of its own */
+    for (int i = 0; i < cost->count; i++)
         if (!cost->item[i].sender) step[cost->item[i].stage != COST_OPTIMIZER] += cost->item[i].calls;
     for (int p = 0; p < OWN_PROGRAMS; p++) measured[p != OWN_PROGRAMS - 1] += OWN_RUNS[p] * s->program_ops[p];
     return fabs(step[1] - measured[1]) <= 0.02 * measured[1] &&

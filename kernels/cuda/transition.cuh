@@ -46,11 +46,6 @@ template <int C_, bool KEEP_> struct TransitionShape {
     static_assert(SLOTS >= 4, "two boxes in work and two on their way");
 };
 
-/* Where a thread is in the ring, whose boxes all pass in turn. */
-struct TransitionRing {
-    uint32_t base; /* of the block's shared memory */
-    int slot, phase;
-};
 template <typename S> __device__ __forceinline__ uint32_t transition_full(uint32_t base, int slot)
 {
     return base + S::BARRIERS_AT + slot * 8;
@@ -59,6 +54,47 @@ template <typename S> __device__ __forceinline__ uint32_t transition_empty(uint3
 {
     return transition_full<S>(base, S::SLOTS + slot);
 }
+/* Where a thread is in the ring, whose boxes all pass in turn: the one that fills it, or one of a warpgroup that reads.
+ */
+template <typename S> struct TransitionRing {
+    uint32_t base; /* of the block's shared memory */
+    int slot, phase;
+
+    __device__ __forceinline__ uint32_t box() const { return base + S::RING_AT + slot * TRANSITION_BOX; }
+    __device__ __forceinline__ void step()
+    {
+        if (++slot == S::SLOTS) slot = 0, phase ^= 1;
+    }
+
+    /* The box after the last one: its address, once it is there. */
+    __device__ __forceinline__ uint32_t next() const
+    {
+        barrier_wait(transition_full<S>(base, slot), phase);
+        return box();
+    }
+    /* Behind a product of the current box: it runs, the one before has ended and its box is free. `ended`: boxes in
+     * front of the current one that nobody freed yet, 0 or 1. */
+    __device__ __forceinline__ void advance(int thread, int *ended)
+    {
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (*ended) release(thread);
+        *ended = 1;
+        step();
+    }
+    __device__ __forceinline__ void drain(int thread, int *ended) const
+    {
+        wgmma_wait<0>();
+        if (*ended) release(thread);
+        *ended = 0;
+    }
+    /* The box before this one, by one thread of the warpgroup. */
+    __device__ __forceinline__ void release(int thread) const
+    {
+        if (thread == 0) barrier_arrive(transition_empty<S>(base, slot == 0 ? S::SLOTS - 1 : slot - 1));
+    }
+};
+
 /* rows of a warpgroup's buffer have arrived */
 template <typename S> __device__ __forceinline__ uint32_t transition_arrived(uint32_t base, int group, int buffer)
 {
@@ -78,14 +114,14 @@ __device__ __forceinline__ void transition_sync(int group)
 
 template <typename S> struct TransitionFeed {
     const TransitionProblem &p;
-    TransitionRing at;
+    TransitionRing<S> at;
     __device__ __forceinline__ void box(const CUtensorMap *map, int row, int column, uint32_t bytes)
     {
         uint32_t full = transition_full<S>(at.base, at.slot);
         barrier_wait(transition_empty<S>(at.base, at.slot), at.phase ^ 1);
         barrier_expect(full, bytes);
-        tensor_load(at.base + S::RING_AT + at.slot * TRANSITION_BOX, map, row, column, full);
-        if (++at.slot == S::SLOTS) at.slot = 0, at.phase ^= 1;
+        tensor_load(at.box(), map, row, column, full);
+        at.step();
     }
     __device__ __forceinline__ void first(int column)
     {
@@ -112,7 +148,7 @@ template <typename S> struct TransitionFeed {
 
 template <typename S> struct TransitionGroup {
     const TransitionProblem &p;
-    TransitionRing at;
+    TransitionRing<S> at;
     int group, thread, lane, row; /* row, row + 8: of this thread's accumulators */
 
     /* Two floats of the vectors that stay: gamma, beta, b2, b1. */
@@ -211,43 +247,17 @@ template <typename S> struct TransitionGroup {
     {
         return x + c / 8 * TRANSITION_CHUNK + r * 128 + ((c % 8 ^ r % 8) << 4);
     }
-    /* The box after the last one: its address, once it is there. */
-    __device__ __forceinline__ uint32_t next_box()
-    {
-        barrier_wait(transition_full<S>(at.base, at.slot), at.phase);
-        return at.base + S::RING_AT + at.slot * TRANSITION_BOX;
-    }
-    /* Behind a product of the current box: it runs, the one before has ended and its box is free. `ended`: boxes in
-     * front of the current one that nobody freed yet, 0 or 1. */
-    __device__ __forceinline__ void advance(int *ended)
-    {
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (*ended) release(at.slot == 0 ? S::SLOTS - 1 : at.slot - 1);
-        *ended = 1;
-        if (++at.slot == S::SLOTS) at.slot = 0, at.phase ^= 1;
-    }
-    __device__ __forceinline__ void drain(int *ended)
-    {
-        wgmma_wait<0>();
-        if (*ended) release(at.slot == 0 ? S::SLOTS - 1 : at.slot - 1);
-        *ended = 0;
-    }
-    __device__ __forceinline__ void release(int slot) const
-    {
-        if (thread == 0) barrier_arrive(transition_empty<S>(at.base, slot));
-    }
 
     /* hidden = x W1^T of some columns */
     __device__ __forceinline__ void first(float (&hidden)[S::WIDTH / 2], uint32_t x, int *ended)
     {
 #pragma unroll
         for (int k = 0; k < S::BOXES; k++) {
-            uint64_t a = wgmma_descriptor(x + k * TRANSITION_CHUNK), b = wgmma_descriptor(next_box());
+            uint64_t a = wgmma_descriptor(x + k * TRANSITION_CHUNK), b = wgmma_descriptor(at.next());
             wgmma_fence();
 #pragma unroll
             for (int s = 0; s < 4; s++) wgmma_step<S::WIDTH>(hidden, a + s * 2, b + s * 2, k + s > 0);
-            advance(ended);
+            at.advance(thread, ended);
         }
     }
     /* y += hidden W2^T of 64 hidden columns */
@@ -255,11 +265,11 @@ template <typename S> struct TransitionGroup {
     {
 #pragma unroll
         for (int n = 0; n < S::PARTS; n++) {
-            uint64_t b = wgmma_descriptor(next_box());
+            uint64_t b = wgmma_descriptor(at.next());
             wgmma_fence();
 #pragma unroll
             for (int s = 0; s < 4; s++) RegisterProduct<S::N>::step(y[n], hidden + s * 4, b + s * 2);
-            advance(ended);
+            at.advance(thread, ended);
         }
     }
 
@@ -331,7 +341,7 @@ template <typename S> struct TransitionGroup {
         first(hidden, x, &ended);
 #pragma unroll 1
         for (int column = 0; column < p.width; column += S::WIDTH) {
-            drain(&ended);
+            at.drain(thread, &ended);
 #pragma unroll
             for (int half = 0; half < S::WIDTH / 64; half++) {
                 uint32_t activated[16];
@@ -341,7 +351,7 @@ template <typename S> struct TransitionGroup {
             }
             if (column + S::WIDTH < p.width) first(hidden, x, &ended);
         }
-        drain(&ended);
+        at.drain(thread, &ended);
         if (S::KEEP) { /* x is on its way out of the place of y */
             if (thread == 0) tensor_store_wait_read();
             transition_sync(group);
@@ -377,7 +387,7 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1) transition_kernel(const
 {
     extern __shared__ __align__(1024) char shared[];
     int group = threadIdx.x / 128;
-    TransitionRing at = {shared_address(shared), 0, 0};
+    TransitionRing<S> at = {shared_address(shared), 0, 0};
     if (threadIdx.x == 0) {
         for (int s = 0; s < S::SLOTS; s++) {
             barrier_init(transition_full<S>(at.base, s), 1);

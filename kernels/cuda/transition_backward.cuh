@@ -50,15 +50,15 @@ __device__ __forceinline__ int gradient_tiles(const TransitionGradient &p)
 
 template <typename S> struct GradientFeed {
     const TransitionGradient &p;
-    TransitionRing at;
+    TransitionRing<S> at;
     /* `boxes` of rows x 64 from (row, column) on, one beside the other */
     __device__ __forceinline__ void box(const CUtensorMap *map, int row, int column, int rows, int boxes)
     {
-        uint32_t full = transition_full<S>(at.base, at.slot), to = at.base + S::RING_AT + at.slot * TRANSITION_BOX;
+        uint32_t full = transition_full<S>(at.base, at.slot), to = at.box();
         barrier_wait(transition_empty<S>(at.base, at.slot), at.phase ^ 1);
         barrier_expect(full, boxes * rows * 128);
         for (int k = 0; k < boxes; k++) tensor_load(to + k * rows * 128, map, row, column + k * 64, full);
-        if (++at.slot == S::SLOTS) at.slot = 0, at.phase ^= 1;
+        at.step();
     }
     __device__ __forceinline__ void first(int column)
     {
@@ -85,7 +85,7 @@ template <typename S> struct GradientFeed {
 
 template <typename S> struct GradientGroup {
     const TransitionGradient &p;
-    TransitionRing at;
+    TransitionRing<S> at;
     int group, thread, lane, row; /* row, row + 8: of this thread's accumulators */
     int hidden_tiles;             /* of this block's rows in all */
 
@@ -125,37 +125,12 @@ template <typename S> struct GradientGroup {
                     arrived);
     }
 
-    __device__ __forceinline__ uint32_t next_box()
-    {
-        barrier_wait(transition_full<S>(at.base, at.slot), at.phase);
-        return at.base + S::RING_AT + at.slot * TRANSITION_BOX;
-    }
-    /* As TransitionGroup's: behind a product of the current box. */
-    __device__ __forceinline__ void advance(int *ended)
-    {
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (*ended) release(at.slot == 0 ? S::SLOTS - 1 : at.slot - 1);
-        *ended = 1;
-        if (++at.slot == S::SLOTS) at.slot = 0, at.phase ^= 1;
-    }
-    __device__ __forceinline__ void drain(int *ended)
-    {
-        wgmma_wait<0>();
-        if (*ended) release(at.slot == 0 ? S::SLOTS - 1 : at.slot - 1);
-        *ended = 0;
-    }
-    __device__ __forceinline__ void release(int slot) const
-    {
-        if (thread == 0) barrier_arrive(transition_empty<S>(at.base, slot));
-    }
-
     /* hidden = dy W2 of some columns */
     __device__ __forceinline__ void first(float (&hidden)[S::WIDTH / 2], int *ended)
     {
 #pragma unroll
         for (int k = 0; k < S::FIRST_BOXES; k++) {
-            uint64_t b = across_descriptor(next_box(), S::FIRST_ROWS * 128);
+            uint64_t b = across_descriptor(at.next(), S::FIRST_ROWS * 128);
             wgmma_fence();
 #pragma unroll
             for (int s = 0; s < S::FIRST_ROWS / 16; s++) {
@@ -163,7 +138,7 @@ template <typename S> struct GradientGroup {
                 uint64_t a = wgmma_descriptor(dy() + step / 4 * TRANSITION_CHUNK) + step % 4 * 2;
                 GroupProduct<S::WIDTH, false, true>::step(hidden, a, b + s * (2048 >> 4), step > 0);
             }
-            advance(ended);
+            at.advance(thread, ended);
         }
     }
     /* d += dh W1 of 64 hidden columns */
@@ -171,11 +146,11 @@ template <typename S> struct GradientGroup {
     {
 #pragma unroll
         for (int n = 0; n < S::PARTS; n++) {
-            uint64_t b = across_descriptor(next_box(), TRANSITION_CHUNK);
+            uint64_t b = across_descriptor(at.next(), TRANSITION_CHUNK);
             wgmma_fence();
 #pragma unroll
             for (int s = 0; s < 4; s++) RegisterProduct<S::N, true>::step(d[n], dh + s * 4, b + s * (2048 >> 4));
-            advance(ended);
+            at.advance(thread, ended);
         }
     }
 
@@ -221,7 +196,7 @@ template <typename S> struct GradientGroup {
 #pragma unroll 1
         for (int column = 0; column < p.width; column += S::WIDTH) {
             bool last = column + S::WIDTH >= p.width;
-            drain(&ended);
+            at.drain(thread, &ended);
 #pragma unroll
             for (int half = 0; half < S::WIDTH / 64; half++) {
                 int here = column + half * 64;
@@ -235,7 +210,7 @@ template <typename S> struct GradientGroup {
             }
             if (!last) first(hidden, &ended);
         }
-        drain(&ended);
+        at.drain(thread, &ended);
         barrier_wait(gradient_arrived<S>(at.base, group, 1), id & 1);
         norm_edge_end<S::C, TRANSITION_CHUNK>(p.edge, *part, reinterpret_cast<const float *>(gamma()), x(),
                                               reinterpret_cast<float(&)[S::C / 2]>(d), sums);
@@ -277,7 +252,7 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1)
 {
     extern __shared__ __align__(1024) char shared[];
     int group = threadIdx.x / 128;
-    TransitionRing at = {shared_address(shared), 0, 0};
+    TransitionRing<S> at = {shared_address(shared), 0, 0};
     if (threadIdx.x == 0) {
         for (int s = 0; s < S::SLOTS; s++) {
             barrier_init(transition_full<S>(at.base, s), 1);
