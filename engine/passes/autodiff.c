@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/passes/edit.h"
 #include "engine/passes/fuse.h"
 #include "engine/passes/gradient.h"
 
@@ -73,22 +74,13 @@ static void backward_op(Tape *t, int32_t index)
     }
 }
 
-static int32_t *count_uses(const Program *p)
-{
-    int32_t *uses = calloc((size_t)p->n_values + 1, sizeof *uses);
-    for (int32_t i = 0; uses && i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_in; k++)
-            if (p->op[i].in[k] != VAL_NONE) uses[p->op[i].in[k]]++;
-    return uses;
-}
-
 /* Puts every parameter's gradient into its persistent place: the op that computes it last writes there directly when
  * nobody else reads its result, else a copy does. Parameters that no gradient reaches get zeros, range by range. */
 static Status place_gradients(Tape *t)
 {
     Program *p = t->p;
     const Registry *r = p->registry;
-    int32_t *uses = count_uses(p);
+    int32_t *uses = edit_count_uses(p);
     if (!uses) return status_fail(ERR_MEMORY, "out of memory in autodiff");
     p->block_now = p->origin_now = -1;
     p->scope_now = 0;

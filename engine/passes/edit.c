@@ -26,3 +26,12 @@ Val edit_push_value(Program *p, const Value *value)
     p->value[p->n_values] = *value;
     return p->n_values++;
 }
+
+int32_t *edit_count_uses(const Program *p)
+{
+    int32_t *uses = calloc((size_t)p->n_values + 1, sizeof *uses);
+    for (int32_t i = 0; uses && i < p->n_ops; i++)
+        for (int k = 0; k < p->op[i].n_in; k++)
+            if (p->op[i].in[k] != VAL_NONE) uses[p->op[i].in[k]]++;
+    return uses;
+}

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/passes/edit.h"
 #include "engine/passes/fuse.h"
 #include "engine/rules.h"
 
@@ -160,15 +161,6 @@ static void close_gaps(Program *p, const bool *gone)
     p->n_ops = count;
 }
 
-static void count_uses(Absorb *a)
-{
-    const Program *p = a->p;
-    for (int32_t v = 0; v < p->n_values; v++) a->uses[v] = p->value[v].output || v == p->loss;
-    for (int32_t i = 0; i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_in; k++)
-            if (p->op[i].in[k] != VAL_NONE) a->uses[p->op[i].in[k]]++;
-}
-
 /* The output of taker that `gone` reads becomes what `gone` computed. */
 static void move_output(Program *p, const Op *gone, Op *taker)
 {
@@ -275,11 +267,11 @@ static void join_transitions(Absorb *a)
 Status fuse_gradient(Program *p)
 {
     Absorb a = {.p = p};
-    a.uses = calloc((size_t)p->n_values + 1, sizeof *a.uses);
+    a.uses = edit_count_uses(p);
     a.gone = calloc((size_t)p->n_ops + 1, sizeof *a.gone);
     bool room = a.uses && a.gone;
     if (room) {
-        count_uses(&a);
+        for (int32_t v = 0; v < p->n_values; v++) a.uses[v] += p->value[v].output || v == p->loss;
         absorb(&a);
         join_norms(&a);
         join_transitions(&a);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/passes/edit.h"
 #include "engine/passes/fuse.h"
 #include "engine/passes/replay.h"
 #include "engine/rules.h"
@@ -355,15 +356,6 @@ static bool apply_rules(Merge *m, const bool *on, const Op *op)
     return false;
 }
 
-static void count_uses(Merge *m)
-{
-    const Program *p = m->replay.in;
-    for (int32_t v = 0; v < p->n_values; v++) m->uses[v] = p->value[v].output || v == p->loss;
-    for (int32_t i = 0; i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_in; k++)
-            if (p->op[i].in[k] != VAL_NONE) m->uses[p->op[i].in[k]]++;
-}
-
 /* head[i]: for a LINEAR in a group, its first matrix's op; else -1 */
 static void find_heads(Merge *m)
 {
@@ -382,7 +374,8 @@ static void find_heads(Merge *m)
 static Status run(Merge *m, bool groups, const bool *on)
 {
     const Program *p = m->replay.in;
-    count_uses(m);
+    for (int32_t v = 0; v < m->replay.in->n_values; v++)
+        m->uses[v] += m->replay.in->value[v].output || v == m->replay.in->loss;
     memset(m->next_linear, 0xff, (size_t)p->n_ops * sizeof *m->next_linear);
     if (groups) TRY(find_groups(m));
     find_heads(m);
@@ -406,7 +399,7 @@ static Status merge(const Program *in, bool groups, const bool *on, Program **ou
     TRY(replay_begin(in, &m.replay));
     size_t ops = (size_t)in->n_ops + 1;
     m.head = malloc(ops * sizeof *m.head);
-    m.uses = malloc(((size_t)in->n_values + 1) * sizeof *m.uses);
+    m.uses = edit_count_uses(in);
     m.next_linear = malloc(ops * sizeof *m.next_linear);
     m.grouped = calloc(ops, sizeof *m.grouped);
     m.gated = malloc(ops * sizeof *m.gated);

@@ -3,6 +3,7 @@
  * memory, forward or backward. */
 #include <stdlib.h>
 
+#include "engine/passes/edit.h"
 #include "engine/passes/fuse.h"
 #include "engine/passes/replay.h"
 
@@ -69,13 +70,10 @@ Status fuse_triangle(const Program *in, Program **out)
 {
     Replay replay;
     TRY(replay_begin(in, &replay));
-    int32_t *uses = calloc((size_t)in->n_values + 1, sizeof *uses);
+    int32_t *uses = edit_count_uses(in);
     bool *first = calloc((size_t)in->n_ops + 1, sizeof *first);
     Status status = OK;
     if (uses && first) {
-        for (int32_t i = 0; i < in->n_ops; i++)
-            for (int k = 0; k < in->op[i].n_in; k++)
-                if (in->op[i].in[k] != VAL_NONE) uses[in->op[i].in[k]]++;
         mark(in, uses, first);
         for (int32_t i = 0; i < in->n_ops && replay.out->status == OK; i++) {
             Op op = first[i] ? with_channels_first(&in->op[i]) : in->op[i];

@@ -32,15 +32,6 @@ static bool can_send(OpKind op, int output, OpKind collective)
     return false;
 }
 
-static void count_readers(const Program *p, int32_t *readers)
-{
-    for (int32_t i = 0; i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_in; k++)
-            if (p->op[i].in[k] != VAL_NONE) readers[p->op[i].in[k]]++;
-    for (int32_t v = 0; v < p->n_values; v++) /* kept for others than ops */
-        if (p->value[v].name || p->value[v].output || v == p->loss) readers[v]++;
-}
-
 static bool is_temporary(const Value *v)
 {
     return v->place == PLACE_ARENA && v->alias == VAL_NONE;
@@ -80,12 +71,13 @@ Status schedule_send(const Program *in, Program **out)
     Program *p = NULL;
     int output;
     TRY(prog_clone(in, &p));
-    int32_t *readers = calloc((size_t)p->n_values + 1, sizeof *readers);
+    int32_t *readers = edit_count_uses(p);
     bool *merged = calloc((size_t)p->n_ops + 1, sizeof *merged);
     if (!readers || !merged) {
         prog_fail(p, ERR_MEMORY, "out of memory for the schedule of %d ops", p->n_ops);
     } else {
-        count_readers(p, readers);
+        for (int32_t v = 0; v < p->n_values; v++) /* kept for others than ops */
+            readers[v] += p->value[v].name || p->value[v].output || v == p->loss;
         for (int32_t i = 0; i < p->n_ops; i++) {
             int32_t at = sender_of(p, i, readers, &output);
             if (at < 0) continue;

@@ -27,6 +27,11 @@ typedef struct Group {
 /* call->scratch: room for the biases in bf16, the widest member. */
 Status dense_group_run(CudaContext *ctx, const OpCall *call, const Group *g);
 
+/* Calls of LINEAR_DX and LINEAR_NORM_DX, and the bytes of the latter's scratch, for ops that have them as parts. */
+Status linear_dx_run(CudaContext *ctx, const OpCall *call);
+Status linear_norm_dx_run(CudaContext *ctx, const OpCall *call);
+size_t linear_norm_dx_scratch(const OpCall *call);
+
 /* Weight gradients that wait for one another, so that they share a launch (CudaContext.batch). */
 Status weights_batch_create(WeightsBatch **batch_out);
 void weights_batch_destroy(WeightsBatch **batch);

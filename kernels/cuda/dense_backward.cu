@@ -75,7 +75,7 @@ static bool gradient_is_small(const OpCall *call, int members, const void *other
     return true;
 }
 
-static Status linear_dx(CudaContext *ctx, const OpCall *call)
+Status linear_dx_run(CudaContext *ctx, const OpCall *call)
 {
     const Tensor *dy = call->in_tensor[0], *w = call->in_tensor[1];
     const void *y = call_in(call, 3) ? call->in[3] : NULL;
@@ -159,7 +159,7 @@ static Status linear_norm_dx_in_parts(CudaContext *ctx, const OpCall *call)
     const Tensor *x = call->in_tensor[NORM_X];
     size_t room = align_up((size_t)tensor_count(x) * dtype_size(x->dtype));
     OpCall products = products_call(call, &op, call->scratch), norm = *call;
-    TRY(op.kind == OP_LINEAR_DX ? linear_dx(ctx, &products) : linear_group_dx(ctx, &products));
+    TRY(op.kind == OP_LINEAR_DX ? linear_dx_run(ctx, &products) : linear_group_dx(ctx, &products));
     op = *call->op;
     op.kind = OP_LAYER_NORM_FUSED_BWD;
     op.n_in = 7;
@@ -170,7 +170,7 @@ static Status linear_norm_dx_in_parts(CudaContext *ctx, const OpCall *call)
     return norm_backward_run(ctx, &norm);
 }
 
-static Status linear_norm_dx(CudaContext *ctx, const OpCall *call)
+Status linear_norm_dx_run(CudaContext *ctx, const OpCall *call)
 {
     ProductNorm p;
     ProductOperands o;
@@ -183,7 +183,7 @@ static Status linear_norm_dx(CudaContext *ctx, const OpCall *call)
 }
 
 /* For the parts: addresses, known when it runs, may want them. */
-static size_t linear_norm_dx_scratch(const OpCall *call)
+size_t linear_norm_dx_scratch(const OpCall *call)
 {
     const Tensor *x = call->in_tensor[NORM_X];
     return align_up((size_t)tensor_count(x) * dtype_size(x->dtype)) + norm_backward_scratch(tensor_last(x));
@@ -375,10 +375,10 @@ static Status linear_group_dw(CudaContext *ctx, const OpCall *call)
 }
 
 const CudaEntry cuda_dense_backward[] = {
-    {OP_LINEAR_DX, linear_dx, NULL},
+    {OP_LINEAR_DX, linear_dx_run, NULL},
     {OP_LINEAR_DW, linear_dw, weight_gradient_scratch},
     {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
-    {OP_LINEAR_NORM_DX, linear_norm_dx, linear_norm_dx_scratch},
+    {OP_LINEAR_NORM_DX, linear_norm_dx_run, linear_norm_dx_scratch},
     {OP_LINEAR_GROUP_DW, linear_group_dw, weight_gradient_scratch},
     {OP_COUNT, NULL, NULL},
 };

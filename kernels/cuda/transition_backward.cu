@@ -1,4 +1,5 @@
 /* The gradient of a transition: one kernel (transition_backward.cuh), or in its two parts. */
+#include "kernels/cuda/dense.h"
 #include "kernels/cuda/transition_backward.cuh"
 
 enum { W2 = NORM_DY + 1, HIDDEN, W1 };
@@ -35,31 +36,25 @@ template <int C> static Status gradient_launch(const OpCall *call, const NormEdg
     return sum_partials_split_launch(edge.partial, (float *)call->out[1], (float *)call->out[2], blocks, C, stream);
 }
 
-static Status part(CudaContext *ctx, const Op *op, OpCall *call)
-{
-    call->op = op;
-    for (const CudaEntry *entry = cuda_dense_backward; entry->run; entry++)
-        if (entry->kind == op->kind) return entry->run(ctx, call);
-    return status_fail(ERR_INTERNAL, "cuda: the gradient of a transition has no kernel for a part of it");
-}
-
 static Status gradient_in_parts(CudaContext *ctx, const OpCall *call)
 {
     Op op = {};
     op.kind = OP_LINEAR_DX, op.n_in = 4, op.n_out = 1;
     OpCall hidden = {};
+    hidden.op = &op;
     hidden.in[0] = call->in[NORM_DY], hidden.in[1] = call->in[W2], hidden.in[3] = call->in[HIDDEN];
     hidden.in_tensor[0] = call->in_tensor[NORM_DY], hidden.in_tensor[1] = call->in_tensor[W2];
     hidden.in_tensor[3] = call->in_tensor[HIDDEN];
     hidden.out[0] = call->out[DH], hidden.out_tensor[0] = call->in_tensor[HIDDEN];
-    TRY(part(ctx, &op, &hidden));
+    TRY(linear_dx_run(ctx, &hidden));
     op = *call->op;
     op.kind = OP_LINEAR_NORM_DX, op.n_in = NORM_DY + 2, op.attr.i[2] = 1;
     OpCall norm = *call;
+    norm.op = &op;
     norm.in[NORM_DY] = call->out[DH], norm.in[NORM_DY + 1] = call->in[W1];
     norm.in_tensor[NORM_DY] = call->in_tensor[HIDDEN], norm.in_tensor[NORM_DY + 1] = call->in_tensor[W1];
     norm.out[3] = call->out[DROPPED], norm.out_tensor[3] = call->out_tensor[DROPPED];
-    return part(ctx, &op, &norm);
+    return linear_norm_dx_run(ctx, &norm);
 }
 
 static Status transition_dx(CudaContext *ctx, const OpCall *call)
@@ -72,15 +67,7 @@ static Status transition_dx(CudaContext *ctx, const OpCall *call)
     return gradient_launch<64>(call, edge, ctx->stream);
 }
 
-/* As for its second part. */
-static size_t transition_dx_scratch(const OpCall *call)
-{
-    for (const CudaEntry *entry = cuda_dense_backward; entry->run; entry++)
-        if (entry->kind == OP_LINEAR_NORM_DX) return entry->scratch(call);
-    return 0;
-}
-
 const CudaEntry cuda_transition_backward[] = {
-    {OP_TRANSITION_DX, transition_dx, transition_dx_scratch},
+    {OP_TRANSITION_DX, transition_dx, linear_norm_dx_scratch}, /* as for its second part */
     {OP_COUNT, NULL, NULL},
 };
