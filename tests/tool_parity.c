@@ -7,7 +7,7 @@
  * under mpirun. --save keeps what was computed; --beside tells how far it is from what another run kept. --dither makes
  * the CPU round bf16 at random; from the lines of many such runs --spread takes the tolerances (parity_spread.c):
  *
- *   for s in $(seq 32); do parity DIR --dtype bf16 --dither $s; done >spread.txt
+ *   for s in $(seq 128); do parity DIR --dtype bf16 --dither $s; done >spread.txt
  *   parity DIR --dtype bf16 --backend cuda --spread spread.txt */
 #include <stdio.h>
 #include <stdlib.h>
