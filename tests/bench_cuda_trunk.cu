@@ -1,6 +1,7 @@
 /* Every op kind of the trunk and the large ones of the structure module: checked at a small size in f32 and bf16, timed
  * at the size of the Evoformer block in bf16, or in f32 what always runs in f32. Arguments: parts of names; --checks
- * first: no times, as under compute-sanitizer. */
+ * first: no times, as under compute-sanitizer (gpu_sanitize.sh); --part I/N before the names: every Nth of the cases.
+ */
 #include "tests/bench_cuda_front.cuh"
 
 #define F(...)                                                                                                         \
@@ -54,11 +55,33 @@
 #include "tests/bench_cuda_structure.h"
 #include "tests/bench_cuda_times.h"
 
-static bool wanted(int argc, char **argv, const char *name)
+/* Which cases run. */
+struct Choice {
+    int names;
+    char **name;
+    unsigned part, parts, seen;
+};
+
+static bool wanted(Choice *c, const char *name)
 {
-    for (int k = 1; k < argc; k++)
-        if (strstr(name, argv[k])) return true;
-    return argc == 1;
+    bool named = c->names == 0;
+    for (int k = 0; k < c->names; k++) named |= strstr(name, c->name[k]) != NULL;
+    return named && c->seen++ % c->parts == c->part;
+}
+
+/* False: no choice. */
+static bool choose(int argc, char **argv, bool *times_out, Choice *c)
+{
+    int at = 1;
+    *times_out = argc <= at || strcmp(argv[at], "--checks") != 0;
+    at += !*times_out;
+    *c = {0, NULL, 0, 1, 0};
+    if (argc > at + 1 && !strcmp(argv[at], "--part")) {
+        if (sscanf(argv[at + 1], "%u/%u", &c->part, &c->parts) != 2 || c->part >= c->parts) return false;
+        at += 2;
+    }
+    c->names = argc - at, c->name = argv + at;
+    return true;
 }
 
 static void check_case(Bench *b, const Case &c)
@@ -77,35 +100,40 @@ static void time_case(Bench *b, const Case &c)
 int main(int argc, char **argv)
 {
     Bench b;
-    bool times = argc < 2 || strcmp(argv[1], "--checks") != 0;
-    if (!times) argc--, argv++;
+    Choice choice;
+    bool times;
+    if (!choose(argc, argv, &times, &choice)) {
+        fprintf(stderr, "usage: bench_cuda_trunk [--checks] [--part I/N] [NAME...]\n");
+        return 2;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut off keeps its lines */
     bench_open(&b);
     for (const Case &c : small_cases)
-        if (wanted(argc, argv, c.name)) check_case(&b, c);
+        if (wanted(&choice, c.name)) check_case(&b, c);
     for (const Case &c : attention_cases)
-        if (wanted(argc, argv, c.name)) check_case(&b, c);
+        if (wanted(&choice, c.name)) check_case(&b, c);
     for (const Case &c : norm_dx_cases)
-        if (wanted(argc, argv, c.name)) check_case(&b, c);
+        if (wanted(&choice, c.name)) check_case(&b, c);
     for (const Case &c : structure_cases)
-        if (wanted(argc, argv, c.name)) check_case(&b, c);
+        if (wanted(&choice, c.name)) check_case(&b, c);
     for (const Front &f : front_checks)
-        if (wanted(argc, argv, f.name)) {
+        if (wanted(&choice, f.name)) {
             bench_check(&b, front_case(f, FRONT_KEPT), DT_F32);
             bench_check(&b, front_case(f, FRONT_KEPT), DT_BF16);
             front_bits(&b, f);
         }
     fflush(stdout);
     for (const Front &f : front_times)
-        if (times && wanted(argc, argv, f.name)) {
+        if (times && wanted(&choice, f.name)) {
             front_bits(&b, f);
             front_time(&b, f);
         }
     for (const Case &c : large_cases)
-        if (times && wanted(argc, argv, c.name)) time_case(&b, c);
+        if (times && wanted(&choice, c.name)) time_case(&b, c);
     for (const Case &c : large_norm_dx_cases)
-        if (times && wanted(argc, argv, c.name)) time_case(&b, c);
+        if (times && wanted(&choice, c.name)) time_case(&b, c);
     for (const Case &c : large_structure_cases)
-        if (times && wanted(argc, argv, c.name)) bench_time(&b, c, DT_F32);
+        if (times && wanted(&choice, c.name)) bench_time(&b, c, DT_F32);
     printf("bench_cuda_trunk: %d failures\n", b.failures);
     gemm_destroy(&b.ctx.gemm);
     return b.failures ? 1 : 0;

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# compute-sanitizer over the CUDA backend: memcheck, initcheck and synccheck of a whole step of the tiny model (forward
+# without gradient, gradient step, optimizer; as graphs) in bf16 with all switches, in f32 with all and with none;
+# racecheck, which is slower by far, of every op's check cases (bench_cuda_trunk --checks), several runs at a time.
+#
+#   tests/gpu_sanitize.sh [OUT] [SECONDS]     (default /tmp/gpu_sanitize, 120: limit of each run)
+#
+# Writes OUT/NAME.log of each run and OUT/summary.txt. Exit code 1 if a run found something, failed or was cut off.
+# Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), TOOLS (memcheck initcheck synccheck racecheck),
+# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 a GPU), RACE (further names of cases: only those).
+set -uo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+bench=${BENCH:-$root/build/tests/bench_step}
+checks=${CHECKS:-$root/build/tests/bench_cuda_trunk}
+tools=${TOOLS:-memcheck initcheck synccheck racecheck}
+parts=${PARTS:-64}
+fail() { echo "gpu_sanitize: $1" >&2; exit 2; }
+command -v compute-sanitizer >/dev/null || fail "no compute-sanitizer (it comes with the CUDA toolkit)"
+[ -x "$bench" ] && [ -x "$checks" ] || fail "no $bench or $checks (build them: ninja -C build)"
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+[ "${gpus:-0}" -gt 0 ] || fail "no GPU here (nvidia-smi lists none)"
+out=${1:-/tmp/gpu_sanitize}
+limit=${2:-120}
+mkdir -p "$out" && rm -f "$out"/*.log "$out"/*.status
+
+one() { # TOOL NAME COMMAND...: on the GPU of this lane
+    local tool=$1 log=$out/$1.$2.log begin=$SECONDS
+    shift 2
+    timeout -k 10 "$limit" compute-sanitizer --tool "$tool" --print-limit 10 --error-exitcode 9 "$@" >"$log" 2>&1
+    echo "$? $((SECONDS - begin))" >"${log%.log}.status"
+}
+jobs_of() { # one line a run: tool, name, command
+    local tool
+    for tool in $tools; do
+        if [ "$tool" = racecheck ]; then
+            for ((part = 0; part < parts; part++)); do echo "racecheck part$part $checks --checks --part $part/$parts ${RACE:-}"; done
+            continue
+        fi
+        echo "$tool bf16 $bench --backend cuda --preset tiny --repeats 1"
+        echo "$tool f32 $bench --backend cuda --preset tiny --repeats 1 --precision f32"
+        echo "$tool f32_none $bench --backend cuda --preset tiny --repeats 1 --precision f32 --switches none"
+    done
+}
+export -f one
+export out limit
+lanes=$((gpus * ${AT_ONCE:-8}))
+jobs_of | xargs -P "$lanes" -L 1 --process-slot-var=LANE bash -c 'CUDA_VISIBLE_DEVICES=$((LANE % '"$gpus"')) one "$@"' _
+
+bad=0
+for status in "$out"/*.status; do
+    read -r code seconds <"$status"
+    log=${status%.status}.log
+    what=$(basename "${log%.log}")
+    case $code in 124 | 137) verdict="cut off after $limit s" ;; *) verdict=$(tail -n 1 "$log") ;; esac
+    [ "$code" = 0 ] || bad=1
+    echo "$what: exit code $code, $seconds s, $(grep -c ' ok$' "$log") results compared: $verdict"
+done | sort -V | tee "$out/summary.txt"
+grep -qv 'exit code 0,' "$out/summary.txt" && bad=1
+exit $bad
