@@ -122,13 +122,61 @@ static void a_sum_of_products_stays(void **state)
     recording_free(&r);
 }
 
+/* In a block the product behind every gated attention joins its gate: only gates behind a product are left over. */
+static void products_join_the_gates(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Program *off = differentiated(r.p, false), *on = differentiated(r.p, true);
+    int joined = backward_ops(on, OP_LINEAR_GATE_DX);
+    assert_int_equal(joined, backward_ops(on, OP_ATTENTION_BWD));
+    assert_int_equal(backward_ops(off, OP_LINEAR_GATE_DX), 0);
+    for (int32_t i = 0; i < on->n_ops; i++) {
+        const Op *op = &on->op[i];
+        if (!in_evoformer(on, op) || op->kind != OP_GATE_BWD) continue;
+        int32_t before = on->value[op->in[0]].def_op;
+        assert_true(before < 0 || on->op[before].kind != OP_LINEAR_DX);
+    }
+    prog_destroy(&off);
+    prog_destroy(&on);
+    recording_free(&r);
+}
+
+/* loss = a' . a W^T, a = sigmoid(g) x m?: `twice` makes a' a, so that the gate's gradient is a sum. */
+static void check_gate(bool masked, bool twice, int joined)
+{
+    Recording r = recording_empty();
+    int64_t dim[] = {4, 8}, matrix[] = {8, 8};
+    Val x = prog_input(r.p, "x", DT_F32, 2, dim), m = prog_input(r.p, "m", DT_F32, 1, dim), y[2];
+    for (int k = 0; k < 2; k++) {
+        Val w = prog_param(r.p, k ? "w1" : "w0", 2, matrix, INIT_NORMAL, 1);
+        y[k] = prog_add(r.p, OP_LINEAR, 2, (Val[]){x, w}, NULL);
+    }
+    Val a = prog_add(r.p, OP_GATE, masked ? 3 : 2, (Val[]){y[0], y[1], m}, NULL);
+    Val b = prog_add(r.p, OP_LINEAR, 2, (Val[]){a, prog_param(r.p, "w2", 2, matrix, INIT_NORMAL, 1)}, NULL);
+    r.p->loss = prog_add(r.p, OP_DOT, 2, (Val[]){twice ? a : x, b}, NULL);
+    Switches s = {.dap = 1, .dp = 1, .fused_pointwise = true};
+    Program *p = passed(r.p, &s, PASS_AUTODIFF);
+    assert_int_equal(count_kind(p, OP_LINEAR_GATE_DX), joined);
+    assert_int_equal(count_kind(p, OP_GATE_BWD), 1 - joined);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+static void a_gate_takes_a_product_alone(void **state)
+{
+    (void)state;
+    check_gate(false, false, 1);
+    check_gate(true, false, 0);
+    check_gate(false, true, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask),
-        cmocka_unit_test(a_mask_follows_the_sum),
-        cmocka_unit_test(products_join_the_layer_norms),
-        cmocka_unit_test(a_sum_of_products_stays),
+        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask), cmocka_unit_test(a_mask_follows_the_sum),
+        cmocka_unit_test(products_join_the_layer_norms),    cmocka_unit_test(a_sum_of_products_stays),
+        cmocka_unit_test(products_join_the_gates),          cmocka_unit_test(a_gate_takes_a_product_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -92,6 +92,29 @@ static void linear_dx_cost(const Program *p, const Op *op, Cost *cost)
 const OpDef op_linear_dx = {
     .name = "linear_dx", .infer = linear_dx_infer, .cost = linear_dx_cost, .flags = OPF_NODIFF | OPF_POSITION};
 
+/* the gradient of a gate behind it, as GATE_BWD */
+static Status linear_gate_dx_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    TRY(rule_require(p, op, 4));
+    const Tensor *dy = rule_in(p, op, 0), *w = rule_in(p, op, 1), *g = rule_in(p, op, 2), *x = rule_in(p, op, 3);
+    bool matrix = fits_matrix(dy, w, true);
+    Tensor d = matrix ? rule_with_last(dy, w->dim[1]) : *dy;
+    if (!matrix || !rule_same(g, &d) || !rule_same(x, &d)) return rule_bad_shape(p, op, "dy[*,O] W[O,I] g[*,I] x[*,I]");
+    out[0] = *g;
+    out[1] = *x;
+    *n_out = 2;
+    return OK;
+}
+
+static void linear_gate_dx_cost(const Program *p, const Op *op, Cost *cost)
+{
+    cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 1)) + 9.0 * (double)tensor_count(rule_in(p, op, 2));
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_linear_gate_dx = {
+    .name = "linear_gate_dx", .infer = linear_gate_dx_infer, .cost = linear_gate_dx_cost, .flags = OPF_NODIFF};
+
 static Status linear_dw_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(rule_require(p, op, 2));

@@ -21,7 +21,7 @@ Status fuse_norm(const Program *in, Program **out);
  * program under overlap_clip. */
 Status fuse_optimizer(const Program *in, const Switches *switches, Program **out);
 /* fuse_gradient.c: right after differentiation, in place: sums, relu and dropout masks move into the ops before them,
- * products into the gradients of layer norms behind them. */
+ * products into the gradients of gates and layer norms behind them. */
 Status fuse_gradient(Program *p);
 
 #endif

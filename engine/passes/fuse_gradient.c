@@ -1,7 +1,7 @@
 /* What autodiff leaves behind an op of the backward pass moves into it: the sum with the gradient that arrived on
  * another way, the mask of a relu, the mask of a dropout. A rule looks at the op that disappears and names the op that
- * takes it in, which stays where it is. Then products whose result the gradient of a layer norm alone reads move into
- * that, and the result into the first product of a transition. */
+ * takes it in, which stays where it is. Then products whose result the gradient of a gate or a layer norm alone reads
+ * move into that, and the result of the latter into the first product of a transition. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -195,6 +195,26 @@ static void absorb(Absorb *a)
     }
 }
 
+/* GATE_BWD(DX(dy, W), g, x) -> LINEAR_GATE_DX(dy, W, g, x) */
+static void join_gates(Absorb *a)
+{
+    Program *p = a->p;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        Op *gate = &p->op[i];
+        if (a->gone[i] || gate->kind != OP_GATE_BWD || has_input(gate, 3)) continue;
+        const Op *product = computed_by(a, gate->in[0], OP_LINEAR_DX, true);
+        if (!product || product->full_precision != gate->full_precision || has_input(product, 2) ||
+            has_input(product, 3))
+            continue;
+        p->value[gate->in[0]].def_op = -1;
+        a->gone[product - p->op] = true;
+        gate->kind = OP_LINEAR_GATE_DX;
+        gate->n_in = 4;
+        gate->in[3] = gate->in[2], gate->in[2] = gate->in[1];
+        gate->in[0] = product->in[0], gate->in[1] = product->in[1];
+    }
+}
+
 /* The products that compute the gradient of what `norm` made and no more, NULL when there are none. */
 static const Op *products_before(const Absorb *a, const Op *norm)
 {
@@ -273,6 +293,7 @@ Status fuse_gradient(Program *p)
     if (room) {
         for (int32_t v = 0; v < p->n_values; v++) a.uses[v] += p->value[v].output || v == p->loss;
         absorb(&a);
+        join_gates(&a);
         join_norms(&a);
         join_transitions(&a);
         close_gaps(p, a.gone);

@@ -85,6 +85,23 @@ static Status linear_dx(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
+/* d = dy W: dx = s(g) d, dg = s (1 - s) x d */
+static Status linear_gate_dx(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    int64_t o = call->in_tensor[1]->dim[0], i = call->in_tensor[1]->dim[1], count = tensor_count(call->out_tensor[0]);
+    const real *g = IN(2), *x = IN(3);
+    real *dg = OUT(0), *dx = OUT(1);
+    gemm(false, false, tensor_rows(call->in_tensor[0]), i, o, 1, IN(0), o, IN(1), i, 0, dx, i);
+    PARALLEL_IF(count)
+    for (int64_t e = 0; e < count; e++) {
+        real s = sigmoid(g[e]), d = dx[e];
+        dx[e] = s * d;
+        dg[e] = s * (1 - s) * x[e] * d;
+    }
+    return OK;
+}
+
 /* dW[O,I] = dy[rows,O]^T x[rows,I] */
 static void weight_gradient(const Tensor *dy_tensor, const Tensor *x_tensor, const real *dy, const real *x, real *dw,
                             real *db)
@@ -219,6 +236,7 @@ static Status linear_residual(const RankLayout *layout, const OpCall *call)
 
 const CpuEntry FN(cpu_dense)[] = {{OP_LINEAR, linear, linear_scratch},
                                   {OP_LINEAR_DX, linear_dx, NULL},
+                                  {OP_LINEAR_GATE_DX, linear_gate_dx, NULL},
                                   {OP_LINEAR_DW, linear_dw, NULL},
                                   {OP_LINEAR_GROUP, linear_group, linear_group_scratch},
                                   {OP_LINEAR_GATES, linear_gates, linear_gates_scratch},

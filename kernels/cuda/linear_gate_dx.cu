@@ -1,0 +1,47 @@
+/* The gradient of a gate behind a product's: one kernel (product_gate.cuh), or in its two parts. */
+#include "kernels/cuda/dense.h"
+#include "kernels/cuda/pointwise.h"
+#include "kernels/cuda/product_gate.cuh"
+
+enum { DY, W, G, X };
+enum { DG, DX };
+
+static bool gate_operands(const OpCall *call, GateOperands *o)
+{
+    const Tensor *dy = call->in_tensor[DY], *w = call->in_tensor[W];
+    o->dy = call->in[DY], o->w = call->in[W], o->g = call->in[G], o->x = call->in[X];
+    o->dg = call->out[DG], o->dx = call->out[DX];
+    o->rows = tensor_rows(dy), o->inner = w->dim[0], o->columns = w->dim[1];
+    for (int k = DY; k <= X; k++)
+        if (call->in_tensor[k]->dtype != DT_BF16) return false;
+    return gate_fits(*o);
+}
+
+/* dy W in the place of dx, then the gate. */
+static Status gate_in_parts(CudaContext *ctx, const OpCall *call)
+{
+    Op op = {};
+    op.kind = OP_LINEAR_DX, op.n_in = 2, op.n_out = 1;
+    OpCall product = *call;
+    product.op = &op;
+    product.out[0] = call->out[DX], product.out_tensor[0] = call->out_tensor[DX];
+    TRY(linear_dx_run(ctx, &product));
+    op.kind = OP_GATE_BWD, op.n_in = 3, op.n_out = 2;
+    OpCall gate = *call;
+    gate.op = &op;
+    gate.in[0] = call->out[DX], gate.in_tensor[0] = call->out_tensor[DX];
+    gate.in[1] = call->in[G], gate.in_tensor[1] = call->in_tensor[G];
+    gate.in[2] = call->in[X], gate.in_tensor[2] = call->in_tensor[X];
+    return gate_bwd_run(ctx, &gate);
+}
+
+static Status linear_gate_dx(CudaContext *ctx, const OpCall *call)
+{
+    GateOperands o;
+    return gate_operands(call, &o) ? gate_launch(o, ctx->stream) : gate_in_parts(ctx, call);
+}
+
+const CudaEntry cuda_linear_gate_dx[] = {
+    {OP_LINEAR_GATE_DX, linear_gate_dx, NULL},
+    {OP_COUNT, NULL, NULL},
+};

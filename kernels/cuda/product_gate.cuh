@@ -1,0 +1,241 @@
+/* The gradient of a gate at the edge of the product that feeds it: d = dy W never leaves the chip. With s = sigmoid(g),
+ *   dx = s d,  dg = s (1 - s) x d.
+ * What bounds it is moving rows: W's columns of a block stay in shared memory, tiles of 64 rows stream past. dy has a
+ * ring of slots of its own, free again after the product; g and x share a slot, over which dg and dx go. Two warpgroups
+ * take tiles in turn, so that the edge of one runs beside the product of the other. */
+#ifndef FOLDSCALE_KERNELS_CUDA_PRODUCT_GATE_CUH
+#define FOLDSCALE_KERNELS_CUDA_PRODUCT_GATE_CUH
+
+#include "kernels/cuda/cluster.cuh"
+
+enum {
+    GATE_ROWS = 64,
+    GATE_GROUPS = 2,
+    GATE_THREADS = GATE_GROUPS * 128 + 128,
+    GATE_PANEL = GATE_ROWS * PANEL * 2 /* bytes of a box */
+};
+
+struct ProductGate {
+    CUtensorMap dy, w, g, x, dg, dx;
+    int tiles, blocks /* of columns */;
+};
+
+/* K: columns of dy; NB: columns of a block. */
+template <int K, int NB> struct GateShape {
+    static constexpr int W_PANEL = K * PANEL * 2, W_BYTES = NB / PANEL * W_PANEL;
+    static constexpr int DY_BYTES = K / PANEL * GATE_PANEL, X_BYTES = NB / PANEL * GATE_PANEL;
+    static constexpr int DY_SLOTS = K == 256 ? 2 : 4, PAIR_SLOTS = K == 256 ? 3 : K == 128 ? 4 : 6;
+    static constexpr int DY_AT = W_BYTES, PAIRS_AT = DY_AT + DY_SLOTS * DY_BYTES;
+    static constexpr int BARRIERS_AT = PAIRS_AT + PAIR_SLOTS * 2 * X_BYTES;
+    static constexpr int BYTES = BARRIERS_AT + (2 * DY_SLOTS + 3 * PAIR_SLOTS + 1) * 8;
+    static_assert(DY_SLOTS % GATE_GROUPS == 0, "a slot always has the same warpgroup");
+    static_assert(BYTES <= 227 * 1024, "shared memory of a block");
+};
+
+/* Shared memory and the share of the work of a thread block. Barriers: of dy's slots filled and empty, of those of g
+ * and x filled, empty again, results ready to leave; last that of W. */
+struct GatePlace {
+    uint32_t w, dy, pairs, dy_full, dy_empty, full, empty, done, ready;
+    int column0, first, step;
+};
+
+template <int K, int NB> __device__ __forceinline__ GatePlace gate_place(const ProductGate &p, uint32_t base)
+{
+    typedef GateShape<K, NB> S;
+    GatePlace at;
+    at.w = base, at.dy = base + S::DY_AT, at.pairs = base + S::PAIRS_AT;
+    at.dy_full = base + S::BARRIERS_AT, at.dy_empty = at.dy_full + S::DY_SLOTS * 8;
+    at.full = at.dy_empty + S::DY_SLOTS * 8, at.empty = at.full + S::PAIR_SLOTS * 8;
+    at.done = at.empty + S::PAIR_SLOTS * 8, at.ready = at.done + S::PAIR_SLOTS * 8;
+    at.column0 = (int)blockIdx.x % p.blocks * NB; /* neighbours read the same dy */
+    at.first = (int)blockIdx.x / p.blocks, at.step = (int)gridDim.x / p.blocks;
+    return at;
+}
+
+/* One thread, before all are synchronized; four warps of a warpgroup leave a slot. */
+template <int K, int NB> __device__ __forceinline__ void gate_barriers(const GatePlace &at)
+{
+    typedef GateShape<K, NB> S;
+    for (int s = 0; s < S::DY_SLOTS; s++) barrier_init(at.dy_full + s * 8, 1), barrier_init(at.dy_empty + s * 8, 4);
+    for (int s = 0; s < S::PAIR_SLOTS; s++) {
+        barrier_init(at.full + s * 8, 1);
+        barrier_init(at.empty + s * 8, 1);
+        barrier_init(at.done + s * 8, 4);
+    }
+    barrier_init(at.ready, 1);
+    barrier_publish();
+}
+
+/* One thread: W, then tiles of dy as slots become free. */
+template <int K, int NB> __device__ __forceinline__ void gate_load_dy(const ProductGate &p, const GatePlace &at)
+{
+    typedef GateShape<K, NB> S;
+    barrier_expect(at.ready, S::W_BYTES);
+    for (int c = 0; c < NB / PANEL; c++) tensor_load(at.w + c * S::W_PANEL, &p.w, 0, at.column0 + c * PANEL, at.ready);
+    for (int i = 0, tile = at.first; tile < p.tiles; i++, tile += at.step) {
+        int slot = i % S::DY_SLOTS, round = i / S::DY_SLOTS;
+        uint32_t full = at.dy_full + slot * 8, to = at.dy + slot * S::DY_BYTES;
+        if (round > 0) barrier_wait(at.dy_empty + slot * 8, (round - 1) & 1);
+        barrier_expect(full, S::DY_BYTES);
+        for (int k = 0; k < K / PANEL; k++) tensor_load(to + k * GATE_PANEL, &p.dy, tile * GATE_ROWS, k * PANEL, full);
+    }
+}
+
+/* Another: tiles of g and x. */
+template <int K, int NB> __device__ __forceinline__ void gate_load_pairs(const ProductGate &p, const GatePlace &at)
+{
+    typedef GateShape<K, NB> S;
+    for (int i = 0, tile = at.first; tile < p.tiles; i++, tile += at.step) {
+        int slot = i % S::PAIR_SLOTS, round = i / S::PAIR_SLOTS, row = tile * GATE_ROWS;
+        uint32_t full = at.full + slot * 8, to = at.pairs + slot * 2 * S::X_BYTES;
+        if (round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
+        barrier_expect(full, 2 * S::X_BYTES);
+        for (int c = 0; c < NB / PANEL; c++) {
+            tensor_load(to + c * GATE_PANEL, &p.g, row, at.column0 + c * PANEL, full);
+            tensor_load(to + S::X_BYTES + c * GATE_PANEL, &p.x, row, at.column0 + c * PANEL, full);
+        }
+    }
+}
+
+/* Another: finished tiles go out in their order, then their slots are free. */
+template <int K, int NB> __device__ __forceinline__ void gate_store(const ProductGate &p, const GatePlace &at)
+{
+    typedef GateShape<K, NB> S;
+    for (int i = 0, tile = at.first; tile < p.tiles; i++, tile += at.step) {
+        int slot = i % S::PAIR_SLOTS, round = i / S::PAIR_SLOTS, row = tile * GATE_ROWS;
+        uint32_t from = at.pairs + slot * 2 * S::X_BYTES;
+        barrier_wait(at.done + slot * 8, round & 1);
+        for (int c = 0; c < NB / PANEL; c++) {
+            tensor_store(&p.dg, from + c * GATE_PANEL, row, at.column0 + c * PANEL);
+            tensor_store(&p.dx, from + S::X_BYTES + c * GATE_PANEL, row, at.column0 + c * PANEL);
+        }
+        tensor_store_commit();
+        tensor_store_wait_read();
+        barrier_arrive(at.empty + slot * 8);
+    }
+    tensor_store_wait();
+}
+
+/* d in the layout of a warpgroup's accumulators; g and x as tensor copies leave them: a thread has columns 8 j +
+ * 2 (lane % 4) and the next of two rows, and neighbours in a row keep their 16-byte chunk: no bank conflicts. */
+template <int NB> __device__ __forceinline__ void gate_edge(const float (&d)[NB / 2], uint32_t g, uint32_t x)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP;
+    uint32_t base = (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4;
+#pragma unroll
+    for (int q = 0; q < NB / 32; q++) {
+        uint32_t at[8], gates[8], values[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) { /* all loads before the first use */
+            int j = q * 4 + k / 2;
+            at[k] = base + j / 8 * GATE_PANEL + ((j % 8 ^ lane / 4) << 4) + k % 2 * 1024;
+            gates[k] = shared_word(g + at[k]), values[k] = shared_word(x + at[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const float *e = d + (q * 4 + k / 2) * 4 + k % 2 * 2;
+            float2 u = unpack_bf16(gates[k]), v = unpack_bf16(values[k]);
+            float s = sigmoid_short(u.x), t = sigmoid_short(u.y), a = s * e[0], b = t * e[1];
+            shared_word_put(x + at[k], pack_bf16(a, b));
+            shared_word_put(g + at[k], pack_bf16(a * v.x * (1.0f - s), b * v.y * (1.0f - t)));
+        }
+    }
+}
+
+/* A warpgroup: every second tile. */
+template <int K, int NB> __device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace &at)
+{
+    typedef GateShape<K, NB> S;
+    int group = threadIdx.x / 128, tile = at.first + group * at.step;
+    uint64_t w = across_descriptor(at.w, S::W_PANEL);
+    barrier_wait(at.ready, 0);
+    for (int i = group; tile < p.tiles; i += GATE_GROUPS, tile += GATE_GROUPS * at.step) {
+        int slot = i % S::DY_SLOTS, pair = i % S::PAIR_SLOTS, round = i / S::PAIR_SLOTS;
+        uint32_t g = at.pairs + pair * 2 * S::X_BYTES;
+        uint64_t dy = wgmma_descriptor(at.dy + slot * S::DY_BYTES);
+        float d[NB / 2];
+        barrier_wait(at.dy_full + slot * 8, i / S::DY_SLOTS & 1);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < K / 16; k++)
+            GroupProduct<NB, false, true>::step(d, dy + k / 4 * (GATE_PANEL >> 4) + k % 4 * 2, w + k * (2048 >> 4),
+                                                k > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_settle(d);
+        if (threadIdx.x % WARP == 0) barrier_arrive(at.dy_empty + slot * 8);
+        /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
+        if (S::PAIR_SLOTS % GATE_GROUPS && round > 0) barrier_wait(at.empty + pair * 8, (round - 1) & 1);
+        barrier_wait(at.full + pair * 8, round & 1);
+        gate_edge<NB>(d, g, g + S::X_BYTES);
+        async_fence();
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) barrier_arrive(at.done + pair * 8);
+    }
+}
+
+template <int K, int NB>
+__global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __grid_constant__ ProductGate p)
+{
+    extern __shared__ __align__(1024) char shared[];
+    GatePlace at = gate_place<K, NB>(p, shared_address(shared));
+    if (threadIdx.x == 0) {
+        gate_barriers<K, NB>(at);
+        for (int c = 0; c < NB / PANEL; c++) tensor_prefetch_box(&p.w, 0, at.column0 + c * PANEL);
+    }
+    stage_wait();
+    stage_release();
+    __syncthreads();
+    if (threadIdx.x < GATE_GROUPS * 128) {
+        gate_work<K, NB>(p, at);
+        return;
+    }
+    int warp = threadIdx.x / WARP % 4;
+    if (threadIdx.x % WARP > 0) return;
+    if (warp == 0) gate_load_dy<K, NB>(p, at);
+    if (warp == 1) gate_load_pairs<K, NB>(p, at);
+    if (warp == 2) gate_store<K, NB>(p, at);
+}
+
+/* --- host */
+
+/* dy[rows, inner] W[inner, columns]; g, x, dg, dx [rows, columns] */
+struct GateOperands {
+    const void *dy, *w, *g, *x;
+    void *dg, *dx;
+    int64_t rows, inner, columns;
+};
+
+static inline bool gate_fits(const GateOperands &o)
+{
+    bool fits = o.inner == 64 ? o.columns == 64 : (o.inner == 128 || o.inner == 256) && o.columns % 128 == 0;
+    fits = fits && o.columns <= 1024 && o.rows >= 1024 && o.rows <= INT32_MAX - GATE_ROWS;
+    fits = fits && aligned16(o.dy) && aligned16(o.w) && aligned16(o.g) && aligned16(o.x);
+    return fits && aligned16(o.dg) && aligned16(o.dx);
+}
+
+template <int K, int NB> static Status gate_launch_shape(const GateOperands &o, cudaStream_t stream)
+{
+    enum { PROCESSORS = 132 };
+    constexpr int BYTES = GateShape<K, NB>::BYTES;
+    ProductGate p = {};
+    p.tiles = (int)((o.rows + GATE_ROWS - 1) / GATE_ROWS), p.blocks = (int)(o.columns / NB);
+    int share = PROCESSORS / p.blocks < p.tiles ? PROCESSORS / p.blocks : p.tiles;
+    TRY(tensor_map(o.dy, o.rows, K, GATE_ROWS, &p.dy));
+    TRY(tensor_map(o.w, K, o.columns, K, &p.w));
+    TRY(tensor_map(o.g, o.rows, o.columns, GATE_ROWS, &p.g));
+    TRY(tensor_map(o.x, o.rows, o.columns, GATE_ROWS, &p.x));
+    TRY(tensor_map(o.dg, o.rows, o.columns, GATE_ROWS, &p.dg));
+    TRY(tensor_map(o.dx, o.rows, o.columns, GATE_ROWS, &p.dx));
+    CUDA_TRY(cudaFuncSetAttribute(product_gate_kernel<K, NB>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    launch(product_gate_kernel<K, NB>, share * p.blocks, GATE_THREADS, BYTES, stream, p);
+    return cuda_launched("product_gate_kernel");
+}
+
+static inline Status gate_launch(const GateOperands &o, cudaStream_t stream)
+{
+    if (o.inner == 64) return gate_launch_shape<64, 64>(o, stream);
+    return o.inner == 128 ? gate_launch_shape<128, 128>(o, stream) : gate_launch_shape<256, 128>(o, stream);
+}
+
+#endif
