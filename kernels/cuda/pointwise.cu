@@ -3,6 +3,7 @@
 #include "kernels/cuda/dropout.cuh"
 #include "kernels/cuda/map.cuh"
 #include "kernels/cuda/peer_send.cuh"
+#include "kernels/cuda/pointwise.h"
 #include "kernels/cuda/reduce.cuh"
 
 struct Relu {
@@ -248,7 +249,7 @@ static Status gate(CudaContext *ctx, const OpCall *call)
     });
 }
 
-static Status gate_bwd(CudaContext *ctx, const OpCall *call)
+Status gate_bwd_run(CudaContext *ctx, const OpCall *call)
 {
     int64_t n = tensor_count(call->out_tensor[0]);
     const Tensor *mask = call_in(call, 3);
@@ -421,7 +422,7 @@ const CudaEntry cuda_pointwise[] = {
     {OP_SCALE, scale, NULL},
     {OP_MASK_MUL, mask_mul, NULL, mask_mul_sends},
     {OP_GATE, gate, NULL},
-    {OP_GATE_BWD, gate_bwd, NULL},
+    {OP_GATE_BWD, gate_bwd_run, NULL},
     {OP_GATE_ROWS, gate_rows, NULL},
     {OP_GATE_ROWS_BWD, gate_rows_bwd, gate_rows_bwd_scratch},
     {OP_DROPOUT, dropout, NULL},

@@ -1,0 +1,10 @@
+/* Elementwise ops that are parts of others. */
+#ifndef FOLDSCALE_KERNELS_CUDA_POINTWISE_H
+#define FOLDSCALE_KERNELS_CUDA_POINTWISE_H
+
+#include "kernels/cuda/entry.h"
+
+/* A call of GATE_BWD; its dx may lie where dy does. */
+Status gate_bwd_run(CudaContext *ctx, const OpCall *call);
+
+#endif
