@@ -41,7 +41,7 @@ struct GateNormPlace {
 };
 
 /* x of a tile, channels as rows of 64 places in the 128-byte swizzle, each warp having two chunks of eight places. */
-struct NormColumns {
+struct NormColumnTile {
     uint32_t x;
     __device__ __forceinline__ uint32_t row(int j) const
     {
@@ -132,7 +132,7 @@ template <int C> __device__ __forceinline__ void gate_norm_store(const GateNorm 
 template <int C> __device__ __forceinline__ void gate_norm_gates(uint32_t slot, uint32_t (&d)[C / 4])
 {
     typedef GateNormShape<C> S;
-    NormRows<GATE_NORM_PANEL> dy = {slot}, g = {slot + S::G_AT}, y = {slot + S::Y_AT};
+    NormRowTile<GATE_NORM_PANEL> dy = {slot}, g = {slot + S::G_AT}, y = {slot + S::Y_AT};
 #pragma unroll
     for (int q = 0; q < C / 32; q++) {
         uint32_t of_dy[8], of_g[8], of_y[8];
@@ -184,7 +184,7 @@ __device__ __forceinline__ void gate_norm_work(const GateNorm &p, const GateNorm
         gate_norm_leave(at.gated + slot * 8);
         wgmma_wait<0>();
         wgmma_settle(acc);
-        NormColumns x = {here + S::X_AT};
+        NormColumnTile x = {here + S::X_AT};
         NormLine line = norm_edge_means<C, true, true>(acc, x, gamma, part, words, &sums);
 #pragma unroll
         for (int q = 0; q < C / 32; q++) norm_edge_put<C>(acc, x, q, line, words[q]);

@@ -64,7 +64,7 @@ struct NormLine {
 
 /* x, over which dx goes, 64 rows of it in tiles of 64 columns in the 128-byte swizzle: the words of columns 32 q.. of
  * this thread's rows. */
-template <int PANEL_BYTES> struct NormRows {
+template <int PANEL_BYTES> struct NormRowTile {
     uint32_t x;
     __device__ __forceinline__ uint32_t word(int j, int h) const
     {
@@ -296,7 +296,7 @@ __device__ __forceinline__ void norm_edge_end(const NormEdge &p, const NormPart<
     int64_t at = (int64_t)row * C + threadIdx.x % S::VECTORS * 8;
     uint32_t words[KEEP ? C / 32 : 1][8];
     uint4 other[S::COUNT];
-    NormRows<PANEL_BYTES> place = {x};
+    NormRowTile<PANEL_BYTES> place = {x};
     NormLine line = norm_edge_means<C, KEEP, OWN>(d, place, gamma, part, words, sums);
 #pragma unroll
     for (int q = 0; q < C / 32; q++) {
