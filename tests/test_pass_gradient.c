@@ -171,11 +171,71 @@ static void a_gate_takes_a_product_alone(void **state)
     check_gate(false, true, 0);
 }
 
+static const Op *reader(const Program *p, Val v, OpKind kind)
+{
+    for (int32_t i = 0; i < p->n_ops; i++)
+        for (int k = 0; k < p->op[i].n_in; k++)
+            if (p->op[i].kind == kind && p->op[i].in[k] == v) return &p->op[i];
+    return NULL;
+}
+
+/* At the end of a triangle multiplication: gate, product and channel-first layer norm. */
+static void gates_join_the_norms_of_channels(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Program *p = differentiated(r.p, true);
+    assert_true(count_kind(p, OP_LAYER_NORM_CHANNELS) > 0);
+    assert_int_equal(count_kind(p, OP_GATE_NORM_CHANNELS_DX), count_kind(p, OP_LAYER_NORM_CHANNELS));
+    assert_int_equal(count_kind(p, OP_LAYER_NORM_CHANNELS_BWD), 0);
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (op->kind != OP_GATE_NORM_CHANNELS_DX) continue;
+        for (int k = 0; k < op->n_out; k++) assert_ptr_equal(&p->op[p->value[op->out[k]].def_op], op);
+        assert_non_null(reader(p, op->out[0], OP_TRI_PRODUCT));
+        assert_non_null(reader(p, op->out[4], OP_LINEAR_DW));
+    }
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* gate(g, norm(x) W^T) of a sum x, its channels first, through a mask or not */
+static int joined_gates(bool masked)
+{
+    Recording r = recording_empty();
+    int64_t first[] = {8, 4, 4}, last[] = {4, 4, 8}, matrix[] = {8, 8}, vector[] = {8};
+    Val y[OP_MAX_OUT], x = prog_input(r.p, "x", DT_F32, 3, first);
+    Val gamma = prog_param(r.p, "gamma", 1, vector, INIT_NORMAL, 1);
+    x = prog_add(r.p, OP_ADD, 2, (Val[]){x, prog_param(r.p, "other", 3, first, INIT_NORMAL, 1)}, NULL);
+    prog_add_multi(r.p, OP_LAYER_NORM_CHANNELS, 3,
+                   (Val[]){x, gamma, prog_param(r.p, "beta", 1, vector, INIT_NORMAL, 1)}, &(OpAttr){.f = {1e-5}}, y);
+    Val product = prog_add(r.p, OP_LINEAR, 2, (Val[]){y[0], prog_param(r.p, "w", 2, matrix, INIT_NORMAL, 1)}, NULL);
+    Val gate = prog_param(r.p, "gate", 3, last, INIT_NORMAL, 1);
+    Val mask = masked ? prog_input(r.p, "mask", DT_F32, 2, (int64_t[]){4, 4}) : VAL_NONE;
+    Val z = prog_add(r.p, OP_GATE, masked ? 3 : 2, (Val[]){gate, product, mask}, NULL);
+    r.p->loss = prog_add(r.p, OP_DOT, 2, (Val[]){z, prog_input(r.p, "dz", DT_F32, 3, last)}, NULL);
+    Switches s = {.dap = 1, .dp = 1, .fused_pointwise = true};
+    Program *p = passed(r.p, &s, PASS_AUTODIFF);
+    int joined = count_kind(p, OP_GATE_NORM_CHANNELS_DX);
+    assert_int_equal(joined + count_kind(p, OP_LAYER_NORM_CHANNELS_BWD), 1);
+    prog_destroy(&p);
+    recording_free(&r);
+    return joined;
+}
+
+static void a_gate_with_a_mask_stays(void **state)
+{
+    (void)state;
+    assert_int_equal(joined_gates(false), 1);
+    assert_int_equal(joined_gates(true), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_block_keeps_no_sum_and_no_mask), cmocka_unit_test(a_mask_follows_the_sum),
         cmocka_unit_test(products_join_the_layer_norms),    cmocka_unit_test(a_sum_of_products_stays),
+        cmocka_unit_test(gates_join_the_norms_of_channels), cmocka_unit_test(a_gate_with_a_mask_stays),
         cmocka_unit_test(products_join_the_gates),          cmocka_unit_test(a_gate_takes_a_product_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -39,17 +39,27 @@ const OpDef op_layer_norm_channels = {.name = "layer_norm_channels",
                                       .exact_out = 1 << 1 | 1 << 2,
                                       .real_name = {"eps"}};
 
-static Status layer_norm_channels_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+/* x gamma mean rstd from input `first` on, *last_out like x with its channels last; the gradients of x, gamma, beta. */
+static Status norm_gradient_infer(const Program *p, const Op *op, int first, Tensor *last_out, Tensor *out)
 {
-    TRY(rule_require(p, op, 5));
-    const Tensor *dy = rule_in(p, op, 0), *x = rule_in(p, op, 1);
-    bool fits = x->rank >= 3 && x->shard != x->rank - 3 && rule_is_vector(rule_in(p, op, 2), x->dim[x->rank - 3]);
+    const Tensor *x = rule_in(p, op, first);
+    bool fits =
+        x->rank >= 3 && x->shard != x->rank - 3 && rule_is_vector(rule_in(p, op, first + 1), x->dim[x->rank - 3]);
     Tensor last = fits ? rule_channel_last(x) : *x, statistic = fits ? rule_row_statistic(&last) : *x;
-    if (!fits || !rule_same(dy, &last) || !rule_same(rule_in(p, op, 3), &statistic) ||
-        !rule_same(rule_in(p, op, 4), &statistic))
-        return rule_bad_shape(p, op, "dy[G?,.,.,C] x[G?,C,.,.] gamma[C], then mean and rstd [G?,.,.]");
+    if (!fits || !rule_same(rule_in(p, op, first + 2), &statistic) || !rule_same(rule_in(p, op, first + 3), &statistic))
+        return rule_bad_shape(p, op, "x[G?,C,.,.] gamma[C], then mean and rstd [G?,.,.]");
+    *last_out = last;
     out[0] = *x;
     out[1] = out[2] = rule_tensor(rule_grad_dtype(x->dtype), 1, &x->dim[x->rank - 3]);
+    return OK;
+}
+
+static Status layer_norm_channels_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    Tensor last;
+    TRY(rule_require(p, op, 5));
+    TRY(norm_gradient_infer(p, op, 1, &last, out));
+    if (!rule_same(rule_in(p, op, 0), &last)) return rule_bad_shape(p, op, "dy[G?,.,.,C] x[G?,C,.,.]");
     *n_out = 3;
     return OK;
 }
@@ -60,6 +70,41 @@ const OpDef op_layer_norm_channels_bwd = {.name = "layer_norm_channels_bwd",
                                           .flags = OPF_NODIFF,
                                           .exact_in = 1 << 2 | 1 << 3 | 1 << 4,
                                           .exact_out = 1 << 1 | 1 << 2};
+
+/* --- the gradient of a layer norm, a linear layer and a gate, z = sigmoid(g) y, y = norm(x) W^T, in one */
+
+enum { DY = 4, G, Y, W };
+
+static Status gate_norm_channels_dx_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
+{
+    Tensor last;
+    TRY(rule_require(p, op, W + 1));
+    TRY(norm_gradient_infer(p, op, 0, &last, out));
+    const Tensor *dy = rule_in(p, op, DY), *g = rule_in(p, op, G), *y = rule_in(p, op, Y), *w = rule_in(p, op, W);
+    bool rows = rule_same_rows(dy, &last) && dy->shard != dy->rank - 1 && rule_same(g, dy) && rule_same(y, dy);
+    bool matrix = w->rank == 2 && w->shard == SHARD_NONE;
+    if (!rows || !matrix || w->dim[0] != tensor_last(dy) || w->dim[1] != tensor_last(&last))
+        return rule_bad_shape(p, op, "x[G?,C,.,.] gamma mean rstd dy[G?,.,.,O] g y W[O,C]");
+    out[3] = *g;
+    out[4] = *y;
+    *n_out = 5;
+    return OK;
+}
+
+/* as its parts: 9 per element of the gate, the product, 16 per element of the layer norm */
+static void gate_norm_channels_dx_cost(const Program *p, const Op *op, Cost *cost)
+{
+    double gates = (double)tensor_count(rule_in(p, op, DY)), count = (double)tensor_count(rule_in(p, op, 0));
+    cost->flops = 9.0 * gates + 2.0 * count * (double)tensor_last(rule_in(p, op, DY)) + 16.0 * count;
+    cost->bytes = rule_bytes(p, op);
+}
+
+const OpDef op_gate_norm_channels_dx = {.name = "gate_norm_channels_dx",
+                                        .infer = gate_norm_channels_dx_infer,
+                                        .cost = gate_norm_channels_dx_cost,
+                                        .flags = OPF_NODIFF,
+                                        .exact_in = 1 << 1 | 1 << 2 | 1 << 3,
+                                        .exact_out = 1 << 1 | 1 << 2};
 
 static Status gate_channels_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {

@@ -1,7 +1,8 @@
 /* What autodiff leaves behind an op of the backward pass moves into it: the sum with the gradient that arrived on
  * another way, the mask of a relu, the mask of a dropout. A rule looks at the op that disappears and names the op that
  * takes it in, which stays where it is. Then products whose result the gradient of a gate or a layer norm alone reads
- * move into that, and the result of the latter into the first product of a transition. */
+ * move into that, and the result of the latter into the first product of a transition; where its input is
+ * channel-first, with the product into the gradient of the gate in front. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -284,6 +285,45 @@ static void join_transitions(Absorb *a)
     }
 }
 
+/* The op that computes what `product` takes in, if that is the gradient of what a gate without a mask let through and
+ * `norm`, which reads the product alone, can run there. */
+static Op *gate_before(const Absorb *a, const Op *product, const Op *norm)
+{
+    const Value *dy = &a->p->value[product->in[0]];
+    if (dy->def_op < 0 || has_input(product, 2) || has_input(product, 3)) return NULL;
+    Op *gate = &a->p->op[dy->def_op];
+    if (gate->kind != OP_GATE_BWD || gate->out[1] != product->in[0] || has_input(gate, 3)) return NULL;
+    bool there = gate->full_precision == norm->full_precision && product->full_precision == norm->full_precision;
+    for (int k = 1; k < norm->n_in; k++) there = there && written_before(a, norm->in[k], gate);
+    return there && written_before(a, product->in[1], gate) ? gate : NULL;
+}
+
+/* dg, d = GATE_BWD(dy, g, y), NORM_BWD(DX(d, W), x, ..) -> GATE_NORM_CHANNELS_DX(x, .., dy, g, y, W) in the place of
+ * the first */
+static void join_channels(Absorb *a)
+{
+    enum { NORM = 4 /* x gamma mean rstd */ };
+    Program *p = a->p;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *norm = &p->op[i];
+        if (a->gone[i] || norm->kind != OP_LAYER_NORM_CHANNELS_BWD) continue;
+        const Op *product = computed_by(a, norm->in[0], OP_LINEAR_DX, true);
+        Op *gate = product ? gate_before(a, product, norm) : NULL;
+        if (!gate) continue;
+        Op joined = *norm;
+        joined.kind = OP_GATE_NORM_CHANNELS_DX;
+        memcpy(joined.in, norm->in + 1, NORM * sizeof *joined.in);
+        memcpy(joined.in + NORM, gate->in, 3 * sizeof *joined.in);
+        joined.in[NORM + 3] = product->in[1];
+        joined.n_in = NORM + 4;
+        joined.out[3] = gate->out[0], joined.out[4] = gate->out[1];
+        joined.n_out = 5;
+        p->value[norm->in[0]].def_op = -1;
+        a->gone[product - p->op] = a->gone[i] = true;
+        *gate = joined;
+    }
+}
+
 Status fuse_gradient(Program *p)
 {
     Absorb a = {.p = p};
@@ -296,6 +336,7 @@ Status fuse_gradient(Program *p)
         join_gates(&a);
         join_norms(&a);
         join_transitions(&a);
+        join_channels(&a);
         close_gaps(p, a.gone);
     }
     free(a.uses);

@@ -1,4 +1,4 @@
-/* Gates that write channel-first. */
+/* Gates that write channel-first, layer norms of what is channel-first. */
 #ifndef FOLDSCALE_KERNELS_CUDA_CHANNELS_H
 #define FOLDSCALE_KERNELS_CUDA_CHANNELS_H
 
@@ -16,5 +16,9 @@ struct GateChannels {
 /* a: the shape of all a_k */
 Status gate_channels_launch(const OpCall *call, const GateChannels &p, const Tensor *a, AnyReal mask,
                             cudaStream_t stream);
+
+/* Calls of LAYER_NORM_CHANNELS_BWD, and the bytes of their scratch, for ops that have them as parts. */
+Status layer_norm_channels_bwd_run(CudaContext *ctx, const OpCall *call);
+size_t layer_norm_channels_bwd_scratch(const OpCall *call);
 
 #endif

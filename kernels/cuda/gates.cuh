@@ -136,14 +136,6 @@ template <int K, int N> __device__ __forceinline__ void gates_product(float (&ac
     wgmma_wait<0>();
 }
 
-/* Four 8 x 8 matrices transposed: rows of the results at the addresses of lanes 0-7, 8-15, 16-23, 24-31. */
-__device__ __forceinline__ void gates_put_transposed(uint32_t at, const uint32_t (&v)[4])
-{
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v[0]),
-                 "r"(v[1]), "r"(v[2]), "r"(v[3])
-                 : "memory");
-}
-
 /* acc += bias */
 template <int N> __device__ __forceinline__ void gates_bias(float (&acc)[N / 2], const float *bias)
 {
@@ -186,7 +178,7 @@ __device__ __forceinline__ void gates_put_gated(const float (&acc)[128], const f
                     v[side * 2 + half] = pack_bf16(m[half] * acc[value] * sigmoid_short(acc[gate]),
                                                    m[half] * acc[value + 1] * sigmoid_short(acc[gate + 1]));
                 }
-            gates_put_transposed(a + (q * W + (j + matrix / 2) * 8 + r) * 128 + chunk * 16, v);
+            stmatrix4_trans(a + (q * W + (j + matrix / 2) * 8 + r) * 128 + chunk * 16, v);
         }
 }
 

@@ -29,6 +29,13 @@ __device__ __forceinline__ void ldmatrix4_trans(uint32_t (&r)[4], uint32_t addre
                  : "r"(address)
                  : "memory");
 }
+/* Four 8 x 8 matrices transposed: rows of the results at the addresses of lanes 0-7, 8-15, 16-23, 24-31. */
+__device__ __forceinline__ void stmatrix4_trans(uint32_t address, const uint32_t (&r)[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]),
+                 "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
 
 __device__ __forceinline__ void mma16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {

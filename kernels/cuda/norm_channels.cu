@@ -1,5 +1,6 @@
 /* Layer norm of channel-first triangle products. */
 #include "kernels/cuda/channels.cuh"
+#include "kernels/cuda/channels.h"
 #include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/peer_send.cuh"
 #include "kernels/cuda/reduce.cuh"
@@ -368,7 +369,7 @@ static bool layer_norm_channels_bwd_sends(const OpCall *call)
     return places && peer_send_rows(call, &rows) && norm_bwd_is_wide(call, norm_bwd_of(call));
 }
 
-static Status layer_norm_channels_bwd(CudaContext *ctx, const OpCall *call)
+Status layer_norm_channels_bwd_run(CudaContext *ctx, const OpCall *call)
 {
     DType type = call->in_tensor[1]->dtype;
     NormChannels p = norm_bwd_of(call);
@@ -387,14 +388,14 @@ static Status layer_norm_channels_bwd(CudaContext *ctx, const OpCall *call)
     DISPATCH_REAL(call, type, { return layer_norm_channels_bwd_any<T>(p, ctx->stream); });
 }
 
-static size_t layer_norm_channels_bwd_scratch(const OpCall *call)
+size_t layer_norm_channels_bwd_scratch(const OpCall *call)
 {
     return (size_t)CHANNELS_BLOCKS * 2 * (size_t)channels_of(call->in_tensor[1]).c * sizeof(float);
 }
 
 const CudaEntry cuda_norm_channels[] = {
     {OP_LAYER_NORM_CHANNELS, layer_norm_channels, NULL},
-    {OP_LAYER_NORM_CHANNELS_BWD, layer_norm_channels_bwd, layer_norm_channels_bwd_scratch,
+    {OP_LAYER_NORM_CHANNELS_BWD, layer_norm_channels_bwd_run, layer_norm_channels_bwd_scratch,
      layer_norm_channels_bwd_sends},
     {OP_COUNT, NULL, NULL},
 };

@@ -62,21 +62,31 @@ struct NormLine {
     float rstd[2], slope[2], base[2];
 };
 
-/* The words of x for columns 32 q.. of this thread's rows; x: tiles of 64 columns in the 128-byte swizzle. */
-template <int PANEL_BYTES> __device__ __forceinline__ uint32_t norm_edge_word(uint32_t x, int j)
-{
-    int thread = threadIdx.x % 128, lane = thread % WARP;
-    return x + (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4 + j / 8 * PANEL_BYTES + ((j % 8 ^ lane / 4) << 4);
-}
-template <int PANEL_BYTES> __device__ __forceinline__ void norm_edge_words(uint32_t x, int q, uint32_t (&words)[8])
-{
+/* x, over which dx goes, 64 rows of it in tiles of 64 columns in the 128-byte swizzle: the words of columns 32 q.. of
+ * this thread's rows. */
+template <int PANEL_BYTES> struct NormRowTile {
+    uint32_t x;
+    __device__ __forceinline__ uint32_t word(int j, int h) const
+    {
+        int thread = threadIdx.x % 128, lane = thread % WARP;
+        return x + (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4 + j / 8 * PANEL_BYTES +
+               ((j % 8 ^ lane / 4) << 4) + h * 1024;
+    }
+    __device__ __forceinline__ void get(int q, uint32_t (&words)[8]) const
+    {
 #pragma unroll
-    for (int k = 0; k < 8; k++) words[k] = shared_word(norm_edge_word<PANEL_BYTES>(x, q * 4 + k / 2) + k % 2 * 1024);
-}
+        for (int k = 0; k < 8; k++) words[k] = shared_word(word(q * 4 + k / 2, k % 2));
+    }
+    __device__ __forceinline__ void put(int q, const uint32_t (&words)[8]) const
+    {
+#pragma unroll
+        for (int k = 0; k < 8; k++) shared_word_put(word(q * 4 + k / 2, k % 2), words[k]);
+    }
+};
 
 /* d in the layout of a warpgroup's accumulators -> g, and the sums. Words of x stay in registers if they may (KEEP). */
-template <int C, int PANEL_BYTES, bool KEEP, bool OWN>
-__device__ __forceinline__ NormLine norm_edge_means(float (&d)[C / 2], uint32_t x, const float *gamma,
+template <int C, bool KEEP, bool OWN, typename Place>
+__device__ __forceinline__ NormLine norm_edge_means(float (&d)[C / 2], const Place &x, const float *gamma,
                                                     const NormPart<C> &part, uint32_t (&words)[KEEP ? C / 32 : 1][8],
                                                     NormSums<C, OWN> *sums)
 {
@@ -86,7 +96,7 @@ __device__ __forceinline__ NormLine norm_edge_means(float (&d)[C / 2], uint32_t 
     for (int q = 0; q < C / 32; q++) {
         float share[2][8];
         uint32_t(&v)[8] = words[KEEP ? q : 0];
-        norm_edge_words<PANEL_BYTES>(x, q, v);
+        x.get(q, v);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float2 g = *reinterpret_cast<const float2 *>(gamma + (q * 4 + i) * 8);
@@ -126,18 +136,20 @@ __device__ __forceinline__ NormLine norm_edge_means(float (&d)[C / 2], uint32_t 
 }
 
 /* dx in bf16 over x, columns 32 q.. */
-template <int C, int PANEL_BYTES>
-__device__ __forceinline__ void norm_edge_put(const float (&d)[C / 2], uint32_t x, int q, const NormLine &line,
+template <int C, typename Place>
+__device__ __forceinline__ void norm_edge_put(const float (&d)[C / 2], const Place &x, int q, const NormLine &line,
                                               const uint32_t (&words)[8])
 {
+    uint32_t out[8];
 #pragma unroll
     for (int k = 0; k < 8; k++) {
         int j = q * 4 + k / 2, h = k % 2;
         float2 v = unpack_bf16(words[k]);
         v.x = fmaf(line.rstd[h], d[j * 4 + 2 * h], fmaf(line.slope[h], v.x, line.base[h]));
         v.y = fmaf(line.rstd[h], d[j * 4 + 2 * h + 1], fmaf(line.slope[h], v.y, line.base[h]));
-        shared_word_put(norm_edge_word<PANEL_BYTES>(x, j) + h * 1024, pack_bf16(v.x, v.y));
+        out[k] = pack_bf16(v.x, v.y);
     }
+    x.put(q, out);
 }
 
 /* A bit per element of this thread's part of a row, `row` being that of the first thread. */
@@ -284,11 +296,12 @@ __device__ __forceinline__ void norm_edge_end(const NormEdge &p, const NormPart<
     int64_t at = (int64_t)row * C + threadIdx.x % S::VECTORS * 8;
     uint32_t words[KEEP ? C / 32 : 1][8];
     uint4 other[S::COUNT];
-    NormLine line = norm_edge_means<C, PANEL_BYTES, KEEP, OWN>(d, x, gamma, part, words, sums);
+    NormRowTile<PANEL_BYTES> place = {x};
+    NormLine line = norm_edge_means<C, KEEP, OWN>(d, place, gamma, part, words, sums);
 #pragma unroll
     for (int q = 0; q < C / 32; q++) {
-        if (!KEEP) norm_edge_words<PANEL_BYTES>(x, q, words[0]);
-        norm_edge_put<C, PANEL_BYTES>(d, x, q, line, words[KEEP ? q : 0]);
+        if (!KEEP) place.get(q, words[0]);
+        norm_edge_put<C>(d, place, q, line, words[KEEP ? q : 0]);
         if (q == C / 64 - 1) norm_edge_other<C>(p, row, at, other); /* in registers that are free again */
     }
     asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");

@@ -70,14 +70,14 @@ static void row_gradient(int64_t c, const real *dy, const real *gamma, double me
     }
 }
 
-static Status layer_norm_channels_bwd(const RankLayout *layout, const OpCall *call)
+/* x gamma mean rstd: from operand `first` on; rows: room for a copy of x */
+static void norm_gradient(const OpCall *call, int first, const real *dy, real *rows)
 {
-    (void)layout;
-    Channels s = channels_of(call->in_tensor[1]);
-    const real *dy = IN(0), *gamma = IN(2), *mean = IN(3), *rstd = IN(4);
-    real *rows = call->scratch, *dgamma = OUT(1), *dbeta = OUT(2);
+    Channels s = channels_of(call->in_tensor[first]);
+    const real *gamma = IN(first + 1), *mean = IN(first + 2), *rstd = IN(first + 3);
+    real *dgamma = OUT(1), *dbeta = OUT(2);
     int64_t n = s.groups * s.pairs;
-    to_last(&s, IN(1), rows);
+    to_last(&s, IN(first), rows);
     PARALLEL_IF(n * s.c)
     for (int64_t k = 0; k < s.c; k++) {
         double of_gamma = 0, of_beta = 0;
@@ -91,6 +91,38 @@ static Status layer_norm_channels_bwd(const RankLayout *layout, const OpCall *ca
     PARALLEL_IF(n * s.c)
     for (int64_t r = 0; r < n; r++) row_gradient(s.c, dy + r * s.c, gamma, mean[r], rstd[r], rows + r * s.c);
     to_first(&s, rows, OUT(0));
+}
+
+static Status layer_norm_channels_bwd(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    norm_gradient(call, 1, IN(0), call->scratch);
+    return OK;
+}
+
+enum { DY = 4, G, Y, W }; /* of GATE_NORM_CHANNELS_DX */
+
+/* Two copies: x, and the gradient of what the layer norm made. */
+static size_t gate_norm_scratch(const Program *p, const Op *op, size_t real_size)
+{
+    return 2 * (size_t)tensor_count(prog_tensor(p, op->in[0])) * real_size;
+}
+
+static Status gate_norm_channels_dx(const RankLayout *layout, const OpCall *call)
+{
+    (void)layout;
+    const real *dy = IN(DY), *g = IN(G), *y = IN(Y);
+    real *dg = OUT(3), *product = OUT(4), *rows = call->scratch, *d = rows + tensor_count(call->in_tensor[0]);
+    int64_t n = tensor_rows(call->in_tensor[DY]), o = tensor_last(call->in_tensor[DY]);
+    int64_t c = tensor_last(call->in_tensor[W]);
+    PARALLEL_IF(n * o)
+    for (int64_t e = 0; e < n * o; e++) {
+        real gate = sigmoid(g[e]);
+        product[e] = gate * dy[e];
+        dg[e] = gate * (1 - gate) * y[e] * dy[e];
+    }
+    gemm(false, false, n, c, o, 1, product, o, IN(W), c, 0, d, c);
+    norm_gradient(call, 0, d, rows);
     return OK;
 }
 
@@ -114,5 +146,6 @@ static Status gate_channels_bwd(const RankLayout *layout, const OpCall *call)
 
 const CpuEntry FN(cpu_channels)[] = {{OP_LAYER_NORM_CHANNELS, layer_norm_channels, NULL},
                                      {OP_LAYER_NORM_CHANNELS_BWD, layer_norm_channels_bwd, copy_scratch},
+                                     {OP_GATE_NORM_CHANNELS_DX, gate_norm_channels_dx, gate_norm_scratch},
                                      {OP_GATE_CHANNELS_BWD, gate_channels_bwd, copy_scratch},
                                      {0}};
