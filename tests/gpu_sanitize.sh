@@ -29,11 +29,11 @@ one() { # TOOL NAME COMMAND...: on the GPU of this lane
     timeout -k 10 "$limit" compute-sanitizer --tool "$tool" --print-limit 10 --error-exitcode 9 "$@" >"$log" 2>&1
     echo "$? $((SECONDS - begin))" >"${log%.log}.status"
 }
-jobs_of() { # one line a run: tool, name, command
+jobs_of() { # one line a run: tool, name, command; a blank at its end would join the next one to it (xargs)
     local tool
     for tool in $tools; do
         if [ "$tool" = racecheck ]; then
-            for ((part = 0; part < parts; part++)); do echo "racecheck part$part $checks --checks --part $part/$parts ${RACE:-}"; done
+            for ((part = 0; part < parts; part++)); do echo "racecheck part$part $checks --checks --part $part/$parts${RACE:+ $RACE}"; done
             continue
         fi
         echo "$tool bf16 $bench --backend cuda --preset tiny --repeats 1"

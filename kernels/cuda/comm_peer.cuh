@@ -167,7 +167,6 @@ static __global__ __launch_bounds__(WARP) void peer_meet_kernel(const __grid_con
     uint32_t turn = *a.turn + 1;
     __syncwarp();
     if (other < a.ranks && other != a.rank) {
-        __threadfence_system();
         peer_raise(a.flag[other] + a.rank, turn);
         peer_await(a, a.flag[a.rank] + other, turn, other);
     }

@@ -22,7 +22,15 @@ __device__ __forceinline__ void peer_raise(uint32_t *flag, uint32_t turn)
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(turn) : "memory");
 }
 
-/* Ordered behind what a fence of the system came after. */
+/* What this thread and those it is synchronized with stored, tensor copies that were waited for among it, is there
+ * before what it adds or raises from now on. Not __threadfence_system(), a membar.sys: that puts fences of all threads
+ * into one order (fence.sc in PTX), which no flag here needs and which takes longer. */
+__device__ __forceinline__ void peer_fence()
+{
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
+}
+
+/* Ordered behind peer_fence(). */
 __device__ __forceinline__ void peer_add(uint32_t *flag)
 {
     asm volatile("red.relaxed.sys.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");

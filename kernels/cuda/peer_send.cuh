@@ -75,8 +75,7 @@ struct PeerSender {
     {
         if (s.loopback || s.ranks == 0) return;
         uint32_t before = __ldcg(s.turn + 2);
-        asm volatile("fence.proxy.async;" ::: "memory");
-        __threadfence_system();
+        peer_fence();
         for (int k = 1; k < s.ranks; k++) peer_add(s.flag[(s.rank + k) % s.ranks] + PEER_RANKS + s.rank);
         if (atomicAdd(s.turn + 1, 1u) != before + senders - 1) return;
         for (int k = 1; k < s.ranks; k++) {
