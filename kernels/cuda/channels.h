@@ -1,4 +1,4 @@
-/* Gates that write channel-first. */
+/* Gates that write channel-first, layer norms that read so. */
 #ifndef FOLDSCALE_KERNELS_CUDA_CHANNELS_H
 #define FOLDSCALE_KERNELS_CUDA_CHANNELS_H
 
@@ -16,5 +16,8 @@ struct GateChannels {
 /* a: the shape of all a_k */
 Status gate_channels_launch(const OpCall *call, const GateChannels &p, const Tensor *a, AnyReal mask,
                             cudaStream_t stream);
+
+/* A call of LAYER_NORM_CHANNELS, for ops that have it as a part; mean and rstd may be absent. */
+Status layer_norm_channels_run(CudaContext *ctx, const OpCall *call);
 
 #endif

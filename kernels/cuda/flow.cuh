@@ -50,7 +50,8 @@ struct FlowProblem {
     const float *bias[FLOW_MEMBERS];
     float least;                        /* 0 for relu, else -infinity */
     bool keep;                          /* the product before the gate */
-    FrontNorm norm;                     /* of a plain edge */
+    FrontNorm norm;                     /* of a plain edge, or of a channel-first x */
+    int places;                         /* of a channel-first x[rows / places][K][places] (flow_channels.cuh) */
     FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
@@ -372,6 +373,7 @@ struct FlowOperands {
     bool relu;
     Dropout drop;
     FrontNorm norm;
+    int64_t places; /* x[rows / places, inner, places]; 0: x[rows, inner] */
     FlowFew few;
     PeerSend send;
 };
@@ -407,13 +409,17 @@ static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
 static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
 {
     int64_t columns = o.start[o.members];
-    TRY(tensor_map(o.x, o.rows, o.inner, FLOW_ROWS, &p->x));
+    if (o.places)
+        TRY(tensor_map(o.x, o.rows / o.places * o.inner, o.places, (int)o.inner, &p->x));
+    else
+        TRY(tensor_map(o.x, o.rows, o.inner, FLOW_ROWS, &p->x));
+    if (o.norm.y) TRY(tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal));
     TRY(tensor_map(o.w, columns, o.inner, width, &p->w));
     bool sends = !flow_is_plain(edge) && o.send.ranks > 0;
     for (int k = 0; sends && k < o.send.ranks; k++) TRY(tensor_map(o.send.out[k], o.rows, columns, p->box, &p->y[k]));
     for (int k = 0; !sends && k < o.members; k++)
         TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
-    if (flow_is_plain(edge)) return o.norm.y ? tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal) : OK;
+    if (flow_is_plain(edge)) return OK;
     TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));
     if (edge == FLOW_RESIDUAL) return OK;
     TRY(tensor_map(o.g, o.rows, columns, FLOW_ROWS, &p->g));
@@ -445,20 +451,26 @@ static inline FlowRepeat flow_repeat(const FlowProblem &p)
     return tiles ? FLOW_REPEATS_TILES : FLOW_REPEATS_NOT;
 }
 
+/* width: columns of a block */
+static inline Status flow_problem(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
+{
+    p->rows = (int)o.rows, p->columns = o.start[o.members], p->members = o.members;
+    for (int k = 0; k < o.members; k++) p->bias[k] = o.bias[k], p->start[k + 1] = o.start[k + 1];
+    p->least = o.relu ? 0.0f : -INFINITY;
+    p->keep = o.product != NULL;
+    p->drop = o.drop;
+    p->norm = o.norm, p->places = (int)o.places, p->few = o.few;
+    p->send = o.send, p->box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
+    flow_share(width, p);
+    p->repeat = flow_repeat(*p);
+    return flow_maps(o, edge, width, p);
+}
+
 template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const FlowOperands &o, cudaStream_t stream)
 {
     constexpr int BYTES = FlowShape<K, NB, EDGE>::BYTES;
     FlowProblem p = {};
-    p.rows = (int)o.rows, p.columns = o.start[o.members], p.members = o.members;
-    for (int k = 0; k < o.members; k++) p.bias[k] = o.bias[k], p.start[k + 1] = o.start[k + 1];
-    p.least = o.relu ? 0.0f : -INFINITY;
-    p.keep = o.product != NULL;
-    p.drop = o.drop;
-    p.norm = o.norm, p.few = o.few;
-    p.send = o.send, p.box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
-    flow_share(NB, &p);
-    p.repeat = flow_repeat(p);
-    TRY(flow_maps(o, EDGE, NB, &p));
+    TRY(flow_problem(o, EDGE, NB, &p));
     CUDA_TRY(cudaFuncSetAttribute(flow_kernel<K, NB, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     launch(flow_kernel<K, NB, EDGE>, p.first[p.blocks], FLOW_THREADS, BYTES, stream, p);
     return cuda_launched("flow_kernel");
