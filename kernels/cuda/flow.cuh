@@ -50,8 +50,7 @@ struct FlowProblem {
     const float *bias[FLOW_MEMBERS];
     float least;                        /* 0 for relu, else -infinity */
     bool keep;                          /* the product before the gate */
-    FrontNorm norm;                     /* of a plain edge, or of a channel-first x */
-    int places;                         /* of a channel-first x[rows / places][K][places] (flow_channels.cuh) */
+    FrontNorm norm;                     /* of a plain edge */
     FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
@@ -373,7 +372,6 @@ struct FlowOperands {
     bool relu;
     Dropout drop;
     FrontNorm norm;
-    int64_t places; /* x[rows / places, inner, places]; 0: x[rows, inner] */
     FlowFew few;
     PeerSend send;
 };
@@ -409,17 +407,13 @@ static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
 static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
 {
     int64_t columns = o.start[o.members];
-    if (o.places)
-        TRY(tensor_map(o.x, o.rows / o.places * o.inner, o.places, (int)o.inner, &p->x));
-    else
-        TRY(tensor_map(o.x, o.rows, o.inner, FLOW_ROWS, &p->x));
-    if (o.norm.y) TRY(tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal));
+    TRY(tensor_map(o.x, o.rows, o.inner, FLOW_ROWS, &p->x));
     TRY(tensor_map(o.w, columns, o.inner, width, &p->w));
     bool sends = !flow_is_plain(edge) && o.send.ranks > 0;
     for (int k = 0; sends && k < o.send.ranks; k++) TRY(tensor_map(o.send.out[k], o.rows, columns, p->box, &p->y[k]));
     for (int k = 0; !sends && k < o.members; k++)
         TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
-    if (flow_is_plain(edge)) return OK;
+    if (flow_is_plain(edge)) return o.norm.y ? tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal) : OK;
     TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));
     if (edge == FLOW_RESIDUAL) return OK;
     TRY(tensor_map(o.g, o.rows, columns, FLOW_ROWS, &p->g));
@@ -459,7 +453,7 @@ static inline Status flow_problem(const FlowOperands &o, FlowEdge edge, int widt
     p->least = o.relu ? 0.0f : -INFINITY;
     p->keep = o.product != NULL;
     p->drop = o.drop;
-    p->norm = o.norm, p->places = (int)o.places, p->few = o.few;
+    p->norm = o.norm, p->few = o.few;
     p->send = o.send, p->box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
     flow_share(width, p);
     p->repeat = flow_repeat(*p);

@@ -9,6 +9,13 @@
 
 #include "kernels/cuda/flow.cuh"
 
+struct FlowChannels {
+    FlowProblem flow; /* y, r, g, W, the product, dropout */
+    CUtensorMap x, normal;
+    FrontNorm norm; /* of x[rows / places][C][places] */
+    int places;
+};
+
 /* A slot: x, r, g. Constants: b, gamma, beta. */
 template <int C> struct FlowChannelsShape {
     static constexpr int W_PANEL = C * 128, W_BYTES = C / 64 * W_PANEL, TILE = FLOW_ROWS * C * 2;
@@ -21,11 +28,11 @@ template <int C> struct FlowChannelsShape {
 };
 
 /* One thread: the weights, then tiles as slots become free. */
-template <int C> __device__ __forceinline__ void flow_channels_load(const FlowProblem &p, const FlowPlace &at)
+template <int C> __device__ __forceinline__ void flow_channels_load(const FlowChannels &p, const FlowPlace &at)
 {
     typedef FlowChannelsShape<C> S;
     barrier_expect(at.ready, S::W_BYTES);
-    for (int k = 0; k < C / 64; k++) tensor_load(at.w + k * S::W_PANEL, &p.w, 0, k * 64, at.ready);
+    for (int k = 0; k < C / 64; k++) tensor_load(at.w + k * S::W_PANEL, &p.flow.w, 0, k * 64, at.ready);
     for (int i = 0, tile = at.first; tile < at.tiles; i++, tile += at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
         uint32_t target = at.slots + slot * S::SLOT, full = at.full + slot * 8;
@@ -33,15 +40,15 @@ template <int C> __device__ __forceinline__ void flow_channels_load(const FlowPr
         barrier_expect(full, S::SLOT);
         tensor_load(target, &p.x, row / p.places * C, row % p.places, full);
         for (int c = 0; c < C / 64; c++) {
-            tensor_load(target + S::R_AT + c * FLOW_CHUNK, &p.r, row, c * 64, full);
-            tensor_load(target + S::G_AT + c * FLOW_CHUNK, &p.g, row, c * 64, full);
+            tensor_load(target + S::R_AT + c * FLOW_CHUNK, &p.flow.r, row, c * 64, full);
+            tensor_load(target + S::G_AT + c * FLOW_CHUNK, &p.flow.g, row, c * 64, full);
         }
     }
 }
 
 /* A thread per warpgroup: its finished tiles go out, then their slots are free. */
 template <int C>
-__device__ __forceinline__ void flow_channels_store(const FlowProblem &p, const FlowPlace &at, int group)
+__device__ __forceinline__ void flow_channels_store(const FlowChannels &p, const FlowPlace &at, int group)
 {
     typedef FlowChannelsShape<C> S;
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
@@ -50,8 +57,8 @@ __device__ __forceinline__ void flow_channels_store(const FlowProblem &p, const 
         uint32_t from = at.slots + slot * S::SLOT;
         barrier_wait(at.done + slot * 8, round & 1);
         for (int c = 0; c < C / 64; c++, from += FLOW_CHUNK) {
-            tensor_store(&p.y[0], from + S::R_AT, row, c * 64);
-            if (p.keep) tensor_store(&p.product, from + S::G_AT, row, c * 64);
+            tensor_store(&p.flow.y[0], from + S::R_AT, row, c * 64);
+            if (p.flow.keep) tensor_store(&p.flow.product, from + S::G_AT, row, c * 64);
             if (p.norm.y) tensor_store(&p.normal, from, row, c * 64);
         }
         tensor_store_commit();
@@ -159,7 +166,7 @@ __device__ __forceinline__ void flow_channels_edge(const FlowProblem &p, const f
 }
 
 template <int C>
-__device__ __forceinline__ void flow_channels_tile(const FlowProblem &p, const FlowPlace &at, int row0, uint32_t x,
+__device__ __forceinline__ void flow_channels_tile(const FlowChannels &p, const FlowPlace &at, int row0, uint32_t x,
                                                    const FlowKept &kept)
 {
     typedef FlowChannelsShape<C> S;
@@ -184,22 +191,22 @@ __device__ __forceinline__ void flow_channels_tile(const FlowProblem &p, const F
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_settle(acc);
-    flow_channels_edge<C>(p, at.bias, acc, x + S::R_AT, kept);
+    flow_channels_edge<C>(p.flow, at.bias, acc, x + S::R_AT, kept);
 }
 
 template <int C>
-__device__ __forceinline__ void flow_channels_work(const FlowProblem &p, const FlowPlace &at, int group)
+__device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const FlowPlace &at, int group)
 {
     typedef FlowChannelsShape<C> S;
-    bool drops = p.drop.rng != NULL;
-    DropoutDraw draw = drops ? p.drop.draw() : DropoutDraw{};
+    bool drops = p.flow.drop.rng != NULL;
+    DropoutDraw draw = drops ? p.flow.drop.draw() : DropoutDraw{};
     FlowKept kept = {{{~0u, ~0u}, {~0u, ~0u}}};
     barrier_wait(at.ready, 0);
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
-        if (drops && (i == group || p.repeat != FLOW_REPEATS_TILES))
-            flow_draw(p, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
+        if (drops && (i == group || p.flow.repeat != FLOW_REPEATS_TILES))
+            flow_draw(p.flow, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
         barrier_wait(at.full + slot * 8, round & 1);
         flow_channels_tile<C>(p, at, tile * FLOW_ROWS, at.slots + slot * S::SLOT, kept);
         async_fence();
@@ -209,7 +216,7 @@ __device__ __forceinline__ void flow_channels_work(const FlowProblem &p, const F
 }
 
 template <int C>
-__global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __grid_constant__ FlowProblem p)
+__global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __grid_constant__ FlowChannels p)
 {
     typedef FlowChannelsShape<C> S;
     extern __shared__ __align__(1024) char shared[];
@@ -217,16 +224,16 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
     int group = threadIdx.x / 128, warp = threadIdx.x / WARP % 4;
     FlowPlace at = {};
     at.w = shared_address(shared), at.slots = at.w + S::W_BYTES, at.bias = constants;
-    at.first = blockIdx.x, at.step = gridDim.x, at.tiles = p.rows / FLOW_ROWS;
+    at.first = blockIdx.x, at.step = gridDim.x, at.tiles = p.flow.rows / FLOW_ROWS;
     slot_barriers<S::SLOTS>(&at, at.w + S::BARRIERS_AT);
     if (threadIdx.x == 0) {
         tensor_prefetch(&p.x);
-        for (int k = 0; k < C / 64; k++) tensor_prefetch_box(&p.w, 0, k * 64);
+        for (int k = 0; k < C / 64; k++) tensor_prefetch_box(&p.flow.w, 0, k * 64);
     }
     stage_wait();
     stage_release();
     for (int c = threadIdx.x; c < C; c += FLOW_THREADS) {
-        constants[c] = p.bias[0] ? p.bias[0][c] : 0.0f;
+        constants[c] = p.flow.bias[0] ? p.flow.bias[0][c] : 0.0f;
         constants[C + c] = p.norm.gamma[c], constants[2 * C + c] = p.norm.beta[c];
     }
     __syncthreads();
@@ -242,25 +249,31 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
 
 /* --- host */
 
-static inline bool flow_channels_fits(const FlowOperands &o)
+static inline bool flow_channels_fits(const FlowOperands &o, const FrontNorm &norm, int64_t places)
 {
-    return flow_fits(o, FLOW_GATED) && o.start[o.members] == o.inner && o.places % FLOW_ROWS == 0 &&
-           aligned16(o.norm.y);
+    return flow_fits(o, FLOW_GATED) && o.start[o.members] == o.inner && places % FLOW_ROWS == 0 && aligned16(norm.y);
 }
 
-template <int C> static Status flow_channels_launch_shape(const FlowOperands &o, cudaStream_t stream)
+template <int C>
+static Status flow_channels_launch_shape(const FlowOperands &o, const FrontNorm &norm, int64_t places,
+                                         cudaStream_t stream)
 {
     constexpr int BYTES = FlowChannelsShape<C>::BYTES;
-    FlowProblem p = {};
-    TRY(flow_problem(o, FLOW_GATED, C, &p));
+    FlowChannels p = {};
+    TRY(flow_problem(o, FLOW_GATED, C, &p.flow));
+    TRY(tensor_map(o.x, o.rows / places * C, places, C, &p.x));
+    if (norm.y) TRY(tensor_map(norm.y, o.rows, C, FLOW_ROWS, &p.normal));
+    p.norm = norm, p.places = (int)places;
     CUDA_TRY(cudaFuncSetAttribute(flow_channels_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    launch(flow_channels_kernel<C>, p.first[p.blocks], FLOW_THREADS, BYTES, stream, p);
+    launch(flow_channels_kernel<C>, p.flow.first[p.flow.blocks], FLOW_THREADS, BYTES, stream, p);
     return cuda_launched("flow_channels_kernel");
 }
 
-static inline Status flow_channels_launch(const FlowOperands &o, cudaStream_t stream)
+static inline Status flow_channels_launch(const FlowOperands &o, const FrontNorm &norm, int64_t places,
+                                          cudaStream_t stream)
 {
-    return o.inner == 64 ? flow_channels_launch_shape<64>(o, stream) : flow_channels_launch_shape<128>(o, stream);
+    return o.inner == 64 ? flow_channels_launch_shape<64>(o, norm, places, stream)
+                         : flow_channels_launch_shape<128>(o, norm, places, stream);
 }
 
 #endif

@@ -20,8 +20,8 @@ struct Branch {
     int64_t rows, inner, out;
     DType type;
     Dropout drop;
-    bool gated, kept, normed;
-    FrontNorm norm;
+    bool gated, kept, channels; /* x[rows / places, inner, places], its layer norm in front */
+    FrontNorm front;
     int64_t places;
 };
 
@@ -35,13 +35,13 @@ static Branch branch_of(const RankLayout *layout, const OpCall *call)
 {
     const Tensor *x = call->in_tensor[1], *w = call->in_tensor[2];
     Branch b = {};
-    b.normed = call_in(call, GAMMA) != NULL;
-    if (b.normed) {
-        b.norm.gamma = (const float *)call->in[GAMMA], b.norm.beta = (const float *)call->in[BETA];
-        b.norm.eps = (float)call->op->attr.f[1];
-        if (call->out_tensor[NORMAL]) b.norm.y = (bf16 *)call->out[NORMAL];
-        if (call->out_tensor[NORMAL + 1]) b.norm.mean = (float *)call->out[NORMAL + 1];
-        if (call->out_tensor[NORMAL + 2]) b.norm.rstd = (float *)call->out[NORMAL + 2];
+    b.channels = call_in(call, GAMMA) != NULL;
+    if (b.channels) {
+        b.front.gamma = (const float *)call->in[GAMMA], b.front.beta = (const float *)call->in[BETA];
+        b.front.eps = (float)call->op->attr.f[1];
+        if (call->out_tensor[NORMAL]) b.front.y = (bf16 *)call->out[NORMAL];
+        if (call->out_tensor[NORMAL + 1]) b.front.mean = (float *)call->out[NORMAL + 1];
+        if (call->out_tensor[NORMAL + 2]) b.front.rstd = (float *)call->out[NORMAL + 2];
         b.places = x->dim[x->rank - 2] * x->dim[x->rank - 1];
     }
     b.y_tensor = call->out_tensor[0];
@@ -67,7 +67,6 @@ static FlowOperands flow_operands(const Branch &b)
     o.rows = b.rows, o.inner = b.inner;
     o.members = 1, o.start[1] = (int)b.out;
     o.drop = b.drop;
-    o.norm = b.norm, o.places = b.places;
     return o;
 }
 
@@ -130,7 +129,7 @@ static bool branch_flows(const Branch &b, const FlowOperands &o)
 {
     bool keeps = b.gated || !b.kept; /* without a gate nobody asks for the product */
     if (b.type != DT_BF16 || b.rows < 1024) return false;
-    return b.normed ? b.gated && flow_channels_fits(o) : keeps && flow_fits(o, edge_of(b));
+    return b.channels ? b.gated && flow_channels_fits(o, b.front, b.places) : keeps && flow_fits(o, edge_of(b));
 }
 
 /* Room for the product, for the biases in bf16, for the result of a layer norm. */
@@ -157,11 +156,11 @@ static Status branch_norm(CudaContext *ctx, const OpCall *call, Branch *b)
     norm.in[0] = b->x, norm.in_tensor[0] = call->in_tensor[1];
     for (int k = 0; k < 2; k++)
         norm.in[1 + k] = call->in[GAMMA + k], norm.in_tensor[1 + k] = call->in_tensor[GAMMA + k];
-    norm.out[0] = b->norm.y ? (void *)b->norm.y : (char *)call->scratch + product_room(call);
-    norm.out[1] = b->norm.mean, norm.out[2] = b->norm.rstd;
+    norm.out[0] = b->front.y ? (void *)b->front.y : (char *)call->scratch + product_room(call);
+    norm.out[1] = b->front.mean, norm.out[2] = b->front.rstd;
     TRY(layer_norm_channels_run(ctx, &norm));
     b->x = norm.out[0];
-    b->normed = false, b->norm = {}, b->places = 0;
+    b->channels = false, b->front = {}, b->places = 0;
     return OK;
 }
 
@@ -169,9 +168,9 @@ static Status linear_residual(CudaContext *ctx, const OpCall *call)
 {
     Branch b = branch_of(ctx->layout, call);
     if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
-    if (b.normed) {
+    if (b.channels) {
         FlowOperands o = flow_operands(b);
-        if (branch_flows(b, o)) return flow_channels_launch(o, ctx->stream);
+        if (branch_flows(b, o)) return flow_channels_launch(o, b.front, b.places, ctx->stream);
         TRY(branch_norm(ctx, call, &b));
     }
     FlowOperands o = flow_operands(b);
@@ -190,7 +189,7 @@ static bool linear_residual_sends(const OpCall *call)
     Branch b = branch_of(NULL, call);
     int last = b.y_tensor->rank - 1;
     bool drops_alike = !call_in(call, 5) || (call->op->attr.i[1] != last && b.y_tensor->shard != last);
-    return call->op->send.output == 0 && drops_alike && !b.normed && branch_flows(b, flow_operands(b)) &&
+    return call->op->send.output == 0 && drops_alike && !b.channels && branch_flows(b, flow_operands(b)) &&
            peer_send_rows(call, &rows) && flow_can_send(rows);
 }
 
