@@ -221,8 +221,26 @@ static void transitions_become_one_op(void **state)
     }
 }
 
+/* The triangle multiplications whose last product takes in the layer norm of what it reads. */
+static int count_normed_branches(const Program *p)
+{
+    int count = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (op->kind != OP_LINEAR_RESIDUAL || op->n_in <= 6) continue;
+        count++;
+        const Op *before = &p->op[p->value[op->in[1]].def_op]; /* perhaps marked */
+        assert_int_equal(before->kind == OP_RESHARD ? p->op[p->value[before->in[0]].def_op].kind : before->kind,
+                         OP_TRI_PRODUCT);
+        assert_true(op->in[4] != VAL_NONE && op->in[6] != VAL_NONE && op->in[7] != VAL_NONE);
+        assert_true(op->attr.f[1] > 0 && op->attr.f[1] < 1e-4);
+    }
+    return count;
+}
+
 /* The gates of a triangle multiplication move into the group of its projections; with fused layer norms the channels
- * come first from there to the norm behind the product. Only a program with a loss keeps what gradients need. */
+ * come first from there to the product at its end, which takes in the norm before it; where recomputation is to repeat
+ * that, to the norm. Only a program with a loss keeps what gradients need. */
 static void triangle_multiplications_put_channels_first(void **state)
 {
     (void)state;
@@ -235,13 +253,18 @@ static void triangle_multiplications_put_channels_first(void **state)
         assert_int_equal(nth_kind(p, OP_LINEAR_GATES, 0)->attr.i[2], loss);
         assert_int_equal(nth_kind(p, OP_LINEAR_GATES, 0)->attr.i[3], 0);
         prog_destroy(&p);
-        p = fused(r.p, (Switches){.gemm_batching = true, .fused_pointwise = true, .fused_layernorm = true});
-        assert_int_equal(count_kind(p, OP_LAYER_NORM_CHANNELS), products);
-        for (int n = 0; n < products; n++) {
-            assert_int_equal(nth_kind(p, OP_LINEAR_GATES, n)->attr.i[3], 1);
-            assert_int_equal(nth_kind(p, OP_TRI_PRODUCT, n)->attr.i[2], 1);
+        Switches s = {.gemm_batching = true, .fused_pointwise = true, .fused_layernorm = true};
+        for (int repeats = 0; repeats < 2; repeats++) {
+            s.checkpoint = repeats ? CHECKPOINT_SELECTIVE : CHECKPOINT_NONE;
+            p = fused(r.p, s);
+            assert_int_equal(count_kind(p, OP_LAYER_NORM_CHANNELS), repeats ? products : 0);
+            assert_int_equal(count_normed_branches(p), repeats ? 0 : products);
+            for (int n = 0; n < products; n++) {
+                assert_int_equal(nth_kind(p, OP_LINEAR_GATES, n)->attr.i[3], 1);
+                assert_int_equal(nth_kind(p, OP_TRI_PRODUCT, n)->attr.i[2], 1);
+            }
+            prog_destroy(&p);
         }
-        prog_destroy(&p);
         recording_free(&r);
     }
 }

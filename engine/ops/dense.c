@@ -8,6 +8,10 @@ enum { GROUP_MAX = LINEAR_GROUP_MAX };
 /* Where a layer norm in front has its gamma and its first output, beyond all that a kind may have. */
 enum { LINEAR_GAMMA = 3, LINEAR_NORM_OUT = 1 };
 enum { GROUP_GAMMA = 1 + 2 * GROUP_MAX, GROUP_NORM_OUT = GROUP_MAX };
+enum { RESIDUAL_GAMMA = 6, RESIDUAL_NORM_OUT = 2 };
+static const NormInFront linear_norm = {0, LINEAR_GAMMA, LINEAR_NORM_OUT, false},
+                         group_norm = {0, GROUP_GAMMA, GROUP_NORM_OUT, false},
+                         residual_norm = {1, RESIDUAL_GAMMA, RESIDUAL_NORM_OUT, true};
 
 static double gemm_flops(const Tensor *x, const Tensor *w)
 {
@@ -29,12 +33,12 @@ static Status linear_infer(const Program *p, const Op *op, Tensor *out, int *n_o
         return rule_bad_shape(p, op, "x[*,I] W[O,I] b[O]?, x whole along its last axis");
     out[0] = rule_with_last(x, w->dim[0]);
     *n_out = 1;
-    return norm_in_front_infer(p, op, LINEAR_GAMMA, LINEAR_NORM_OUT, out, n_out);
+    return norm_in_front_infer(p, op, &linear_norm, out, n_out);
 }
 
 static Status linear_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
-    Val x = norm_in_front_result(op, LINEAR_GAMMA, LINEAR_NORM_OUT);
+    Val x = norm_in_front_result(op, &linear_norm);
     Val w = op->in[1], b = op->n_in > 2 ? op->in[2] : VAL_NONE;
     Val dy = dout[0];
     if (op->attr.i[0]) dy = prog_add(p, OP_RELU_BWD, 2, (Val[]){dy, op->out[0]}, NULL);
@@ -43,7 +47,7 @@ static Status linear_vjp(Program *p, const Op *op, const Val *dout, Val *din)
     prog_add_multi(p, OP_LINEAR_DW, 2, (Val[]){dy, x}, &(OpAttr){.i = {b != VAL_NONE}}, dw);
     din[1] = dw[0];
     if (b != VAL_NONE) din[2] = dw[1];
-    norm_in_front_vjp(p, op, LINEAR_GAMMA, LINEAR_NORM_OUT, din);
+    norm_in_front_vjp(p, op, &linear_norm, din);
     return OK;
 }
 
@@ -53,7 +57,7 @@ static void linear_cost(const Program *p, const Op *op, Cost *cost)
     cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 1));
     if (rule_in(p, op, 2)) cost->flops += (double)tensor_count(y);
     if (op->attr.i[0]) cost->flops += (double)tensor_count(y);
-    cost->flops += norm_in_front_flops(p, op, LINEAR_GAMMA);
+    cost->flops += norm_in_front_flops(p, op, &linear_norm);
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -143,22 +147,24 @@ const OpDef op_linear_dw = {.name = "linear_dw",
                             .exact_out = 3,
                             .int_name = {"bias"}};
 
-/* --- the product that ends a branch: gate, dropout and residual sum at its edge -------------------------------------
+/* --- the product that ends a branch: gate, dropout and residual sum at its edge, perhaps the layer norm of a
+ * channel-first x in front ------------------------------------------------------------------------------------------
  */
 
 static Status linear_residual_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(rule_require(p, op, 3));
-    const Tensor *r = rule_in(p, op, 0), *x = rule_in(p, op, 1), *w = rule_in(p, op, 2), *b = rule_in(p, op, 3);
+    const Tensor *r = rule_in(p, op, 0), *w = rule_in(p, op, 2), *b = rule_in(p, op, 3);
     const Tensor *g = rule_in(p, op, 4), *rng = rule_in(p, op, 5);
-    bool product = fits_matrix(x, w, false) && (!b || rule_is_vector(b, w->dim[0]));
-    Tensor y = product ? rule_with_last(x, w->dim[0]) : *x;
-    bool drops = !rng || dropout_fits(x, rng, &op->attr);
+    Tensor x = norm_in_front_shape(p, op, &residual_norm);
+    bool product = fits_matrix(&x, w, false) && (!b || rule_is_vector(b, w->dim[0]));
+    Tensor y = product ? rule_with_last(&x, w->dim[0]) : x;
+    bool drops = !rng || dropout_fits(&x, rng, &op->attr);
     if (!product || !drops || !rule_same(r, &y) || (g && !rule_same(g, &y)))
         return rule_bad_shape(p, op, "r[*,O] x[*,I] W[O,I] b[O]? g[*,O]? rng i32[4]?, 0 <= rate < 1");
     out[0] = out[1] = *r;
     *n_out = op->attr.i[2] ? 2 : 1;
-    return OK;
+    return norm_in_front_infer(p, op, &residual_norm, out, n_out);
 }
 
 static Status linear_residual_vjp(Program *p, const Op *op, const Val *dout, Val *din)
@@ -180,28 +186,39 @@ static Status linear_residual_vjp(Program *p, const Op *op, const Val *dout, Val
     }
     din[1] = prog_add(p, OP_LINEAR_DX, 2, (Val[]){dp, w}, NULL);
     Val dw[OP_MAX_OUT];
-    prog_add_multi(p, OP_LINEAR_DW, 2, (Val[]){dp, op->in[1]}, &(OpAttr){.i = {b != VAL_NONE}}, dw);
+    Val x = norm_in_front_result(op, &residual_norm);
+    prog_add_multi(p, OP_LINEAR_DW, 2, (Val[]){dp, x}, &(OpAttr){.i = {b != VAL_NONE}}, dw);
     din[2] = dw[0];
     if (b != VAL_NONE) din[3] = dw[1];
+    norm_in_front_vjp(p, op, &residual_norm, din);
     return OK;
 }
 
 static void linear_residual_cost(const Program *p, const Op *op, Cost *cost)
 {
     double count = (double)tensor_count(prog_tensor(p, op->out[0]));
-    cost->flops = gemm_flops(rule_in(p, op, 1), rule_in(p, op, 2)) + count;
+    cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 2)) + count;
     for (int k = 3; k <= 5; k++)
         if (rule_in(p, op, k)) cost->flops += (k == 4 ? 4.0 : 1.0) * count;
+    cost->flops += norm_in_front_flops(p, op, &residual_norm);
     cost->bytes = rule_bytes(p, op);
 }
 
+static const char *linear_residual_priced_as(const Op *op)
+{
+    return norm_in_front(op, &residual_norm) ? "linear_residual_channels" : "linear_residual";
+}
+
 const OpDef op_linear_residual = {.name = "linear_residual",
+                                  .priced_as = linear_residual_priced_as,
                                   .infer = linear_residual_infer,
                                   .vjp = linear_residual_vjp,
                                   .cost = linear_residual_cost,
-                                  .exact_in = 1 << 3,
+                                  .exact_in = 1 << 3 | 3 << RESIDUAL_GAMMA,
+                                  .exact_out = 6 << RESIDUAL_NORM_OUT,
+                                  .optional_out = 7 << RESIDUAL_NORM_OUT,
                                   .int_name = {"key", "shared", "keep"},
-                                  .real_name = {"rate"}};
+                                  .real_name = {"rate", "eps"}};
 
 /* --- several matrices on one input: the weights lie one after the other in the parameter block, so that a backend may
  * run them as one product -------------------------------------------------------------------------------------------
@@ -226,7 +243,7 @@ static Status linear_group_infer(const Program *p, const Op *op, Tensor *out, in
         out[g] = rule_with_last(x, w->dim[0]);
     }
     *n_out = n;
-    return norm_in_front_infer(p, op, GROUP_GAMMA, GROUP_NORM_OUT, out, n_out);
+    return norm_in_front_infer(p, op, &group_norm, out, n_out);
 }
 
 /* From the gradients dy of the n products of x: dx to din[0], those of the weights, the first of which is input `first`
@@ -256,8 +273,8 @@ static Status linear_group_vjp(Program *p, const Op *op, const Val *dout, Val *d
     TRY(group_size(p, op, &n));
     Val dy[GROUP_MAX];
     for (int g = 0; g < n; g++) dy[g] = rule_grad_or_zero(p, dout[g], op->out[g]);
-    group_gradients(p, op, n, 1, norm_in_front_result(op, GROUP_GAMMA, GROUP_NORM_OUT), dy, din);
-    norm_in_front_vjp(p, op, GROUP_GAMMA, GROUP_NORM_OUT, din);
+    group_gradients(p, op, n, 1, norm_in_front_result(op, &group_norm), dy, din);
+    norm_in_front_vjp(p, op, &group_norm, din);
     return OK;
 }
 
@@ -268,7 +285,7 @@ static void linear_group_cost(const Program *p, const Op *op, Cost *cost)
         cost->flops += gemm_flops(x, rule_in(p, op, 1 + 2 * g));
         if (rule_in(p, op, 2 + 2 * g)) cost->flops += (double)tensor_count(prog_tensor(p, op->out[g]));
     }
-    cost->flops += norm_in_front_flops(p, op, GROUP_GAMMA);
+    cost->flops += norm_in_front_flops(p, op, &group_norm);
     cost->bytes = rule_bytes(p, op);
 }
 

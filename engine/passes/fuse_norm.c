@@ -1,6 +1,7 @@
 /* Layer norms move into the product behind them: it reads x and normalizes rows as they come by, so that the normalized
  * tensor is not read again, and written only where a gradient wants it. For products that moving x bounds: few columns,
- * or short rows. Beside wide products of longer rows nothing is gained: every block of columns would normalize x again
+ * or short rows, or that at the end of a triangle multiplication, where the layer norm alone turns channels to the last
+ * axis. Beside wide products of longer rows nothing is gained: every block of columns would normalize x again
  * ([32768, 256] x 1024 on one H200: 49.7 us, against 9.9 and 38.7 for the two). */
 #include <stdlib.h>
 
@@ -10,15 +11,18 @@
 
 enum { NORM_OUTPUTS = 3 /* normalized, mean, rstd */, SHORT_ROW = 64, FEW_COLUMNS = 8 };
 
-/* Where a kind of product takes gamma, beta right behind it, and gives what a layer norm gives. */
+/* A kind of product and the layer norm that it takes in: x, gamma and beta right behind it among its inputs, the first
+ * of what a layer norm gives among its outputs, eps among its attributes. */
 typedef struct Front {
-    OpKind kind;
-    int gamma, out;
+    OpKind kind, norm;
+    int x, gamma, out, eps;
 } Front;
 
 static const Front *front_of(const Op *op)
 {
-    static const Front fronts[] = {{OP_LINEAR, 3, 1}, {OP_LINEAR_GROUP, 13, 6}};
+    static const Front fronts[] = {{OP_LINEAR, OP_LAYER_NORM_FUSED, 0, 3, 1, 0},
+                                   {OP_LINEAR_GROUP, OP_LAYER_NORM_FUSED, 0, 13, 6, 0},
+                                   {OP_LINEAR_RESIDUAL, OP_LAYER_NORM_CHANNELS, 1, 6, 2, 1}};
     for (size_t k = 0; k < sizeof fronts / sizeof fronts[0]; k++)
         if (fronts[k].kind == op->kind) return &fronts[k];
     return NULL;
@@ -34,12 +38,15 @@ static bool is_narrow(const Program *p, const Op *op)
 /* The layer norm that `op` alone reads, NULL when there is none. */
 static const Op *norm_before(const Program *p, const int32_t *uses, const Op *op)
 {
-    if (op->stage != STAGE_FORWARD || !front_of(op) || !is_narrow(p, op)) return NULL;
-    const Value *x = &p->value[op->in[0]];
-    if (x->def_op < 0 || x->output || uses[op->in[0]] != 1) return NULL;
+    const Front *front = op->stage == STAGE_FORWARD ? front_of(op) : NULL;
+    if (!front) return NULL;
+    Val read = op->in[front->x];
+    const Value *x = &p->value[read];
+    if (x->def_op < 0 || x->output || uses[read] != 1) return NULL;
     const Op *norm = &p->op[x->def_op];
     bool alike = norm->stage == op->stage && norm->block == op->block && !norm->full_precision && !op->full_precision;
-    return norm->kind == OP_LAYER_NORM_FUSED && alike ? norm : NULL;
+    bool fits = norm->kind == front->norm && (norm->kind == OP_LAYER_NORM_CHANNELS || is_narrow(p, op));
+    return fits && norm->out[0] == read && alike ? norm : NULL;
 }
 
 static void emit(Replay *replay, const Op *product, const Op *norm)
@@ -48,10 +55,10 @@ static void emit(Replay *replay, const Op *product, const Op *norm)
     Op op = *product;
     Val in[OP_MAX_IN], out[OP_MAX_OUT];
     for (int k = product->n_in; k < front->gamma; k++) op.in[k] = VAL_NONE;
-    op.in[0] = norm->in[0];
+    op.in[front->x] = norm->in[0];
     op.in[front->gamma] = norm->in[1], op.in[front->gamma + 1] = norm->in[2];
     op.n_in = (int16_t)(front->gamma + 2);
-    op.attr.f[0] = norm->attr.f[0];
+    op.attr.f[front->eps] = norm->attr.f[0];
     replay_inputs(replay, &op, in);
     prog_replay(replay->out, &op, in, out);
     if (replay->out->status != OK) return;

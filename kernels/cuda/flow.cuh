@@ -445,20 +445,26 @@ static inline FlowRepeat flow_repeat(const FlowProblem &p)
     return tiles ? FLOW_REPEATS_TILES : FLOW_REPEATS_NOT;
 }
 
+/* width: columns of a block */
+static inline Status flow_problem(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
+{
+    p->rows = (int)o.rows, p->columns = o.start[o.members], p->members = o.members;
+    for (int k = 0; k < o.members; k++) p->bias[k] = o.bias[k], p->start[k + 1] = o.start[k + 1];
+    p->least = o.relu ? 0.0f : -INFINITY;
+    p->keep = o.product != NULL;
+    p->drop = o.drop;
+    p->norm = o.norm, p->few = o.few;
+    p->send = o.send, p->box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
+    flow_share(width, p);
+    p->repeat = flow_repeat(*p);
+    return flow_maps(o, edge, width, p);
+}
+
 template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const FlowOperands &o, cudaStream_t stream)
 {
     constexpr int BYTES = FlowShape<K, NB, EDGE>::BYTES;
     FlowProblem p = {};
-    p.rows = (int)o.rows, p.columns = o.start[o.members], p.members = o.members;
-    for (int k = 0; k < o.members; k++) p.bias[k] = o.bias[k], p.start[k + 1] = o.start[k + 1];
-    p.least = o.relu ? 0.0f : -INFINITY;
-    p.keep = o.product != NULL;
-    p.drop = o.drop;
-    p.norm = o.norm, p.few = o.few;
-    p.send = o.send, p.box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
-    flow_share(NB, &p);
-    p.repeat = flow_repeat(p);
-    TRY(flow_maps(o, EDGE, NB, &p));
+    TRY(flow_problem(o, EDGE, NB, &p));
     CUDA_TRY(cudaFuncSetAttribute(flow_kernel<K, NB, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     launch(flow_kernel<K, NB, EDGE>, p.first[p.blocks], FLOW_THREADS, BYTES, stream, p);
     return cuda_launched("flow_kernel");

@@ -1,11 +1,15 @@
-/* y = r + dropout(sigmoid(g) (x W^T + b)): the product that ends a branch. */
+/* y = r + dropout(sigmoid(g) (x W^T + b)): the product that ends a branch, perhaps of the layer norm of a channel-first
+ * x. */
 #include <string.h>
 
+#include "kernels/cuda/channels.h"
 #include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/dense.h"
-#include "kernels/cuda/flow.cuh"
+#include "kernels/cuda/flow_channels.cuh"
 #include "kernels/cuda/map.cuh"
 #include "kernels/cuda/small.cuh"
+
+enum { GAMMA = 6, BETA, NORMAL = 2 /* output; mean, rstd */ };
 
 /* The operands of a call; what is absent is NULL. */
 struct Branch {
@@ -16,7 +20,9 @@ struct Branch {
     int64_t rows, inner, out;
     DType type;
     Dropout drop;
-    bool gated, kept;
+    bool gated, kept, channels; /* x[rows / places, inner, places], its layer norm in front */
+    FrontNorm front;
+    int64_t places;
 };
 
 static const void *optional(const OpCall *call, int k)
@@ -29,12 +35,21 @@ static Branch branch_of(const RankLayout *layout, const OpCall *call)
 {
     const Tensor *x = call->in_tensor[1], *w = call->in_tensor[2];
     Branch b = {};
+    b.channels = call_in(call, GAMMA) != NULL;
+    if (b.channels) {
+        b.front.gamma = (const float *)call->in[GAMMA], b.front.beta = (const float *)call->in[BETA];
+        b.front.eps = (float)call->op->attr.f[1];
+        if (call->out_tensor[NORMAL]) b.front.y = (bf16 *)call->out[NORMAL];
+        if (call->out_tensor[NORMAL + 1]) b.front.mean = (float *)call->out[NORMAL + 1];
+        if (call->out_tensor[NORMAL + 2]) b.front.rstd = (float *)call->out[NORMAL + 2];
+        b.places = x->dim[x->rank - 2] * x->dim[x->rank - 1];
+    }
     b.y_tensor = call->out_tensor[0];
     b.r = call->in[0], b.x = call->in[1], b.w = call->in[2];
     b.bias = (const float *)optional(call, 3), b.g = optional(call, 4);
     b.gated = call_in(call, 4) != NULL, b.kept = call->op->attr.i[2] != 0;
     b.y = call->out[0], b.product = b.kept ? call->out[1] : NULL;
-    b.rows = tensor_rows(x), b.inner = tensor_last(x), b.out = w->dim[0];
+    b.rows = tensor_rows(b.y_tensor), b.inner = w->dim[1], b.out = w->dim[0];
     b.type = x->dtype;
     const int32_t *rng = (const int32_t *)optional(call, 5);
     if (rng && layout)
@@ -113,13 +128,51 @@ static FlowEdge edge_of(const Branch &b)
 static bool branch_flows(const Branch &b, const FlowOperands &o)
 {
     bool keeps = b.gated || !b.kept; /* without a gate nobody asks for the product */
-    return b.type == DT_BF16 && b.rows >= 1024 && keeps && flow_fits(o, edge_of(b));
+    if (b.type != DT_BF16 || b.rows < 1024) return false;
+    return b.channels ? b.gated && flow_channels_fits(o, b.front, b.places) : keeps && flow_fits(o, edge_of(b));
+}
+
+/* Room for the product, for the biases in bf16, for the result of a layer norm. */
+static size_t product_room(const OpCall *call)
+{
+    const Tensor *y = call->out_tensor[0];
+    size_t size = dtype_size(y->dtype);
+    return align_up((size_t)tensor_count(y) * size) + align_up((size_t)tensor_last(y) * size);
+}
+static size_t linear_residual_scratch(const OpCall *call)
+{
+    const Tensor *x = call->in_tensor[1];
+    bool made = call_in(call, GAMMA) && !call->out_tensor[NORMAL];
+    return product_room(call) + (made ? align_up((size_t)tensor_count(x) * dtype_size(x->dtype)) : 0);
+}
+
+/* The layer norm as a kernel of its own; its result becomes x. */
+static Status branch_norm(CudaContext *ctx, const OpCall *call, Branch *b)
+{
+    Op op = {};
+    OpCall norm = {};
+    op.kind = OP_LAYER_NORM_CHANNELS, op.n_in = 3, op.n_out = 3, op.attr.f[0] = call->op->attr.f[1];
+    norm.op = &op;
+    norm.in[0] = b->x, norm.in_tensor[0] = call->in_tensor[1];
+    for (int k = 0; k < 2; k++)
+        norm.in[1 + k] = call->in[GAMMA + k], norm.in_tensor[1 + k] = call->in_tensor[GAMMA + k];
+    norm.out[0] = b->front.y ? (void *)b->front.y : (char *)call->scratch + product_room(call);
+    norm.out[1] = b->front.mean, norm.out[2] = b->front.rstd;
+    TRY(layer_norm_channels_run(ctx, &norm));
+    b->x = norm.out[0];
+    b->channels = false, b->front = {}, b->places = 0;
+    return OK;
 }
 
 static Status linear_residual(CudaContext *ctx, const OpCall *call)
 {
     Branch b = branch_of(ctx->layout, call);
     if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
+    if (b.channels) {
+        FlowOperands o = flow_operands(b);
+        if (branch_flows(b, o)) return flow_channels_launch(o, b.front, b.places, ctx->stream);
+        TRY(branch_norm(ctx, call, &b));
+    }
     FlowOperands o = flow_operands(b);
     TRY(peer_send_of(ctx, call, &o.send));
     if (branch_flows(b, o)) return flow_launch(o, edge_of(b), ctx->stream);
@@ -129,22 +182,15 @@ static Status linear_residual(CudaContext *ctx, const OpCall *call)
     return branch_in_two(ctx, call, b);
 }
 
+/* Not behind a layer norm: in no model does what ends a triangle multiplication go to other ranks. */
 static bool linear_residual_sends(const OpCall *call)
 {
     PeerRows rows;
     Branch b = branch_of(NULL, call);
     int last = b.y_tensor->rank - 1;
     bool drops_alike = !call_in(call, 5) || (call->op->attr.i[1] != last && b.y_tensor->shard != last);
-    return call->op->send.output == 0 && drops_alike && branch_flows(b, flow_operands(b)) &&
+    return call->op->send.output == 0 && drops_alike && !b.channels && branch_flows(b, flow_operands(b)) &&
            peer_send_rows(call, &rows) && flow_can_send(rows);
-}
-
-/* The product, then the biases in bf16. */
-static size_t linear_residual_scratch(const OpCall *call)
-{
-    const Tensor *y = call->out_tensor[0];
-    size_t size = dtype_size(y->dtype);
-    return align_up((size_t)tensor_count(y) * size) + align_up((size_t)tensor_last(y) * size);
 }
 
 const CudaEntry cuda_linear_residual[] = {

@@ -72,7 +72,8 @@ template <int C> static __global__ void __launch_bounds__(CHANNELS_THREADS) laye
 #pragma unroll
         for (int j = 0; j < 8; j++) v[j] = (v[j] - mean) * rstd * gamma[j] + beta[j];
         store16((bf16 *)p.y + row * C + channel, pack8(v));
-        if (channel == 0) p.mean[row] = mean, p.rstd[row] = rstd;
+        if (channel == 0 && p.mean) p.mean[row] = mean;
+        if (channel == 0 && p.rstd) p.rstd[row] = rstd;
     }
 }
 
@@ -108,7 +109,8 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS) layer_norm_channels_a
         for (int k = lane; k < c; k += WARP)
             ((T *)p.y)[row * c + k] =
                 from_float<T>((float)((x[k * NORM_PITCH] - mean) * rstd * p.gamma[k] + p.beta[k]));
-        if (lane == 0) p.mean[row] = (float)mean, p.rstd[row] = (float)rstd;
+        if (lane == 0 && p.mean) p.mean[row] = (float)mean;
+        if (lane == 0 && p.rstd) p.rstd[row] = (float)rstd;
     }
 }
 
@@ -135,7 +137,7 @@ static bool norm_is_wide(const Channels &s, DType type, const void *x, const voi
            aligned16(y) && aligned16(dy);
 }
 
-static Status layer_norm_channels(CudaContext *ctx, const OpCall *call)
+Status layer_norm_channels_run(CudaContext *ctx, const OpCall *call)
 {
     DType type = call->in_tensor[0]->dtype;
     NormChannels p = {};
@@ -394,7 +396,7 @@ size_t layer_norm_channels_bwd_scratch(const OpCall *call)
 }
 
 const CudaEntry cuda_norm_channels[] = {
-    {OP_LAYER_NORM_CHANNELS, layer_norm_channels, NULL},
+    {OP_LAYER_NORM_CHANNELS, layer_norm_channels_run, NULL},
     {OP_LAYER_NORM_CHANNELS_BWD, layer_norm_channels_bwd_run, layer_norm_channels_bwd_scratch,
      layer_norm_channels_bwd_sends},
     {OP_COUNT, NULL, NULL},

@@ -4,9 +4,9 @@
 
 /* Where the inputs and outputs of a layer norm in front are (engine/op_list.def). */
 typedef struct Front {
-    int gamma, out;
+    int x, gamma, out;
 } Front;
-static const Front linear_front = {3, 1}, group_front = {13, 6};
+static const Front linear_front = {0, 3, 1}, group_front = {0, 13, 6}, residual_front = {1, 6, 2};
 
 static bool has_norm(const Op *op, Front front)
 {
@@ -17,7 +17,7 @@ static bool has_norm(const Op *op, Front front)
 static size_t front_count(const Program *p, const Op *op, Front front)
 {
     bool in_scratch = has_norm(op, front) && op->out[front.out] == VAL_NONE;
-    return in_scratch ? (size_t)tensor_count(prog_tensor(p, op->in[0])) : 0;
+    return in_scratch ? (size_t)tensor_count(prog_tensor(p, op->in[front.x])) : 0;
 }
 
 /* What the product reads: x, or its layer norm in an output or at `room`. */
@@ -217,15 +217,34 @@ static const real *optional(const OpCall *call, int k)
     return k < call->op->n_in ? (const real *)call->in[k] : NULL;
 }
 
-/* r x W b? g? rng? -> y = r + dropout(sigmoid(g) p), p = x W^T + b */
+static size_t linear_residual_scratch(const Program *p, const Op *op, size_t real_size)
+{
+    return front_count(p, op, residual_front) * real_size;
+}
+
+/* What the product reads: x, or the layer norm of a channel-first x in an output or at `room`. */
+static const real *residual_input(const OpCall *call, real *room)
+{
+    const Front front = residual_front;
+    if (!has_norm(call->op, front)) return IN(front.x);
+    const Tensor *x = call->in_tensor[front.x];
+    int64_t c = x->dim[x->rank - 3], places = x->dim[x->rank - 2] * x->dim[x->rank - 1], count = tensor_count(x);
+    real *y = OUT(front.out) ? OUT(front.out) : room;
+    for (int64_t at = 0; at < count; at += places * c) transpose_matrix(c, places, IN(front.x) + at, y + at);
+    layer_norm_rows(count / c, c, y, IN(front.gamma), IN(front.gamma + 1), (real)call->op->attr.f[1], y,
+                    OUT(front.out + 1), OUT(front.out + 2));
+    return y;
+}
+
+/* r x W b? g? rng? norm? -> y = r + dropout(sigmoid(g) p), p = x W^T + b */
 static Status linear_residual(const RankLayout *layout, const OpCall *call)
 {
     const Tensor *t = call->out_tensor[0];
-    const real *r = IN(0), *g = optional(call, 4);
+    const real *r = IN(0), *g = optional(call, 4), *x = residual_input(call, call->scratch);
     const int32_t *rng = call->op->n_in > 5 ? call->in[5] : NULL;
     real *y = OUT(0), *product = call->op->attr.i[2] ? OUT(1) : y;
     int64_t count = tensor_count(t);
-    forward(tensor_rows(t), call->in_tensor[2], IN(1), IN(2), optional(call, 3), product);
+    forward(tensor_rows(t), call->in_tensor[2], x, IN(2), optional(call, 3), product);
     PARALLEL_IF(count)
     for (int64_t e = 0; e < count; e++) y[e] = (g ? sigmoid(g[e]) * product[e] : product[e]) + (rng ? 0 : r[e]);
     if (!rng) return OK;
@@ -242,5 +261,5 @@ const CpuEntry FN(cpu_dense)[] = {{OP_LINEAR, linear, linear_scratch},
                                   {OP_LINEAR_GATES, linear_gates, linear_gates_scratch},
                                   {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
                                   {OP_LINEAR_GROUP_DW, linear_group_dw, NULL},
-                                  {OP_LINEAR_RESIDUAL, linear_residual, NULL},
+                                  {OP_LINEAR_RESIDUAL, linear_residual, linear_residual_scratch},
                                   {0}};

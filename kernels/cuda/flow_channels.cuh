@@ -1,0 +1,279 @@
+/* What ends a triangle multiplication: y = r + dropout(sigmoid(g) (norm(x) W^T + b)), x with its channels first.
+ *
+ * Tiles of 64 places stream past resident weights as in flow.cuh. A warp reads its sixteen places of x, transposed, as
+ * left operands of the product, normalizes them there, four lanes sharing a row, and multiplies them from there. In the
+ * slot, y goes over r, the product before the gate over g, and what the layer norm made over x, where a gradient wants
+ * them. */
+#ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CHANNELS_CUH
+#define FOLDSCALE_KERNELS_CUDA_FLOW_CHANNELS_CUH
+
+#include "kernels/cuda/flow.cuh"
+
+struct FlowChannels {
+    FlowProblem flow; /* y, r, g, W, the product, dropout */
+    CUtensorMap x, normal;
+    FrontNorm norm; /* of x[rows / places][C][places] */
+    int places;
+};
+
+/* A slot: x, r, g. Constants: b, gamma, beta. */
+template <int C> struct FlowChannelsShape {
+    static constexpr int W_PANEL = C * 128, W_BYTES = C / 64 * W_PANEL, TILE = FLOW_ROWS * C * 2;
+    static constexpr int R_AT = TILE, G_AT = 2 * TILE, SLOT = 3 * TILE;
+    static constexpr int CONSTANT_BYTES = 3 * C * 4, BARRIER_BYTES = 256, MOST = 227 * 1024;
+    static constexpr int FIT = (MOST - W_BYTES - CONSTANT_BYTES - BARRIER_BYTES) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
+    static constexpr int CONSTANTS_AT = W_BYTES + SLOTS * SLOT, BARRIERS_AT = CONSTANTS_AT + CONSTANT_BYTES;
+    static constexpr int BYTES = BARRIERS_AT + BARRIER_BYTES;
+    static_assert(SLOTS >= 4 && SLOTS % FLOW_GROUPS == 0, "each warpgroup has slots of its own, one ahead");
+};
+
+/* One thread: the weights, then tiles as slots become free. */
+template <int C> __device__ __forceinline__ void flow_channels_load(const FlowChannels &p, const FlowPlace &at)
+{
+    typedef FlowChannelsShape<C> S;
+    barrier_expect(at.ready, S::W_BYTES);
+    for (int k = 0; k < C / 64; k++) tensor_load(at.w + k * S::W_PANEL, &p.flow.w, 0, k * 64, at.ready);
+    for (int i = 0, tile = at.first; tile < at.tiles; i++, tile += at.step) {
+        int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
+        uint32_t target = at.slots + slot * S::SLOT, full = at.full + slot * 8;
+        if (round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
+        barrier_expect(full, S::SLOT);
+        tensor_load(target, &p.x, row / p.places * C, row % p.places, full);
+        for (int c = 0; c < C / 64; c++) {
+            tensor_load(target + S::R_AT + c * FLOW_CHUNK, &p.flow.r, row, c * 64, full);
+            tensor_load(target + S::G_AT + c * FLOW_CHUNK, &p.flow.g, row, c * 64, full);
+        }
+    }
+}
+
+/* A thread per warpgroup: its finished tiles go out, then their slots are free. */
+template <int C>
+__device__ __forceinline__ void flow_channels_store(const FlowChannels &p, const FlowPlace &at, int group)
+{
+    typedef FlowChannelsShape<C> S;
+    for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
+         i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
+        int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
+        uint32_t from = at.slots + slot * S::SLOT;
+        barrier_wait(at.done + slot * 8, round & 1);
+        for (int c = 0; c < C / 64; c++, from += FLOW_CHUNK) {
+            tensor_store(&p.flow.y[0], from + S::R_AT, row, c * 64);
+            if (p.flow.keep) tensor_store(&p.flow.product, from + S::G_AT, row, c * 64);
+            if (p.norm.y) tensor_store(&p.normal, from, row, c * 64);
+        }
+        tensor_store_commit();
+        tensor_store_wait_read();
+        barrier_arrive(at.empty + slot * 8);
+    }
+    tensor_store_wait();
+}
+
+/* Where this thread's words of a row-major tile lie: columns 8 j + 2 (lane % 4) and the next of row lane / 4 + 8 h of
+ * the warp's sixteen. */
+__device__ __forceinline__ uint32_t flow_word_at(uint32_t tile, int j, int h)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP;
+    return tile + (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4 + j / 8 * FLOW_CHUNK +
+           ((j % 8 ^ lane / 4) << 4) + h * 1024;
+}
+/* Which of the left operands of a product of 16 x C they are. */
+__host__ __device__ constexpr int flow_operand(int j, int h)
+{
+    return j / 2 * 4 + j % 2 * 2 + h;
+}
+
+/* A warp's sixteen places of x, channels as rows of 64 places, as left operands. */
+template <int C> __device__ __forceinline__ void flow_channels_read(uint32_t x, uint32_t (&a)[C / 4])
+{
+    int warp = threadIdx.x % 128 / WARP, lane = threadIdx.x % WARP, row = lane / 16 * 8 + lane % 8;
+    uint32_t at = x + row * 128 + ((warp * 2 + lane / 8 % 2 ^ lane % 8) << 4);
+#pragma unroll
+    for (int s = 0; s < C / 16; s++) ldmatrix4_trans(reinterpret_cast<uint32_t(&)[4]>(a[s * 4]), at + s * 16 * 128);
+}
+
+/* The layer norm of these rows, of which this thread has rows lane / 4 and that plus 8; scales: gamma, beta. */
+template <int C>
+__device__ __forceinline__ void flow_channels_normalize(const FrontNorm &n, const float *scales, int row0,
+                                                        uint32_t (&a)[C / 4])
+{
+    int lane = threadIdx.x % WARP, row = row0 + threadIdx.x % 128 / WARP * 16 + lane / 4;
+    float sum[2] = {}, square[2] = {}, mean[2], rstd[2];
+#pragma unroll
+    for (int k = 0; k < C / 4; k++) {
+        float2 v = unpack_bf16(a[k]);
+        sum[k % 2] += v.x + v.y;
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) mean[h] = lanes_sum<4>(sum[h]) / C;
+#pragma unroll
+    for (int k = 0; k < C / 4; k++) {
+        float2 v = unpack_bf16(a[k]);
+        v.x -= mean[k % 2], v.y -= mean[k % 2];
+        square[k % 2] += v.x * v.x + v.y * v.y;
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) rstd[h] = 1.0f / sqrtf(lanes_sum<4>(square[h]) / C + n.eps);
+#pragma unroll
+    for (int j = 0; j < C / 8; j++) {
+        float2 g = *reinterpret_cast<const float2 *>(scales + j * 8 + lane % 4 * 2);
+        float2 b = *reinterpret_cast<const float2 *>(scales + C + j * 8 + lane % 4 * 2);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float2 v = unpack_bf16(a[flow_operand(j, h)]);
+            v.x = (v.x - mean[h]) * rstd[h] * g.x + b.x, v.y = (v.y - mean[h]) * rstd[h] * g.y + b.y;
+            a[flow_operand(j, h)] = pack_bf16(v.x, v.y);
+        }
+    }
+    int h = lane % 4; /* a lane for each of the two rows */
+    if (h < 2 && n.mean) n.mean[row + 8 * h] = h ? mean[1] : mean[0];
+    if (h < 2 && n.rstd) n.rstd[row + 8 * h] = h ? rstd[1] : rstd[0];
+}
+
+/* As flow_edge(), a row of words at a time: what is read does not wait for what was written. r: that of the tile. */
+template <int C>
+__device__ __forceinline__ void flow_channels_edge(const FlowProblem &p, const float *bias, const float (&acc)[C / 2],
+                                                   uint32_t r, const FlowKept &kept)
+{
+    constexpr int TILE = FlowChannelsShape<C>::TILE, WORDS = 8;
+    float scale = p.drop.rng ? p.drop.keep_scale : 1.0f;
+#pragma unroll
+    for (int q = 0; q < C / 4 / WORDS; q++) {
+        uint32_t of_r[WORDS], of_g[WORDS];
+#pragma unroll
+        for (int k = 0; k < WORDS; k++) {
+            uint32_t at = flow_word_at(r, q * 4 + k / 2, k % 2);
+            of_r[k] = shared_word(at), of_g[k] = shared_word(at + TILE);
+        }
+#pragma unroll
+        for (int k = 0; k < WORDS; k++) {
+            int j = q * 4 + k / 2, h = k % 2;
+            float2 b = *reinterpret_cast<const float2 *>(bias + j * 8 + threadIdx.x % 4 * 2);
+            float2 g = unpack_bf16(of_g[k]), y = unpack_bf16(of_r[k]);
+            float u = acc[j * 4 + 2 * h] + b.x, v = acc[j * 4 + 2 * h + 1] + b.y;
+            of_g[k] = pack_bf16(u, v);
+            u *= sigmoid_short(g.x), v *= sigmoid_short(g.y);
+            y.x = fmaf(kept.row[h][0] >> 2 * j & 1 ? scale : 0.0f, u, y.x);
+            y.y = fmaf(kept.row[h][1] >> 2 * j & 1 ? scale : 0.0f, v, y.y);
+            of_r[k] = pack_bf16(y.x, y.y);
+        }
+#pragma unroll
+        for (int k = 0; k < WORDS; k++) {
+            uint32_t at = flow_word_at(r, q * 4 + k / 2, k % 2);
+            shared_word_put(at, of_r[k]);
+            if (p.keep) shared_word_put(at + TILE, of_g[k]);
+        }
+    }
+}
+
+template <int C>
+__device__ __forceinline__ void flow_channels_tile(const FlowChannels &p, const FlowPlace &at, int row0, uint32_t x,
+                                                   const FlowKept &kept)
+{
+    typedef FlowChannelsShape<C> S;
+    uint64_t w = wgmma_descriptor(at.w);
+    uint32_t a[C / 4];
+    float acc[C / 2];
+    flow_channels_read<C>(x, a);
+    flow_channels_normalize<C>(p.norm, at.bias + C, row0, a);
+    if (p.norm.y) { /* over x, which all four warps have read */
+        asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
+#pragma unroll
+        for (int j = 0; j < C / 8; j++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) shared_word_put(flow_word_at(x, j, h), a[flow_operand(j, h)]);
+    }
+#pragma unroll
+    for (int k = 0; k < C / 2; k++) acc[k] = 0;
+    wgmma_fence();
+#pragma unroll
+    for (int s = 0; s < C / 16; s++)
+        RegisterProduct<C>::step(acc, a + s * 4, w + s / 4 * (S::W_PANEL >> 4) + s % 4 * 2);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_settle(acc);
+    flow_channels_edge<C>(p.flow, at.bias, acc, x + S::R_AT, kept);
+}
+
+template <int C>
+__device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const FlowPlace &at, int group)
+{
+    typedef FlowChannelsShape<C> S;
+    bool drops = p.flow.drop.rng != NULL;
+    DropoutDraw draw = drops ? p.flow.drop.draw() : DropoutDraw{};
+    FlowKept kept = {{{~0u, ~0u}, {~0u, ~0u}}};
+    barrier_wait(at.ready, 0);
+    for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
+         i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
+        int slot = i % S::SLOTS, round = i / S::SLOTS;
+        if (drops && (i == group || p.flow.repeat != FLOW_REPEATS_TILES))
+            flow_draw(p.flow, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
+        barrier_wait(at.full + slot * 8, round & 1);
+        flow_channels_tile<C>(p, at, tile * FLOW_ROWS, at.slots + slot * S::SLOT, kept);
+        async_fence();
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
+    }
+}
+
+template <int C>
+__global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __grid_constant__ FlowChannels p)
+{
+    typedef FlowChannelsShape<C> S;
+    extern __shared__ __align__(1024) char shared[];
+    float *constants = reinterpret_cast<float *>(shared + S::CONSTANTS_AT);
+    int group = threadIdx.x / 128, warp = threadIdx.x / WARP % 4;
+    FlowPlace at = {};
+    at.w = shared_address(shared), at.slots = at.w + S::W_BYTES, at.bias = constants;
+    at.first = blockIdx.x, at.step = gridDim.x, at.tiles = p.flow.rows / FLOW_ROWS;
+    slot_barriers<S::SLOTS>(&at, at.w + S::BARRIERS_AT);
+    if (threadIdx.x == 0) {
+        tensor_prefetch(&p.x);
+        for (int k = 0; k < C / 64; k++) tensor_prefetch_box(&p.flow.w, 0, k * 64);
+    }
+    stage_wait();
+    stage_release();
+    for (int c = threadIdx.x; c < C; c += FLOW_THREADS) {
+        constants[c] = p.flow.bias[0] ? p.flow.bias[0][c] : 0.0f;
+        constants[C + c] = p.norm.gamma[c], constants[2 * C + c] = p.norm.beta[c];
+    }
+    __syncthreads();
+    if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x % WARP == 0 && warp == 0) flow_channels_load<C>(p, at);
+        if (threadIdx.x % WARP == 0 && warp > 0 && warp <= FLOW_GROUPS) flow_channels_store<C>(p, at, warp - 1);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        flow_channels_work<C>(p, at, group);
+    }
+}
+
+/* --- host */
+
+static inline bool flow_channels_fits(const FlowOperands &o, const FrontNorm &norm, int64_t places)
+{
+    return flow_fits(o, FLOW_GATED) && o.start[o.members] == o.inner && places % FLOW_ROWS == 0 && aligned16(norm.y);
+}
+
+template <int C>
+static Status flow_channels_launch_shape(const FlowOperands &o, const FrontNorm &norm, int64_t places,
+                                         cudaStream_t stream)
+{
+    constexpr int BYTES = FlowChannelsShape<C>::BYTES;
+    FlowChannels p = {};
+    TRY(flow_problem(o, FLOW_GATED, C, &p.flow));
+    TRY(tensor_map(o.x, o.rows / places * C, places, C, &p.x));
+    if (norm.y) TRY(tensor_map(norm.y, o.rows, C, FLOW_ROWS, &p.normal));
+    p.norm = norm, p.places = (int)places;
+    CUDA_TRY(cudaFuncSetAttribute(flow_channels_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    launch(flow_channels_kernel<C>, p.flow.first[p.flow.blocks], FLOW_THREADS, BYTES, stream, p);
+    return cuda_launched("flow_channels_kernel");
+}
+
+static inline Status flow_channels_launch(const FlowOperands &o, const FrontNorm &norm, int64_t places,
+                                          cudaStream_t stream)
+{
+    return o.inner == 64 ? flow_channels_launch_shape<64>(o, norm, places, stream)
+                         : flow_channels_launch_shape<128>(o, norm, places, stream);
+}
+
+#endif
