@@ -30,9 +30,9 @@ __host__ __device__ constexpr bool flow_is_plain(FlowEdge edge)
 {
     return edge == FLOW_PLAIN || edge == FLOW_NORMED;
 }
-/* How dropout's mask, shared along an axis, repeats: not; from tile to tile of a warpgroup; from row to row of a tile
- */
-enum FlowRepeat { FLOW_REPEATS_NOT, FLOW_REPEATS_TILES, FLOW_REPEATS_ROWS };
+/* How dropout's mask, shared along an axis, repeats: not; as a whole wherever that of the first of a warp's rows does;
+ * so, and from row to row of a tile */
+enum FlowRepeat { FLOW_REPEATS_NOT, FLOW_REPEATS_WARPS, FLOW_REPEATS_ROWS };
 
 /* A member of few columns, an even number: the products of its block are small ones. No w: none. */
 enum { FLOW_FEW = 8 };
@@ -147,16 +147,19 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
 }
 
 /* What dropout keeps of this thread's part of a tile: bit 2 j of kept[h][i] is column 8 j + 2 (lane % 4) + i of row
- * lane / 4 + 8 h of the warp's sixteen. Each lane draws four columns of a row. */
+ * lane / 4 + 8 h of the warp's sixteen, whose first has its mask at `first`. Each lane draws four columns of a row. */
 struct FlowKept {
-    uint32_t row[2][2];
+    uint32_t row[2][2], first = UINT32_MAX;
 };
 
-/* row0: the first of the warp's rows */
+/* row0: the first of the warp's rows; kept: of the tile before, which may have the same mask */
 __device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDraw &draw, int row0, int column0,
                                           FlowKept *kept)
 {
     int lane = threadIdx.x % WARP, rows = p.repeat == FLOW_REPEATS_ROWS ? 1 : 16;
+    uint32_t first = p.drop.mask_element((uint32_t)row0 * (uint32_t)p.columns);
+    if (p.repeat != FLOW_REPEATS_NOT && first == kept->first) return;
+    kept->first = first;
 #pragma unroll 4 /* a draw is one long chain */
     for (int r = 0; r < rows; r++) {
         uint32_t w[4], bits[4];
@@ -285,8 +288,7 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
         uint32_t x = at.slots + slot * S::SLOT;
-        if (drops && (i == group || p.repeat != FLOW_REPEATS_TILES))
-            flow_draw(p, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
+        if (drops) flow_draw(p, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
         if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
         if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
@@ -434,15 +436,12 @@ static inline void flow_share(int width, FlowProblem *p)
     }
 }
 
-static inline FlowRepeat flow_repeat(const FlowProblem &p)
+static inline FlowRepeat flow_repeat(const Dropout &d)
 {
-    const Dropout &d = p.drop;
-    if (!d.rng || d.rank != 3) return FLOW_REPEATS_NOT;
-    if (d.stride[1] == 0 && d.local[1] % FLOW_ROWS == 0) return FLOW_REPEATS_ROWS;
-    bool tiles = d.stride[0] == 0;
-    for (int b = 0; b < p.blocks; b++)
-        tiles = tiles && (uint32_t)((p.first[b + 1] - p.first[b]) * FLOW_GROUPS * FLOW_ROWS) % d.local[1] == 0;
-    return tiles ? FLOW_REPEATS_TILES : FLOW_REPEATS_NOT;
+    if (!d.rng || d.rank < 2) return FLOW_REPEATS_NOT;
+    uint32_t rows = d.local[d.rank - 2];
+    if (d.stride[d.rank - 2] == 0 && rows % FLOW_ROWS == 0) return FLOW_REPEATS_ROWS;
+    return rows % 16 == 0 ? FLOW_REPEATS_WARPS : FLOW_REPEATS_NOT;
 }
 
 template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const FlowOperands &o, cudaStream_t stream)
@@ -457,7 +456,7 @@ template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const Fl
     p.norm = o.norm, p.few = o.few;
     p.send = o.send, p.box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
     flow_share(NB, &p);
-    p.repeat = flow_repeat(p);
+    p.repeat = flow_repeat(p.drop);
     TRY(flow_maps(o, EDGE, NB, &p));
     CUDA_TRY(cudaFuncSetAttribute(flow_kernel<K, NB, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     launch(flow_kernel<K, NB, EDGE>, p.first[p.blocks], FLOW_THREADS, BYTES, stream, p);
