@@ -1,5 +1,6 @@
 /* Fusion behind differentiation: which sums and masks of the backward pass move into the ops before them, and which
  * must not. Equal results: test_switches. */
+#include "engine/rules.h"
 #include "tests/pass_program.h"
 
 static const Switches plain = {
@@ -122,13 +123,84 @@ static void a_sum_of_products_stays(void **state)
     recording_free(&r);
 }
 
+static int forward_norms(const Program *p, int *moved)
+{
+    int norms = 0;
+    *moved = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        norms += op->kind == OP_LAYER_NORM_FUSED && op->stage == STAGE_FORWARD;
+        *moved += op->kind == OP_LINEAR_RESIDUAL && op->n_in == 8;
+    }
+    return norms;
+}
+
+/* Where the branch before ends with a product, which then gives the rows normalized too; what selective recomputation
+ * repeats stays apart. The gradients are the same, and a program without a loss is treated alike. */
+static void layer_norms_join_the_branch_before(void **state)
+{
+    (void)state;
+    int moved = 0, apart = 0, none = 0;
+    for (int loss = 0; loss < 2; loss++) {
+        Recording r = recording_model("tiny", loss);
+        Switches s = plain;
+        s.fused_pointwise = true;
+        Program *on = passed(r.p, &s, PASS_AUTODIFF);
+        int norms = forward_norms(on, &moved);
+        for (int32_t i = 0; i < on->n_ops; i++) {
+            const Op *op = &on->op[i];
+            if (op->kind != OP_LINEAR_RESIDUAL || op->n_in < 8) continue;
+            assert_true(op->n_out == 5 && op->attr.f[1] > 0 && op->block >= 0);
+            assert_true(rule_same(out_tensor(on, op, 0), out_tensor(on, op, 2)));
+        }
+        s.checkpoint = CHECKPOINT_SELECTIVE;
+        Program *selective = passed(r.p, &s, PASS_AUTODIFF);
+        apart = forward_norms(selective, &none);
+        assert_true(moved > 0 && none == 0 && apart >= norms + moved);
+        assert_int_equal(count_kind(on, OP_LINEAR_NORM_DX), loss ? count_kind(selective, OP_LINEAR_NORM_DX) : 0);
+        prog_destroy(&on);
+        prog_destroy(&selective);
+        recording_free(&r);
+    }
+}
+
+/* What other ranks get is not normalized on the way, nor is what a wide row or another block keeps apart. */
+static void a_layer_norm_stays_apart(void **state)
+{
+    (void)state;
+    enum { JOINS, EXCHANGED, WIDE, NEXT_BLOCK, CASES };
+    for (int which = 0; which < CASES; which++) {
+        Recording r = recording_empty();
+        int64_t c = which == WIDE ? 136 : 8, vector[] = {c};
+        prog_block_begin(r.p);
+        Val x = prog_input(r.p, "x", DT_F32, 3, (int64_t[]){4, 8, c});
+        Val w = prog_param(r.p, "w", 2, (int64_t[]){c, c}, INIT_NORMAL, 1), n[OP_MAX_OUT];
+        Val gamma = prog_param(r.p, "gamma", 1, vector, INIT_ONE, 0),
+            beta = prog_param(r.p, "beta", 1, vector, INIT_ZERO, 0);
+        Val y = prog_add(r.p, OP_LINEAR_RESIDUAL, 3, (Val[]){x, x, w}, NULL);
+        if (which == NEXT_BLOCK) prog_block_end(r.p), prog_block_begin(r.p);
+        prog_add_multi(r.p, OP_LAYER_NORM_FUSED, 3, (Val[]){y, gamma, beta}, &(OpAttr){.f = {1e-5}}, n);
+        prog_block_end(r.p);
+        prog_output(r.p, "y", which == EXCHANGED ? prog_add(r.p, OP_ALL_REDUCE, 1, &y, &(OpAttr){.f = {1}}) : y);
+        prog_output(r.p, "n", n[0]);
+        Program *p = NULL;
+        Switches s = plain;
+        s.fused_pointwise = true;
+        assert_int_equal(pass_autodiff(r.p, &s, &p), OK);
+        assert_int_equal(prog_verify(p, PASS_AUTODIFF), OK);
+        assert_int_equal(count_kind(p, OP_LAYER_NORM_FUSED), which != JOINS);
+        assert_int_equal(nth_kind(p, OP_LINEAR_RESIDUAL, 0)->n_out, which == JOINS ? 5 : 1);
+        prog_destroy(&p);
+        recording_free(&r);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask),
-        cmocka_unit_test(a_mask_follows_the_sum),
-        cmocka_unit_test(products_join_the_layer_norms),
-        cmocka_unit_test(a_sum_of_products_stays),
+        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask),   cmocka_unit_test(a_mask_follows_the_sum),
+        cmocka_unit_test(products_join_the_layer_norms),      cmocka_unit_test(a_sum_of_products_stays),
+        cmocka_unit_test(layer_norms_join_the_branch_before), cmocka_unit_test(a_layer_norm_stays_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

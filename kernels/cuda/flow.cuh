@@ -7,7 +7,8 @@
  * Edges: y = x W^T + b (relu) in up to six members of its own output each, x of 64 channels perhaps normalized on the
  * way, with a member more of at most eight columns; y = r + dropout(x W^T + b);   y = r + dropout(sigmoid(g) (x W^T +
  * b)), the product kept where asked for. The member of few columns and y = r + ... may be sent, the latter in boxes of
- * rows that stay together. */
+ * rows that stay together. Where a tile has whole rows of y = r + ..., no wider than those of x, their layer norm may
+ * leave with them. */
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 
@@ -24,11 +25,20 @@ enum {
     FLOW_THREADS = FLOW_GROUPS * 128 + 128
 };
 enum { FLOW_CHUNK = FLOW_ROWS * TENSOR_COLUMNS * 2 /* bytes of a box */ };
-/* FLOW_NORMED: a plain edge, x normalized by two of the copying warps before the product */
-enum FlowEdge { FLOW_PLAIN, FLOW_NORMED, FLOW_RESIDUAL, FLOW_GATED };
+/* FLOW_NORMED: a plain edge, x normalized by two of the copying warps before the product; FLOW_.._NORM: y normalized
+ * behind it, over x in shared memory */
+enum FlowEdge { FLOW_PLAIN, FLOW_NORMED, FLOW_RESIDUAL, FLOW_GATED, FLOW_RESIDUAL_NORM, FLOW_GATED_NORM };
 __host__ __device__ constexpr bool flow_is_plain(FlowEdge edge)
 {
     return edge == FLOW_PLAIN || edge == FLOW_NORMED;
+}
+__host__ __device__ constexpr bool flow_is_gated(FlowEdge edge)
+{
+    return edge == FLOW_GATED || edge == FLOW_GATED_NORM;
+}
+__host__ __device__ constexpr bool flow_norms_y(FlowEdge edge)
+{
+    return edge == FLOW_RESIDUAL_NORM || edge == FLOW_GATED_NORM;
 }
 /* How dropout's mask, shared along an axis, repeats: not; as a whole wherever that of the first of a warp's rows does;
  * so, and from row to row of a tile */
@@ -50,7 +60,7 @@ struct FlowProblem {
     const float *bias[FLOW_MEMBERS];
     float least;                        /* 0 for relu, else -infinity */
     bool keep;                          /* the product before the gate */
-    FrontNorm norm;                     /* of a plain edge */
+    FrontNorm norm;                     /* of x, or of y */
     FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
@@ -62,14 +72,15 @@ static_assert((int)FLOW_TARGETS >= (int)FLOW_MEMBERS, "a map each");
 
 template <int K, int NB, FlowEdge EDGE> struct FlowShape {
     static constexpr int W_BYTES = NB * K * 2, X_BYTES = FLOW_ROWS * K * 2, Y_BYTES = FLOW_ROWS * NB * 2;
-    /* a slot: x, over which y goes; or x, r (then y) and g (then the product) */
+    /* a slot: x, over which y goes; or x (then y normalized), r (then y) and g (then the product) */
     static constexpr int Y_AT = flow_is_plain(EDGE) ? 0 : X_BYTES;
-    static constexpr int LOADED = X_BYTES + (flow_is_plain(EDGE) ? 0 : EDGE == FLOW_RESIDUAL ? Y_BYTES : 2 * Y_BYTES);
+    static constexpr int LOADED = X_BYTES + (flow_is_plain(EDGE) ? 0 : flow_is_gated(EDGE) ? 2 * Y_BYTES : Y_BYTES);
     static constexpr int SLOT = flow_is_plain(EDGE) && Y_BYTES > X_BYTES ? Y_BYTES : LOADED;
     static constexpr int BIAS_BYTES = NB * 4, BARRIER_BYTES = 256, MOST = 227 * 1024;
     static constexpr int FIT = (MOST - W_BYTES - BIAS_BYTES - BARRIER_BYTES) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
     static constexpr int BYTES = W_BYTES + SLOTS * SLOT + BIAS_BYTES + BARRIER_BYTES;
     static_assert(SLOTS >= 3, "two tiles in work and one on its way");
+    static_assert(!flow_norms_y(EDGE) || NB <= K, "y normalized goes over x");
 };
 
 /* Shared memory and the share of the work of a thread block. */
@@ -101,7 +112,7 @@ template <int K, int NB, FlowEdge EDGE> __device__ __forceinline__ void flow_loa
         for (int c = 0; !flow_is_plain(EDGE) && c < NB / 64; c++) {
             uint32_t chunk = target + S::Y_AT + c * FLOW_CHUNK;
             tensor_load(chunk, &p.r, row, at.column0 + c * 64, full);
-            if (EDGE == FLOW_GATED) tensor_load(chunk + S::Y_BYTES, &p.g, row, at.column0 + c * 64, full);
+            if (flow_is_gated(EDGE)) tensor_load(chunk + S::Y_BYTES, &p.g, row, at.column0 + c * 64, full);
         }
     }
 }
@@ -127,7 +138,7 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
     bool sends = !flow_is_plain(EDGE) && p.send.ranks > 0;
     for (int i = first, tile = at.first + first * at.step; tile < at.tiles; i += BY, tile += BY * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
-        uint32_t from = at.slots + slot * S::SLOT + S::Y_AT;
+        uint32_t x = at.slots + slot * S::SLOT, from = x + S::Y_AT;
         /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
         if (S::SLOTS % BY && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait(at.done + slot * 8, round & 1);
@@ -136,7 +147,9 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
             int column = at.column0 + c * 64, k = flow_member(p, column);
             if (column >= p.columns) break;
             if (!sends) tensor_store(&p.y[k], from + c * FLOW_CHUNK, row, column - p.start[k]);
-            if (EDGE == FLOW_GATED && p.keep) tensor_store(&p.product, from + S::Y_BYTES + c * FLOW_CHUNK, row, column);
+            if (flow_is_gated(EDGE) && p.keep)
+                tensor_store(&p.product, from + S::Y_BYTES + c * FLOW_CHUNK, row, column);
+            if (flow_norms_y(EDGE)) tensor_store(&p.normal, x + c * FLOW_CHUNK, row, column);
         }
         tensor_store_commit();
         tensor_store_wait_read();
@@ -204,7 +217,7 @@ __device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bia
             if constexpr (flow_is_plain(EDGE)) {
                 shared_word_put(here, pack_bf16(fmaxf(a, p.least), fmaxf(c, p.least)));
             } else {
-                if constexpr (EDGE == FLOW_GATED) {
+                if constexpr (flow_is_gated(EDGE)) {
                     float2 g = unpack_bf16(shared_word(gate));
                     if (p.keep) shared_word_put(gate, pack_bf16(a, c));
                     a *= flow_sigmoid(g.x), c *= flow_sigmoid(g.y);
@@ -258,11 +271,12 @@ __device__ __forceinline__ void flow_product(float (&acc)[N / 2], uint32_t x, ui
     wgmma_commit();
 }
 
-/* N columns of a tile at x: the product and its edge. */
+/* N columns of a tile at x: the product and its edge; scales: of y normalized. */
 template <int K, int NB, int N, FlowEdge EDGE>
 __device__ __forceinline__ void flow_tile(const FlowProblem &p, const FlowPlace &at, int row0, uint32_t x,
-                                          const FlowKept &kept, PeerSender *sender)
+                                          const FlowKept &kept, const EightScales &scales, PeerSender *sender)
 {
+    uint32_t y = x + FlowShape<K, NB, EDGE>::Y_AT;
     float acc[N / 2];
     flow_product<K, NB, N>(acc, x, at.w);
     if (flow_is_plain(EDGE) && p.few.w && at.column0 == 0) flow_few<K>(p.few, sender, x, row0, p.rows);
@@ -271,7 +285,11 @@ __device__ __forceinline__ void flow_tile(const FlowProblem &p, const FlowPlace 
         if (EDGE == FLOW_NORMED) norm_sent(p.norm);
         asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
     }
-    flow_edge<N, EDGE>(p, at.bias, acc, x + FlowShape<K, NB, EDGE>::Y_AT, kept);
+    flow_edge<N, EDGE>(p, at.bias, acc, y, kept);
+    if constexpr (flow_norms_y(EDGE)) { /* over x, which the whole warpgroup has multiplied */
+        asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
+        norm_tile<N>(p.norm, scales, y, x, threadIdx.x % 128 / WARP * 16, row0, p.rows, true);
+    }
 }
 
 template <int K, int NB, FlowEdge EDGE>
@@ -281,6 +299,7 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
     bool drops = !flow_is_plain(EDGE) && p.drop.rng;
     DropoutDraw draw = drops ? p.drop.draw() : DropoutDraw{};
     FlowKept kept = {};
+    EightScales scales = flow_norms_y(EDGE) ? eight_scales(p.norm, threadIdx.x % (NB / 8) * 8) : EightScales{};
     PeerSender sender(p.send);
     bool narrow = NB == 256 && p.columns - at.column0 <= 128;
     barrier_wait(at.ready, 0);
@@ -293,9 +312,9 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
         barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
         if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
         if (narrow)
-            flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept, &sender);
+            flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept, scales, &sender);
         else
-            flow_tile<K, NB, NB, EDGE>(p, at, tile * FLOW_ROWS, x, kept, &sender);
+            flow_tile<K, NB, NB, EDGE>(p, at, tile * FLOW_ROWS, x, kept, scales, &sender);
         async_fence();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
@@ -373,7 +392,7 @@ struct FlowOperands {
     int members, start[FLOW_MEMBERS + 1];
     bool relu;
     Dropout drop;
-    FrontNorm norm;
+    FrontNorm norm; /* as the edge wants it */
     FlowFew few;
     PeerSend send;
 };
@@ -403,7 +422,8 @@ static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
     if (flow_is_plain(edge)) return fits && columns >= 128;
     fits = fits && o.members == 1 && (columns % 128 == 0 || columns == 64) && aligned16(o.r);
     fits = fits && (!o.drop.rng || o.drop.inner == (uint32_t)columns);
-    return fits && (edge == FLOW_RESIDUAL || (aligned16(o.g) && aligned16(o.product) && o.inner <= 128));
+    if (flow_norms_y(edge)) fits = fits && o.inner == columns && columns <= 128 && aligned16(o.norm.y);
+    return fits && (!flow_is_gated(edge) || (aligned16(o.g) && aligned16(o.product) && o.inner <= 128));
 }
 
 static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
@@ -417,7 +437,8 @@ static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, 
         TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
     if (flow_is_plain(edge)) return o.norm.y ? tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal) : OK;
     TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));
-    if (edge == FLOW_RESIDUAL) return OK;
+    if (flow_norms_y(edge)) TRY(tensor_map(o.norm.y, o.rows, columns, FLOW_ROWS, &p->normal));
+    if (!flow_is_gated(edge)) return OK;
     TRY(tensor_map(o.g, o.rows, columns, FLOW_ROWS, &p->g));
     return o.product ? tensor_map(o.product, o.rows, columns, FLOW_ROWS, &p->product) : OK;
 }
@@ -471,8 +492,15 @@ template <FlowEdge EDGE> static Status flow_launch_edge(const FlowOperands &o, c
     return wide ? flow_launch_shape<128, 128, EDGE>(o, stream) : flow_launch_shape<128, 64, EDGE>(o, stream);
 }
 
+template <FlowEdge EDGE> static Status flow_launch_square(const FlowOperands &o, cudaStream_t stream)
+{
+    return o.inner == 64 ? flow_launch_shape<64, 64, EDGE>(o, stream) : flow_launch_shape<128, 128, EDGE>(o, stream);
+}
+
 static inline Status flow_launch(const FlowOperands &o, FlowEdge edge, cudaStream_t stream)
 {
+    if (edge == FLOW_RESIDUAL_NORM) return flow_launch_square<FLOW_RESIDUAL_NORM>(o, stream);
+    if (edge == FLOW_GATED_NORM) return flow_launch_square<FLOW_GATED_NORM>(o, stream);
     if (edge == FLOW_GATED) return flow_launch_edge<FLOW_GATED>(o, stream);
     if (edge == FLOW_RESIDUAL)
         return o.inner == 256 ? flow_launch_shape<256, 128, FLOW_RESIDUAL>(o, stream)

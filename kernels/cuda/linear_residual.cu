@@ -1,10 +1,11 @@
-/* y = r + dropout(sigmoid(g) (x W^T + b)): the product that ends a branch. */
+/* y = r + dropout(sigmoid(g) (x W^T + b)): the product that ends a branch; perhaps with the layer norm of y. */
 #include <string.h>
 
 #include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/flow.cuh"
 #include "kernels/cuda/map.cuh"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/small.cuh"
 
 /* The operands of a call; what is absent is NULL. */
@@ -16,7 +17,8 @@ struct Branch {
     int64_t rows, inner, out;
     DType type;
     Dropout drop;
-    bool gated, kept;
+    bool gated, kept, normed;
+    NormRows norm;
 };
 
 static const void *optional(const OpCall *call, int k)
@@ -34,8 +36,15 @@ static Branch branch_of(const RankLayout *layout, const OpCall *call)
     b.bias = (const float *)optional(call, 3), b.g = optional(call, 4);
     b.gated = call_in(call, 4) != NULL, b.kept = call->op->attr.i[2] != 0;
     b.y = call->out[0], b.product = b.kept ? call->out[1] : NULL;
+    b.normed = call_in(call, 6) != NULL;
     b.rows = tensor_rows(x), b.inner = tensor_last(x), b.out = w->dim[0];
     b.type = x->dtype;
+    if (b.normed) {
+        NormRows &n = b.norm;
+        n.x = b.y, n.gamma = (const float *)call->in[6], n.beta = (const float *)call->in[7], n.y = call->out[2];
+        n.mean = (float *)call->out[3], n.rstd = (float *)call->out[4], n.eps = (float)call->op->attr.f[1];
+        n.rows = b.rows, n.c = b.out, n.type = b.type;
+    }
     const int32_t *rng = (const int32_t *)optional(call, 5);
     if (rng && layout)
         dropout_make(layout, b.y_tensor, call->op->attr.i[0], (int)call->op->attr.i[1], call->op->attr.f[0], rng,
@@ -52,6 +61,7 @@ static FlowOperands flow_operands(const Branch &b)
     o.rows = b.rows, o.inner = b.inner;
     o.members = 1, o.start[1] = (int)b.out;
     o.drop = b.drop;
+    o.norm = {b.norm.gamma, b.norm.beta, b.norm.eps, (bf16 *)b.norm.y, b.norm.mean, b.norm.rstd};
     return o;
 }
 
@@ -105,37 +115,50 @@ static Status branch_in_two(CudaContext *ctx, const OpCall *call, const Branch &
     return OK;
 }
 
-static FlowEdge edge_of(const Branch &b)
+static FlowEdge edge_of(const Branch &b, bool normed)
 {
+    if (normed) return b.gated ? FLOW_GATED_NORM : FLOW_RESIDUAL_NORM;
     return b.gated ? FLOW_GATED : FLOW_RESIDUAL;
 }
 
-static bool branch_flows(const Branch &b, const FlowOperands &o)
+static bool branch_flows(const Branch &b, const FlowOperands &o, bool normed)
 {
     bool keeps = b.gated || !b.kept; /* without a gate nobody asks for the product */
-    return b.type == DT_BF16 && b.rows >= 1024 && keeps && flow_fits(o, edge_of(b));
+    return b.type == DT_BF16 && b.rows >= 1024 && keeps && flow_fits(o, edge_of(b, normed));
 }
 
-static Status linear_residual(CudaContext *ctx, const OpCall *call)
+/* without the layer norm of y */
+static Status branch_alone(CudaContext *ctx, const OpCall *call, const Branch &b)
 {
-    Branch b = branch_of(ctx->layout, call);
-    if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
     FlowOperands o = flow_operands(b);
     TRY(peer_send_of(ctx, call, &o.send));
-    if (branch_flows(b, o)) return flow_launch(o, edge_of(b), ctx->stream);
+    if (branch_flows(b, o, false)) return flow_launch(o, edge_of(b, false), ctx->stream);
     if (o.send.ranks > 0) return status_fail(ERR_INTERNAL, "linear_residual was to send and cannot");
     SmallBatch few;
     if (branch_is_small(b, &few)) return small_launch<false, true>(few, ctx->stream);
     return branch_in_two(ctx, call, b);
 }
 
+static Status linear_residual(CudaContext *ctx, const OpCall *call)
+{
+    Branch b = branch_of(ctx->layout, call);
+    if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
+    if (!b.normed) return branch_alone(ctx, call, b);
+    if (call->in_tensor[6]->dtype != DT_F32) return cuda_bad_type(call, call->in_tensor[6]->dtype);
+    FlowOperands o = flow_operands(b);
+    if (branch_flows(b, o, true)) return flow_launch(o, edge_of(b, true), ctx->stream);
+    TRY(branch_alone(ctx, call, b));
+    return norm_rows_run(ctx, call, &b.norm);
+}
+
+/* Without a layer norm, which would read y here. */
 static bool linear_residual_sends(const OpCall *call)
 {
     PeerRows rows;
     Branch b = branch_of(NULL, call);
     int last = b.y_tensor->rank - 1;
     bool drops_alike = !call_in(call, 5) || (call->op->attr.i[1] != last && b.y_tensor->shard != last);
-    return call->op->send.output == 0 && drops_alike && branch_flows(b, flow_operands(b)) &&
+    return call->op->send.output == 0 && drops_alike && !b.normed && branch_flows(b, flow_operands(b), false) &&
            peer_send_rows(call, &rows) && flow_can_send(rows);
 }
 

@@ -201,7 +201,7 @@ static const real *optional(const OpCall *call, int k)
 }
 
 /* r x W b? g? rng? -> y = r + dropout(sigmoid(g) p), p = x W^T + b */
-static Status linear_residual(const RankLayout *layout, const OpCall *call)
+static void residual_sum(const RankLayout *layout, const OpCall *call)
 {
     const Tensor *t = call->out_tensor[0];
     const real *r = IN(0), *g = optional(call, 4);
@@ -211,9 +211,19 @@ static Status linear_residual(const RankLayout *layout, const OpCall *call)
     forward(tensor_rows(t), call->in_tensor[2], IN(1), IN(2), optional(call, 3), product);
     PARALLEL_IF(count)
     for (int64_t e = 0; e < count; e++) y[e] = (g ? sigmoid(g[e]) * product[e] : product[e]) + (rng ? 0 : r[e]);
-    if (!rng) return OK;
+    if (!rng) return;
     Dropout d = dropout_make(layout, call->op, t, rng);
     dropout_apply(&d, t, r, y, y);
+}
+
+/* The same, then the layer norm of y where it has a gamma. */
+static Status linear_residual(const RankLayout *layout, const OpCall *call)
+{
+    const Tensor *t = call->out_tensor[0];
+    residual_sum(layout, call);
+    if (optional(call, 6))
+        layer_norm_rows(tensor_rows(t), tensor_last(t), OUT(0), IN(6), IN(7), (real)call->op->attr.f[1], OUT(2), OUT(3),
+                        OUT(4));
     return OK;
 }
 
