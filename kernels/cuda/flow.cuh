@@ -65,8 +65,9 @@ struct FlowProblem {
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
     FlowRepeat repeat;
-    PeerSend send; /* of an edge with r: y[rank]; of a plain one: few */
-    int box;       /* rows that go to a rank together */
+    uint32_t mask_step; /* of dropout's mask, from row to row where it repeats */
+    PeerSend send;      /* of an edge with r: y[rank]; of a plain one: few */
+    int box;            /* rows that go to a rank together */
 };
 static_assert((int)FLOW_TARGETS >= (int)FLOW_MEMBERS, "a map each");
 
@@ -165,26 +166,37 @@ struct FlowKept {
     uint32_t row[2][2], first = UINT32_MAX;
 };
 
-/* row0: the first of the warp's rows; kept: of the tile before, which may have the same mask */
-__device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDraw &draw, int row0, int column0,
-                                          FlowKept *kept)
+/* `rows` of a warp's rows, or one for all of them, from row0 on. at: this lane's part of the mask, of the first row
+ * where the mask repeats, which that of the next ones follows at equal distances; else within the mask of each row. */
+template <bool REPEATS>
+__device__ __forceinline__ void flow_draw_rows(const FlowProblem &p, const DropoutDraw &draw, int row0, int rows,
+                                               uint32_t at, FlowKept *kept)
 {
-    int lane = threadIdx.x % WARP, rows = p.repeat == FLOW_REPEATS_ROWS ? 1 : 16;
-    uint32_t first = p.drop.mask_element((uint32_t)row0 * (uint32_t)p.columns);
-    if (p.repeat != FLOW_REPEATS_NOT && first == kept->first) return;
-    kept->first = first;
-#pragma unroll 4 /* a draw is one long chain */
+    int lane = threadIdx.x % WARP;
+#pragma unroll(REPEATS ? 4 : 1) /* a draw is one long chain */
     for (int r = 0; r < rows; r++) {
-        uint32_t w[4], bits[4];
-        uint32_t at = p.drop.mask_element((uint32_t)(row0 + r) * (uint32_t)p.columns) + column0 + lane * 4;
-        p.drop.words(draw, at >> 2, w);
+        uint32_t w[4], bits[4], here = at + r * p.mask_step;
+        if (!REPEATS) here = at + p.drop.mask_element((uint32_t)(row0 + r) * (uint32_t)p.columns);
+        p.drop.words(draw, here >> 2, w);
 #pragma unroll
-        for (int k = 0; k < 4; k++) bits[k] = __ballot_sync(0xffffffffu, p.drop.factor(w[k]) != 0.0f) >> (lane % 4 / 2);
+        for (int k = 0; k < 4; k++) bits[k] = __ballot_sync(0xffffffffu, p.drop.keeps(w[k])) >> (lane % 4 / 2);
 #pragma unroll
         for (int h = 0; h < 2; h++)
             if (rows == 1 || r == lane / 4 + 8 * h)
                 kept->row[h][0] = lane % 2 ? bits[2] : bits[0], kept->row[h][1] = lane % 2 ? bits[3] : bits[1];
     }
+}
+
+/* row0: the first of the warp's rows; kept: of the tile before, which may have the same mask */
+__device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDraw &draw, int row0, int column0,
+                                          FlowKept *kept)
+{
+    uint32_t own = column0 + threadIdx.x % WARP * 4;
+    if (p.repeat == FLOW_REPEATS_NOT) return flow_draw_rows<false>(p, draw, row0, 16, own, kept);
+    uint32_t first = p.drop.mask_element((uint32_t)row0 * (uint32_t)p.columns);
+    if (first == kept->first) return;
+    kept->first = first;
+    flow_draw_rows<true>(p, draw, row0, p.repeat == FLOW_REPEATS_ROWS ? 1 : 16, first + own, kept);
 }
 
 __device__ __forceinline__ float flow_sigmoid(float x)
@@ -478,6 +490,7 @@ template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const Fl
     p.send = o.send, p.box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
     flow_share(NB, &p);
     p.repeat = flow_repeat(p.drop);
+    p.mask_step = p.drop.rank > 1 ? p.drop.stride[p.drop.rank - 2] : 0;
     TRY(flow_maps(o, EDGE, NB, &p));
     CUDA_TRY(cudaFuncSetAttribute(flow_kernel<K, NB, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     launch(flow_kernel<K, NB, EDGE>, p.first[p.blocks], FLOW_THREADS, BYTES, stream, p);
