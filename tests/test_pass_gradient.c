@@ -123,40 +123,49 @@ static void a_sum_of_products_stays(void **state)
     recording_free(&r);
 }
 
-static int forward_norms(const Program *p, int *moved)
+/* Kinds with a layer norm behind: inputs, outputs and output of it. */
+static const struct {
+    OpKind kind;
+    int n_in, n_out, norm;
+} behind[] = {{OP_LINEAR_RESIDUAL, 8, 5, 2}, {OP_TRANSITION, 9, 8, 5}, {OP_OPM, 10, 4, 1}};
+enum { BEHINDS = sizeof behind / sizeof *behind };
+
+static int forward_norms(const Program *p, int moved[BEHINDS])
 {
     int norms = 0;
-    *moved = 0;
+    memset(moved, 0, BEHINDS * sizeof *moved);
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
         norms += op->kind == OP_LAYER_NORM_FUSED && op->stage == STAGE_FORWARD;
-        *moved += op->kind == OP_LINEAR_RESIDUAL && op->n_in == 8;
+        for (int k = 0; k < BEHINDS; k++) {
+            if (op->kind != behind[k].kind || op->n_in != behind[k].n_in) continue;
+            assert_true(op->n_out == behind[k].n_out && op->attr.f[1] > 0 && op->block >= 0);
+            assert_true(rule_same(out_tensor(p, op, 0), out_tensor(p, op, behind[k].norm)));
+            moved[k]++;
+        }
     }
     return norms;
 }
 
-/* Where the branch before ends with a product, which then gives the rows normalized too; what selective recomputation
- * repeats stays apart. The gradients are the same, and a program without a loss is treated alike. */
+/* What a branch ends with gives its rows normalized too, for the branch behind; what selective recomputation repeats
+ * stays apart. The gradients are the same, and a program without a loss is treated alike. */
 static void layer_norms_join_the_branch_before(void **state)
 {
     (void)state;
-    int moved = 0, apart = 0, none = 0;
     for (int loss = 0; loss < 2; loss++) {
-        Recording r = recording_model("tiny", loss);
+        int moved[BEHINDS], none[BEHINDS], all = 0;
+        Recording r = recording_model("initial_training", loss);
         Switches s = plain;
         s.fused_pointwise = true;
         Program *on = passed(r.p, &s, PASS_AUTODIFF);
-        int norms = forward_norms(on, &moved);
-        for (int32_t i = 0; i < on->n_ops; i++) {
-            const Op *op = &on->op[i];
-            if (op->kind != OP_LINEAR_RESIDUAL || op->n_in < 8) continue;
-            assert_true(op->n_out == 5 && op->attr.f[1] > 0 && op->block >= 0);
-            assert_true(rule_same(out_tensor(on, op, 0), out_tensor(on, op, 2)));
-        }
         s.checkpoint = CHECKPOINT_SELECTIVE;
         Program *selective = passed(r.p, &s, PASS_AUTODIFF);
-        apart = forward_norms(selective, &none);
-        assert_true(moved > 0 && none == 0 && apart >= norms + moved);
+        int norms = forward_norms(on, moved), apart = forward_norms(selective, none);
+        for (int k = 0; k < BEHINDS; k++) {
+            assert_true(moved[k] > 0 && none[k] == 0);
+            all += moved[k];
+        }
+        assert_true(apart >= norms + all);
         assert_int_equal(count_kind(on, OP_LINEAR_NORM_DX), loss ? count_kind(selective, OP_LINEAR_NORM_DX) : 0);
         prog_destroy(&on);
         prog_destroy(&selective);

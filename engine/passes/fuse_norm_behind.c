@@ -7,15 +7,14 @@
 #include "engine/passes/fuse.h"
 
 enum { NORM_OUTPUTS = 3 /* normalized, mean, rstd */ };
-/* Rows that a block of threads of a GPU holds whole (kernels/cuda/flow.cuh). */
-enum { ROW_CHANNELS = 128 };
 
-/* Where a kind takes gamma, beta right behind it, gives what a layer norm gives, and has its eps. */
+/* Where a kind takes gamma, beta right behind it, and gives what a layer norm gives; its eps is f[1]. channels: of rows
+ * that a block of threads of a GPU holds whole (kernels/cuda/flow.cuh, transition.cuh, outer_chain.cuh). */
 typedef struct Behind {
     OpKind kind;
-    int gamma, out, eps;
+    int gamma, out, channels;
 } Behind;
-static const Behind kinds[] = {{OP_LINEAR_RESIDUAL, 6, 2, 1}};
+static const Behind kinds[] = {{OP_LINEAR_RESIDUAL, 6, 2, 128}, {OP_TRANSITION, 7, 5, 256}, {OP_OPM, 8, 1, 128}};
 
 static const Behind *behind_of(const Op *op)
 {
@@ -47,7 +46,7 @@ static Op *taker_of(const Program *p, const bool *exchanged, int32_t at)
     Op *op = &p->op[x->def_op];
     const Behind *behind = behind_of(op);
     bool alike = op->stage == norm->stage && op->block == norm->block && op->full_precision == norm->full_precision;
-    if (!behind || !alike || op->out[0] != norm->in[0] || tensor_last(&x->t) > ROW_CHANNELS) return NULL;
+    if (!behind || !alike || op->out[0] != norm->in[0] || tensor_last(&x->t) > behind->channels) return NULL;
     if (op->n_in > behind->gamma && op->in[behind->gamma] != VAL_NONE) return NULL; /* has one */
     for (int k = 1; k <= 2; k++)
         if (p->value[norm->in[k]].def_op >= x->def_op) return NULL;
@@ -61,7 +60,7 @@ static void take(Op *op, const Op *norm)
     while (op->n_out < behind->out) op->out[op->n_out++] = VAL_NONE;
     for (int k = 1; k <= 2; k++) op->in[op->n_in++] = norm->in[k];
     for (int k = 0; k < NORM_OUTPUTS; k++) op->out[op->n_out++] = norm->out[k];
-    op->attr.f[behind->eps] = norm->attr.f[0];
+    op->attr.f[1] = norm->attr.f[0];
 }
 
 Status fuse_norm_behind(Program *p)
