@@ -174,7 +174,7 @@ static void pointwise_sequences_become_one_op(void **state)
     assert_int_equal(count_kind(p, OP_OPM), outers);
     for (int n = 0; n < outers; n++) { /* masks of both operands joined */
         const Op *op = nth_kind(p, OP_OPM, n);
-        assert_true(op->n_in == 8 && op->in[6] != VAL_NONE && op->in[7] != VAL_NONE);
+        assert_true(op->n_in == 8 && op->in[8] != VAL_NONE && op->in[9] != VAL_NONE);
     }
     assert_int_equal(count_kind(p, OP_OUTER_PRODUCT) + count_kind(p, OP_DIV_COUNT), 0);
     assert_true(count_kind(p, OP_RELU) < relus);
@@ -227,13 +227,13 @@ static int count_normed_branches(const Program *p)
     int count = 0;
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
-        if (op->kind != OP_LINEAR_RESIDUAL || op->n_in <= 6) continue;
+        if (op->kind != OP_LINEAR_RESIDUAL || op->n_in <= 8) continue;
         count++;
         const Op *before = &p->op[p->value[op->in[1]].def_op]; /* perhaps marked */
         assert_int_equal(before->kind == OP_RESHARD ? p->op[p->value[before->in[0]].def_op].kind : before->kind,
                          OP_TRI_PRODUCT);
-        assert_true(op->in[4] != VAL_NONE && op->in[6] != VAL_NONE && op->in[7] != VAL_NONE);
-        assert_true(op->attr.f[1] > 0 && op->attr.f[1] < 1e-4);
+        assert_true(op->in[4] != VAL_NONE && op->in[8] != VAL_NONE && op->in[9] != VAL_NONE);
+        assert_true(op->attr.f[2] > 0 && op->attr.f[2] < 1e-4);
     }
     return count;
 }

@@ -1,5 +1,6 @@
 /* Fusion behind differentiation: which sums and masks of the backward pass move into the ops before them, and which
  * must not. Equal results: test_switches. */
+#include "engine/rules.h"
 #include "tests/pass_program.h"
 
 static const Switches plain = {
@@ -185,8 +186,10 @@ static void gates_join_the_norms_of_channels(void **state)
     (void)state;
     Recording r = recording_model("tiny", true);
     Program *p = differentiated(r.p, true);
-    assert_true(count_kind(p, OP_LAYER_NORM_CHANNELS) > 0);
-    assert_int_equal(count_kind(p, OP_GATE_NORM_CHANNELS_DX), count_kind(p, OP_LAYER_NORM_CHANNELS));
+    int ends = 0; /* products that take in the layer norm */
+    for (int32_t i = 0; i < p->n_ops; i++) ends += p->op[i].kind == OP_LINEAR_RESIDUAL && p->op[i].n_in > 8;
+    assert_true(ends > 0);
+    assert_int_equal(count_kind(p, OP_GATE_NORM_CHANNELS_DX), ends);
     assert_int_equal(count_kind(p, OP_LAYER_NORM_CHANNELS_BWD), 0);
     for (int32_t i = 0; i < p->n_ops; i++) {
         const Op *op = &p->op[i];
@@ -228,15 +231,100 @@ static void a_gate_with_a_mask_stays(void **state)
     (void)state;
     assert_int_equal(joined_gates(false), 1);
     assert_int_equal(joined_gates(true), 0);
+/* Kinds with a layer norm behind: inputs, outputs and output of it. */
+static const struct {
+    OpKind kind;
+    int n_in, n_out, norm;
+} behind[] = {{OP_LINEAR_RESIDUAL, 8, 5, 2}, {OP_TRANSITION, 9, 8, 5}, {OP_OPM, 10, 4, 1}};
+enum { BEHINDS = sizeof behind / sizeof *behind };
+
+static int forward_norms(const Program *p, int moved[BEHINDS])
+{
+    int norms = 0;
+    memset(moved, 0, BEHINDS * sizeof *moved);
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        norms += op->kind == OP_LAYER_NORM_FUSED && op->stage == STAGE_FORWARD;
+        for (int k = 0; k < BEHINDS; k++) {
+            if (op->kind != behind[k].kind || op->n_in != behind[k].n_in) continue;
+            assert_true(op->n_out == behind[k].n_out && op->attr.f[1] > 0 && op->block >= 0);
+            assert_true(rule_same(out_tensor(p, op, 0), out_tensor(p, op, behind[k].norm)));
+            moved[k]++;
+        }
+    }
+    return norms;
+}
+
+/* What a branch ends with gives its rows normalized too, for the branch behind; what selective recomputation repeats
+ * stays apart. The gradients are the same, and a program without a loss is treated alike. */
+static void layer_norms_join_the_branch_before(void **state)
+{
+    (void)state;
+    for (int loss = 0; loss < 2; loss++) {
+        int moved[BEHINDS], none[BEHINDS], all = 0;
+        Recording r = recording_model("initial_training", loss);
+        Switches s = plain;
+        s.fused_pointwise = true;
+        Program *on = passed(r.p, &s, PASS_AUTODIFF);
+        s.checkpoint = CHECKPOINT_SELECTIVE;
+        Program *selective = passed(r.p, &s, PASS_AUTODIFF);
+        int norms = forward_norms(on, moved), apart = forward_norms(selective, none);
+        for (int k = 0; k < BEHINDS; k++) {
+            assert_true(moved[k] > 0 && none[k] == 0);
+            all += moved[k];
+        }
+        assert_true(apart >= norms + all);
+        assert_int_equal(count_kind(on, OP_LINEAR_NORM_DX), loss ? count_kind(selective, OP_LINEAR_NORM_DX) : 0);
+        prog_destroy(&on);
+        prog_destroy(&selective);
+        recording_free(&r);
+    }
+}
+
+/* What other ranks get is not normalized on the way, nor is what a wide row or another block keeps apart. */
+static void a_layer_norm_stays_apart(void **state)
+{
+    (void)state;
+    enum { JOINS, EXCHANGED, WIDE, NEXT_BLOCK, CASES };
+    for (int which = 0; which < CASES; which++) {
+        Recording r = recording_empty();
+        int64_t c = which == WIDE ? 136 : 8, vector[] = {c};
+        prog_block_begin(r.p);
+        Val x = prog_input(r.p, "x", DT_F32, 3, (int64_t[]){4, 8, c});
+        Val w = prog_param(r.p, "w", 2, (int64_t[]){c, c}, INIT_NORMAL, 1), n[OP_MAX_OUT];
+        Val gamma = prog_param(r.p, "gamma", 1, vector, INIT_ONE, 0),
+            beta = prog_param(r.p, "beta", 1, vector, INIT_ZERO, 0);
+        Val y = prog_add(r.p, OP_LINEAR_RESIDUAL, 3, (Val[]){x, x, w}, NULL);
+        if (which == NEXT_BLOCK) prog_block_end(r.p), prog_block_begin(r.p);
+        prog_add_multi(r.p, OP_LAYER_NORM_FUSED, 3, (Val[]){y, gamma, beta}, &(OpAttr){.f = {1e-5}}, n);
+        prog_block_end(r.p);
+        prog_output(r.p, "y", which == EXCHANGED ? prog_add(r.p, OP_ALL_REDUCE, 1, &y, &(OpAttr){.f = {1}}) : y);
+        prog_output(r.p, "n", n[0]);
+        Program *p = NULL;
+        Switches s = plain;
+        s.fused_pointwise = true;
+        assert_int_equal(pass_autodiff(r.p, &s, &p), OK);
+        assert_int_equal(prog_verify(p, PASS_AUTODIFF), OK);
+        assert_int_equal(count_kind(p, OP_LAYER_NORM_FUSED), which != JOINS);
+        assert_int_equal(nth_kind(p, OP_LINEAR_RESIDUAL, 0)->n_out, which == JOINS ? 5 : 1);
+        prog_destroy(&p);
+        recording_free(&r);
+    }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask), cmocka_unit_test(a_mask_follows_the_sum),
-        cmocka_unit_test(products_join_the_layer_norms),    cmocka_unit_test(a_sum_of_products_stays),
-        cmocka_unit_test(gates_join_the_norms_of_channels), cmocka_unit_test(a_gate_with_a_mask_stays),
-        cmocka_unit_test(products_join_the_gates),          cmocka_unit_test(a_gate_takes_a_product_alone),
+        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask),
+        cmocka_unit_test(a_mask_follows_the_sum),
+        cmocka_unit_test(products_join_the_layer_norms),
+        cmocka_unit_test(a_sum_of_products_stays),
+        cmocka_unit_test(gates_join_the_norms_of_channels),
+        cmocka_unit_test(a_gate_with_a_mask_stays),
+        cmocka_unit_test(products_join_the_gates),
+        cmocka_unit_test(a_gate_takes_a_product_alone),
+        cmocka_unit_test(layer_norms_join_the_branch_before),
+        cmocka_unit_test(a_layer_norm_stays_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* Products of activations with weight matrices. y = x W^T + b over the last axis; W [O, I] row-major as in a
  * checkpoint. Gradients of weights and biases leave in the real type: they are sums over thousands of positions. */
+#include "engine/ops/norm_behind.h"
 #include "engine/ops/norm_in_front.h"
 #include "engine/ops/shape_rules.h"
 #include "engine/rules.h"
@@ -8,10 +9,11 @@ enum { GROUP_MAX = LINEAR_GROUP_MAX };
 /* Where a layer norm in front has its gamma and its first output, beyond all that a kind may have. */
 enum { LINEAR_GAMMA = 3, LINEAR_NORM_OUT = 1 };
 enum { GROUP_GAMMA = 1 + 2 * GROUP_MAX, GROUP_NORM_OUT = GROUP_MAX };
-enum { RESIDUAL_GAMMA = 6, RESIDUAL_NORM_OUT = 2 };
+/* The same of one behind; one in front of that kind. */
+enum { RESIDUAL_GAMMA = 6, RESIDUAL_NORM_OUT = 2, FRONT_GAMMA = 8, FRONT_NORM_OUT = 5 };
 static const NormInFront linear_norm = {0, LINEAR_GAMMA, LINEAR_NORM_OUT, false},
                          group_norm = {0, GROUP_GAMMA, GROUP_NORM_OUT, false},
-                         residual_norm = {1, RESIDUAL_GAMMA, RESIDUAL_NORM_OUT, true};
+                         residual_norm = {1, FRONT_GAMMA, FRONT_NORM_OUT, true};
 
 static double gemm_flops(const Tensor *x, const Tensor *w)
 {
@@ -148,7 +150,7 @@ const OpDef op_linear_dw = {.name = "linear_dw",
                             .int_name = {"bias"}};
 
 /* --- the product that ends a branch: gate, dropout and residual sum at its edge, perhaps the layer norm of a
- * channel-first x in front ------------------------------------------------------------------------------------------
+ * channel-first x in front, perhaps the next branch's layer norm behind it ------------------------------------------
  */
 
 static Status linear_residual_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
@@ -164,17 +166,19 @@ static Status linear_residual_infer(const Program *p, const Op *op, Tensor *out,
         return rule_bad_shape(p, op, "r[*,O] x[*,I] W[O,I] b[O]? g[*,O]? rng i32[4]?, 0 <= rate < 1");
     out[0] = out[1] = *r;
     *n_out = op->attr.i[2] ? 2 : 1;
+    TRY(norm_behind_infer(p, op, RESIDUAL_GAMMA, RESIDUAL_NORM_OUT, out, n_out));
     return norm_in_front_infer(p, op, &residual_norm, out, n_out);
 }
 
 static Status linear_residual_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
-    Val w = op->in[2], dp = dout[0], optional[3];
+    Val dy = norm_behind_vjp(p, op, RESIDUAL_GAMMA, RESIDUAL_NORM_OUT, dout, din);
+    Val w = op->in[2], dp = dy, optional[3];
     for (int k = 0; k < 3; k++) optional[k] = 3 + k < op->n_in ? op->in[3 + k] : VAL_NONE;
     Val b = optional[0], g = optional[1], rng = optional[2];
     if (g != VAL_NONE && !op->attr.i[2])
         return status_fail(ERR_INTERNAL, "linear_residual: the gate's gradient needs the product");
-    din[0] = dout[0];
+    din[0] = dy;
     if (rng != VAL_NONE)
         dp = prog_add(p, OP_DROPOUT, 2, (Val[]){dp, rng},
                       &(OpAttr){.i = {op->attr.i[0], op->attr.i[1]}, .f = {op->attr.f[0]}});
@@ -200,7 +204,7 @@ static void linear_residual_cost(const Program *p, const Op *op, Cost *cost)
     cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 2)) + count;
     for (int k = 3; k <= 5; k++)
         if (rule_in(p, op, k)) cost->flops += (k == 4 ? 4.0 : 1.0) * count;
-    cost->flops += norm_in_front_flops(p, op, &residual_norm);
+    cost->flops += norm_behind_flops(p, op, RESIDUAL_GAMMA) + norm_in_front_flops(p, op, &residual_norm);
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -214,11 +218,11 @@ const OpDef op_linear_residual = {.name = "linear_residual",
                                   .infer = linear_residual_infer,
                                   .vjp = linear_residual_vjp,
                                   .cost = linear_residual_cost,
-                                  .exact_in = 1 << 3 | 3 << RESIDUAL_GAMMA,
-                                  .exact_out = 6 << RESIDUAL_NORM_OUT,
-                                  .optional_out = 7 << RESIDUAL_NORM_OUT,
+                                  .exact_in = 1 << 3 | 3 << RESIDUAL_GAMMA | 3 << FRONT_GAMMA,
+                                  .exact_out = 6 << RESIDUAL_NORM_OUT | 6 << FRONT_NORM_OUT,
+                                  .optional_out = 6 << RESIDUAL_NORM_OUT | 7 << FRONT_NORM_OUT,
                                   .int_name = {"key", "shared", "keep"},
-                                  .real_name = {"rate", "eps"}};
+                                  .real_name = {"rate", "eps", "eps_front"}};
 
 /* --- several matrices on one input: the weights lie one after the other in the parameter block, so that a backend may
  * run them as one product -------------------------------------------------------------------------------------------

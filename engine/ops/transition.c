@@ -1,9 +1,13 @@
-/* A transition (AlphaFold2 supplement, algorithms 9 and 15) with the residual sum behind it, as one op. */
+/* A transition (AlphaFold2 supplement, algorithms 9 and 15) with the residual sum behind it, as one op, and perhaps the
+ * layer norm of its result. */
+#include "engine/ops/norm_behind.h"
 #include "engine/ops/shape_rules.h"
 #include "engine/rules.h"
 
 enum { R, GAMMA, BETA, W1, B1, W2, B2, INPUTS };
 enum { Y, X, MEAN, RSTD, HIDDEN, OUTPUTS };
+/* Where a layer norm behind has its gamma and its first output. */
+enum { BEHIND_GAMMA = INPUTS, BEHIND_OUT = OUTPUTS };
 
 static Status transition_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
@@ -21,7 +25,7 @@ static Status transition_infer(const Program *p, const Op *op, Tensor *out, int 
     out[MEAN] = out[RSTD] = rule_row_statistic(r);
     out[HIDDEN] = rule_with_last(r, width);
     *n_out = op->attr.i[0] ? OUTPUTS : 1;
-    return OK;
+    return norm_behind_infer(p, op, BEHIND_GAMMA, BEHIND_OUT, out, n_out);
 }
 
 /* The gradients of its parts, in their order: product, relu, product, layer norm, sum. */
@@ -29,7 +33,7 @@ static Status transition_vjp(Program *p, const Op *op, const Val *dout, Val *din
 {
     const Val *in = op->in, *out = op->out;
     if (!op->attr.i[0]) return status_fail(ERR_INTERNAL, "transition: its gradient needs x and the hidden layer");
-    Val dy = dout[Y], grad[OP_MAX_OUT];
+    Val dy = norm_behind_vjp(p, op, BEHIND_GAMMA, BEHIND_OUT, dout, din), grad[OP_MAX_OUT];
     Val dh = prog_add(p, OP_LINEAR_DX, 2, (Val[]){dy, in[W2]}, NULL);
     prog_add_multi(p, OP_LINEAR_DW, 2, (Val[]){dy, out[HIDDEN]}, &(OpAttr){.i = {1}}, grad);
     din[W2] = grad[0], din[B2] = grad[1];
@@ -48,7 +52,7 @@ static void transition_cost(const Program *p, const Op *op, Cost *cost)
 {
     const Tensor *r = rule_in(p, op, R);
     double rows = (double)tensor_rows(r), c = (double)tensor_last(r), width = (double)rule_in(p, op, W1)->dim[0];
-    cost->flops = rows * (4.0 * c * width + 10.0 * c + 2.0 * width);
+    cost->flops = rows * (4.0 * c * width + 10.0 * c + 2.0 * width) + norm_behind_flops(p, op, BEHIND_GAMMA);
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -56,7 +60,8 @@ const OpDef op_transition = {.name = "transition",
                              .infer = transition_infer,
                              .vjp = transition_vjp,
                              .cost = transition_cost,
-                             .exact_in = 1 << GAMMA | 1 << BETA | 1 << B1 | 1 << B2,
-                             .exact_out = 1 << MEAN | 1 << RSTD,
+                             .exact_in = 1 << GAMMA | 1 << BETA | 1 << B1 | 1 << B2 | 3 << BEHIND_GAMMA,
+                             .exact_out = 1 << MEAN | 1 << RSTD | 6 << BEHIND_OUT,
+                             .optional_out = 6 << BEHIND_OUT,
                              .int_name = {"keep"},
-                             .real_name = {"eps"}};
+                             .real_name = {"eps", "behind"}};

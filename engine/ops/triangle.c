@@ -1,4 +1,5 @@
 /* Triangle products and the outer product mean (AlphaFold2 supplement algorithms 10 to 12). */
+#include "engine/ops/norm_behind.h"
 #include "engine/rules.h"
 
 /* --- triangle product
@@ -210,6 +211,9 @@ const OpDef op_div_count = {.name = "div_count",
  */
 
 /* masks of the operands from `mask` on, both or none */
+/* Where a layer norm behind has its gamma and its first output. */
+enum { OPM_GAMMA = 8, OPM_NORM_OUT = 1 };
+
 static bool opm_masks_fit(const Program *p, const Op *op, int at, int mask)
 {
     const Tensor *a = rule_in(p, op, mask), *b = rule_in(p, op, mask + 1);
@@ -232,21 +236,18 @@ static Status opm_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
     const Tensor *r = rule_in(p, op, 5);
     if ((r && !rule_same(r, &out[0])) || !opm_masks_fit(p, op, 0, 6)) return rule_bad_shape(p, op, expected);
     *n_out = 1;
-    return OK;
+    return norm_behind_infer(p, op, OPM_GAMMA, OPM_NORM_OUT, out, n_out);
 }
 
 static Status opm_vjp(Program *p, const Op *op, const Val *dout, Val *din)
 {
     bool masked = rule_in(p, op, 6);
-    Val in[] = {dout[0],
-                op->in[0],
-                op->in[1],
-                op->in[2],
-                op->in[4],
-                masked ? op->in[6] : VAL_NONE,
-                masked ? op->in[7] : VAL_NONE};
-    prog_add_multi(p, OP_OPM_BWD, masked ? 7 : 5, in, &op->attr, din);
-    if (rule_in(p, op, 5)) din[5] = dout[0];
+    Val dz = norm_behind_vjp(p, op, OPM_GAMMA, OPM_NORM_OUT, dout, din);
+    Val ma = masked ? op->in[6] : VAL_NONE, mb = masked ? op->in[7] : VAL_NONE, grad[OP_MAX_OUT];
+    Val in[] = {dz, op->in[0], op->in[1], op->in[2], op->in[4], ma, mb};
+    prog_add_multi(p, OP_OPM_BWD, masked ? 7 : 5, in, &(OpAttr){.f = {op->attr.f[0]}}, grad);
+    for (int k = 0; k < 4; k++) din[k] = grad[k];
+    if (rule_in(p, op, 5)) din[5] = dz;
     return OK;
 }
 
@@ -262,6 +263,7 @@ static void opm_cost(const Program *p, const Op *op, Cost *cost)
 {
     cost->flops =
         outer_flops(p, op, 0) + opm_linear_flops(p, op, 0) + 2.0 * (double)tensor_count(prog_tensor(p, op->out[0]));
+    cost->flops += norm_behind_flops(p, op, OPM_GAMMA);
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -269,8 +271,10 @@ const OpDef op_opm = {.name = "opm",
                       .infer = opm_infer,
                       .vjp = opm_vjp,
                       .cost = opm_cost,
-                      .exact_in = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7,
-                      .real_name = {"eps"}};
+                      .exact_in = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 3 << OPM_GAMMA,
+                      .exact_out = 6 << OPM_NORM_OUT,
+                      .optional_out = 6 << OPM_NORM_OUT,
+                      .real_name = {"eps", "behind"}};
 
 static Status opm_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {

@@ -164,6 +164,9 @@ Status pass_autodiff(const Program *in, const Switches *switches, Program **out)
         p = pruned;
         if (status == OK) status = gradient_sync(p, switches);
     }
+    /* selective recomputation repeats a layer norm of its own instead of keeping its result */
+    bool moves = switches->fused_layernorm && switches->fused_pointwise && switches->checkpoint != CHECKPOINT_SELECTIVE;
+    if (status == OK && moves) status = fuse_norm_behind(p);
     if (status == OK) {
         p->stage_now = STAGE_FORWARD;
         p->block_now = p->origin_now = -1;

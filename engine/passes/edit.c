@@ -27,6 +27,18 @@ Val edit_push_value(Program *p, const Value *value)
     return p->n_values++;
 }
 
+void edit_close_gaps(Program *p, const bool *gone)
+{
+    int32_t count = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        if (gone[i]) continue;
+        for (int k = 0; k < p->op[i].n_out; k++)
+            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = count;
+        p->op[count++] = p->op[i];
+    }
+    p->n_ops = count;
+}
+
 int32_t *edit_count_uses(const Program *p)
 {
     int32_t *uses = calloc((size_t)p->n_values + 1, sizeof *uses);

@@ -11,6 +11,9 @@ Op *edit_restart(Program *p, int32_t ops);
 void edit_push_op(Program *p, const Op *op);
 Val edit_push_value(Program *p, const Value *value);
 
+/* Drops ops in place and renumbers the writers of what is left; gone: per op. */
+void edit_close_gaps(Program *p, const bool *gone);
+
 /* How often ops read each value; NULL when out of memory, freed by the caller. Values that are kept for others than ops
  * (outputs, the loss) are not counted for that. */
 int32_t *edit_count_uses(const Program *p);

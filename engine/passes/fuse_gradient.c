@@ -150,18 +150,6 @@ static bool absorb_dropout(const Absorb *a, const Op *dropout)
     return true;
 }
 
-static void close_gaps(Program *p, const bool *gone)
-{
-    int32_t count = 0;
-    for (int32_t i = 0; i < p->n_ops; i++) {
-        if (gone[i]) continue;
-        for (int k = 0; k < p->op[i].n_out; k++)
-            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = count;
-        p->op[count++] = p->op[i];
-    }
-    p->n_ops = count;
-}
-
 /* The output of taker that `gone` reads becomes what `gone` computed. */
 static void move_output(Program *p, const Op *gone, Op *taker)
 {
@@ -337,7 +325,7 @@ Status fuse_gradient(Program *p)
         join_norms(&a);
         join_transitions(&a);
         join_channels(&a);
-        close_gaps(p, a.gone);
+        edit_close_gaps(p, a.gone);
     }
     free(a.uses);
     free(a.gone);

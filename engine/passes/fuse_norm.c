@@ -22,7 +22,7 @@ static const Front *front_of(const Op *op)
 {
     static const Front fronts[] = {{OP_LINEAR, OP_LAYER_NORM_FUSED, 0, 3, 1, 0},
                                    {OP_LINEAR_GROUP, OP_LAYER_NORM_FUSED, 0, 13, 6, 0},
-                                   {OP_LINEAR_RESIDUAL, OP_LAYER_NORM_CHANNELS, 1, 6, 2, 1}};
+                                   {OP_LINEAR_RESIDUAL, OP_LAYER_NORM_CHANNELS, 1, 8, 5, 2}};
     for (size_t k = 0; k < sizeof fronts / sizeof fronts[0]; k++)
         if (fronts[k].kind == op->kind) return &fronts[k];
     return NULL;

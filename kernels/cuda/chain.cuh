@@ -112,8 +112,9 @@ __device__ __forceinline__ void chain_exchange(uint32_t (&w)[4])
 }
 
 /* Rows `row`, row + 8 of r_p, in runs of 8 columns. Epilogue: float scale(i, p); uint32_t lower(scale, n, a, b) for
- * columns n, n + 1; for columns n .. n + 7 uint4 before(i, p, n), what is read of them, all of it before the first void
- * store(i, p, n, uint4, before). */
+ * columns n, n + 1; for columns n .. n + 7 uint4 before(i, p, n), what is read of them, all of it before the first
+ * uint4 store(i, p, n, uint4, before), which gives what it stores; void finish(i, p, those of this thread), in order.
+ */
 template <typename Epilogue>
 __device__ __forceinline__ void chain_store(const Epilogue &epilogue, const float (&r)[64], int row, int p)
 {
@@ -125,6 +126,7 @@ __device__ __forceinline__ void chain_store(const Epilogue &epilogue, const floa
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float scale = epilogue.scale(row + 8 * half, p);
+        uint4 stored[CHAIN_N / 32];
 #pragma unroll
         for (int j = 0; j < CHAIN_N / 8; j += 4) {
             uint32_t w[4];
@@ -134,8 +136,10 @@ __device__ __forceinline__ void chain_store(const Epilogue &epilogue, const floa
                 w[k] = epilogue.lower(scale, (j + k) * 8 + t * 2, r[at], r[at + 1]);
             }
             chain_exchange(w);
-            epilogue.store(row + 8 * half, p, (j + t) * 8, make_uint4(w[0], w[1], w[2], w[3]), before[half][j / 4]);
+            stored[j / 4] =
+                epilogue.store(row + 8 * half, p, (j + t) * 8, make_uint4(w[0], w[1], w[2], w[3]), before[half][j / 4]);
         }
+        epilogue.finish(row + 8 * half, p, stored);
     }
 }
 

@@ -17,8 +17,8 @@ struct GateChannels {
 Status gate_channels_launch(const OpCall *call, const GateChannels &p, const Tensor *a, AnyReal mask,
                             cudaStream_t stream);
 
-/* Calls of LAYER_NORM_CHANNELS (mean and rstd may be absent) and LAYER_NORM_CHANNELS_BWD, and the bytes of the latter's
- * scratch, for ops that have them as parts. */
+/* Calls of LAYER_NORM_CHANNELS, mean and rstd of which may be absent, and of LAYER_NORM_CHANNELS_BWD, and the bytes of
+ * the latter's scratch, for ops that have them as parts. */
 Status layer_norm_channels_run(CudaContext *ctx, const OpCall *call);
 Status layer_norm_channels_bwd_run(CudaContext *ctx, const OpCall *call);
 size_t layer_norm_channels_bwd_scratch(const OpCall *call);

@@ -14,7 +14,8 @@ struct DropoutDraw {
 struct Dropout {
     const int32_t *rng; /* seed, step, sample, iteration */
     uint32_t key;
-    float rate, keep_scale;
+    uint32_t least; /* rate as a count of 2^-24: words whose upper 24 bits are less are dropped */
+    float keep_scale;
     int rank;
     uint32_t inner; /* vectors that divide it have consecutive mask elements starting at a multiple of 4 */
     uint32_t local[TENSOR_MAX_RANK];  /* extents of x here */
@@ -42,9 +43,13 @@ struct Dropout {
         const uint32_t counter[4] = {block, 0, key, d.step};
         philox4x32(counter, d.seed, out);
     }
+    __device__ __forceinline__ bool keeps(uint32_t word) const
+    {
+        return word >> 8 >= least;
+    }
     __device__ __forceinline__ float factor(uint32_t word) const
     {
-        return (float)(word >> 8) * 0x1p-24f >= rate ? keep_scale : 0.0f;
+        return keeps(word) ? keep_scale : 0.0f;
     }
     template <int V> __device__ __forceinline__ void factors(uint32_t first, float *out) const
     {
@@ -95,7 +100,7 @@ static inline void dropout_make(const RankLayout *layout, const Tensor *x, int64
     Dropout d = {};
     d.rng = rng;
     d.key = (uint32_t)key;
-    d.rate = (float)rate;
+    d.least = (uint32_t)ceil(rate * 0x1p24);
     d.keep_scale = (float)(1.0 / (1.0 - rate));
     d.rank = x->rank;
     int64_t stride = 1;

@@ -7,7 +7,8 @@
  * Edges: y = x W^T + b (relu) in up to six members of its own output each, x of 64 channels perhaps normalized on the
  * way, with a member more of at most eight columns; y = r + dropout(x W^T + b);   y = r + dropout(sigmoid(g) (x W^T +
  * b)), the product kept where asked for. The member of few columns and y = r + ... may be sent, the latter in boxes of
- * rows that stay together. */
+ * rows that stay together. Where a tile has whole rows of y = r + ..., no wider than those of x, their layer norm may
+ * leave with them. */
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 
@@ -24,15 +25,24 @@ enum {
     FLOW_THREADS = FLOW_GROUPS * 128 + 128
 };
 enum { FLOW_CHUNK = FLOW_ROWS * TENSOR_COLUMNS * 2 /* bytes of a box */ };
-/* FLOW_NORMED: a plain edge, x normalized by two of the copying warps before the product */
-enum FlowEdge { FLOW_PLAIN, FLOW_NORMED, FLOW_RESIDUAL, FLOW_GATED };
+/* FLOW_NORMED: a plain edge, x normalized by two of the copying warps before the product; FLOW_.._NORM: y normalized
+ * behind it, over x in shared memory */
+enum FlowEdge { FLOW_PLAIN, FLOW_NORMED, FLOW_RESIDUAL, FLOW_GATED, FLOW_RESIDUAL_NORM, FLOW_GATED_NORM };
 __host__ __device__ constexpr bool flow_is_plain(FlowEdge edge)
 {
     return edge == FLOW_PLAIN || edge == FLOW_NORMED;
 }
-/* How dropout's mask, shared along an axis, repeats: not; from tile to tile of a warpgroup; from row to row of a tile
- */
-enum FlowRepeat { FLOW_REPEATS_NOT, FLOW_REPEATS_TILES, FLOW_REPEATS_ROWS };
+__host__ __device__ constexpr bool flow_is_gated(FlowEdge edge)
+{
+    return edge == FLOW_GATED || edge == FLOW_GATED_NORM;
+}
+__host__ __device__ constexpr bool flow_norms_y(FlowEdge edge)
+{
+    return edge == FLOW_RESIDUAL_NORM || edge == FLOW_GATED_NORM;
+}
+/* How dropout's mask, shared along an axis, repeats: not; as a whole wherever that of the first of a warp's rows does;
+ * so, and from row to row of a tile */
+enum FlowRepeat { FLOW_REPEATS_NOT, FLOW_REPEATS_WARPS, FLOW_REPEATS_ROWS };
 
 /* A member of few columns, an even number: the products of its block are small ones. No w: none. */
 enum { FLOW_FEW = 8 };
@@ -50,26 +60,28 @@ struct FlowProblem {
     const float *bias[FLOW_MEMBERS];
     float least;                        /* 0 for relu, else -infinity */
     bool keep;                          /* the product before the gate */
-    FrontNorm norm;                     /* of a plain edge */
+    FrontNorm norm;                     /* of x, or of y */
     FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
     Dropout drop;                       /* no rng: rate 0 */
     FlowRepeat repeat;
-    PeerSend send; /* of an edge with r: y[rank]; of a plain one: few */
-    int box;       /* rows that go to a rank together */
+    uint32_t mask_step; /* of dropout's mask, from row to row where it repeats */
+    PeerSend send;      /* of an edge with r: y[rank]; of a plain one: few */
+    int box;            /* rows that go to a rank together */
 };
 static_assert((int)FLOW_TARGETS >= (int)FLOW_MEMBERS, "a map each");
 
 template <int K, int NB, FlowEdge EDGE> struct FlowShape {
     static constexpr int W_BYTES = NB * K * 2, X_BYTES = FLOW_ROWS * K * 2, Y_BYTES = FLOW_ROWS * NB * 2;
-    /* a slot: x, over which y goes; or x, r (then y) and g (then the product) */
+    /* a slot: x, over which y goes; or x (then y normalized), r (then y) and g (then the product) */
     static constexpr int Y_AT = flow_is_plain(EDGE) ? 0 : X_BYTES;
-    static constexpr int LOADED = X_BYTES + (flow_is_plain(EDGE) ? 0 : EDGE == FLOW_RESIDUAL ? Y_BYTES : 2 * Y_BYTES);
+    static constexpr int LOADED = X_BYTES + (flow_is_plain(EDGE) ? 0 : flow_is_gated(EDGE) ? 2 * Y_BYTES : Y_BYTES);
     static constexpr int SLOT = flow_is_plain(EDGE) && Y_BYTES > X_BYTES ? Y_BYTES : LOADED;
     static constexpr int BIAS_BYTES = NB * 4, BARRIER_BYTES = 256, MOST = 227 * 1024;
     static constexpr int FIT = (MOST - W_BYTES - BIAS_BYTES - BARRIER_BYTES) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
     static constexpr int BYTES = W_BYTES + SLOTS * SLOT + BIAS_BYTES + BARRIER_BYTES;
     static_assert(SLOTS >= 3, "two tiles in work and one on its way");
+    static_assert(!flow_norms_y(EDGE) || NB <= K, "y normalized goes over x");
 };
 
 /* Shared memory and the share of the work of a thread block. */
@@ -101,7 +113,7 @@ template <int K, int NB, FlowEdge EDGE> __device__ __forceinline__ void flow_loa
         for (int c = 0; !flow_is_plain(EDGE) && c < NB / 64; c++) {
             uint32_t chunk = target + S::Y_AT + c * FLOW_CHUNK;
             tensor_load(chunk, &p.r, row, at.column0 + c * 64, full);
-            if (EDGE == FLOW_GATED) tensor_load(chunk + S::Y_BYTES, &p.g, row, at.column0 + c * 64, full);
+            if (flow_is_gated(EDGE)) tensor_load(chunk + S::Y_BYTES, &p.g, row, at.column0 + c * 64, full);
         }
     }
 }
@@ -127,7 +139,7 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
     bool sends = !flow_is_plain(EDGE) && p.send.ranks > 0;
     for (int i = first, tile = at.first + first * at.step; tile < at.tiles; i += BY, tile += BY * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
-        uint32_t from = at.slots + slot * S::SLOT + S::Y_AT;
+        uint32_t x = at.slots + slot * S::SLOT, from = x + S::Y_AT;
         /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
         if (S::SLOTS % BY && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait(at.done + slot * 8, round & 1);
@@ -136,7 +148,9 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
             int column = at.column0 + c * 64, k = flow_member(p, column);
             if (column >= p.columns) break;
             if (!sends) tensor_store(&p.y[k], from + c * FLOW_CHUNK, row, column - p.start[k]);
-            if (EDGE == FLOW_GATED && p.keep) tensor_store(&p.product, from + S::Y_BYTES + c * FLOW_CHUNK, row, column);
+            if (flow_is_gated(EDGE) && p.keep)
+                tensor_store(&p.product, from + S::Y_BYTES + c * FLOW_CHUNK, row, column);
+            if (flow_norms_y(EDGE)) tensor_store(&p.normal, x + c * FLOW_CHUNK, row, column);
         }
         tensor_store_commit();
         tensor_store_wait_read();
@@ -147,28 +161,42 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
 }
 
 /* What dropout keeps of this thread's part of a tile: bit 2 j of kept[h][i] is column 8 j + 2 (lane % 4) + i of row
- * lane / 4 + 8 h of the warp's sixteen. Each lane draws four columns of a row. */
+ * lane / 4 + 8 h of the warp's sixteen, whose first has its mask at `first`. Each lane draws four columns of a row. */
 struct FlowKept {
-    uint32_t row[2][2];
+    uint32_t row[2][2], first = UINT32_MAX;
 };
 
-/* row0: the first of the warp's rows */
-__device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDraw &draw, int row0, int column0,
-                                          FlowKept *kept)
+/* `rows` of a warp's rows, or one for all of them, from row0 on. at: this lane's part of the mask, of the first row
+ * where the mask repeats, which that of the next ones follows at equal distances; else within the mask of each row. */
+template <bool REPEATS>
+__device__ __forceinline__ void flow_draw_rows(const FlowProblem &p, const DropoutDraw &draw, int row0, int rows,
+                                               uint32_t at, FlowKept *kept)
 {
-    int lane = threadIdx.x % WARP, rows = p.repeat == FLOW_REPEATS_ROWS ? 1 : 16;
-#pragma unroll 4 /* a draw is one long chain */
+    int lane = threadIdx.x % WARP;
+#pragma unroll(REPEATS ? 4 : 1) /* a draw is one long chain */
     for (int r = 0; r < rows; r++) {
-        uint32_t w[4], bits[4];
-        uint32_t at = p.drop.mask_element((uint32_t)(row0 + r) * (uint32_t)p.columns) + column0 + lane * 4;
-        p.drop.words(draw, at >> 2, w);
+        uint32_t w[4], bits[4], here = at + r * p.mask_step;
+        if (!REPEATS) here = at + p.drop.mask_element((uint32_t)(row0 + r) * (uint32_t)p.columns);
+        p.drop.words(draw, here >> 2, w);
 #pragma unroll
-        for (int k = 0; k < 4; k++) bits[k] = __ballot_sync(0xffffffffu, p.drop.factor(w[k]) != 0.0f) >> (lane % 4 / 2);
+        for (int k = 0; k < 4; k++) bits[k] = __ballot_sync(0xffffffffu, p.drop.keeps(w[k])) >> (lane % 4 / 2);
 #pragma unroll
         for (int h = 0; h < 2; h++)
             if (rows == 1 || r == lane / 4 + 8 * h)
                 kept->row[h][0] = lane % 2 ? bits[2] : bits[0], kept->row[h][1] = lane % 2 ? bits[3] : bits[1];
     }
+}
+
+/* row0: the first of the warp's rows; kept: of the tile before, which may have the same mask */
+__device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDraw &draw, int row0, int column0,
+                                          FlowKept *kept)
+{
+    uint32_t own = column0 + threadIdx.x % WARP * 4;
+    if (p.repeat == FLOW_REPEATS_NOT) return flow_draw_rows<false>(p, draw, row0, 16, own, kept);
+    uint32_t first = p.drop.mask_element((uint32_t)row0 * (uint32_t)p.columns);
+    if (first == kept->first) return;
+    kept->first = first;
+    flow_draw_rows<true>(p, draw, row0, p.repeat == FLOW_REPEATS_ROWS ? 1 : 16, first + own, kept);
 }
 
 __device__ __forceinline__ float flow_sigmoid(float x)
@@ -201,7 +229,7 @@ __device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bia
             if constexpr (flow_is_plain(EDGE)) {
                 shared_word_put(here, pack_bf16(fmaxf(a, p.least), fmaxf(c, p.least)));
             } else {
-                if constexpr (EDGE == FLOW_GATED) {
+                if constexpr (flow_is_gated(EDGE)) {
                     float2 g = unpack_bf16(shared_word(gate));
                     if (p.keep) shared_word_put(gate, pack_bf16(a, c));
                     a *= flow_sigmoid(g.x), c *= flow_sigmoid(g.y);
@@ -255,11 +283,12 @@ __device__ __forceinline__ void flow_product(float (&acc)[N / 2], uint32_t x, ui
     wgmma_commit();
 }
 
-/* N columns of a tile at x: the product and its edge. */
+/* N columns of a tile at x: the product and its edge; scales: of y normalized. */
 template <int K, int NB, int N, FlowEdge EDGE>
 __device__ __forceinline__ void flow_tile(const FlowProblem &p, const FlowPlace &at, int row0, uint32_t x,
-                                          const FlowKept &kept, PeerSender *sender)
+                                          const FlowKept &kept, const EightScales &scales, PeerSender *sender)
 {
+    uint32_t y = x + FlowShape<K, NB, EDGE>::Y_AT;
     float acc[N / 2];
     flow_product<K, NB, N>(acc, x, at.w);
     if (flow_is_plain(EDGE) && p.few.w && at.column0 == 0) flow_few<K>(p.few, sender, x, row0, p.rows);
@@ -268,7 +297,11 @@ __device__ __forceinline__ void flow_tile(const FlowProblem &p, const FlowPlace 
         if (EDGE == FLOW_NORMED) norm_sent(p.norm);
         asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
     }
-    flow_edge<N, EDGE>(p, at.bias, acc, x + FlowShape<K, NB, EDGE>::Y_AT, kept);
+    flow_edge<N, EDGE>(p, at.bias, acc, y, kept);
+    if constexpr (flow_norms_y(EDGE)) { /* over x, which the whole warpgroup has multiplied */
+        asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
+        norm_tile<N>(p.norm, scales, y, x, threadIdx.x % 128 / WARP * 16, row0, p.rows, true);
+    }
 }
 
 template <int K, int NB, FlowEdge EDGE>
@@ -278,6 +311,7 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
     bool drops = !flow_is_plain(EDGE) && p.drop.rng;
     DropoutDraw draw = drops ? p.drop.draw() : DropoutDraw{};
     FlowKept kept = {};
+    EightScales scales = flow_norms_y(EDGE) ? eight_scales(p.norm, threadIdx.x % (NB / 8) * 8) : EightScales{};
     PeerSender sender(p.send);
     bool narrow = NB == 256 && p.columns - at.column0 <= 128;
     barrier_wait(at.ready, 0);
@@ -285,15 +319,14 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
         uint32_t x = at.slots + slot * S::SLOT;
-        if (drops && (i == group || p.repeat != FLOW_REPEATS_TILES))
-            flow_draw(p, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
+        if (drops) flow_draw(p, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
         if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
         if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
         if (narrow)
-            flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept, &sender);
+            flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept, scales, &sender);
         else
-            flow_tile<K, NB, NB, EDGE>(p, at, tile * FLOW_ROWS, x, kept, &sender);
+            flow_tile<K, NB, NB, EDGE>(p, at, tile * FLOW_ROWS, x, kept, scales, &sender);
         async_fence();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
@@ -371,7 +404,7 @@ struct FlowOperands {
     int members, start[FLOW_MEMBERS + 1];
     bool relu;
     Dropout drop;
-    FrontNorm norm;
+    FrontNorm norm; /* as the edge wants it */
     FlowFew few;
     PeerSend send;
 };
@@ -401,7 +434,8 @@ static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
     if (flow_is_plain(edge)) return fits && columns >= 128;
     fits = fits && o.members == 1 && (columns % 128 == 0 || columns == 64) && aligned16(o.r);
     fits = fits && (!o.drop.rng || o.drop.inner == (uint32_t)columns);
-    return fits && (edge == FLOW_RESIDUAL || (aligned16(o.g) && aligned16(o.product) && o.inner <= 128));
+    if (flow_norms_y(edge)) fits = fits && o.inner == columns && columns <= 128 && aligned16(o.norm.y);
+    return fits && (!flow_is_gated(edge) || (aligned16(o.g) && aligned16(o.product) && o.inner <= 128));
 }
 
 static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
@@ -415,7 +449,8 @@ static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, 
         TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
     if (flow_is_plain(edge)) return o.norm.y ? tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal) : OK;
     TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));
-    if (edge == FLOW_RESIDUAL) return OK;
+    if (flow_norms_y(edge)) TRY(tensor_map(o.norm.y, o.rows, columns, FLOW_ROWS, &p->normal));
+    if (!flow_is_gated(edge)) return OK;
     TRY(tensor_map(o.g, o.rows, columns, FLOW_ROWS, &p->g));
     return o.product ? tensor_map(o.product, o.rows, columns, FLOW_ROWS, &p->product) : OK;
 }
@@ -434,15 +469,12 @@ static inline void flow_share(int width, FlowProblem *p)
     }
 }
 
-static inline FlowRepeat flow_repeat(const FlowProblem &p)
+static inline FlowRepeat flow_repeat(const Dropout &d)
 {
-    const Dropout &d = p.drop;
-    if (!d.rng || d.rank != 3) return FLOW_REPEATS_NOT;
-    if (d.stride[1] == 0 && d.local[1] % FLOW_ROWS == 0) return FLOW_REPEATS_ROWS;
-    bool tiles = d.stride[0] == 0;
-    for (int b = 0; b < p.blocks; b++)
-        tiles = tiles && (uint32_t)((p.first[b + 1] - p.first[b]) * FLOW_GROUPS * FLOW_ROWS) % d.local[1] == 0;
-    return tiles ? FLOW_REPEATS_TILES : FLOW_REPEATS_NOT;
+    if (!d.rng || d.rank < 2) return FLOW_REPEATS_NOT;
+    uint32_t rows = d.local[d.rank - 2];
+    if (d.stride[d.rank - 2] == 0 && rows % FLOW_ROWS == 0) return FLOW_REPEATS_ROWS;
+    return rows % 16 == 0 ? FLOW_REPEATS_WARPS : FLOW_REPEATS_NOT;
 }
 
 /* width: columns of a block */
@@ -456,7 +488,8 @@ static inline Status flow_problem(const FlowOperands &o, FlowEdge edge, int widt
     p->norm = o.norm, p->few = o.few;
     p->send = o.send, p->box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
     flow_share(width, p);
-    p->repeat = flow_repeat(*p);
+    p->repeat = flow_repeat(p->drop);
+    p->mask_step = p->drop.rank > 1 ? p->drop.stride[p->drop.rank - 2] : 0;
     return flow_maps(o, edge, width, p);
 }
 
@@ -478,8 +511,15 @@ template <FlowEdge EDGE> static Status flow_launch_edge(const FlowOperands &o, c
     return wide ? flow_launch_shape<128, 128, EDGE>(o, stream) : flow_launch_shape<128, 64, EDGE>(o, stream);
 }
 
+template <FlowEdge EDGE> static Status flow_launch_square(const FlowOperands &o, cudaStream_t stream)
+{
+    return o.inner == 64 ? flow_launch_shape<64, 64, EDGE>(o, stream) : flow_launch_shape<128, 128, EDGE>(o, stream);
+}
+
 static inline Status flow_launch(const FlowOperands &o, FlowEdge edge, cudaStream_t stream)
 {
+    if (edge == FLOW_RESIDUAL_NORM) return flow_launch_square<FLOW_RESIDUAL_NORM>(o, stream);
+    if (edge == FLOW_GATED_NORM) return flow_launch_square<FLOW_GATED_NORM>(o, stream);
     if (edge == FLOW_GATED) return flow_launch_edge<FLOW_GATED>(o, stream);
     if (edge == FLOW_RESIDUAL)
         return o.inner == 256 ? flow_launch_shape<256, 128, FLOW_RESIDUAL>(o, stream)

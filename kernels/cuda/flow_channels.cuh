@@ -3,14 +3,14 @@
  * Tiles of 64 places stream past resident weights as in flow.cuh. A warp reads its sixteen places of x, transposed, as
  * left operands of the product, normalizes them there, four lanes sharing a row, and multiplies them from there. In the
  * slot, y goes over r, the product before the gate over g, and what the layer norm made over x, where a gradient wants
- * them. */
+ * them. y normalized, where it is to leave with y, goes over x, too, out of which what was there has gone then. */
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CHANNELS_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CHANNELS_CUH
 
 #include "kernels/cuda/flow.cuh"
 
 struct FlowChannels {
-    FlowProblem flow; /* y, r, g, W, the product, dropout */
+    FlowProblem flow; /* y, r, g, W, the product, dropout; the layer norm of y */
     CUtensorMap x, normal;
     FrontNorm norm; /* of x[rows / places][C][places] */
     int places;
@@ -47,7 +47,7 @@ template <int C> __device__ __forceinline__ void flow_channels_load(const FlowCh
 }
 
 /* A thread per warpgroup: its finished tiles go out, then their slots are free. */
-template <int C>
+template <int C, bool NORMS_Y>
 __device__ __forceinline__ void flow_channels_store(const FlowChannels &p, const FlowPlace &at, int group)
 {
     typedef FlowChannelsShape<C> S;
@@ -59,7 +59,10 @@ __device__ __forceinline__ void flow_channels_store(const FlowChannels &p, const
         for (int c = 0; c < C / 64; c++, from += FLOW_CHUNK) {
             tensor_store(&p.flow.y[0], from + S::R_AT, row, c * 64);
             if (p.flow.keep) tensor_store(&p.flow.product, from + S::G_AT, row, c * 64);
-            if (p.norm.y) tensor_store(&p.normal, from, row, c * 64);
+            if (NORMS_Y)
+                tensor_store(&p.flow.normal, from, row, c * 64);
+            else if (p.norm.y)
+                tensor_store(&p.normal, from, row, c * 64);
         }
         tensor_store_commit();
         tensor_store_wait_read();
@@ -165,9 +168,34 @@ __device__ __forceinline__ void flow_channels_edge(const FlowProblem &p, const f
     }
 }
 
-template <int C>
+/* By all threads of a warpgroup. */
+__device__ __forceinline__ void flow_group_sync()
+{
+    asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
+}
+
+/* What the layer norm in front made goes over x, which all four warps have read; and out, if x is to be free again. */
+template <int C, bool LEAVES>
+__device__ __forceinline__ void flow_channels_keep(const FlowChannels &p, uint32_t x, int row0,
+                                                   const uint32_t (&a)[C / 4])
+{
+    flow_group_sync();
+#pragma unroll
+    for (int j = 0; j < C / 8; j++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) shared_word_put(flow_word_at(x, j, h), a[flow_operand(j, h)]);
+    if (!LEAVES) return;
+    async_fence();
+    flow_group_sync();
+    if (threadIdx.x % 128 > 0) return;
+    for (int c = 0; c < C / 64; c++) tensor_store(&p.normal, x + c * FLOW_CHUNK, row0, c * 64);
+    tensor_store_commit();
+}
+
+/* scales: of y normalized */
+template <int C, bool NORMS_Y>
 __device__ __forceinline__ void flow_channels_tile(const FlowChannels &p, const FlowPlace &at, int row0, uint32_t x,
-                                                   const FlowKept &kept)
+                                                   const FlowKept &kept, const EightScales &scales)
 {
     typedef FlowChannelsShape<C> S;
     uint64_t w = wgmma_descriptor(at.w);
@@ -175,13 +203,7 @@ __device__ __forceinline__ void flow_channels_tile(const FlowChannels &p, const 
     float acc[C / 2];
     flow_channels_read<C>(x, a);
     flow_channels_normalize<C>(p.norm, at.bias + C, row0, a);
-    if (p.norm.y) { /* over x, which all four warps have read */
-        asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
-#pragma unroll
-        for (int j = 0; j < C / 8; j++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) shared_word_put(flow_word_at(x, j, h), a[flow_operand(j, h)]);
-    }
+    if (p.norm.y) flow_channels_keep<C, NORMS_Y>(p, x, row0, a);
 #pragma unroll
     for (int k = 0; k < C / 2; k++) acc[k] = 0;
     wgmma_fence();
@@ -192,30 +214,36 @@ __device__ __forceinline__ void flow_channels_tile(const FlowChannels &p, const 
     wgmma_wait<0>();
     wgmma_settle(acc);
     flow_channels_edge<C>(p.flow, at.bias, acc, x + S::R_AT, kept);
+    if constexpr (NORMS_Y) { /* over x, which nobody reads any more */
+        if (p.norm.y && threadIdx.x % 128 == 0) tensor_store_wait_read();
+        flow_group_sync();
+        norm_tile<C>(p.flow.norm, scales, x + S::R_AT, x, threadIdx.x % 128 / WARP * 16, row0, p.flow.rows, true);
+    }
 }
 
-template <int C>
+template <int C, bool NORMS_Y>
 __device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const FlowPlace &at, int group)
 {
     typedef FlowChannelsShape<C> S;
     bool drops = p.flow.drop.rng != NULL;
     DropoutDraw draw = drops ? p.flow.drop.draw() : DropoutDraw{};
     FlowKept kept = {{{~0u, ~0u}, {~0u, ~0u}}};
+    EightScales scales = NORMS_Y ? eight_scales(p.flow.norm, threadIdx.x % (C / 8) * 8) : EightScales{};
     barrier_wait(at.ready, 0);
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
-        if (drops && (i == group || p.flow.repeat != FLOW_REPEATS_TILES))
-            flow_draw(p.flow, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
+        if (drops) flow_draw(p.flow, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
         barrier_wait(at.full + slot * 8, round & 1);
-        flow_channels_tile<C>(p, at, tile * FLOW_ROWS, at.slots + slot * S::SLOT, kept);
+        flow_channels_tile<C, NORMS_Y>(p, at, tile * FLOW_ROWS, at.slots + slot * S::SLOT, kept, scales);
         async_fence();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
     }
+    if (NORMS_Y) tensor_store_wait();
 }
 
-template <int C>
+template <int C, bool NORMS_Y>
 __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __grid_constant__ FlowChannels p)
 {
     typedef FlowChannelsShape<C> S;
@@ -240,10 +268,11 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
     if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x % WARP == 0 && warp == 0) flow_channels_load<C>(p, at);
-        if (threadIdx.x % WARP == 0 && warp > 0 && warp <= FLOW_GROUPS) flow_channels_store<C>(p, at, warp - 1);
+        if (threadIdx.x % WARP == 0 && warp > 0 && warp <= FLOW_GROUPS)
+            flow_channels_store<C, NORMS_Y>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        flow_channels_work<C>(p, at, group);
+        flow_channels_work<C, NORMS_Y>(p, at, group);
     }
 }
 
@@ -251,29 +280,35 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
 
 static inline bool flow_channels_fits(const FlowOperands &o, const FrontNorm &norm, int64_t places)
 {
-    return flow_fits(o, FLOW_GATED) && o.start[o.members] == o.inner && places % FLOW_ROWS == 0 && aligned16(norm.y);
+    return flow_fits(o, FLOW_GATED) && o.start[o.members] == o.inner && places % FLOW_ROWS == 0 && aligned16(norm.y) &&
+           aligned16(o.norm.y);
 }
 
-template <int C>
+template <int C, bool NORMS_Y>
 static Status flow_channels_launch_shape(const FlowOperands &o, const FrontNorm &norm, int64_t places,
                                          cudaStream_t stream)
 {
     constexpr int BYTES = FlowChannelsShape<C>::BYTES;
     FlowChannels p = {};
-    TRY(flow_problem(o, FLOW_GATED, C, &p.flow));
+    TRY(flow_problem(o, NORMS_Y ? FLOW_GATED_NORM : FLOW_GATED, C, &p.flow));
     TRY(tensor_map(o.x, o.rows / places * C, places, C, &p.x));
     if (norm.y) TRY(tensor_map(norm.y, o.rows, C, FLOW_ROWS, &p.normal));
     p.norm = norm, p.places = (int)places;
-    CUDA_TRY(cudaFuncSetAttribute(flow_channels_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    launch(flow_channels_kernel<C>, p.flow.first[p.flow.blocks], FLOW_THREADS, BYTES, stream, p);
+    CUDA_TRY(
+        cudaFuncSetAttribute(flow_channels_kernel<C, NORMS_Y>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    launch(flow_channels_kernel<C, NORMS_Y>, p.flow.first[p.flow.blocks], FLOW_THREADS, BYTES, stream, p);
     return cuda_launched("flow_channels_kernel");
 }
 
+/* norm: in front */
 static inline Status flow_channels_launch(const FlowOperands &o, const FrontNorm &norm, int64_t places,
                                           cudaStream_t stream)
 {
-    return o.inner == 64 ? flow_channels_launch_shape<64>(o, norm, places, stream)
-                         : flow_channels_launch_shape<128>(o, norm, places, stream);
+    if (o.inner == 64)
+        return o.norm.gamma ? flow_channels_launch_shape<64, true>(o, norm, places, stream)
+                            : flow_channels_launch_shape<64, false>(o, norm, places, stream);
+    return o.norm.gamma ? flow_channels_launch_shape<128, true>(o, norm, places, stream)
+                        : flow_channels_launch_shape<128, false>(o, norm, places, stream);
 }
 
 #endif

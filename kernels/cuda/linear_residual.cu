@@ -1,5 +1,5 @@
-/* y = r + dropout(sigmoid(g) (x W^T + b)): the product that ends a branch, perhaps of the layer norm of a channel-first
- * x. */
+/* y = r + dropout(sigmoid(g) (x W^T + b)): the product that ends a branch; perhaps of the layer norm of a channel-first
+ * x, perhaps with the layer norm of y. */
 #include <string.h>
 
 #include "kernels/cuda/channels.h"
@@ -7,9 +7,11 @@
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/flow_channels.cuh"
 #include "kernels/cuda/map.cuh"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/small.cuh"
 
-enum { GAMMA = 6, BETA, NORMAL = 2 /* output; mean, rstd */ };
+/* Of the layer norm in front. */
+enum { GAMMA = 8, BETA, NORMAL = 5 /* output; mean, rstd */ };
 
 /* The operands of a call; what is absent is NULL. */
 struct Branch {
@@ -23,6 +25,8 @@ struct Branch {
     bool gated, kept, channels; /* x[rows / places, inner, places], its layer norm in front */
     FrontNorm front;
     int64_t places;
+    bool normed;
+    NormRows norm; /* behind */
 };
 
 static const void *optional(const OpCall *call, int k)
@@ -38,7 +42,7 @@ static Branch branch_of(const RankLayout *layout, const OpCall *call)
     b.channels = call_in(call, GAMMA) != NULL;
     if (b.channels) {
         b.front.gamma = (const float *)call->in[GAMMA], b.front.beta = (const float *)call->in[BETA];
-        b.front.eps = (float)call->op->attr.f[1];
+        b.front.eps = (float)call->op->attr.f[2];
         if (call->out_tensor[NORMAL]) b.front.y = (bf16 *)call->out[NORMAL];
         if (call->out_tensor[NORMAL + 1]) b.front.mean = (float *)call->out[NORMAL + 1];
         if (call->out_tensor[NORMAL + 2]) b.front.rstd = (float *)call->out[NORMAL + 2];
@@ -49,8 +53,15 @@ static Branch branch_of(const RankLayout *layout, const OpCall *call)
     b.bias = (const float *)optional(call, 3), b.g = optional(call, 4);
     b.gated = call_in(call, 4) != NULL, b.kept = call->op->attr.i[2] != 0;
     b.y = call->out[0], b.product = b.kept ? call->out[1] : NULL;
+    b.normed = call_in(call, 6) != NULL;
     b.rows = tensor_rows(b.y_tensor), b.inner = w->dim[1], b.out = w->dim[0];
     b.type = x->dtype;
+    if (b.normed) {
+        NormRows &n = b.norm;
+        n.x = b.y, n.gamma = (const float *)call->in[6], n.beta = (const float *)call->in[7], n.y = call->out[2];
+        n.mean = (float *)call->out[3], n.rstd = (float *)call->out[4], n.eps = (float)call->op->attr.f[1];
+        n.rows = b.rows, n.c = b.out, n.type = b.type;
+    }
     const int32_t *rng = (const int32_t *)optional(call, 5);
     if (rng && layout)
         dropout_make(layout, b.y_tensor, call->op->attr.i[0], (int)call->op->attr.i[1], call->op->attr.f[0], rng,
@@ -67,6 +78,7 @@ static FlowOperands flow_operands(const Branch &b)
     o.rows = b.rows, o.inner = b.inner;
     o.members = 1, o.start[1] = (int)b.out;
     o.drop = b.drop;
+    o.norm = {b.norm.gamma, b.norm.beta, b.norm.eps, (bf16 *)b.norm.y, b.norm.mean, b.norm.rstd};
     return o;
 }
 
@@ -120,19 +132,20 @@ static Status branch_in_two(CudaContext *ctx, const OpCall *call, const Branch &
     return OK;
 }
 
-static FlowEdge edge_of(const Branch &b)
+static FlowEdge edge_of(const Branch &b, bool normed)
 {
+    if (normed) return b.gated ? FLOW_GATED_NORM : FLOW_RESIDUAL_NORM;
     return b.gated ? FLOW_GATED : FLOW_RESIDUAL;
 }
 
-static bool branch_flows(const Branch &b, const FlowOperands &o)
+static bool branch_flows(const Branch &b, const FlowOperands &o, bool normed)
 {
     bool keeps = b.gated || !b.kept; /* without a gate nobody asks for the product */
     if (b.type != DT_BF16 || b.rows < 1024) return false;
-    return b.channels ? b.gated && flow_channels_fits(o, b.front, b.places) : keeps && flow_fits(o, edge_of(b));
+    return b.channels ? b.gated && flow_channels_fits(o, b.front, b.places) : keeps && flow_fits(o, edge_of(b, normed));
 }
 
-/* Room for the product, for the biases in bf16, for the result of a layer norm. */
+/* Room for the product, for the biases in bf16, for the result of a layer norm in front. */
 static size_t product_room(const OpCall *call)
 {
     const Tensor *y = call->out_tensor[0];
@@ -146,12 +159,12 @@ static size_t linear_residual_scratch(const OpCall *call)
     return product_room(call) + (made ? align_up((size_t)tensor_count(x) * dtype_size(x->dtype)) : 0);
 }
 
-/* The layer norm as a kernel of its own; its result becomes x. */
-static Status branch_norm(CudaContext *ctx, const OpCall *call, Branch *b)
+/* The layer norm in front as a kernel of its own; its result becomes x. */
+static Status branch_front(CudaContext *ctx, const OpCall *call, Branch *b)
 {
     Op op = {};
     OpCall norm = {};
-    op.kind = OP_LAYER_NORM_CHANNELS, op.n_in = 3, op.n_out = 3, op.attr.f[0] = call->op->attr.f[1];
+    op.kind = OP_LAYER_NORM_CHANNELS, op.n_in = 3, op.n_out = 3, op.attr.f[0] = call->op->attr.f[2];
     norm.op = &op;
     norm.in[0] = b->x, norm.in_tensor[0] = call->in_tensor[1];
     for (int k = 0; k < 2; k++)
@@ -164,32 +177,45 @@ static Status branch_norm(CudaContext *ctx, const OpCall *call, Branch *b)
     return OK;
 }
 
-static Status linear_residual(CudaContext *ctx, const OpCall *call)
+/* without the layer norm of y */
+static Status branch_alone(CudaContext *ctx, const OpCall *call, const Branch &b)
 {
-    Branch b = branch_of(ctx->layout, call);
-    if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
-    if (b.channels) {
-        FlowOperands o = flow_operands(b);
-        if (branch_flows(b, o)) return flow_channels_launch(o, b.front, b.places, ctx->stream);
-        TRY(branch_norm(ctx, call, &b));
-    }
     FlowOperands o = flow_operands(b);
     TRY(peer_send_of(ctx, call, &o.send));
-    if (branch_flows(b, o)) return flow_launch(o, edge_of(b), ctx->stream);
+    if (branch_flows(b, o, false)) return flow_launch(o, edge_of(b, false), ctx->stream);
     if (o.send.ranks > 0) return status_fail(ERR_INTERNAL, "linear_residual was to send and cannot");
     SmallBatch few;
     if (branch_is_small(b, &few)) return small_launch<false, true>(few, ctx->stream);
     return branch_in_two(ctx, call, b);
 }
 
-/* Not behind a layer norm: in no model does what ends a triangle multiplication go to other ranks. */
+static Status linear_residual(CudaContext *ctx, const OpCall *call)
+{
+    Branch b = branch_of(ctx->layout, call);
+    if (call->in_tensor[2]->dtype != b.type) return cuda_bad_type(call, call->in_tensor[2]->dtype);
+    if (b.normed && call->in_tensor[6]->dtype != DT_F32) return cuda_bad_type(call, call->in_tensor[6]->dtype);
+    if (b.channels) {
+        FlowOperands o = flow_operands(b);
+        if (branch_flows(b, o, b.normed)) return flow_channels_launch(o, b.front, b.places, ctx->stream);
+        TRY(branch_front(ctx, call, &b));
+    }
+    if (!b.normed) return branch_alone(ctx, call, b);
+    FlowOperands o = flow_operands(b);
+    if (branch_flows(b, o, true)) return flow_launch(o, edge_of(b, true), ctx->stream);
+    TRY(branch_alone(ctx, call, b));
+    return norm_rows_run(ctx, call, &b.norm);
+}
+
+/* Without a layer norm behind, which would read y here; nor with one in front: in no model does what ends a triangle
+ * multiplication go to other ranks. */
 static bool linear_residual_sends(const OpCall *call)
 {
     PeerRows rows;
     Branch b = branch_of(NULL, call);
     int last = b.y_tensor->rank - 1;
     bool drops_alike = !call_in(call, 5) || (call->op->attr.i[1] != last && b.y_tensor->shard != last);
-    return call->op->send.output == 0 && drops_alike && !b.channels && branch_flows(b, flow_operands(b)) &&
+    bool alone = !b.normed && !b.channels;
+    return call->op->send.output == 0 && drops_alike && alone && branch_flows(b, flow_operands(b), false) &&
            peer_send_rows(call, &rows) && flow_can_send(rows);
 }
 

@@ -164,7 +164,7 @@ template <int C> __device__ __forceinline__ uint32_t norm_edge_bits(const NormEd
         uint32_t w[4];
         p.drop.words(draw, at + half, w);
 #pragma unroll
-        for (int e = 0; e < 4; e++) bits |= (uint32_t)(p.drop.factor(w[e]) != 0.0f) << (half * 4 + e);
+        for (int e = 0; e < 4; e++) bits |= (uint32_t)p.drop.keeps(w[e]) << (half * 4 + e);
     }
     return bits;
 }

@@ -1,5 +1,6 @@
-/* Layer norm of rows on their way into a product, with the bits of layer_norm_kernel: channels are summed in the same
- * order, eight neighbours one after the other, then the sums in pairs that lie half of them apart, a quarter, ... */
+/* Layer norm of rows on their way into a product or out of one, with the bits of layer_norm_kernel: channels are summed
+ * in the same order, eight neighbours one after the other, then the sums in pairs that lie half of them apart, a
+ * quarter, ... */
 #ifndef FOLDSCALE_KERNELS_CUDA_NORM_TILE_CUH
 #define FOLDSCALE_KERNELS_CUDA_NORM_TILE_CUH
 
@@ -7,7 +8,8 @@
 
 enum { NORM_TILE_ROWS = 64, NORM_TILE_CHUNK = NORM_TILE_ROWS * TENSOR_COLUMNS * 2 /* bytes of a box */ };
 
-/* A layer norm in front; no gamma: none. What a gradient wants: y[rows, K], mean and rstd, NULL where nobody does. */
+/* A layer norm in front or behind; no gamma: none. What a gradient wants: y[rows, K], mean and rstd, NULL where nobody
+ * does. */
 struct FrontNorm {
     const float *gamma, *beta;
     float eps;
@@ -93,23 +95,23 @@ template <int LANES, int N> __device__ __forceinline__ float rows_sum(const floa
     }
 }
 
-/* A warp normalizes 16 rows of a tile, as a tensor copy left it at x, in place. A lane has the same eight channels of
- * several rows, eight at most at a time, so that gamma and beta are read once. from: the first row within the tile,
- * row0 that of the tile; statistics: whether this block keeps them. */
+/* A warp normalizes 16 rows of a tile, as a tensor copy left it at x, into y, laid out alike, perhaps x itself. A lane
+ * has the same eight channels of several rows, eight at most at a time, so that gamma and beta are read once. from: the
+ * first row within the tile, row0 that of the tile; statistics: whether this block keeps them. */
 template <int K>
-__device__ __forceinline__ void norm_tile(const FrontNorm &n, const EightScales &scales, uint32_t x, int from, int row0,
-                                          int rows, bool statistics)
+__device__ __forceinline__ void norm_tile(const FrontNorm &n, const EightScales &scales, uint32_t x, uint32_t y,
+                                          int from, int row0, int rows, bool statistics)
 {
     constexpr int LANES = K / 8, SIDE = WARP / LANES, ROWS = SIDE > 2 ? 16 / SIDE : 8, SHARE = LANES / ROWS;
     int lane = threadIdx.x % WARP, chunk = lane % LANES, base = lane - chunk;
 #pragma unroll 1
     for (int batch = 0; batch < 16; batch += ROWS * SIDE) {
         int first = from + batch + lane / LANES;
-        uint32_t at = x + chunk / 8 * NORM_TILE_CHUNK + first * 128, v[ROWS][4];
+        uint32_t at = chunk / 8 * NORM_TILE_CHUNK + first * 128, v[ROWS][4];
         float s[ROWS], mean[ROWS];
 #pragma unroll
         for (int k = 0; k < ROWS; k++)
-            shared_chunk(at + k * SIDE * 128 + ((chunk % 8 ^ (first + k * SIDE) % 8) << 4), v[k]);
+            shared_chunk(x + at + k * SIDE * 128 + ((chunk % 8 ^ (first + k * SIDE) % 8) << 4), v[k]);
 #pragma unroll
         for (int k = 0; k < ROWS; k++) s[k] = eight_sum(v[k]);
         float own_mean = rows_sum<LANES>(s) / K;
@@ -122,7 +124,7 @@ __device__ __forceinline__ void norm_tile(const FrontNorm &n, const EightScales 
 #pragma unroll
         for (int k = 0; k < ROWS; k++) {
             eight_normalize(v[k], mean[k], __shfl_sync(0xffffffffu, own_rstd, base + k * SHARE), scales);
-            shared_chunk_put(at + k * SIDE * 128 + ((chunk % 8 ^ (first + k * SIDE) % 8) << 4), v[k]);
+            shared_chunk_put(y + at + k * SIDE * 128 + ((chunk % 8 ^ (first + k * SIDE) % 8) << 4), v[k]);
         }
         int row = row0 + first + chunk / SHARE * SIDE;
         if (!statistics || !n.mean || chunk % SHARE || row >= rows) continue;
@@ -141,7 +143,8 @@ __device__ __forceinline__ void norm_tiles(const FrontNorm &n, const Place &at, 
         int slot = i % SLOTS;
         barrier_wait(at.full + slot * 8, i / SLOTS & 1);
         for (int from = worker * 16; from < NORM_TILE_ROWS; from += workers * 16) {
-            norm_tile<K>(n, scales, at.slots + slot * slot_bytes, from, tile * NORM_TILE_ROWS, rows, statistics);
+            uint32_t x = at.slots + slot * slot_bytes;
+            norm_tile<K>(n, scales, x, x, from, tile * NORM_TILE_ROWS, rows, statistics);
             async_fence();
             __syncwarp();
             if (threadIdx.x % WARP == 0) barrier_arrive(at.normal + slot * 8);

@@ -2,6 +2,7 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/grouped.cuh"
 #include "kernels/cuda/map.cuh"
+#include "kernels/cuda/norm.h"
 #include "kernels/cuda/outer_chain.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/stream.cuh"
@@ -205,7 +206,8 @@ static bool opm_projects(const Outer &o, int64_t channels)
     return o.type == DT_BF16 && o.d == PROJECT_D && channels == CHAIN_N && outer_project_fits(o.n, o.m, o.c);
 }
 
-static Status opm(CudaContext *ctx, const OpCall *call)
+/* z, and its layer norm where a kernel holds whole rows */
+static Status opm_rows(CudaContext *ctx, const OpCall *call, bool *normed)
 {
     Outer o = outer_make(call->in_tensor[0], call->in_tensor[1]);
     int64_t pairs = o.n * o.m, channels = call->in_tensor[2]->dim[0];
@@ -213,6 +215,7 @@ static Status opm(CudaContext *ctx, const OpCall *call)
     bool chains = opm_chains(o, channels), projects = opm_projects(o, channels);
     if ((chains || projects) && !opm_aligned(call))
         return status_fail(ERR_INTERNAL, "opm: an operand between 16-byte units");
+    *normed = chains || projects;
     if (chains) return opm_chain(ctx, call, o);
     MaskedSides x;
     TRY(opm_masked(call, 0, 6, product + 2 * outer_bytes(o), &x, ctx->stream));
@@ -233,6 +236,19 @@ static Status opm(CudaContext *ctx, const OpCall *call)
             {(const T *)call->out[0], (const T *)call->in[5]}, {(T *)call->out[0]}, pairs * channels};
         return map_launch(sum, pairs * channels, PlusResidual(), ctx->stream);
     });
+}
+
+static Status opm(CudaContext *ctx, const OpCall *call)
+{
+    bool normed = false;
+    TRY(opm_rows(ctx, call, &normed));
+    if (normed || !call_in(call, 8)) return OK;
+    const Tensor *z = call->out_tensor[0];
+    NormRows n = {};
+    n.x = call->out[0], n.gamma = (const float *)call->in[8], n.beta = (const float *)call->in[9], n.y = call->out[1];
+    n.mean = (float *)call->out[2], n.rstd = (float *)call->out[3], n.eps = (float)call->op->attr.f[1];
+    n.rows = tensor_rows(z), n.c = tensor_last(z), n.type = z->dtype;
+    return norm_rows_run(ctx, call, &n);
 }
 
 /* dz of the linear layer's output and the gradient of its bias. */

@@ -3,6 +3,7 @@
 #define FOLDSCALE_KERNELS_CUDA_OUTER_CHAIN_CUH
 
 #include "kernels/cuda/chain.cuh"
+#include "kernels/cuda/norm_tile.cuh"
 #include "kernels/cuda/outer_project.cuh"
 #include "kernels/cuda/outer_weights.cuh"
 #include "kernels/cuda/transpose.cuh"
@@ -160,7 +161,7 @@ static int64_t opm_turned(const Outer &o)
 
 /* --- forward */
 
-/* y[i, j, n] = (x + bias) / (count + eps), plus the residual where there is one */
+/* y[i, j, n] = (x + bias) / (count + eps), plus the residual where there is one; then the layer norm of y */
 struct OpmEpilogue {
     static constexpr int PROBLEMS = 1;
     bf16 *y;
@@ -169,6 +170,7 @@ struct OpmEpilogue {
     const float *bias;
     float eps;
     int m;
+    FrontNorm norm;
     /* a thread per row brings what put() will read of four j to the L2 cache */
     __device__ __forceinline__ void fetch(int i, int j0) const
     {
@@ -185,12 +187,40 @@ struct OpmEpilogue {
     {
         return residual ? *reinterpret_cast<const uint4 *>(residual + place(i, j, n)) : make_uint4(0, 0, 0, 0);
     }
-    __device__ __forceinline__ void store(int i, int j, int n, uint4 v, uint4 r) const
+    __device__ __forceinline__ uint4 store(int i, int j, int n, uint4 v, uint4 r) const
     {
         if (residual) {
             v.x = add_bf16(v.x, r.x), v.y = add_bf16(v.y, r.y), v.z = add_bf16(v.z, r.z), v.w = add_bf16(v.w, r.w);
         }
         *reinterpret_cast<uint4 *>(y + place(i, j, n)) = v;
+        return v;
+    }
+    /* Four neighbouring lanes have a row, lane t of them its runs t, 4 + t, ... of eight channels. */
+    __device__ __forceinline__ void finish(int i, int j, const uint4 (&row)[CHAIN_N / 32]) const
+    {
+        if (!norm.gamma) return;
+        constexpr int RUNS = CHAIN_N / 32;
+        int lane = threadIdx.x % 4;
+        float s[RUNS];
+        uint32_t v[RUNS][4];
+#pragma unroll
+        for (int k = 0; k < RUNS; k++) {
+            v[k][0] = row[k].x, v[k][1] = row[k].y, v[k][2] = row[k].z, v[k][3] = row[k].w;
+            s[k] = eight_sum(v[k]);
+        }
+        float mean = lanes_sum<4>(pairs_sum(s)) / CHAIN_N;
+#pragma unroll
+        for (int k = 0; k < RUNS; k++) s[k] = eight_squares(v[k], mean);
+        float rstd = 1.0f / sqrtf(lanes_sum<4>(pairs_sum(s)) / CHAIN_N + norm.eps);
+#pragma unroll
+        for (int k = 0; k < RUNS; k++) {
+            int n = (4 * k + lane) * 8;
+            eight_normalize(v[k], mean, rstd, eight_scales(norm, n));
+            *reinterpret_cast<uint4 *>(norm.y + place(i, j, n)) = make_uint4(v[k][0], v[k][1], v[k][2], v[k][3]);
+        }
+        if (!norm.mean || lane > 0) return;
+        norm.mean[(int64_t)i * m + j] = mean;
+        norm.rstd[(int64_t)i * m + j] = rstd;
     }
     static __device__ __forceinline__ uint32_t add_bf16(uint32_t a, uint32_t b)
     {
@@ -198,6 +228,13 @@ struct OpmEpilogue {
         return pack_bf16(x.x + y.x, x.y + y.y);
     }
 };
+
+static FrontNorm opm_norm(const OpCall *call)
+{
+    if (!call_in(call, 8)) return {};
+    return {(const float *)call->in[8], (const float *)call->in[9], (float)call->op->attr.f[1],
+            (bf16 *)call->out[1],       (float *)call->out[2],      (float *)call->out[3]};
+}
 
 static OpmEpilogue opm_epilogue(const OpCall *call)
 {
@@ -207,7 +244,8 @@ static OpmEpilogue opm_epilogue(const OpCall *call)
             any_in(call, 4),
             (const float *)call->in[3],
             (float)call->op->attr.f[0],
-            (int)call->in_tensor[1]->dim[1]};
+            (int)call->in_tensor[1]->dim[1],
+            opm_norm(call)};
 }
 
 static Status opm_chain(CudaContext *ctx, const OpCall *call, const Outer &o)

@@ -55,7 +55,14 @@ template <typename Epilogue> struct ProjectEdge {
         return e.lower(scale, n, a, b);
     }
     __device__ __forceinline__ uint4 before(int j, int i, int n) const { return e.before(i, j, n); }
-    __device__ __forceinline__ void store(int j, int i, int n, uint4 v, uint4 r) const { e.store(i, j, n, v, r); }
+    __device__ __forceinline__ uint4 store(int j, int i, int n, uint4 v, uint4 r) const
+    {
+        return e.store(i, j, n, v, r);
+    }
+    __device__ __forceinline__ void finish(int j, int i, const uint4 (&row)[CHAIN_N / 32]) const
+    {
+        e.finish(i, j, row);
+    }
 };
 
 template <typename Epilogue>

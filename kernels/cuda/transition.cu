@@ -2,6 +2,7 @@
 #include "kernels/cuda/transition.cuh"
 
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/norm.h"
 
 /* Operands by name; x, mean, rstd and hidden are NULL where nobody reads them. */
 struct Transition {
@@ -11,7 +12,8 @@ struct Transition {
     float *mean, *rstd;
     int64_t rows, channels, width;
     float eps;
-    bool kept; /* all of x, mean, rstd and hidden are wanted */
+    bool kept;       /* all of x, mean, rstd and hidden are wanted */
+    NormRows behind; /* of y; no gamma: none */
 };
 
 static Transition transition_of(const OpCall *call)
@@ -29,6 +31,12 @@ static Transition transition_of(const OpCall *call)
     t.rows = tensor_rows(call->in_tensor[0]), t.channels = tensor_last(call->in_tensor[0]);
     t.width = call->in_tensor[3]->dim[0];
     t.eps = (float)call->op->attr.f[0];
+    if (call_in(call, 7)) {
+        NormRows &n = t.behind;
+        n.x = t.y, n.gamma = (const float *)call->in[7], n.beta = (const float *)call->in[8], n.y = call->out[5];
+        n.mean = (float *)call->out[6], n.rstd = (float *)call->out[7], n.eps = (float)call->op->attr.f[1];
+        n.rows = t.rows, n.c = t.channels, n.type = call->in_tensor[0]->dtype;
+    }
     return t;
 }
 
@@ -38,7 +46,7 @@ static bool transition_fits(const OpCall *call, const Transition &t)
     bool shape = (t.channels == 64 || t.channels == 128 || t.channels == 256) && t.width % 128 == 0 &&
                  t.width <= 4 * t.channels && t.rows >= 1024 && t.rows < INT32_MAX;
     return type && shape && (t.kept || !call->op->attr.i[0]) && aligned16(t.r) && aligned16(t.y) && aligned16(t.w1) &&
-           aligned16(t.w2) && aligned16(t.x) && aligned16(t.hidden);
+           aligned16(t.w2) && aligned16(t.x) && aligned16(t.hidden) && aligned16(t.behind.y);
 }
 
 template <int C, bool KEEP> static Status transition_launch(const Transition &t, cudaStream_t stream)
@@ -48,9 +56,11 @@ template <int C, bool KEEP> static Status transition_launch(const Transition &t,
     p.gamma = t.gamma, p.beta = t.beta, p.b1 = t.b1, p.b2 = t.b2;
     p.mean = t.mean, p.rstd = t.rstd;
     p.eps = t.eps;
+    p.behind = {t.behind.gamma, t.behind.beta, t.behind.eps, (bf16 *)t.behind.y, t.behind.mean, t.behind.rstd};
     p.rows = (int)t.rows, p.width = (int)t.width;
     TRY(tensor_map(t.r, t.rows, C, TRANSITION_ROWS, &p.r));
     TRY(tensor_map(t.y, t.rows, C, TRANSITION_ROWS, &p.y));
+    if (t.behind.gamma) TRY(tensor_map(t.behind.y, t.rows, C, TRANSITION_ROWS, &p.normal));
     TRY(tensor_map(t.w1, t.width, C, S::WIDTH, &p.w1));
     TRY(tensor_map(t.w2, C, t.width, S::N, &p.w2));
     if (KEEP) {
@@ -128,7 +138,8 @@ static Status transition_in_parts(CudaContext *ctx, const OpCall *call, const Tr
     down.in_tensor[0] = r, down.in_tensor[1] = &hidden, down.in_tensor[2] = call->in_tensor[5],
     down.in_tensor[3] = call->in_tensor[6];
     down.out[0] = t.y, down.out_tensor[0] = r;
-    return part(ctx, cuda_linear_residual, &op, &down);
+    TRY(part(ctx, cuda_linear_residual, &op, &down));
+    return t.behind.gamma ? norm_rows_run(ctx, call, &t.behind) : OK;
 }
 
 static size_t transition_scratch(const OpCall *call)

@@ -6,11 +6,12 @@
  * accumulators, normalizes its rows in place and goes through the hidden layer some columns at a time: the first
  * product, bias and relu in registers, which are the left operand of the second. The matrices stream past in boxes of
  * 128 x 64 through a ring that a warp of its own fills; products of both matrices queue up behind one another, so that
- * the tensor cores have work while the other warpgroup is in its registers. */
+ * the tensor cores have work while the other warpgroup is in its registers. Where the layer norm of y is wanted too, it
+ * leaves from the place of y once that has left. */
 #ifndef FOLDSCALE_KERNELS_CUDA_TRANSITION_CUH
 #define FOLDSCALE_KERNELS_CUDA_TRANSITION_CUH
 
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/norm_tile.cuh"
 
 enum {
     TRANSITION_ROWS = 64, /* of a warpgroup */
@@ -19,13 +20,15 @@ enum {
     TRANSITION_CHUNK = TRANSITION_ROWS * 128, /* bytes of 64 rows x 64 columns */
     TRANSITION_BOX = 128 * 128                /* bytes of 128 rows x 64 columns of a matrix */
 };
+static_assert((int)TRANSITION_CHUNK == (int)NORM_TILE_CHUNK, "norm_tile() takes a warpgroup's rows");
 
 struct TransitionProblem {
-    CUtensorMap r, w1, w2, y, x, hidden;
+    CUtensorMap r, w1, w2, y, x, hidden, normal;
     const float *gamma, *beta, *b1, *b2;
     float *mean, *rstd;
     float eps;
-    int rows, width; /* width: of the hidden layer, a multiple of 128 */
+    FrontNorm behind; /* of y */
+    int rows, width;  /* width: of the hidden layer, a multiple of 128 */
 };
 
 /* C channels. KEEP: x, its statistics and the hidden layer are stored. */
@@ -317,6 +320,12 @@ template <typename S> struct TransitionGroup {
                     shared_word_put(word(x, n * S::N / 8 + j, h),
                                     pack_bf16(y[n][4 * j + 2 * h], y[n][4 * j + 2 * h + 1]));
         out(&p.y, x, tile);
+        if (!p.behind.gamma) return;
+        if (thread == 0) tensor_store_wait_read();
+        transition_sync(group);
+        EightScales scales = eight_scales(p.behind, thread % (S::C / 8) * 8);
+        norm_tile<S::C>(p.behind, scales, x, x, thread / WARP * 16, first_row(tile), p.rows, true);
+        out(&p.normal, x, tile);
     }
     __device__ __forceinline__ void out(const CUtensorMap *map, uint32_t x, int tile) const
     {

@@ -6,7 +6,7 @@
 typedef struct Front {
     int x, gamma, out;
 } Front;
-static const Front linear_front = {0, 3, 1}, group_front = {0, 13, 6}, residual_front = {1, 6, 2};
+static const Front linear_front = {0, 3, 1}, group_front = {0, 13, 6}, residual_front = {1, 8, 5};
 
 static bool has_norm(const Op *op, Front front)
 {
@@ -231,13 +231,13 @@ static const real *residual_input(const OpCall *call, real *room)
     int64_t c = x->dim[x->rank - 3], places = x->dim[x->rank - 2] * x->dim[x->rank - 1], count = tensor_count(x);
     real *y = OUT(front.out) ? OUT(front.out) : room;
     for (int64_t at = 0; at < count; at += places * c) transpose_matrix(c, places, IN(front.x) + at, y + at);
-    layer_norm_rows(count / c, c, y, IN(front.gamma), IN(front.gamma + 1), (real)call->op->attr.f[1], y,
+    layer_norm_rows(count / c, c, y, IN(front.gamma), IN(front.gamma + 1), (real)call->op->attr.f[2], y,
                     OUT(front.out + 1), OUT(front.out + 2));
     return y;
 }
 
 /* r x W b? g? rng? norm? -> y = r + dropout(sigmoid(g) p), p = x W^T + b */
-static Status linear_residual(const RankLayout *layout, const OpCall *call)
+static void residual_sum(const RankLayout *layout, const OpCall *call)
 {
     const Tensor *t = call->out_tensor[0];
     const real *r = IN(0), *g = optional(call, 4), *x = residual_input(call, call->scratch);
@@ -247,9 +247,19 @@ static Status linear_residual(const RankLayout *layout, const OpCall *call)
     forward(tensor_rows(t), call->in_tensor[2], x, IN(2), optional(call, 3), product);
     PARALLEL_IF(count)
     for (int64_t e = 0; e < count; e++) y[e] = (g ? sigmoid(g[e]) * product[e] : product[e]) + (rng ? 0 : r[e]);
-    if (!rng) return OK;
+    if (!rng) return;
     Dropout d = dropout_make(layout, call->op, t, rng);
     dropout_apply(&d, t, r, y, y);
+}
+
+/* The same, then the layer norm of y where it has a gamma. */
+static Status linear_residual(const RankLayout *layout, const OpCall *call)
+{
+    const Tensor *t = call->out_tensor[0];
+    residual_sum(layout, call);
+    if (optional(call, 6))
+        layer_norm_rows(tensor_rows(t), tensor_last(t), OUT(0), IN(6), IN(7), (real)call->op->attr.f[1], OUT(2), OUT(3),
+                        OUT(4));
     return OK;
 }
 

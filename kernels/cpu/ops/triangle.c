@@ -1,5 +1,5 @@
 /* Triangle products and the outer product mean. */
-#include "kernels/cpu/math.h"
+#include "kernels/cpu/ops/norm.h"
 
 /* --- triangle product: a matrix product per channel, on channel-first copies
  * ------------------------------------------- */
@@ -196,6 +196,8 @@ static Status opm(const RankLayout *layout, const OpCall *call)
         const real *from = residual ? residual + i * o.m * channels : NULL;
         for (int64_t k = 0; from && k < o.m * channels; k++) z[k] += from[k];
     }
+    if (call->op->n_in > 8)
+        layer_norm_rows(o.n * o.m, channels, OUT(0), IN(8), IN(9), (real)call->op->attr.f[1], OUT(1), OUT(2), OUT(3));
     return OK;
 }
 
