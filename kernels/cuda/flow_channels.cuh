@@ -187,9 +187,11 @@ __device__ __forceinline__ void flow_channels_keep(const FlowChannels &p, uint32
     if (!LEAVES) return;
     async_fence();
     flow_group_sync();
-    if (threadIdx.x % 128 > 0) return;
-    for (int c = 0; c < C / 64; c++) tensor_store(&p.normal, x + c * FLOW_CHUNK, row0, c * 64);
-    tensor_store_commit();
+    if (threadIdx.x % 128 == 0) {
+        for (int c = 0; c < C / 64; c++) tensor_store(&p.normal, x + c * FLOW_CHUNK, row0, c * 64);
+        tensor_store_commit();
+    }
+    __syncwarp();
 }
 
 /* scales: of y normalized */
@@ -216,6 +218,7 @@ __device__ __forceinline__ void flow_channels_tile(const FlowChannels &p, const 
     flow_channels_edge<C>(p.flow, at.bias, acc, x + S::R_AT, kept);
     if constexpr (NORMS_Y) { /* over x, which nobody reads any more */
         if (p.norm.y && threadIdx.x % 128 == 0) tensor_store_wait_read();
+        __syncwarp();
         flow_group_sync();
         norm_tile<C>(p.flow.norm, scales, x + S::R_AT, x, threadIdx.x % 128 / WARP * 16, row0, p.flow.rows, true);
     }
