@@ -49,6 +49,7 @@
     }
 
 #include "tests/bench_cuda_attention.h"
+#include "tests/bench_cuda_behind.h"
 #include "tests/bench_cuda_checks.h"
 #include "tests/bench_cuda_norm_dx.h"
 #include "tests/bench_cuda_structure.h"
@@ -86,6 +87,8 @@ int main(int argc, char **argv)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
     for (const Case &c : norm_dx_cases)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
+    for (const Case &c : behind_cases)
+        if (wanted(argc, argv, c.name)) check_case(&b, c);
     for (const Case &c : structure_cases)
         if (wanted(argc, argv, c.name)) check_case(&b, c);
     for (const Front &f : front_checks)
@@ -103,6 +106,8 @@ int main(int argc, char **argv)
     for (const Case &c : large_cases)
         if (times && wanted(argc, argv, c.name)) time_case(&b, c);
     for (const Case &c : large_norm_dx_cases)
+        if (times && wanted(argc, argv, c.name)) time_case(&b, c);
+    for (const Case &c : large_behind_cases)
         if (times && wanted(argc, argv, c.name)) time_case(&b, c);
     for (const Case &c : large_structure_cases)
         if (times && wanted(argc, argv, c.name)) bench_time(&b, c, DT_F32);
