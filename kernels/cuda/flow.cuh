@@ -304,6 +304,17 @@ template <int K, int NB> __device__ __forceinline__ void flow_carry_normed(const
         flow_store<K, NB, FLOW_NORMED, 1>(p, at, 0);
 }
 
+/* The biases of a block's columns, by the warpgroups that multiply: meanwhile the first tiles are on their way. */
+template <int NB> __device__ __forceinline__ void flow_biases(const FlowProblem &p, int column0, float *bias)
+{
+    for (int c = threadIdx.x; c < NB; c += FLOW_GROUPS * 128) {
+        int column = column0 + c, k = flow_member(p, column);
+        bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
+    }
+    static_assert(FLOW_GROUPS == 2, "their threads");
+    asm volatile("bar.sync 3, 256;" ::: "memory");
+}
+
 template <int K, int NB, FlowEdge EDGE>
 __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_constant__ FlowProblem p)
 {
@@ -324,19 +335,14 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
         tensor_prefetch(&p.x);
         for (int k = 0; k < K / 64; k++) tensor_prefetch_box(&p.w, at.column0, k * 64);
     }
+    __syncthreads();
     stage_wait();
     stage_release();
     peer_send_begin(p.send);
-    for (int c = threadIdx.x; c < NB; c += FLOW_THREADS) {
-        int column = at.column0 + c, k = flow_member(p, column);
-        bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
-    }
-    __syncthreads();
     if (EDGE == FLOW_NORMED) {
-        if (group == FLOW_GROUPS)
-            flow_carry_normed<K, NB>(p, at);
-        else
-            flow_work<K, NB, EDGE>(p, at, group);
+        if (group == FLOW_GROUPS) return flow_carry_normed<K, NB>(p, at);
+        flow_biases<NB>(p, at.column0, bias);
+        flow_work<K, NB, EDGE>(p, at, group);
     } else if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         int warp = threadIdx.x / WARP % 4;
@@ -345,6 +351,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
             flow_store<K, NB, EDGE, FLOW_GROUPS>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        flow_biases<NB>(p, at.column0, bias);
         flow_work<K, NB, EDGE>(p, at, group);
     }
 }
