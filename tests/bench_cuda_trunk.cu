@@ -50,6 +50,7 @@
     }
 
 #include "tests/bench_cuda_attention.h"
+#include "tests/bench_cuda_behind.h"
 #include "tests/bench_cuda_checks.h"
 #include "tests/bench_cuda_norm_dx.h"
 #include "tests/bench_cuda_structure.h"
@@ -114,6 +115,8 @@ int main(int argc, char **argv)
         if (wanted(&choice, c.name)) check_case(&b, c);
     for (const Case &c : norm_dx_cases)
         if (wanted(&choice, c.name)) check_case(&b, c);
+    for (const Case &c : behind_cases)
+        if (wanted(&choice, c.name)) check_case(&b, c);
     for (const Case &c : structure_cases)
         if (wanted(&choice, c.name)) check_case(&b, c);
     for (const Front &f : front_checks)
@@ -131,6 +134,8 @@ int main(int argc, char **argv)
     for (const Case &c : large_cases)
         if (times && wanted(&choice, c.name)) time_case(&b, c);
     for (const Case &c : large_norm_dx_cases)
+        if (times && wanted(&choice, c.name)) time_case(&b, c);
+    for (const Case &c : large_behind_cases)
         if (times && wanted(&choice, c.name)) time_case(&b, c);
     for (const Case &c : large_structure_cases)
         if (times && wanted(&choice, c.name)) bench_time(&b, c, DT_F32);

@@ -12,12 +12,11 @@
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 
-#include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/flow_mask.cuh"
 #include "kernels/cuda/norm_tile.cuh"
 #include "kernels/cuda/peer_send.cuh"
 
 enum {
-    FLOW_ROWS = 64,
     FLOW_MEMBERS = 6,
     FLOW_TARGETS = PEER_RANKS /* at least as many as members */,
     FLOW_BLOCKS = 8,
@@ -40,10 +39,6 @@ __host__ __device__ constexpr bool flow_norms_y(FlowEdge edge)
 {
     return edge == FLOW_RESIDUAL_NORM || edge == FLOW_GATED_NORM;
 }
-/* How dropout's mask, shared along an axis, repeats: not; as a whole wherever that of the first of a warp's rows does;
- * so, and from row to row of a tile */
-enum FlowRepeat { FLOW_REPEATS_NOT, FLOW_REPEATS_WARPS, FLOW_REPEATS_ROWS };
-
 /* A member of few columns, an even number: the products of its block are small ones. No w: none. */
 enum { FLOW_FEW = 8 };
 struct FlowFew {
@@ -63,11 +58,9 @@ struct FlowProblem {
     FrontNorm norm;                     /* of x, or of y */
     FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
-    Dropout drop;                       /* no rng: rate 0 */
-    FlowRepeat repeat;
-    uint32_t mask_step; /* of dropout's mask, from row to row where it repeats */
-    PeerSend send;      /* of an edge with r: y[rank]; of a plain one: few */
-    int box;            /* rows that go to a rank together */
+    FlowMask mask;
+    PeerSend send; /* of an edge with r: y[rank]; of a plain one: few */
+    int box;       /* rows that go to a rank together */
 };
 static_assert((int)FLOW_TARGETS >= (int)FLOW_MEMBERS, "a map each");
 
@@ -160,45 +153,6 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
     if (sends) sender.finish(gridDim.x * BY);
 }
 
-/* What dropout keeps of this thread's part of a tile: bit 2 j of kept[h][i] is column 8 j + 2 (lane % 4) + i of row
- * lane / 4 + 8 h of the warp's sixteen, whose first has its mask at `first`. Each lane draws four columns of a row. */
-struct FlowKept {
-    uint32_t row[2][2], first = UINT32_MAX;
-};
-
-/* `rows` of a warp's rows, or one for all of them, from row0 on. at: this lane's part of the mask, of the first row
- * where the mask repeats, which that of the next ones follows at equal distances; else within the mask of each row. */
-template <bool REPEATS>
-__device__ __forceinline__ void flow_draw_rows(const FlowProblem &p, const DropoutDraw &draw, int row0, int rows,
-                                               uint32_t at, FlowKept *kept)
-{
-    int lane = threadIdx.x % WARP;
-#pragma unroll(REPEATS ? 4 : 1) /* a draw is one long chain */
-    for (int r = 0; r < rows; r++) {
-        uint32_t w[4], bits[4], here = at + r * p.mask_step;
-        if (!REPEATS) here = at + p.drop.mask_element((uint32_t)(row0 + r) * (uint32_t)p.columns);
-        p.drop.words(draw, here >> 2, w);
-#pragma unroll
-        for (int k = 0; k < 4; k++) bits[k] = __ballot_sync(0xffffffffu, p.drop.keeps(w[k])) >> (lane % 4 / 2);
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-            if (rows == 1 || r == lane / 4 + 8 * h)
-                kept->row[h][0] = lane % 2 ? bits[2] : bits[0], kept->row[h][1] = lane % 2 ? bits[3] : bits[1];
-    }
-}
-
-/* row0: the first of the warp's rows; kept: of the tile before, which may have the same mask */
-__device__ __forceinline__ void flow_draw(const FlowProblem &p, const DropoutDraw &draw, int row0, int column0,
-                                          FlowKept *kept)
-{
-    uint32_t own = column0 + threadIdx.x % WARP * 4;
-    if (p.repeat == FLOW_REPEATS_NOT) return flow_draw_rows<false>(p, draw, row0, 16, own, kept);
-    uint32_t first = p.drop.mask_element((uint32_t)row0 * (uint32_t)p.columns);
-    if (first == kept->first) return;
-    kept->first = first;
-    flow_draw_rows<true>(p, draw, row0, p.repeat == FLOW_REPEATS_ROWS ? 1 : 16, first + own, kept);
-}
-
 __device__ __forceinline__ float flow_sigmoid(float x)
 {
     return __fdividef(1.0f, 1.0f + __expf(-x));
@@ -219,9 +173,9 @@ __device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bia
         uint32_t at = base + j / 8 * FLOW_CHUNK + ((j % 8 ^ lane / 4) << 4);
         float v[4] = {acc[j * 4] + b.x, acc[j * 4 + 1] + b.y, acc[j * 4 + 2] + b.x, acc[j * 4 + 3] + b.y};
         float f[4] = {1, 1, 1, 1};
-        if (!flow_is_plain(EDGE) && p.drop.rng)
+        if (!flow_is_plain(EDGE) && p.mask.drop.rng)
 #pragma unroll
-            for (int k = 0; k < 4; k++) f[k] = kept.row[k / 2][k % 2] >> 2 * j & 1 ? p.drop.keep_scale : 0.0f;
+            for (int k = 0; k < 4; k++) f[k] = kept.row[k / 2][k % 2] >> 2 * j & 1 ? p.mask.drop.keep_scale : 0.0f;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             uint32_t here = at + h * 1024, gate = here + FLOW_ROWS * NB * 2;
@@ -308,8 +262,8 @@ template <int K, int NB, FlowEdge EDGE>
 __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, int group)
 {
     typedef FlowShape<K, NB, EDGE> S;
-    bool drops = !flow_is_plain(EDGE) && p.drop.rng;
-    DropoutDraw draw = drops ? p.drop.draw() : DropoutDraw{};
+    bool drops = !flow_is_plain(EDGE) && p.mask.drop.rng;
+    DropoutDraw draw = drops ? p.mask.drop.draw() : DropoutDraw{};
     FlowKept kept = {};
     EightScales scales = flow_norms_y(EDGE) ? eight_scales(p.norm, threadIdx.x % (NB / 8) * 8) : EightScales{};
     PeerSender sender(p.send);
@@ -319,7 +273,7 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
         uint32_t x = at.slots + slot * S::SLOT;
-        if (drops) flow_draw(p, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
+        if (drops) flow_draw(p.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
         if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
         if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
@@ -350,6 +304,17 @@ template <int K, int NB> __device__ __forceinline__ void flow_carry_normed(const
         flow_store<K, NB, FLOW_NORMED, 1>(p, at, 0);
 }
 
+/* The biases of a block's columns, by the warpgroups that multiply: meanwhile the first tiles are on their way. */
+template <int NB> __device__ __forceinline__ void flow_biases(const FlowProblem &p, int column0, float *bias)
+{
+    for (int c = threadIdx.x; c < NB; c += FLOW_GROUPS * 128) {
+        int column = column0 + c, k = flow_member(p, column);
+        bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
+    }
+    static_assert(FLOW_GROUPS == 2, "their threads");
+    asm volatile("bar.sync 3, 256;" ::: "memory");
+}
+
 template <int K, int NB, FlowEdge EDGE>
 __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_constant__ FlowProblem p)
 {
@@ -370,19 +335,14 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
         tensor_prefetch(&p.x);
         for (int k = 0; k < K / 64; k++) tensor_prefetch_box(&p.w, at.column0, k * 64);
     }
+    __syncthreads();
     stage_wait();
     stage_release();
     peer_send_begin(p.send);
-    for (int c = threadIdx.x; c < NB; c += FLOW_THREADS) {
-        int column = at.column0 + c, k = flow_member(p, column);
-        bias[c] = column < p.columns && p.bias[k] ? p.bias[k][column - p.start[k]] : 0.0f;
-    }
-    __syncthreads();
     if (EDGE == FLOW_NORMED) {
-        if (group == FLOW_GROUPS)
-            flow_carry_normed<K, NB>(p, at);
-        else
-            flow_work<K, NB, EDGE>(p, at, group);
+        if (group == FLOW_GROUPS) return flow_carry_normed<K, NB>(p, at);
+        flow_biases<NB>(p, at.column0, bias);
+        flow_work<K, NB, EDGE>(p, at, group);
     } else if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         int warp = threadIdx.x / WARP % 4;
@@ -391,6 +351,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
             flow_store<K, NB, EDGE, FLOW_GROUPS>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        flow_biases<NB>(p, at.column0, bias);
         flow_work<K, NB, EDGE>(p, at, group);
     }
 }
@@ -469,14 +430,6 @@ static inline void flow_share(int width, FlowProblem *p)
     }
 }
 
-static inline FlowRepeat flow_repeat(const Dropout &d)
-{
-    if (!d.rng || d.rank < 2) return FLOW_REPEATS_NOT;
-    uint32_t rows = d.local[d.rank - 2];
-    if (d.stride[d.rank - 2] == 0 && rows % FLOW_ROWS == 0) return FLOW_REPEATS_ROWS;
-    return rows % 16 == 0 ? FLOW_REPEATS_WARPS : FLOW_REPEATS_NOT;
-}
-
 /* width: columns of a block */
 static inline Status flow_problem(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
 {
@@ -484,12 +437,10 @@ static inline Status flow_problem(const FlowOperands &o, FlowEdge edge, int widt
     for (int k = 0; k < o.members; k++) p->bias[k] = o.bias[k], p->start[k + 1] = o.start[k + 1];
     p->least = o.relu ? 0.0f : -INFINITY;
     p->keep = o.product != NULL;
-    p->drop = o.drop;
+    p->mask = flow_mask(o.drop);
     p->norm = o.norm, p->few = o.few;
     p->send = o.send, p->box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
     flow_share(width, p);
-    p->repeat = flow_repeat(p->drop);
-    p->mask_step = p->drop.rank > 1 ? p->drop.stride[p->drop.rank - 2] : 0;
     return flow_maps(o, edge, width, p);
 }
 

@@ -138,7 +138,7 @@ __device__ __forceinline__ void flow_channels_edge(const FlowProblem &p, const f
                                                    uint32_t r, const FlowKept &kept)
 {
     constexpr int TILE = FlowChannelsShape<C>::TILE, WORDS = 8;
-    float scale = p.drop.rng ? p.drop.keep_scale : 1.0f;
+    float scale = p.mask.drop.rng ? p.mask.drop.keep_scale : 1.0f;
 #pragma unroll
     for (int q = 0; q < C / 4 / WORDS; q++) {
         uint32_t of_r[WORDS], of_g[WORDS];
@@ -228,15 +228,15 @@ template <int C, bool NORMS_Y>
 __device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const FlowPlace &at, int group)
 {
     typedef FlowChannelsShape<C> S;
-    bool drops = p.flow.drop.rng != NULL;
-    DropoutDraw draw = drops ? p.flow.drop.draw() : DropoutDraw{};
+    bool drops = p.flow.mask.drop.rng != NULL;
+    DropoutDraw draw = drops ? p.flow.mask.drop.draw() : DropoutDraw{};
     FlowKept kept = {{{~0u, ~0u}, {~0u, ~0u}}};
     EightScales scales = NORMS_Y ? eight_scales(p.flow.norm, threadIdx.x % (C / 8) * 8) : EightScales{};
     barrier_wait(at.ready, 0);
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
-        if (drops) flow_draw(p.flow, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
+        if (drops) flow_draw(p.flow.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
         barrier_wait(at.full + slot * 8, round & 1);
         flow_channels_tile<C, NORMS_Y>(p, at, tile * FLOW_ROWS, at.slots + slot * S::SLOT, kept, scales);
         async_fence();
@@ -244,6 +244,17 @@ __device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const 
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
     }
     if (NORMS_Y) tensor_store_wait();
+}
+
+/* By the warpgroups that multiply: meanwhile the first tiles are on their way. */
+template <int C> __device__ __forceinline__ void flow_channels_constants(const FlowChannels &p, float *constants)
+{
+    for (int c = threadIdx.x; c < C; c += FLOW_GROUPS * 128) {
+        constants[c] = p.flow.bias[0] ? p.flow.bias[0][c] : 0.0f;
+        constants[C + c] = p.norm.gamma[c], constants[2 * C + c] = p.norm.beta[c];
+    }
+    static_assert(FLOW_GROUPS == 2, "their threads");
+    asm volatile("bar.sync 3, 256;" ::: "memory");
 }
 
 template <int C, bool NORMS_Y>
@@ -261,13 +272,9 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
         tensor_prefetch(&p.x);
         for (int k = 0; k < C / 64; k++) tensor_prefetch_box(&p.flow.w, 0, k * 64);
     }
+    __syncthreads();
     stage_wait();
     stage_release();
-    for (int c = threadIdx.x; c < C; c += FLOW_THREADS) {
-        constants[c] = p.flow.bias[0] ? p.flow.bias[0][c] : 0.0f;
-        constants[C + c] = p.norm.gamma[c], constants[2 * C + c] = p.norm.beta[c];
-    }
-    __syncthreads();
     if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x % WARP == 0 && warp == 0) flow_channels_load<C>(p, at);
@@ -275,6 +282,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
             flow_channels_store<C, NORMS_Y>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        flow_channels_constants<C>(p, constants);
         flow_channels_work<C, NORMS_Y>(p, at, group);
     }
 }

@@ -230,14 +230,10 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
         tensor_prefetch(&p.x);
         for (int k = 0; k < K / 64; k++) tensor_prefetch_box(&p.w, at.column0, k * 64);
     }
+    __syncthreads();
     stage_wait();
     stage_release();
     peer_send_begin(p.send);
-    for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_THREADS) {
-        int column = at.column0 + c;
-        bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;
-    }
-    __syncthreads();
     /* registers of the copying warps go to the products */
     if (group == GATES_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -246,6 +242,12 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
         if (threadIdx.x % WARP == 0 && warp > 0 && warp <= GATES_GROUPS) gates_store<K, W, KEEP>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_GROUPS * 128) { /* the first tiles are on their way */
+            int column = at.column0 + c;
+            bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;
+        }
+        static_assert(GATES_GROUPS == 2, "their threads");
+        asm volatile("bar.sync 3, 256;" ::: "memory");
         gates_work<K, W, KEEP>(p, at, group);
     }
 }

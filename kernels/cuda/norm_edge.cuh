@@ -340,8 +340,9 @@ static inline bool norm_edge_fits(const OpCall *call, const NormEdge &e)
 /* Which elements threads meet, tiles of `rows` rows being dealt out to `blocks` blocks in turn. */
 static inline NormMask norm_mask(const Dropout &d, int blocks, int rows)
 {
+    int axis = d.rank - 2; /* of the rows */
+    if (axis >= 0 && d.stride[axis] == 0 && d.local[axis] % (uint32_t)rows == 0) return MASK_OF_COLUMNS;
     if (d.rank != 3) return MASK_OF_ELEMENTS;
-    if (d.stride[1] == 0 && d.local[1] % (uint32_t)rows == 0) return MASK_OF_COLUMNS;
     return d.stride[0] == 0 && (uint32_t)(blocks * rows) % d.local[1] == 0 ? MASK_OF_BLOCK : MASK_OF_ELEMENTS;
 }
 

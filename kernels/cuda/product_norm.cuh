@@ -95,18 +95,20 @@ template <int C> __device__ __forceinline__ void product_norm_consume(const Prod
     norm_edge_sums<C>(p.edge, reinterpret_cast<float *>(shared), sums);
 }
 
-/* gamma, and the rows of W of a member of four columns in pairs */
+/* gamma, and the rows of W of a member of four columns in pairs, by the warpgroups that multiply: meanwhile the first
+ * tiles are on their way. */
 template <int C> __device__ __forceinline__ void product_norm_constants(const ProductNorm &p, char *shared)
 {
     typedef NormShape<C> S;
     float *gamma = reinterpret_cast<float *>(shared + S::GAMMA_AT);
     uint32_t *narrow = reinterpret_cast<uint32_t *>(shared + S::NARROW_AT);
     const uint16_t *w = reinterpret_cast<const uint16_t *>(p.product.narrow_w);
-    for (int c = threadIdx.x; c < C; c += PRODUCT_THREADS) {
+    for (int c = threadIdx.x; c < C; c += 256) {
         gamma[c] = p.edge.gamma[c];
         for (int pair = 0; w && pair < 2; pair++)
             narrow[pair * S::NARROW_PITCH + c] = w[2 * pair * C + c] | (uint32_t)w[(2 * pair + 1) * C + c] << 16;
     }
+    asm volatile("bar.sync 3, 256;" ::: "memory");
 }
 
 template <int C>
@@ -126,10 +128,9 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_norm_kernel(const 
         }
         barrier_publish();
     }
+    __syncthreads();
     stage_wait();
     stage_release();
-    product_norm_constants<C>(p, shared);
-    __syncthreads();
     if (threadIdx.x >= 256) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 256) {
@@ -141,6 +142,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_norm_kernel(const 
         __syncwarp();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        product_norm_constants<C>(p, shared);
         product_norm_consume<C>(p, shared, base);
     }
 }

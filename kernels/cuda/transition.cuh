@@ -147,6 +147,17 @@ template <typename S> struct TransitionFeed {
     }
 };
 
+/* gamma, beta, b2, b1, by both warpgroups: meanwhile the first boxes are on their way. */
+template <typename S> __device__ __forceinline__ void transition_vectors(const TransitionProblem &p, float *vectors)
+{
+    constexpr int THREADS = TRANSITION_GROUPS * 128;
+    for (int c = threadIdx.x; c < S::C; c += THREADS)
+        vectors[c] = p.gamma[c], vectors[S::C + c] = p.beta[c], vectors[2 * S::C + c] = p.b2[c];
+    for (int c = threadIdx.x; c < p.width; c += THREADS) vectors[3 * S::C + c] = p.b1[c];
+    static_assert(THREADS == 256, "their threads");
+    asm volatile("bar.sync 3, 256;" ::: "memory");
+}
+
 /* --- a warpgroup */
 
 template <typename S> struct TransitionGroup {
@@ -368,10 +379,11 @@ template <typename S> struct TransitionGroup {
         store(y, x, tile);
     }
 
-    __device__ __forceinline__ void run()
+    __device__ __forceinline__ void run(float *vectors)
     {
         int tiles = transition_tiles(p), id = 0;
         if (thread == 0 && (int)blockIdx.x < tiles) load(blockIdx.x, 0);
+        transition_vectors<S>(p, vectors);
 #pragma unroll 1
         for (int t = blockIdx.x; t < tiles; t += gridDim.x, id++) {
             int now = id % S::BUFFERS;
@@ -410,13 +422,9 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1) transition_kernel(const
         for (int k = 0; k < S::BOXES; k++) tensor_prefetch_box(&p.w1, 0, k * 64);
         for (int n = 0; n < S::PARTS; n++) tensor_prefetch_box(&p.w2, n * S::N, 0);
     }
+    __syncthreads();
     stage_wait();
     stage_release();
-    float *vectors = reinterpret_cast<float *>(shared + S::BIAS_AT);
-    for (int c = threadIdx.x; c < S::C; c += TRANSITION_THREADS)
-        vectors[c] = p.gamma[c], vectors[S::C + c] = p.beta[c], vectors[2 * S::C + c] = p.b2[c];
-    for (int c = threadIdx.x; c < p.width; c += TRANSITION_THREADS) vectors[3 * S::C + c] = p.b1[c];
-    __syncthreads();
     /* registers of the copying warps go to the products */
     if (group == TRANSITION_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
@@ -424,7 +432,8 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1) transition_kernel(const
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         int thread = threadIdx.x % 128, lane = thread % WARP;
-        TransitionGroup<S>{p, at, group, thread, lane, thread / WARP * 16 + lane / 4}.run();
+        TransitionGroup<S> g = {p, at, group, thread, lane, thread / WARP * 16 + lane / 4};
+        g.run(reinterpret_cast<float *>(shared + S::BIAS_AT));
     }
 }
 

@@ -228,7 +228,8 @@ template <typename S> struct GradientGroup {
         return shared + S::GAMMA_AT;
     }
 
-    __device__ __forceinline__ void run(float *room)
+    /* gamma_to: for both warpgroups */
+    __device__ __forceinline__ void run(float *room, float *gamma_to)
     {
         NormSums<S::C, S::C <= 64> sums = {};
         NormPart<S::C> part = {};
@@ -238,6 +239,8 @@ template <typename S> struct GradientGroup {
             for (int k = 0; k < HIDDEN_TILES - 1; k++) load_hidden(k);
             if (S::APART) load_x(blockIdx.x);
         }
+        for (int c = threadIdx.x; c < S::C; c += TRANSITION_GROUPS * 128) gamma_to[c] = p.edge.gamma[c];
+        asm volatile("bar.sync 3, 256;" ::: "memory");
 #pragma unroll 1
         for (int t = blockIdx.x; t < gradient_tiles(p); t += gridDim.x, id++) tile(t, id, &part, &sums);
         asm volatile("bar.sync 3, 256;" ::: "memory"); /* the ring is empty */
@@ -262,11 +265,9 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1)
             barrier_init(transition_full<S>(at.base, 2 * S::SLOTS + k), 1);
         barrier_publish();
     }
+    __syncthreads();
     stage_wait();
     stage_release();
-    float *gamma = reinterpret_cast<float *>(shared + S::GAMMA_AT);
-    for (int c = threadIdx.x; c < S::C; c += TRANSITION_THREADS) gamma[c] = p.edge.gamma[c];
-    __syncthreads();
     /* registers of the copying warps go to the products */
     if (group == TRANSITION_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
@@ -276,7 +277,7 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1)
         int thread = threadIdx.x % 128, lane = thread % WARP, tiles = 0;
         for (int t = blockIdx.x; t < gradient_tiles(p); t += gridDim.x) tiles++;
         GradientGroup<S> g = {p, at, group, thread, lane, thread / WARP * 16 + lane / 4, tiles * (p.width / 64)};
-        g.run(reinterpret_cast<float *>(shared + S::RING_AT));
+        g.run(reinterpret_cast<float *>(shared + S::RING_AT), reinterpret_cast<float *>(shared + S::GAMMA_AT));
     }
 }
 

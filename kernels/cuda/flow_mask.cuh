@@ -1,0 +1,75 @@
+/* Dropout at the edge of a product whose rows flow past (flow.cuh): a warp draws the masks of its sixteen rows of a
+ * tile as bits, and again only where they change. */
+#ifndef FOLDSCALE_KERNELS_CUDA_FLOW_MASK_CUH
+#define FOLDSCALE_KERNELS_CUDA_FLOW_MASK_CUH
+
+#include "kernels/cuda/dropout.cuh"
+#include "kernels/cuda/hopper.cuh"
+
+enum { FLOW_ROWS = 64 /* of a tile */ };
+
+/* How dropout's mask, shared along an axis, repeats: not; as a whole wherever that of the first of a warp's rows does;
+ * so, and from row to row of a tile */
+enum FlowRepeat { FLOW_REPEATS_NOT, FLOW_REPEATS_WARPS, FLOW_REPEATS_ROWS };
+
+struct FlowMask {
+    Dropout drop; /* no rng: rate 0; inner is the length of a row */
+    FlowRepeat repeat;
+    uint32_t step; /* of the mask, from row to row where it repeats */
+};
+
+/* What dropout keeps of this thread's part of a tile: bit 2 j of kept[h][i] is column 8 j + 2 (lane % 4) + i of row
+ * lane / 4 + 8 h of the warp's sixteen, whose first has its mask at `first`. Each lane draws four columns of a row. */
+struct FlowKept {
+    uint32_t row[2][2], first = UINT32_MAX;
+};
+
+/* `rows` of a warp's rows, or one for all of them, from row0 on. at: this lane's part of the mask, of the first row
+ * where the mask repeats, which that of the next ones follows at equal distances; else within the mask of each row. */
+template <bool REPEATS>
+__device__ __forceinline__ void flow_draw_rows(const FlowMask &m, const DropoutDraw &draw, int row0, int rows,
+                                               uint32_t at, FlowKept *kept)
+{
+    int lane = threadIdx.x % WARP;
+#pragma unroll(REPEATS ? 4 : 1) /* a draw is one long chain */
+    for (int r = 0; r < rows; r++) {
+        uint32_t w[4], bits[4], here = at + r * m.step;
+        if (!REPEATS) here = at + m.drop.mask_element((uint32_t)(row0 + r) * m.drop.inner);
+        m.drop.words(draw, here >> 2, w);
+#pragma unroll
+        for (int k = 0; k < 4; k++) bits[k] = __ballot_sync(0xffffffffu, m.drop.keeps(w[k])) >> (lane % 4 / 2);
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            if (rows == 1 || r == lane / 4 + 8 * h)
+                kept->row[h][0] = lane % 2 ? bits[2] : bits[0], kept->row[h][1] = lane % 2 ? bits[3] : bits[1];
+    }
+}
+
+/* row0: the first of the warp's rows; kept: of the tile before, which may have the same mask */
+__device__ __forceinline__ void flow_draw(const FlowMask &m, const DropoutDraw &draw, int row0, int column0,
+                                          FlowKept *kept)
+{
+    uint32_t own = column0 + threadIdx.x % WARP * 4;
+    if (m.repeat == FLOW_REPEATS_NOT) return flow_draw_rows<false>(m, draw, row0, 16, own, kept);
+    uint32_t first = m.drop.mask_element((uint32_t)row0 * m.drop.inner);
+    if (first == kept->first) return;
+    kept->first = first;
+    flow_draw_rows<true>(m, draw, row0, m.repeat == FLOW_REPEATS_ROWS ? 1 : 16, first + own, kept);
+}
+
+/* --- host */
+
+static inline FlowRepeat flow_repeat(const Dropout &d)
+{
+    if (!d.rng || d.rank < 2) return FLOW_REPEATS_NOT;
+    uint32_t rows = d.local[d.rank - 2];
+    if (d.stride[d.rank - 2] == 0 && rows % FLOW_ROWS == 0) return FLOW_REPEATS_ROWS;
+    return rows % 16 == 0 ? FLOW_REPEATS_WARPS : FLOW_REPEATS_NOT;
+}
+
+static inline FlowMask flow_mask(const Dropout &d)
+{
+    return {d, flow_repeat(d), d.rank > 1 ? d.stride[d.rank - 2] : 0};
+}
+
+#endif
