@@ -231,6 +231,8 @@ static void a_gate_with_a_mask_stays(void **state)
     (void)state;
     assert_int_equal(joined_gates(false), 1);
     assert_int_equal(joined_gates(true), 0);
+}
+
 /* Kinds with a layer norm behind: inputs, outputs and output of it. */
 static const struct {
     OpKind kind;
