@@ -174,7 +174,7 @@ static void pointwise_sequences_become_one_op(void **state)
     assert_int_equal(count_kind(p, OP_OPM), outers);
     for (int n = 0; n < outers; n++) { /* masks of both operands joined */
         const Op *op = nth_kind(p, OP_OPM, n);
-        assert_true(op->n_in == 8 && op->in[8] != VAL_NONE && op->in[9] != VAL_NONE);
+        assert_true(op->n_in == 8 && op->in[6] != VAL_NONE && op->in[7] != VAL_NONE);
     }
     assert_int_equal(count_kind(p, OP_OUTER_PRODUCT) + count_kind(p, OP_DIV_COUNT), 0);
     assert_true(count_kind(p, OP_RELU) < relus);
