@@ -7,7 +7,8 @@
 #
 # Writes OUT/NAME.log of each run and OUT/summary.txt. Exit code 1 if a run found something, failed or was cut off.
 # Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), TOOLS (memcheck initcheck synccheck racecheck),
-# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 a GPU), RACE (further names of cases: only those).
+# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 a GPU), RACE (names of cases: only those),
+# CUDA_VISIBLE_DEVICES (all).
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bench=${BENCH:-$root/build/tests/bench_step}
@@ -17,8 +18,8 @@ parts=${PARTS:-64}
 fail() { echo "gpu_sanitize: $1" >&2; exit 2; }
 command -v compute-sanitizer >/dev/null || fail "no compute-sanitizer (it comes with the CUDA toolkit)"
 [ -x "$bench" ] && [ -x "$checks" ] || fail "no $bench or $checks (build them: ninja -C build)"
-gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')
-[ "${gpus:-0}" -gt 0 ] || fail "no GPU here (nvidia-smi lists none)"
+read -r -a gpus <<<"$(tr ',' ' ' <<<"${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | tr '\n' ' ')}")"
+[ ${#gpus[@]} -gt 0 ] || fail "no GPU here (nvidia-smi lists none)"
 out=${1:-/tmp/gpu_sanitize}
 limit=${2:-120}
 mkdir -p "$out" && rm -f "$out"/*.log "$out"/*.status
@@ -43,17 +44,16 @@ jobs_of() { # one line a run: tool, name, command; a blank at its end would join
 }
 export -f one
 export out limit
-lanes=$((gpus * ${AT_ONCE:-8}))
-jobs_of | xargs -P "$lanes" -L 1 --process-slot-var=LANE bash -c 'CUDA_VISIBLE_DEVICES=$((LANE % '"$gpus"')) one "$@"' _
+lanes=$((${#gpus[@]} * ${AT_ONCE:-8}))
+list="${gpus[*]}"
+export list
+jobs_of | xargs -P "$lanes" -L 1 --process-slot-var=LANE bash -c 'gpus=($list); CUDA_VISIBLE_DEVICES=${gpus[$((LANE % ${#gpus[@]}))]} one "$@"' _
 
-bad=0
 for status in "$out"/*.status; do
     read -r code seconds <"$status"
     log=${status%.status}.log
     what=$(basename "${log%.log}")
     case $code in 124 | 137) verdict="cut off after $limit s" ;; *) verdict=$(tail -n 1 "$log") ;; esac
-    [ "$code" = 0 ] || bad=1
     echo "$what: exit code $code, $seconds s, $(grep -c ' ok$' "$log") results compared: $verdict"
 done | sort -V | tee "$out/summary.txt"
-grep -qv 'exit code 0,' "$out/summary.txt" && bad=1
-exit $bad
+! grep -qv 'exit code 0,' "$out/summary.txt"
