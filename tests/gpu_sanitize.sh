@@ -7,8 +7,8 @@
 #
 # Writes OUT/NAME.log of each run and OUT/summary.txt. Exit code 1 if a run found something, failed or was cut off.
 # Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), TOOLS (memcheck initcheck synccheck racecheck),
-# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 a GPU), RACE (names of cases: only those),
-# CUDA_VISIBLE_DEVICES (all).
+# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 of these a GPU), RACE (names of cases: only those),
+# CUDA_VISIBLE_DEVICES (all). One H200 needs 10 s for a step, but minutes for a part of racecheck, more with many at once.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bench=${BENCH:-$root/build/tests/bench_step}
@@ -30,24 +30,30 @@ one() { # TOOL NAME COMMAND...: on the GPU of this lane
     timeout -k 10 "$limit" compute-sanitizer --tool "$tool" --print-limit 10 --error-exitcode 9 "$@" >"$log" 2>&1
     echo "$? $((SECONDS - begin))" >"${log%.log}.status"
 }
-jobs_of() { # one line a run: tool, name, command; a blank at its end would join the next one to it (xargs)
+# One line a run: tool, name, command; a blank at its end would join the next one to it (xargs).
+steps() {
     local tool
     for tool in $tools; do
-        if [ "$tool" = racecheck ]; then
-            for ((part = 0; part < parts; part++)); do echo "racecheck part$part $checks --checks --part $part/$parts${RACE:+ $RACE}"; done
-            continue
-        fi
+        [ "$tool" = racecheck ] && continue
         echo "$tool bf16 $bench --backend cuda --preset tiny --repeats 1"
         echo "$tool f32 $bench --backend cuda --preset tiny --repeats 1 --precision f32"
         echo "$tool f32_none $bench --backend cuda --preset tiny --repeats 1 --precision f32 --switches none"
     done
 }
+races() {
+    [[ " $tools " = *" racecheck "* ]] || return 0
+    for ((part = 0; part < parts; part++)); do echo "racecheck part$part $checks --checks --part $part/$parts${RACE:+ $RACE}"; done
+}
+side_by_side() { # RUNS-A-GPU
+    xargs -r -P $((${#gpus[@]} * $1)) -L 1 --process-slot-var=LANE \
+        bash -c 'gpus=($list); CUDA_VISIBLE_DEVICES=${gpus[$((LANE % ${#gpus[@]}))]} one "$@"' _
+}
 export -f one
 export out limit
-lanes=$((${#gpus[@]} * ${AT_ONCE:-8}))
 list="${gpus[*]}"
 export list
-jobs_of | xargs -P "$lanes" -L 1 --process-slot-var=LANE bash -c 'gpus=($list); CUDA_VISIBLE_DEVICES=${gpus[$((LANE % ${#gpus[@]}))]} one "$@"' _
+steps | side_by_side 2
+races | side_by_side "${AT_ONCE:-8}"
 
 for status in "$out"/*.status; do
     read -r code seconds <"$status"
