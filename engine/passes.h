@@ -45,7 +45,8 @@ Status pass_shard(const Program *in, const Switches *switches, Program **out);
 Status pass_precision(const Program *in, const Switches *switches, Program **out);
 /* If the program has a loss: appends the backward ops (STAGE_BACKWARD), every parameter's gradient in PLACE_GRAD (zero
  * where none arrives), then the gradient all-reduces (STAGE_SYNC) when dp * dap > 1: sum over the DAP group for
- * parameters of sharded ops, mean over the data-parallel group for all. */
+ * parameters of sharded ops, mean over the data-parallel group for all. With a loss or without, layer norms then move
+ * into the ops that compute what they normalize. */
 Status pass_autodiff(const Program *in, const Switches *switches, Program **out);
 Status pass_remat(const Program *in, const Switches *switches, Program **out);
 Status pass_schedule(const Program *in, const Switches *switches, Program **out);

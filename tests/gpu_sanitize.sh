@@ -7,7 +7,7 @@
 #
 # Writes OUT/NAME.log of each run and OUT/summary.txt. Exit code 1 if a run found something, failed or was cut off.
 # Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), TOOLS (memcheck initcheck synccheck racecheck),
-# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 of these a GPU), RACE (names of cases: only those),
+# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 of these a GPU), RACE (parts of names of cases, without blanks: only those),
 # CUDA_VISIBLE_DEVICES (all). One H200 needs 10 s for a step, but minutes for a part of racecheck, more with many at once.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -60,6 +60,7 @@ for status in "$out"/*.status; do
     log=${status%.status}.log
     what=$(basename "${log%.log}")
     case $code in 124 | 137) verdict="cut off after $limit s" ;; *) verdict=$(tail -n 1 "$log") ;; esac
-    echo "$what: exit code $code, $seconds s, $(grep -c ' ok$' "$log") results compared: $verdict"
+    case $what in racecheck*) what+=", $(grep -c ' ok$' "$log") results compared" ;; esac
+    echo "$what: exit code $code, $seconds s: $verdict"
 done | sort -V | tee "$out/summary.txt"
 ! grep -qv 'exit code 0,' "$out/summary.txt"

@@ -78,7 +78,7 @@ Status parity_beside_close(ParityBeside **beside);
  * whose error is noted for the report, or `other` where the runs do not have it. */
 Status parity_spread_open(const char *path, ParitySpread **out);
 double parity_spread_limit(ParitySpread *spread, const char *name, double error, double other);
-void parity_spread_report(Parity *parity); /* one line for all quantities together */
+void parity_spread_report(Parity *parity); /* two lines for all quantities together */
 void parity_spread_close(ParitySpread **spread);
 
 /* A golden tensor as doubles, batch axis (leading 1) removed. Memory from the arena. */

@@ -9,12 +9,13 @@
  *   (error - one rounding of the result itself) / root mean square of the other runs' errors
  *
  * over all quantities; the largest score of the K runs, times each quantity's root mean square, is the limit. One more
- * run of the kind exceeds it anywhere with a chance of 1 / (K + 1) (conformal prediction: V. Vovk, A. Gammerman,
- * G. Shafer, Algorithmic Learning in a Random World, 2005).
+ * run of the kind exceeds it anywhere with a chance of about 1 / (K + 1) (conformal prediction: V. Vovk, A. Gammerman,
+ * G. Shafer, Algorithmic Learning in a Random World, 2005; "about", as each of the K is scored against one run fewer).
  *
  * That bounds each alone. Faults that make many quantities a little worse show in two figures of error / root mean
  * square over all quantities whose errors vary: what 99 of 100 stay below is to be no larger than in the K runs, and
- * the median no larger than their mean plus t(K - 1, 1 - CHANCE) of their standard deviations. */
+ * the median no larger than their mean plus t(K - 1, 1 - CHANCE) of their standard deviations. All in all a right
+ * program fails in about 2 / (K + 1) + CHANCE of all cases. */
 #include <gsl/gsl_cdf.h>
 #include <math.h>
 #include <stdio.h>
@@ -156,6 +157,8 @@ Status parity_spread_open(const char *path, ParitySpread **out)
     if (status == OK && s->samples == 0)
         status = status_fail_at(ERR_INPUT, path, 0, "no line of a run (expected \"name error limit ok\")");
     if (status == OK) status = group_runs(s);
+    if (status == OK && s->runs < 2)
+        status = status_fail_at(ERR_INPUT, path, 0, "one run (expected the lines of several, see --dither)");
     if (status == OK)
         *out = s;
     else

@@ -222,7 +222,7 @@ const OpDef op_linear_residual = {.name = "linear_residual",
                                   .exact_out = 6 << RESIDUAL_NORM_OUT | 6 << FRONT_NORM_OUT,
                                   .optional_out = 6 << RESIDUAL_NORM_OUT | 7 << FRONT_NORM_OUT,
                                   .int_name = {"key", "shared", "keep"},
-                                  .real_name = {"rate", "eps", "eps_front"}};
+                                  .real_name = {"rate", "eps_behind", "eps_front"}};
 
 /* --- several matrices on one input: the weights lie one after the other in the parameter block, so that a backend may
  * run them as one product -------------------------------------------------------------------------------------------

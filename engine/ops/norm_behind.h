@@ -14,9 +14,10 @@ static inline bool norm_behind(const Op *op, int gamma)
 /* The outputs from `first` on, out[0] being there, whole along its last axis; *n_out is set when there are any. */
 static inline Status norm_behind_infer(const Program *p, const Op *op, int gamma, int first, Tensor *out, int *n_out)
 {
-    if (!norm_behind(op, gamma)) return OK;
+    const Tensor *scale[2] = {rule_in(p, op, gamma), rule_in(p, op, gamma + 1)};
+    if (!scale[0] && !scale[1]) return OK;
     for (int k = 0; k < 2; k++)
-        if (!rule_is_vector(rule_in(p, op, gamma + k), tensor_last(&out[0])))
+        if (!scale[k] || !rule_is_vector(scale[k], tensor_last(&out[0])))
             return rule_bad_shape(p, op, "gamma[O] and beta[O] of a layer norm of y[*,O]");
     for (int k = *n_out; k < first; k++) out[k].dtype = DT_NONE;
     out[first] = out[0];

@@ -28,10 +28,11 @@ static inline Tensor norm_in_front_shape(const Program *p, const Op *op, const N
 /* The outputs from n->out on; *n_out is set when there are any. */
 static inline Status norm_in_front_infer(const Program *p, const Op *op, const NormInFront *n, Tensor *out, int *n_out)
 {
-    if (!norm_in_front(op, n)) return OK;
+    const Tensor *scale[2] = {rule_in(p, op, n->gamma), rule_in(p, op, n->gamma + 1)};
+    if (!scale[0] && !scale[1]) return OK;
     Tensor y = norm_in_front_shape(p, op, n);
     for (int k = 0; k < 2; k++)
-        if (!rule_is_vector(rule_in(p, op, n->gamma + k), tensor_last(&y)) || (n->channels && y.rank < 3))
+        if (!scale[k] || !rule_is_vector(scale[k], tensor_last(&y)) || (n->channels && y.rank < 3))
             return rule_bad_shape(p, op, "gamma[I] and beta[I] of a layer norm of x[*,I]");
     for (int k = *n_out; k < n->out; k++) out[k].dtype = DT_NONE;
     out[n->out] = y;

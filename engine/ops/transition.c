@@ -64,4 +64,4 @@ const OpDef op_transition = {.name = "transition",
                              .exact_out = 1 << MEAN | 1 << RSTD | 6 << BEHIND_OUT,
                              .optional_out = 6 << BEHIND_OUT,
                              .int_name = {"keep"},
-                             .real_name = {"eps", "behind"}};
+                             .real_name = {"eps", "eps_behind"}};

@@ -210,10 +210,10 @@ const OpDef op_div_count = {.name = "div_count",
 /* --- outer product mean without the outer product in memory ---------------------------------------------------------
  */
 
-/* masks of the operands from `mask` on, both or none */
 /* Where a layer norm behind has its gamma and its first output. */
 enum { OPM_GAMMA = 8, OPM_NORM_OUT = 1 };
 
+/* masks of the operands from `mask` on, both or none */
 static bool opm_masks_fit(const Program *p, const Op *op, int at, int mask)
 {
     const Tensor *a = rule_in(p, op, mask), *b = rule_in(p, op, mask + 1);
@@ -274,7 +274,7 @@ const OpDef op_opm = {.name = "opm",
                       .exact_in = 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 3 << OPM_GAMMA,
                       .exact_out = 6 << OPM_NORM_OUT,
                       .optional_out = 6 << OPM_NORM_OUT,
-                      .real_name = {"eps", "behind"}};
+                      .real_name = {"eps", "eps_behind"}};
 
 static Status opm_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {

@@ -11,7 +11,8 @@ Op *edit_restart(Program *p, int32_t ops);
 void edit_push_op(Program *p, const Op *op);
 Val edit_push_value(Program *p, const Value *value);
 
-/* Drops ops in place and renumbers the writers of what is left; gone: per op. */
+/* Drops ops in place and renumbers the writers of what is left; gone: per op. Values that a dropped op alone wrote are
+ * the caller's to reset (def_op). */
 void edit_close_gaps(Program *p, const bool *gone);
 
 /* How often ops read each value; NULL when out of memory, freed by the caller. Values that are kept for others than ops

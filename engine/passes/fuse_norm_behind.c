@@ -1,6 +1,7 @@
 /* Layer norms move into the op that computes what they normalize: it has whole rows at hand, which then are not read
- * again. After differentiation, so that gradients are those of the two apart, and after sharding: what goes to other
- * ranks in between stays as it is, and so does what the op itself may send there (schedule_send.c). */
+ * again. After differentiation, so that gradients are those of the two apart, and after sharding: what a collective
+ * reads, too, stays as it is, so that the collective starts when that is there or is sent by the op (schedule_send.c),
+ * whose kernel does not do both. */
 #include <stdlib.h>
 
 #include "engine/passes/edit.h"

@@ -7,7 +7,7 @@
  * Edges: y = x W^T + b (relu) in up to six members of its own output each, x of 64 channels perhaps normalized on the
  * way, with a member more of at most eight columns; y = r + dropout(x W^T + b);   y = r + dropout(sigmoid(g) (x W^T +
  * b)), the product kept where asked for. The member of few columns and y = r + ... may be sent, the latter in boxes of
- * rows that stay together. Where a tile has whole rows of y = r + ..., no wider than those of x, their layer norm may
+ * rows that stay together. Where a tile has whole rows of y = r + ..., as wide as those of x, their layer norm may
  * leave with them. */
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CUH
@@ -391,11 +391,11 @@ static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
     for (int k = 0; k < o.members; k++)
         fits = fits && aligned16(o.y[k]) && (o.start[k + 1] - o.start[k]) % TENSOR_COLUMNS == 0;
     fits = fits && (!o.few.w || (o.few.columns <= FLOW_FEW && o.few.columns % 2 == 0 && !o.relu));
-    if (edge == FLOW_NORMED) fits = fits && o.inner == 64 && aligned16(o.norm.y);
+    if (edge == FLOW_NORMED) fits = fits && o.inner == 64 && norm_aligned(o.norm);
     if (flow_is_plain(edge)) return fits && columns >= 128;
     fits = fits && o.members == 1 && (columns % 128 == 0 || columns == 64) && aligned16(o.r);
     fits = fits && (!o.drop.rng || o.drop.inner == (uint32_t)columns);
-    if (flow_norms_y(edge)) fits = fits && o.inner == columns && columns <= 128 && aligned16(o.norm.y);
+    if (flow_norms_y(edge)) fits = fits && o.inner == columns && columns <= 128 && norm_aligned(o.norm);
     return fits && (!flow_is_gated(edge) || (aligned16(o.g) && aligned16(o.product) && o.inner <= 128));
 }
 

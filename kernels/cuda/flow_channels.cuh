@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
 static inline bool flow_channels_fits(const FlowOperands &o, const FrontNorm &norm, int64_t places)
 {
     return flow_fits(o, FLOW_GATED) && o.start[o.members] == o.inner && places % FLOW_ROWS == 0 && aligned16(norm.y) &&
-           aligned16(o.norm.y);
+           norm_aligned(o.norm);
 }
 
 template <int C, bool NORMS_Y>

@@ -8,7 +8,7 @@
 enum { DY = NORM_RSTD + 1, G, Y, W };
 enum { DX, DGAMMA, DBETA, DG, D };
 
-/* Places of a group of x, and rows of all groups. */
+/* Places of a group of x. */
 static int64_t places_of(const OpCall *call)
 {
     const Tensor *x = call->in_tensor[NORM_X];
@@ -105,7 +105,10 @@ static bool gate_norm_sends(const OpCall *call)
 
 static Status gate_norm_channels_dx(CudaContext *ctx, const OpCall *call)
 {
-    if (!gate_norm_fits(call)) return gate_norm_in_parts(ctx, call);
+    bool fits = gate_norm_fits(call);
+    if (call->op->send.active && !fits)
+        return status_fail(ERR_INTERNAL, "gate_norm_channels_dx was to send and cannot");
+    if (!fits) return gate_norm_in_parts(ctx, call);
     PeerSend send;
     TRY(peer_send_of(ctx, call, &send));
     if (call->in_tensor[W]->dim[1] == 64) return gate_norm_launch<64>(call, send, ctx->stream);

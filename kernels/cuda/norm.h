@@ -1,4 +1,4 @@
-/* Layer norm and its gradient as kernels of their own, for ops that have one in front. */
+/* Layer norm and its gradient as kernels of their own, for ops that have one in front or behind. */
 #ifndef FOLDSCALE_KERNELS_CUDA_NORM_H
 #define FOLDSCALE_KERNELS_CUDA_NORM_H
 

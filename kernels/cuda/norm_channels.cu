@@ -1,8 +1,6 @@
 /* Layer norm of channel-first triangle products. */
 #include "kernels/cuda/channels.cuh"
 #include "kernels/cuda/channels.h"
-#include "kernels/cuda/comm_peer.h"
-#include "kernels/cuda/peer_send.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 enum { CHANNELS_BLOCKS = 264 /* two per SM */ };
@@ -205,23 +203,18 @@ template <int C> struct NormOperands {
     }
 };
 
-/* dx of pairs from pair0 on, channels as rows; to all ranks, this one first, where the op sends it: there the pairs of
- * one rank lie behind those of another. */
+/* dx of pairs from pair0 on, channels as rows. */
 template <int C>
-__device__ __forceinline__ void norm_store(const NormChannels &p, const PeerSend &send,
-                                           HalvesTile<C, CHANNELS_TILE / C> &tile, int64_t group, int64_t pair0)
+__device__ __forceinline__ void norm_store(const NormChannels &p, HalvesTile<C, CHANNELS_TILE / C> &tile, int64_t group,
+                                           int64_t pair0)
 {
     constexpr int PAIRS = CHANNELS_TILE / C;
     int64_t pairs = p.s.pairs;
-    int copies = max(send.ranks, 1);
-    for (int q = 0; q < copies; q++) {
-        int rank = (send.rank + q) % copies, sender = send.loopback ? rank : send.rank;
-        bf16 *y = (bf16 *)(send.ranks ? send.out[rank] : p.y) + sender * pairs + pair0;
+    bf16 *y = (bf16 *)p.y + pair0;
 #pragma unroll
-        for (int it = 0; it < NormTile<C>::STEPS; it++) {
-            int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (PAIRS / 8), c = k % (PAIRS / 8) * 8;
-            if (pair0 + c < pairs) store16(y + (group * C + r) * copies * pairs + c, tile.get_row(r, c));
-        }
+    for (int it = 0; it < NormTile<C>::STEPS; it++) {
+        int k = it * CHANNELS_THREADS + threadIdx.x, r = k / (PAIRS / 8), c = k % (PAIRS / 8) * 8;
+        if (pair0 + c < pairs) store16(y + (group * C + r) * pairs + c, tile.get_row(r, c));
     }
 }
 
@@ -229,10 +222,9 @@ __device__ __forceinline__ void norm_store(const NormChannels &p, const PeerSend
  * one is on its way meanwhile. */
 template <int C>
 static __global__ void __launch_bounds__(CHANNELS_THREADS, 2)
-    layer_norm_channels_bwd_kernel(const __grid_constant__ NormChannels p, const __grid_constant__ PeerSend send)
+    layer_norm_channels_bwd_kernel(const __grid_constant__ NormChannels p)
 {
     stage_wait();
-    peer_send_begin(send);
     constexpr int PAIRS = CHANNELS_TILE / C, LANES = C / 8, STEPS = CHANNELS_TILE / 8 / CHANNELS_THREADS;
     __shared__ HalvesTile<C, PAIRS> tile;
     __shared__ float shared[CHANNELS_THREADS / WARP][C];
@@ -242,7 +234,6 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS, 2)
     float dgamma[8] = {}, dbeta[8] = {};
     NormOperands<C> next;
     next.load(p, blockIdx.x / row_tiles, blockIdx.x % row_tiles * PAIRS);
-    peer_meet_all(send);
     if (threadIdx.x < C) shared[0][threadIdx.x] = p.gamma[threadIdx.x]; /* until the sums */
     for (uint32_t work = blockIdx.x; work < works; work += gridDim.x) {
         int64_t group = work / row_tiles, pair0 = work % row_tiles * PAIRS;
@@ -275,11 +266,10 @@ static __global__ void __launch_bounds__(CHANNELS_THREADS, 2)
             tile.put_column(channel, pair, pack8(v));
         }
         __syncthreads();
-        norm_store<C>(p, send, tile, group, pair0);
+        norm_store<C>(p, tile, group, pair0);
         __syncthreads();
     }
     norm_sums<C>(dgamma, dbeta, shared, p.partial);
-    peer_finish_all(send);
 }
 
 /* Any extents: a thread sums over the pairs of a tile for its channels, then warps turn x into dx, a pair each. */
@@ -361,29 +351,17 @@ static bool norm_bwd_is_wide(const OpCall *call, const NormChannels &p)
     return norm_is_wide(p.s, call->in_tensor[1]->dtype, p.x, p.y, p.dy) && aligned16(p.gamma);
 }
 
-/* dx to all ranks, cut along the first axis of the pairs. */
-static bool layer_norm_channels_bwd_sends(const OpCall *call)
-{
-    const Send *send = &call->op->send;
-    const Tensor *dx = call->out_tensor[0];
-    PeerRows rows;
-    bool places = send->output == 0 && send->kind == OP_ALL_GATHER && send->attr.i[0] == dx->rank - 2;
-    return places && peer_send_rows(call, &rows) && norm_bwd_is_wide(call, norm_bwd_of(call));
-}
-
 Status layer_norm_channels_bwd_run(CudaContext *ctx, const OpCall *call)
 {
     DType type = call->in_tensor[1]->dtype;
     NormChannels p = norm_bwd_of(call);
     if (norm_bwd_is_wide(call, p)) {
-        PeerSend send;
-        TRY(peer_send_of(ctx, call, &send));
         int64_t tile = CHANNELS_TILE / p.s.c, tiles = (p.s.pairs + tile - 1) / tile * p.s.groups;
         unsigned blocks = tiles < CHANNELS_BLOCKS ? (unsigned)tiles : (unsigned)CHANNELS_BLOCKS;
         if (p.s.c == 64)
-            launch(layer_norm_channels_bwd_kernel<64>, blocks, CHANNELS_THREADS, 0, ctx->stream, p, send);
+            launch(layer_norm_channels_bwd_kernel<64>, blocks, CHANNELS_THREADS, 0, ctx->stream, p);
         else
-            launch(layer_norm_channels_bwd_kernel<128>, blocks, CHANNELS_THREADS, 0, ctx->stream, p, send);
+            launch(layer_norm_channels_bwd_kernel<128>, blocks, CHANNELS_THREADS, 0, ctx->stream, p);
         TRY(cuda_launched("layer_norm_channels_bwd_kernel"));
         return sum_partials_split_launch(p.partial, p.mean, p.rstd, blocks, p.s.c, ctx->stream);
     }
@@ -397,7 +375,6 @@ size_t layer_norm_channels_bwd_scratch(const OpCall *call)
 
 const CudaEntry cuda_norm_channels[] = {
     {OP_LAYER_NORM_CHANNELS, layer_norm_channels_run, NULL},
-    {OP_LAYER_NORM_CHANNELS_BWD, layer_norm_channels_bwd_run, layer_norm_channels_bwd_scratch,
-     layer_norm_channels_bwd_sends},
+    {OP_LAYER_NORM_CHANNELS_BWD, layer_norm_channels_bwd_run, layer_norm_channels_bwd_scratch},
     {OP_COUNT, NULL, NULL},
 };

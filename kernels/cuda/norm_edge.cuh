@@ -310,7 +310,8 @@ __device__ __forceinline__ void norm_edge_end(const NormEdge &p, const NormPart<
 
 /* --- host */
 
-/* Operands of LINEAR_NORM_DX and TRANSITION_DX; those of the products follow. */
+/* Operands of LINEAR_NORM_DX and TRANSITION_DX; those of the products follow. GATE_NORM_CHANNELS_DX has the first four
+ * alone (gate_norm.cu). */
 enum { NORM_X, NORM_GAMMA, NORM_MEAN, NORM_RSTD, NORM_OTHER, NORM_RNG, NORM_DY };
 
 /* dropped: the output that the dropout of dx is */

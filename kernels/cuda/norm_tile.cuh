@@ -8,14 +8,19 @@
 
 enum { NORM_TILE_ROWS = 64, NORM_TILE_CHUNK = NORM_TILE_ROWS * TENSOR_COLUMNS * 2 /* bytes of a box */ };
 
-/* A layer norm in front or behind; no gamma: none. What a gradient wants: y[rows, K], mean and rstd, NULL where nobody
- * does. */
+/* A layer norm in front or behind; no gamma: none. What a gradient wants: y[rows, K], NULL where nobody does, mean and
+ * rstd, both or none. */
 struct FrontNorm {
     const float *gamma, *beta;
     float eps;
     bf16 *y;
     float *mean, *rstd;
 };
+/* Kernels read and write 16 bytes at a time. */
+static inline bool norm_aligned(const FrontNorm &n)
+{
+    return aligned16(n.y) && aligned16(n.gamma) && aligned16(n.beta);
+}
 
 /* Sum of N terms, a power of two, in the order of lanes_sum(). */
 template <int N> __device__ __forceinline__ float pairs_sum(float (&s)[N])

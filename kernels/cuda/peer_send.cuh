@@ -107,12 +107,6 @@ __device__ __forceinline__ void peer_put(PeerSender *sender, uint32_t row, uint3
     }
 }
 
-/* All threads of a block together, before the first of them stores. */
-__device__ __forceinline__ void peer_meet_all(const PeerSend &s)
-{
-    if ((int)threadIdx.x < s.ranks) PeerSender(s).meet((int)threadIdx.x);
-    __syncthreads();
-}
 /* Behind the last store of plain instructions of all threads of a block. */
 __device__ __forceinline__ void peer_finish_all(const PeerSend &s)
 {

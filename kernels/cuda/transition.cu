@@ -46,7 +46,8 @@ static bool transition_fits(const OpCall *call, const Transition &t)
     bool shape = (t.channels == 64 || t.channels == 128 || t.channels == 256) && t.width % 128 == 0 &&
                  t.width <= 4 * t.channels && t.rows >= 1024 && t.rows < INT32_MAX;
     return type && shape && (t.kept || !call->op->attr.i[0]) && aligned16(t.r) && aligned16(t.y) && aligned16(t.w1) &&
-           aligned16(t.w2) && aligned16(t.x) && aligned16(t.hidden) && aligned16(t.behind.y);
+           aligned16(t.w2) && aligned16(t.x) && aligned16(t.hidden) && aligned16(t.behind.y) &&
+           aligned16(t.behind.gamma) && aligned16(t.behind.beta);
 }
 
 template <int C, bool KEEP> static Status transition_launch(const Transition &t, cudaStream_t stream)
