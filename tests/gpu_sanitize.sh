@@ -7,8 +7,9 @@
 #
 # Writes OUT/NAME.log of each run and OUT/summary.txt. Exit code 1 if a run found something, failed or was cut off.
 # Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), TOOLS (memcheck initcheck synccheck racecheck),
-# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 of these a GPU), RACE (parts of names of cases, without blanks: only those),
-# CUDA_VISIBLE_DEVICES (all). One H200 needs 10 s for a step, but minutes for a part of racecheck, more with many at once.
+# PARTS (64: runs that share the cases of racecheck), AT_ONCE (8 of these a GPU), RACE (parts of names of cases, without
+# blanks: only those), CUDA_VISIBLE_DEVICES (all). One H200 needs 10 s for a step, but minutes for a part of racecheck,
+# more with many at once.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bench=${BENCH:-$root/build/tests/bench_step}

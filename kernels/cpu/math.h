@@ -26,6 +26,13 @@ static inline real sigmoid(real x)
 {
     return 1 / (1 + exp(-x));
 }
+/* Of y = sigmoid(g) x, from its gradient d. */
+static inline void gate_gradient(real g, real x, real d, real *dg, real *dx)
+{
+    real s = sigmoid(g);
+    *dx = s * d;
+    *dg = s * (1 - s) * x * d;
+}
 
 /* y[c] = sum over rows of x[r,c]; double accumulators, since there may be 10^5 rows. */
 static inline void column_sums(int64_t rows, int64_t columns, const real *x, real *y)

@@ -56,12 +56,7 @@ static Branch branch_of(const RankLayout *layout, const OpCall *call)
     b.normed = call_in(call, 6) != NULL;
     b.rows = tensor_rows(b.y_tensor), b.inner = w->dim[1], b.out = w->dim[0];
     b.type = x->dtype;
-    if (b.normed) {
-        NormRows &n = b.norm;
-        n.x = b.y, n.gamma = (const float *)call->in[6], n.beta = (const float *)call->in[7], n.y = call->out[2];
-        n.mean = (float *)call->out[3], n.rstd = (float *)call->out[4], n.eps = (float)call->op->attr.f[1];
-        n.rows = b.rows, n.c = b.out, n.type = b.type;
-    }
+    b.norm = norm_rows_behind(call, 6, 2);
     const int32_t *rng = (const int32_t *)optional(call, 5);
     if (rng && layout)
         dropout_make(layout, b.y_tensor, call->op->attr.i[0], (int)call->op->attr.i[1], call->op->attr.f[0], rng,

@@ -90,6 +90,18 @@ static Status layer_norm_launch(const T *x, const float *gamma, const float *bet
     return cuda_launched("layer_norm_kernel");
 }
 
+NormRows norm_rows_behind(const OpCall *call, int gamma, int out)
+{
+    NormRows n = {};
+    if (!call_in(call, gamma)) return n;
+    const Tensor *y = call->out_tensor[0];
+    n.x = call->out[0], n.y = call->out[out];
+    n.gamma = (const float *)call->in[gamma], n.beta = (const float *)call->in[gamma + 1];
+    n.mean = (float *)call->out[out + 1], n.rstd = (float *)call->out[out + 2], n.eps = (float)call->op->attr.f[1];
+    n.rows = tensor_rows(y), n.c = tensor_last(y), n.type = y->dtype;
+    return n;
+}
+
 Status norm_rows_run(CudaContext *ctx, const OpCall *call, const NormRows *n)
 {
     DISPATCH_REAL(call, n->type, {

@@ -16,6 +16,10 @@ typedef struct NormRows {
 
 Status norm_rows_run(CudaContext *ctx, const OpCall *call, const NormRows *n);
 
+/* The layer norm behind an op, of its output 0 (engine/ops/norm_behind.h): gamma is input `gamma`, the normalized rows
+ * are output `out`, eps is f[1]. All zero without. */
+NormRows norm_rows_behind(const OpCall *call, int gamma, int out);
+
 /* A call of LAYER_NORM_FUSED_BWD, and the bytes of its scratch for rows of c channels. */
 Status norm_backward_run(CudaContext *ctx, const OpCall *call);
 size_t norm_backward_scratch(int64_t c);

@@ -243,11 +243,7 @@ static Status opm(CudaContext *ctx, const OpCall *call)
     bool normed = false;
     TRY(opm_rows(ctx, call, &normed));
     if (normed || !call_in(call, 8)) return OK;
-    const Tensor *z = call->out_tensor[0];
-    NormRows n = {};
-    n.x = call->out[0], n.gamma = (const float *)call->in[8], n.beta = (const float *)call->in[9], n.y = call->out[1];
-    n.mean = (float *)call->out[2], n.rstd = (float *)call->out[3], n.eps = (float)call->op->attr.f[1];
-    n.rows = tensor_rows(z), n.c = tensor_last(z), n.type = z->dtype;
+    NormRows n = norm_rows_behind(call, 8, 1);
     return norm_rows_run(ctx, call, &n);
 }
 

@@ -31,12 +31,7 @@ static Transition transition_of(const OpCall *call)
     t.rows = tensor_rows(call->in_tensor[0]), t.channels = tensor_last(call->in_tensor[0]);
     t.width = call->in_tensor[3]->dim[0];
     t.eps = (float)call->op->attr.f[0];
-    if (call_in(call, 7)) {
-        NormRows &n = t.behind;
-        n.x = t.y, n.gamma = (const float *)call->in[7], n.beta = (const float *)call->in[8], n.y = call->out[5];
-        n.mean = (float *)call->out[6], n.rstd = (float *)call->out[7], n.eps = (float)call->op->attr.f[1];
-        n.rows = t.rows, n.c = t.channels, n.type = call->in_tensor[0]->dtype;
-    }
+    t.behind = norm_rows_behind(call, 7, 5);
     return t;
 }
 

@@ -116,11 +116,7 @@ static Status gate_norm_channels_dx(const RankLayout *layout, const OpCall *call
     int64_t n = tensor_rows(call->in_tensor[DY]), o = tensor_last(call->in_tensor[DY]);
     int64_t c = tensor_last(call->in_tensor[W]);
     PARALLEL_IF(n * o)
-    for (int64_t e = 0; e < n * o; e++) {
-        real gate = sigmoid(g[e]);
-        product[e] = gate * dy[e];
-        dg[e] = gate * (1 - gate) * y[e] * dy[e];
-    }
+    for (int64_t e = 0; e < n * o; e++) gate_gradient(g[e], y[e], dy[e], &dg[e], &product[e]);
     gemm(false, false, n, c, o, 1, product, o, IN(W), c, 0, d, c);
     norm_gradient(call, 0, d, rows);
     return OK;
@@ -136,11 +132,7 @@ static Status gate_channels_bwd(const RankLayout *layout, const OpCall *call)
     to_last(&s, IN(0), dy);
     PARALLEL_IF(s.groups * s.pairs * s.c)
     for (int64_t r = 0; r < s.groups * s.pairs; r++)
-        for (int64_t e = r * s.c; e < (r + 1) * s.c; e++) {
-            real gate = sigmoid(g[e]), d = dy[e] * m[r];
-            dx[e] = gate * d;
-            dg[e] = gate * (1 - gate) * x[e] * d;
-        }
+        for (int64_t e = r * s.c; e < (r + 1) * s.c; e++) gate_gradient(g[e], x[e], dy[e] * m[r], &dg[e], &dx[e]);
     return OK;
 }
 

@@ -94,11 +94,7 @@ static Status linear_gate_dx(const RankLayout *layout, const OpCall *call)
     real *dg = OUT(0), *dx = OUT(1);
     gemm(false, false, tensor_rows(call->in_tensor[0]), i, o, 1, IN(0), o, IN(1), i, 0, dx, i);
     PARALLEL_IF(count)
-    for (int64_t e = 0; e < count; e++) {
-        real s = sigmoid(g[e]), d = dx[e];
-        dx[e] = s * d;
-        dg[e] = s * (1 - s) * x[e] * d;
-    }
+    for (int64_t e = 0; e < count; e++) gate_gradient(g[e], x[e], dx[e], &dg[e], &dx[e]);
     return OK;
 }
 
@@ -252,14 +248,10 @@ static void residual_sum(const RankLayout *layout, const OpCall *call)
     dropout_apply(&d, t, r, y, y);
 }
 
-/* The same, then the layer norm of y where it has a gamma. */
 static Status linear_residual(const RankLayout *layout, const OpCall *call)
 {
-    const Tensor *t = call->out_tensor[0];
     residual_sum(layout, call);
-    if (optional(call, 6))
-        layer_norm_rows(tensor_rows(t), tensor_last(t), OUT(0), IN(6), IN(7), (real)call->op->attr.f[1], OUT(2), OUT(3),
-                        OUT(4));
+    layer_norm_behind(call, 6, 2);
     return OK;
 }
 

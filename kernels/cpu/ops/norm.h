@@ -36,4 +36,14 @@ static inline void layer_norm_rows(int64_t rows, int64_t c, const real *x, const
     }
 }
 
+/* The layer norm behind an op, of its output 0 (engine/ops/norm_behind.h), if it has one: gamma is input `gamma`, the
+ * normalized rows are output `out`, eps is f[1]. */
+static inline void layer_norm_behind(const OpCall *call, int gamma, int out)
+{
+    const Tensor *y = call->out_tensor[0];
+    if (call->op->n_in <= gamma + 1 || !call->in[gamma]) return;
+    layer_norm_rows(tensor_rows(y), tensor_last(y), OUT(0), IN(gamma), IN(gamma + 1), (real)call->op->attr.f[1],
+                    OUT(out), OUT(out + 1), OUT(out + 2));
+}
+
 #endif

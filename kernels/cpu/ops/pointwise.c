@@ -133,11 +133,7 @@ static Status gate_bwd(const RankLayout *layout, const OpCall *call)
     PARALLEL_IF(rows * c)
     for (int64_t r = 0; r < rows; r++) {
         real factor = m ? m[r] : 1;
-        for (int64_t e = r * c; e < (r + 1) * c; e++) {
-            real s = sigmoid(g[e]), d = dy[e] * factor;
-            dx[e] = s * d;
-            dg[e] = s * (1 - s) * x[e] * d;
-        }
+        for (int64_t e = r * c; e < (r + 1) * c; e++) gate_gradient(g[e], x[e], dy[e] * factor, &dg[e], &dx[e]);
     }
     return OK;
 }

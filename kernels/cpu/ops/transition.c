@@ -33,8 +33,7 @@ static Status transition(const RankLayout *layout, const OpCall *call)
     PARALLEL_IF(rows * width)
     for (int64_t e = 0; e < rows * width; e++) hidden[e] = hidden[e] > 0 ? hidden[e] : 0;
     gemm(false, true, rows, c, width, 1, hidden, width, IN(5), width, 1, y, c);
-    if (call->op->n_in > 7)
-        layer_norm_rows(rows, c, y, IN(7), IN(8), (real)call->op->attr.f[1], OUT(5), OUT(6), OUT(7));
+    layer_norm_behind(call, 7, 5);
     return OK;
 }
 

@@ -196,8 +196,7 @@ static Status opm(const RankLayout *layout, const OpCall *call)
         const real *from = residual ? residual + i * o.m * channels : NULL;
         for (int64_t k = 0; from && k < o.m * channels; k++) z[k] += from[k];
     }
-    if (call->op->n_in > 8)
-        layer_norm_rows(o.n * o.m, channels, OUT(0), IN(8), IN(9), (real)call->op->attr.f[1], OUT(1), OUT(2), OUT(3));
+    layer_norm_behind(call, 8, 1);
     return OK;
 }
 
