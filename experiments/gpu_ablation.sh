@@ -48,15 +48,25 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 started=$SECONDS
 left() { echo $((budget - (SECONDS - started))); }
 wanted() { [[ " $parts " = *" $1 "* ]]; }
-# GPU, further arguments of the benchmark; one that hangs or fails does not take the others with it
-run() {
-    local gpu=$1 begin=$SECONDS seconds
+measure() { # GPU, arguments of the benchmark
+    local gpu=$1
     shift
-    seconds=$(left)
-    [ "$seconds" -gt 0 ] || { echo "left for another run: $*"; return 0; }
-    CUDA_VISIBLE_DEVICES=$gpu timeout -k 10 $((seconds + 60)) "$bench" --backend "$backend" --preset "$preset" \
-        --tune-cache "$out/parts/tune$gpu.txt" --repeats "$repeats" --resume --budget "$seconds" "$@" >>"$out/log.$gpu.txt" 2>&1 ||
-        echo "failed with status $?: $* (see $out/log.$gpu.txt)"
+    CUDA_VISIBLE_DEVICES=$gpu timeout -k 10 $(($(left) + 60)) "$bench" --backend "$backend" --preset "$preset" \
+        --tune-cache "$out/parts/tune$gpu.txt" --repeats "$repeats" --resume --budget "$(left)" "$@" >>"$out/log.$gpu.txt" 2>&1
+}
+# GPU, further arguments of the benchmark. One that hangs or fails does not take the others with it; what a study lacks
+# then is tried once more, by a process that holds nothing of the settings before.
+run() {
+    local gpu=$1 begin=$SECONDS status=0
+    shift
+    [ "$(left)" -gt 0 ] || { echo "left for another run: $*"; return 0; }
+    measure "$gpu" "$@" || status=$?
+    if [ $status -gt 0 ] && [[ " $* " = *" --study "* ]] && [ "$(left)" -gt 0 ]; then
+        echo "status $status, once more: $* (see $out/log.$gpu.txt)"
+        status=0
+        measure "$gpu" "$@" || status=$?
+    fi
+    [ $status -eq 0 ] || echo "failed with status $status: $* (see $out/log.$gpu.txt)"
     echo "GPU $gpu, $((SECONDS - begin)) s: $*"
 }
 
