@@ -7,6 +7,7 @@
 #include "engine/convert.h"
 #include "engine/scratch.h"
 #include "engine/send.h"
+#include "engine/steady.h"
 #include "engine/timeline.h"
 
 enum { IN_FLIGHT = 2, SAMPLE_EVERY = 64, SAMPLE_FIRST = 2 };
@@ -166,6 +167,7 @@ static Status make_calls(Exec *exec, const ScratchPlan *plan)
         int n = exec->n_calls++;
         TRY(make_call(exec, i, plan, scratch, &exec->call[n], &exec->call_end[n]));
     }
+    steady_mark(p, exec->n_calls, exec->call);
     exec->n_slots = plan->slots;
     if (collectives && backend->comm_reserve)
         TRY(backend->comm_reserve(backend, plan->slots, exec->workspace->memory, exec->workspace->bytes));

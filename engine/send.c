@@ -45,6 +45,7 @@ Status send_run_apart(Backend *backend, const OpCall *call)
     TRY(backend->run(backend, &part));
 
     op = prog_op_collective(call->op);
+    part.steady = 0;
     memset(part.in, 0, sizeof part.in);
     memset(part.in_tensor, 0, sizeof part.in_tensor);
     memset(part.out, 0, sizeof part.out);

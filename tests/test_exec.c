@@ -318,6 +318,48 @@ static void groups_aside_may_run_late(void **state)
     kernels_close(&backend);
 }
 
+/* The CPU as a backend that is told which operands may be read ahead of their turn. */
+static struct {
+    Status (*run)(Backend *, const OpCall *);
+    const TinyStep *step;
+    int calls, steady; /* of the gradient's program: calls, operands */
+} ahead;
+
+static Status ahead_run(Backend *backend, const OpCall *call)
+{
+    const Program *grad = ahead.step->grad;
+    bool of_grad = call->op >= grad->op && call->op < grad->op + grad->n_ops;
+    const char *from = store_place(ahead.step->store, PLACE_PARAM, WHOLE_BLOCK);
+    const char *until = from + (size_t)ahead.step->registry->param_elements * sizeof(float);
+    for (int k = 0; k < call->op->n_in; k++) {
+        const char *at = call->in[k];
+        bool parameter = at >= from && at < until, steady = call->steady >> k & 1;
+        assert_int_equal(steady, parameter && of_grad && ahead.calls > 0);
+        ahead.steady += steady;
+    }
+    ahead.calls += of_grad;
+    return ahead.run(backend, call);
+}
+
+static void parameters_may_be_read_ahead(void **state)
+{
+    (void)state;
+    Backend *backend = NULL;
+    TinyStep step;
+    Switches s = {.dap = 1, .dp = 1, .gemm_batching = true};
+    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1}, &backend), OK);
+    ahead.run = backend->run;
+    ahead.step = &step;
+    backend->run = ahead_run;
+    if (tiny_open(backend, &s, &step) != OK) fail_msg("%s", status_text());
+    double *result = malloc((size_t)tiny_result_count(&step) * sizeof *result);
+    if (tiny_run(&step, 0, result) != OK) fail_msg("%s", status_text());
+    assert_true(ahead.steady > 100);
+    free(result);
+    tiny_close(&step);
+    kernels_close(&backend);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -330,6 +372,7 @@ int main(void)
         cmocka_unit_test(a_step_that_is_not_finite_is_skipped),
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(groups_aside_may_run_late),
+        cmocka_unit_test(parameters_may_be_read_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

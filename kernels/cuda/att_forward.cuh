@@ -431,7 +431,7 @@ __global__ void __launch_bounds__(L::THREADS, 1)
             barrier_init(empty + s * 8, L::GROUPS * 4);
         }
         barrier_publish();
-        forward_load<L>(p, w, maps, base, w.first);
+        forward_load<L>(p, w, maps, base, w.first); /* early: it is complete */
     }
     if (L::D == 8) {
         for (int k = threadIdx.x; k < 256; k += L::THREADS) reinterpret_cast<float *>(shared + L::ZERO_AT)[k] = 0.0f;

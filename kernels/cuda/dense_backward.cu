@@ -39,6 +39,7 @@ static bool product_problem(const OpCall *call, int members, const void *other, 
     memset(o, 0, sizeof *o);
     p->rows = (int)tensor_rows(out), p->columns = (int)tensor_last(out), p->dx = (bf16 *)call->out[0];
     o->members = members, o->w = (const bf16 *)call->in[members];
+    p->early = call_steady(call, members, members, 1);
     p->edge = (const bf16 *)(other ? other : y);
     *edge = other ? EDGE_OTHER : y ? EDGE_RELU : EDGE_NONE;
     if (out->dtype != DT_BF16 || members > PRODUCT_MEMBERS || (other && y)) return false;
@@ -129,7 +130,7 @@ static OpCall products_call(const OpCall *call, Op *op, void *d)
     *op = Op{};
     op->kind = n == 1 ? OP_LINEAR_DX : OP_LINEAR_GROUP_DX;
     op->n_in = (int16_t)(2 * n), op->n_out = 1, op->attr.i[0] = n;
-    products.op = op;
+    products.op = op, products.steady = call->steady >> NORM_DY;
     for (int k = 0; k < 2 * n; k++)
         products.in[k] = call->in[NORM_DY + k], products.in_tensor[k] = call->in_tensor[NORM_DY + k];
     products.out[0] = d, products.out_tensor[0] = call->in_tensor[NORM_X];
@@ -163,7 +164,7 @@ static Status linear_norm_dx_in_parts(CudaContext *ctx, const OpCall *call)
     op = *call->op;
     op.kind = OP_LAYER_NORM_FUSED_BWD;
     op.n_in = 7;
-    norm.op = &op;
+    norm.op = &op, norm.steady = 0;
     norm.in[0] = call->scratch, norm.in_tensor[0] = x;
     for (int k = 1; k < op.n_in; k++) norm.in[k] = call->in[k - 1], norm.in_tensor[k] = call->in_tensor[k - 1];
     norm.scratch = (char *)call->scratch + room;

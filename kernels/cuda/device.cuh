@@ -156,7 +156,13 @@ static inline bool aligned16(const void *p)
 
 /* Every kernel starts while the one before it in the stream ends (programmatic dependent launch; CUDA programming
  * guide): what it does before stage_wait() overlaps that end, and must not touch memory that a kernel writes. All of
- * its threads wait, so that waiting for one kernel is waiting for all before it. */
+ * its threads wait, so that waiting for one kernel is waiting for all before it; and stage_release(), which lets the
+ * next one start, comes behind it, so that all kernels before the one in front have ended when a kernel starts.
+ *
+ * Hence what was written before the run, and not by it, may be read before stage_wait() by all kernels but the run's
+ * first. Of such steady operands (OpCall.steady) kernels with resident weights bring them early: only where the problem
+ * says so (`early`, which the host sets from call_steady()), never from scratch memory, in which a kernel in front has
+ * put them. tests/check_kernels.sh finds loads in front of stage_wait() that do not ask. */
 __device__ __forceinline__ void stage_wait()
 {
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -54,7 +54,7 @@ struct FlowProblem {
     int start[FLOW_MEMBERS + 1]; /* columns of members, multiples of 64 */
     const float *bias[FLOW_MEMBERS];
     float least;                        /* 0 for relu, else -infinity */
-    bool keep;                          /* the product before the gate */
+    bool keep, early;                   /* the product before the gate; w before stage_wait() */
     FrontNorm norm;                     /* of x, or of y */
     FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
@@ -91,12 +91,17 @@ __device__ __forceinline__ int flow_member(const FlowProblem &p, int column)
     return k;
 }
 
-/* One thread: the weights, then tiles as slots become free. */
+/* One thread: the weights. */
+template <int K, int NB> __device__ __forceinline__ void flow_weights(const FlowProblem &p, const FlowPlace &at)
+{
+    barrier_expect(at.ready, NB * K * 2);
+    for (int k = 0; k < K / 64; k++) tensor_load(at.w + k * NB * 128, &p.w, at.column0, k * 64, at.ready);
+}
+
+/* One thread: tiles as slots become free. */
 template <int K, int NB, FlowEdge EDGE> __device__ __forceinline__ void flow_load(const FlowProblem &p, FlowPlace at)
 {
     typedef FlowShape<K, NB, EDGE> S;
-    barrier_expect(at.ready, S::W_BYTES);
-    for (int k = 0; k < K / 64; k++) tensor_load(at.w + k * NB * 128, &p.w, at.column0, k * 64, at.ready);
     for (int i = 0, tile = at.first; tile < at.tiles; i++, tile += at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
         uint32_t target = at.slots + slot * S::SLOT, full = at.full + slot * 8;
@@ -333,11 +338,12 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     slot_barriers<S::SLOTS>(&at, barriers);
     if (threadIdx.x == 0) {
         tensor_prefetch(&p.x);
-        for (int k = 0; k < K / 64; k++) tensor_prefetch_box(&p.w, at.column0, k * 64);
+        if (p.early) flow_weights<K, NB>(p, at);
     }
     __syncthreads();
     stage_wait();
     stage_release();
+    if (threadIdx.x == 0 && !p.early) flow_weights<K, NB>(p, at);
     peer_send_begin(p.send);
     if (EDGE == FLOW_NORMED) {
         if (group == FLOW_GROUPS) return flow_carry_normed<K, NB>(p, at);
@@ -363,7 +369,7 @@ struct FlowOperands {
     const float *bias[FLOW_MEMBERS];
     int64_t rows, inner;
     int members, start[FLOW_MEMBERS + 1];
-    bool relu;
+    bool relu, early; /* early: w is steady (OpCall) */
     Dropout drop;
     FrontNorm norm; /* as the edge wants it */
     FlowFew few;
@@ -436,7 +442,7 @@ static inline Status flow_problem(const FlowOperands &o, FlowEdge edge, int widt
     p->rows = (int)o.rows, p->columns = o.start[o.members], p->members = o.members;
     for (int k = 0; k < o.members; k++) p->bias[k] = o.bias[k], p->start[k + 1] = o.start[k + 1];
     p->least = o.relu ? 0.0f : -INFINITY;
-    p->keep = o.product != NULL;
+    p->keep = o.product != NULL, p->early = o.early;
     p->mask = flow_mask(o.drop);
     p->norm = o.norm, p->few = o.few;
     p->send = o.send, p->box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;

@@ -27,12 +27,10 @@ template <int C> struct FlowChannelsShape {
     static_assert(SLOTS >= 4 && SLOTS % FLOW_GROUPS == 0, "each warpgroup has slots of its own, one ahead");
 };
 
-/* One thread: the weights, then tiles as slots become free. */
+/* One thread: tiles as slots become free. */
 template <int C> __device__ __forceinline__ void flow_channels_load(const FlowChannels &p, const FlowPlace &at)
 {
     typedef FlowChannelsShape<C> S;
-    barrier_expect(at.ready, S::W_BYTES);
-    for (int k = 0; k < C / 64; k++) tensor_load(at.w + k * S::W_PANEL, &p.flow.w, 0, k * 64, at.ready);
     for (int i = 0, tile = at.first; tile < at.tiles; i++, tile += at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
         uint32_t target = at.slots + slot * S::SLOT, full = at.full + slot * 8;
@@ -270,11 +268,12 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
     slot_barriers<S::SLOTS>(&at, at.w + S::BARRIERS_AT);
     if (threadIdx.x == 0) {
         tensor_prefetch(&p.x);
-        for (int k = 0; k < C / 64; k++) tensor_prefetch_box(&p.flow.w, 0, k * 64);
+        if (p.flow.early) flow_weights<C, C>(p.flow, at);
     }
     __syncthreads();
     stage_wait();
     stage_release();
+    if (threadIdx.x == 0 && !p.flow.early) flow_weights<C, C>(p.flow, at);
     if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x % WARP == 0 && warp == 0) flow_channels_load<C>(p, at);

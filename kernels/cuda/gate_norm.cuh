@@ -17,6 +17,7 @@ struct GateNorm {
     CUtensorMap dy, g, y, x, w, dg, d, dx;
     NormEdge edge; /* no more of it than gamma, mean, rstd, partial and rows */
     int places;    /* x[groups][C][places], a multiple of 64 */
+    bool early;    /* W before stage_wait() */
     PeerSend send; /* of dx: all ranks get the places, one rank's behind those of another */
     CUtensorMap sent_to[PEER_RANKS];
 };
@@ -61,12 +62,18 @@ struct NormColumnTile {
     }
 };
 
-/* One thread: W, then tiles as slots become free. */
-template <int C> __device__ __forceinline__ void gate_norm_load(const GateNorm &p, const GateNormPlace &at)
+/* One thread: W. */
+template <int C> __device__ __forceinline__ void gate_norm_weights(const GateNorm &p, const GateNormPlace &at)
 {
     typedef GateNormShape<C> S;
     barrier_expect(at.ready, S::W_BYTES);
     for (int k = 0; k < S::PANELS; k++) tensor_load(at.w + k * S::W_PANEL, &p.w, 0, k * 64, at.ready);
+}
+
+/* One thread: tiles as slots become free. */
+template <int C> __device__ __forceinline__ void gate_norm_load(const GateNorm &p, const GateNormPlace &at)
+{
+    typedef GateNormShape<C> S;
     for (int i = 0, tile = blockIdx.x; tile < at.tiles; i++, tile += gridDim.x) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * GATE_NORM_ROWS;
         uint32_t full = at.full + slot * 8, to = at.slots + slot * S::SLOT;
@@ -206,11 +213,12 @@ __global__ void __launch_bounds__(GATE_NORM_THREADS, 1) gate_norm_kernel(const _
     at.gated = at.w + S::BARRIERS_AT;
     for (int s = 0; threadIdx.x == 0 && s < S::SLOTS; s++) barrier_init(at.gated + s * 8, 4);
     slot_barriers<S::SLOTS>(&at, at.gated + S::SLOTS * 8);
+    if (threadIdx.x == 0 && p.early) gate_norm_weights<C>(p, at);
+    __syncthreads();
     stage_wait();
     stage_release();
+    if (threadIdx.x == 0 && !p.early) gate_norm_weights<C>(p, at);
     peer_send_begin(p.send);
-    for (int c = threadIdx.x; c < C; c += GATE_NORM_THREADS) gamma[c] = p.edge.gamma[c];
-    __syncthreads();
     /* registers of the copying warps go to the products */
     if (group == GATE_NORM_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -218,6 +226,9 @@ __global__ void __launch_bounds__(GATE_NORM_THREADS, 1) gate_norm_kernel(const _
         if (threadIdx.x % WARP == 0 && warp > 0 && warp <= GATE_NORM_GROUPS) gate_norm_store<C>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        for (int c = threadIdx.x; c < C; c += GATE_NORM_GROUPS * 128) gamma[c] = p.edge.gamma[c];
+        static_assert(GATE_NORM_GROUPS == 2, "their threads");
+        asm volatile("bar.sync 3, 256;" ::: "memory"); /* the first tiles are on their way */
         gate_norm_work<C>(p, at, shared, group);
     }
 }

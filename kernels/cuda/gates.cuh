@@ -17,6 +17,7 @@ struct GatesProblem {
     int rows, columns, pair_blocks, blocks, first[GATES_BLOCKS + 1]; /* of the grid, by block of columns */
     int places, channels;                                            /* a[groups][channels][places] */
     const float *bias[GATES_MEMBERS], *mask;
+    bool early;    /* w before stage_wait() */
     PeerSend send; /* of pair `sent`, whose places all ranks get, one rank's behind those of another */
     CUtensorMap sent_to[PEER_RANKS];
     int sent;
@@ -53,12 +54,17 @@ __device__ __forceinline__ GatesPlace gates_place(const GatesProblem &p)
     return at;
 }
 
-/* One thread: the weights, then tiles as slots become free. */
+/* One thread: the weights. */
+template <int K> __device__ __forceinline__ void gates_weights(const GatesProblem &p, const GatesPlace &at)
+{
+    barrier_expect(at.ready, GATES_COLUMNS * K * 2);
+    for (int k = 0; k < K / 64; k++) tensor_load(at.w + k * GATES_COLUMNS * 128, &p.w, at.column0, k * 64, at.ready);
+}
+
+/* One thread: tiles as slots become free. */
 template <int K, bool KEEP> __device__ __forceinline__ void gates_load(const GatesProblem &p, const GatesPlace &at)
 {
     typedef GatesShape<K, KEEP> S;
-    barrier_expect(at.ready, S::W_BYTES);
-    for (int k = 0; k < K / 64; k++) tensor_load(at.w + k * GATES_COLUMNS * 128, &p.w, at.column0, k * 64, at.ready);
     for (int i = 0, tile = at.first; tile < at.tiles; i++, tile += at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
         uint32_t full = at.full + slot * 8;
@@ -228,11 +234,12 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
     slot_barriers<S::SLOTS>(&at, shared_address(bias) + S::BIAS_BYTES);
     if (threadIdx.x == 0) {
         tensor_prefetch(&p.x);
-        for (int k = 0; k < K / 64; k++) tensor_prefetch_box(&p.w, at.column0, k * 64);
+        if (p.early) gates_weights<K>(p, at);
     }
     __syncthreads();
     stage_wait();
     stage_release();
+    if (threadIdx.x == 0 && !p.early) gates_weights<K>(p, at);
     peer_send_begin(p.send);
     /* registers of the copying warps go to the products */
     if (group == GATES_GROUPS) {
@@ -259,7 +266,7 @@ struct GatesOperands {
     const float *bias[GATES_MEMBERS], *mask;
     int64_t groups, places, inner, width;
     int members, pairs;
-    bool keep;
+    bool keep, early; /* early: w is steady (OpCall) */
     PeerSend send;
     int sent; /* pair */
 };
@@ -312,7 +319,7 @@ template <int K, int W, bool KEEP> static Status gates_launch_shape(const GatesO
     p.pair_blocks = (int)(2 * o.pairs * o.width / GATES_COLUMNS);
     p.places = (int)o.places, p.channels = (int)o.width;
     for (int k = 0; k < o.members; k++) p.bias[k] = o.bias[k];
-    p.mask = o.mask;
+    p.mask = o.mask, p.early = o.early;
     p.send = o.send, p.sent = o.sent;
     gates_share(&p);
     TRY(gates_maps(o, &p));

@@ -10,7 +10,7 @@ static bool gate_operands(const OpCall *call, GateOperands *o)
 {
     const Tensor *dy = call->in_tensor[DY], *w = call->in_tensor[W];
     o->dy = call->in[DY], o->w = call->in[W], o->g = call->in[G], o->x = call->in[X];
-    o->dg = call->out[DG], o->dx = call->out[DX];
+    o->dg = call->out[DG], o->dx = call->out[DX], o->early = call_steady(call, W, 1, 1);
     o->rows = tensor_rows(dy), o->inner = w->dim[0], o->columns = w->dim[1];
     for (int k = DY; k <= X; k++)
         if (call->in_tensor[k]->dtype != DT_BF16) return false;

@@ -49,7 +49,7 @@ static Group group_of(const OpCall *call)
     memset(&g, 0, sizeof g);
     g.members = n;
     g.rows = tensor_rows(call->in_tensor[0]), g.inner = tensor_last(call->in_tensor[0]);
-    g.x = call->in[0], g.type = call->in_tensor[0]->dtype;
+    g.x = call->in[0], g.type = call->in_tensor[0]->dtype, g.early = call_steady(call, 2, n, 2);
     for (int k = 0; k < n; k++) {
         g.w[k] = call->in[2 + 2 * k];
         g.out[k] = call->in_tensor[2 + 2 * k]->dim[0];
@@ -109,7 +109,7 @@ static Status linear_gates(CudaContext *ctx, const OpCall *call)
     GatesOperands o;
     if (gates_operands(call, g, &o)) {
         TRY(peer_send_of(ctx, call, &o.send));
-        o.sent = call->op->send.output;
+        o.sent = call->op->send.output, o.early = g.early;
         return gates_launch(o, ctx->stream);
     }
     TRY(dense_group_run(ctx, call, &g));

@@ -22,7 +22,8 @@ struct Branch {
     int64_t rows, inner, out;
     DType type;
     Dropout drop;
-    bool gated, kept, channels; /* x[rows / places, inner, places], its layer norm in front */
+    bool gated, kept, early; /* early: w is steady (OpCall) */
+    bool channels;           /* x[rows / places, inner, places], its layer norm in front */
     FrontNorm front;
     int64_t places;
     bool normed;
@@ -49,7 +50,7 @@ static Branch branch_of(const RankLayout *layout, const OpCall *call)
         b.places = x->dim[x->rank - 2] * x->dim[x->rank - 1];
     }
     b.y_tensor = call->out_tensor[0];
-    b.r = call->in[0], b.x = call->in[1], b.w = call->in[2];
+    b.r = call->in[0], b.x = call->in[1], b.w = call->in[2], b.early = call_steady(call, 2, 1, 1);
     b.bias = (const float *)optional(call, 3), b.g = optional(call, 4);
     b.gated = call_in(call, 4) != NULL, b.kept = call->op->attr.i[2] != 0;
     b.y = call->out[0], b.product = b.kept ? call->out[1] : NULL;
@@ -71,7 +72,7 @@ static FlowOperands flow_operands(const Branch &b)
     o.y[0] = (bf16 *)b.y, o.product = (bf16 *)b.product;
     o.bias[0] = b.bias;
     o.rows = b.rows, o.inner = b.inner;
-    o.members = 1, o.start[1] = (int)b.out;
+    o.members = 1, o.start[1] = (int)b.out, o.early = b.early;
     o.drop = b.drop;
     o.norm = {b.norm.gamma, b.norm.beta, b.norm.eps, (bf16 *)b.norm.y, b.norm.mean, b.norm.rstd};
     return o;
@@ -115,7 +116,7 @@ static Status branch_in_two(CudaContext *ctx, const OpCall *call, const Branch &
     group.members = 1;
     group.rows = b.rows, group.inner = b.inner, group.out[0] = b.out;
     group.x = b.x, group.w[0] = b.w, group.y[0] = p, group.bias[0] = b.bias;
-    group.type = b.type;
+    group.type = b.type, group.early = b.early;
     TRY(dense_group_run(ctx, &product, &group));
     BranchEnd end = {b.drop, b.gated};
     int64_t inner = b.drop.rng ? b.drop.inner : n;

@@ -18,6 +18,7 @@ enum {
 struct ProductGate {
     CUtensorMap dy, w, g, x, dg, dx;
     int tiles, blocks /* of columns */;
+    bool early; /* w before stage_wait() */
 };
 
 /* K: columns of dy; NB: columns of a block. */
@@ -66,12 +67,18 @@ template <int K, int NB> __device__ __forceinline__ void gate_barriers(const Gat
     barrier_publish();
 }
 
-/* One thread: W, then tiles of dy as slots become free. */
-template <int K, int NB> __device__ __forceinline__ void gate_load_dy(const ProductGate &p, const GatePlace &at)
+/* One thread: W. */
+template <int K, int NB> __device__ __forceinline__ void gate_weights(const ProductGate &p, const GatePlace &at)
 {
     typedef GateShape<K, NB> S;
     barrier_expect(at.ready, S::W_BYTES);
     for (int c = 0; c < NB / PANEL; c++) tensor_load(at.w + c * S::W_PANEL, &p.w, 0, at.column0 + c * PANEL, at.ready);
+}
+
+/* One thread: tiles of dy as slots become free. */
+template <int K, int NB> __device__ __forceinline__ void gate_load_dy(const ProductGate &p, const GatePlace &at)
+{
+    typedef GateShape<K, NB> S;
     for (int i = 0, tile = at.first; tile < p.tiles; i++, tile += at.step) {
         int slot = i % S::DY_SLOTS, round = i / S::DY_SLOTS;
         uint32_t full = at.dy_full + slot * 8, to = at.dy + slot * S::DY_BYTES;
@@ -181,10 +188,11 @@ __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __g
     GatePlace at = gate_place<K, NB>(p, shared_address(shared));
     if (threadIdx.x == 0) {
         gate_barriers<K, NB>(at);
-        for (int c = 0; c < NB / PANEL; c++) tensor_prefetch_box(&p.w, 0, at.column0 + c * PANEL);
+        if (p.early) gate_weights<K, NB>(p, at);
     }
     stage_wait();
     stage_release();
+    if (threadIdx.x == 0 && !p.early) gate_weights<K, NB>(p, at);
     __syncthreads();
     if (threadIdx.x < GATE_GROUPS * 128) {
         gate_work<K, NB>(p, at);
@@ -204,6 +212,7 @@ struct GateOperands {
     const void *dy, *w, *g, *x;
     void *dg, *dx;
     int64_t rows, inner, columns;
+    bool early; /* w is steady (OpCall) */
 };
 
 static inline bool gate_fits(const GateOperands &o)
@@ -219,6 +228,7 @@ template <int K, int NB> static Status gate_launch_shape(const GateOperands &o, 
     enum { PROCESSORS = 132 };
     constexpr int BYTES = GateShape<K, NB>::BYTES;
     ProductGate p = {};
+    p.early = o.early;
     p.tiles = (int)((o.rows + GATE_ROWS - 1) / GATE_ROWS), p.blocks = (int)(o.columns / NB);
     int share = PROCESSORS / p.blocks < p.tiles ? PROCESSORS / p.blocks : p.tiles;
     TRY(tensor_map(o.dy, o.rows, K, GATE_ROWS, &p.dy));

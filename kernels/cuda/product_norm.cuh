@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_norm_kernel(const 
             barrier_init(base + S::X_BARRIERS_AT + (S::X_SLOTS + s) * 8, 8);
         }
         barrier_publish();
+        if (p.product.early) product_weights_early<S, C>(p.product, base, 0);
     }
     __syncthreads();
     stage_wait();

@@ -24,6 +24,7 @@ struct RingProduct {
     CUtensorMap dy_map[PRODUCT_MEMBERS], w_map, edge_map;
     int members, first_step[PRODUCT_MEMBERS + 1], first_row[PRODUCT_MEMBERS]; /* of W */
     int rows, columns, tiles_m, tiles_n;
+    bool early;                  /* the first boxes of W before stage_wait() */
     const bf16 *edge, *narrow_w; /* EDGE_NARROW: [rows, PRODUCT_NARROW], [PRODUCT_NARROW, columns] */
     bf16 *dx;
 };
@@ -38,22 +39,38 @@ template <int MT, int BN> struct ProductShape {
     static constexpr int BYTES = BARRIERS_AT + 2 * STAGES * 8;
 };
 
+/* One thread: a step begins with its part of W. row: of W. */
+template <typename S, int BN>
+__device__ __forceinline__ void product_weights(const RingProduct &p, uint32_t base, int slot, int row, int column)
+{
+    uint32_t full = base + S::BARRIERS_AT + slot * 8, to = base + slot * S::STAGE + S::A_BYTES;
+    barrier_expect(full, S::STAGE);
+#pragma unroll
+    for (int j = 0; j < BN / PANEL; j++) tensor_load(to + j * PRODUCT_B_PANEL, &p.w_map, row, column + j * PANEL, full);
+}
+
+/* That of the first tile's first steps, as many as the ring holds. */
+template <typename S, int BN>
+__device__ __forceinline__ void product_weights_early(const RingProduct &p, uint32_t base, int column)
+{
+    for (int member = 0, s = 0; member < p.members; member++)
+        for (int k = 0; s < p.first_step[member + 1] && s < S::STAGES; k++, s++)
+            product_weights<S, BN>(p, base, s, p.first_row[member] + k * PANEL, column);
+}
+
 /* The steps of a tile of S::BM rows, BN columns into the ring; s: steps so far. */
 template <typename S, int BN>
 __device__ __forceinline__ void product_fetch(const RingProduct &p, uint32_t base, int row, int column, int *s)
 {
+    int total = p.first_step[p.members], early = !p.early ? 0 : total < S::STAGES ? total : S::STAGES;
     for (int member = 0; member < p.members; member++) {
         int steps = p.first_step[member + 1] - p.first_step[member];
         for (int k = 0; k < steps; k++, ++*s) {
             int slot = *s % S::STAGES;
-            uint32_t full = base + S::BARRIERS_AT + slot * 8, to = base + slot * S::STAGE;
+            uint32_t full = base + S::BARRIERS_AT + slot * 8;
             barrier_wait(full + S::STAGES * 8, (uint32_t)(*s / S::STAGES & 1) ^ 1);
-            barrier_expect(full, S::STAGE);
-            tensor_load(to, &p.dy_map[member], row, k * PANEL, full);
-#pragma unroll
-            for (int j = 0; j < BN / PANEL; j++)
-                tensor_load(to + S::A_BYTES + j * PRODUCT_B_PANEL, &p.w_map, p.first_row[member] + k * PANEL,
-                            column + j * PANEL, full);
+            if (*s >= early) product_weights<S, BN>(p, base, slot, p.first_row[member] + k * PANEL, column);
+            tensor_load(base + slot * S::STAGE, &p.dy_map[member], row, k * PANEL, full);
         }
     }
 }
@@ -202,6 +219,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_ring_kernel(const 
             barrier_init(base + S::BARRIERS_AT + (S::STAGES + s) * 8, 2);
         }
         barrier_publish();
+        if (p.early) product_weights_early<S, BN>(p, base, (int)blockIdx.x % p.tiles_n * BN);
     }
     __syncthreads();
     stage_wait();

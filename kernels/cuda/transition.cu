@@ -12,8 +12,8 @@ struct Transition {
     float *mean, *rstd;
     int64_t rows, channels, width;
     float eps;
-    bool kept;       /* all of x, mean, rstd and hidden are wanted */
-    NormRows behind; /* of y; no gamma: none */
+    bool kept, early; /* all of x, mean, rstd and hidden are wanted; w1, w2 are steady (OpCall) */
+    NormRows behind;  /* of y; no gamma: none */
 };
 
 static Transition transition_of(const OpCall *call)
@@ -22,6 +22,7 @@ static Transition transition_of(const OpCall *call)
     t.r = call->in[0], t.gamma = (const float *)call->in[1], t.beta = (const float *)call->in[2];
     t.w1 = call->in[3], t.b1 = (const float *)call->in[4];
     t.w2 = call->in[5], t.b2 = (const float *)call->in[6];
+    t.early = call_steady(call, 3, 2, 2);
     t.y = call->out[0];
     if (call->op->attr.i[0]) {
         t.kept = call->out_tensor[1] && call->out_tensor[2] && call->out_tensor[3] && call->out_tensor[4];
@@ -53,7 +54,7 @@ template <int C, bool KEEP> static Status transition_launch(const Transition &t,
     p.mean = t.mean, p.rstd = t.rstd;
     p.eps = t.eps;
     p.behind = {t.behind.gamma, t.behind.beta, t.behind.eps, (bf16 *)t.behind.y, t.behind.mean, t.behind.rstd};
-    p.rows = (int)t.rows, p.width = (int)t.width;
+    p.rows = (int)t.rows, p.width = (int)t.width, p.early = t.early;
     TRY(tensor_map(t.r, t.rows, C, TRANSITION_ROWS, &p.r));
     TRY(tensor_map(t.y, t.rows, C, TRANSITION_ROWS, &p.y));
     if (t.behind.gamma) TRY(tensor_map(t.behind.y, t.rows, C, TRANSITION_ROWS, &p.normal));

@@ -29,6 +29,7 @@ struct TransitionProblem {
     float eps;
     FrontNorm behind; /* of y */
     int rows, width;  /* width: of the hidden layer, a multiple of 128 */
+    bool early;       /* the matrices need no stage_wait() */
 };
 
 /* C channels. KEEP: x, its statistics and the hidden layer are stored. */
@@ -417,19 +418,18 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1) transition_kernel(const
         for (int k = 0; k < TRANSITION_GROUPS * 2; k++) barrier_init(transition_arrived<S>(at.base, k / 2, k % 2), 1);
         barrier_publish();
     }
-    if (threadIdx.x == 0) {
-        tensor_prefetch(&p.r);
-        for (int k = 0; k < S::BOXES; k++) tensor_prefetch_box(&p.w1, 0, k * 64);
-        for (int n = 0; n < S::PARTS; n++) tensor_prefetch_box(&p.w2, n * S::N, 0);
-    }
+    if (threadIdx.x == 0) tensor_prefetch(&p.r);
     __syncthreads();
-    stage_wait();
-    stage_release();
     /* registers of the copying warps go to the products */
     if (group == TRANSITION_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (threadIdx.x == TRANSITION_GROUPS * 128) TransitionFeed<S>{p, at}.run();
+        bool feeds = threadIdx.x == TRANSITION_GROUPS * 128;
+        if (feeds && p.early) TransitionFeed<S>{p, at}.run();
+        stage_wait();
+        if (feeds && !p.early) TransitionFeed<S>{p, at}.run();
     } else {
+        stage_wait();
+        stage_release();
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         int thread = threadIdx.x % 128, lane = thread % WARP;
         TransitionGroup<S> g = {p, at, group, thread, lane, thread / WARP * 16 + lane / 4};

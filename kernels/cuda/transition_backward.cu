@@ -20,7 +20,7 @@ template <int C> static Status gradient_launch(const OpCall *call, const NormEdg
     enum { PROCESSORS = 132, ROWS = TRANSITION_GROUPS * TRANSITION_ROWS };
     int64_t width = tensor_last(call->in_tensor[HIDDEN]), rows = edge.rows;
     TransitionGradient p = {};
-    p.edge = edge, p.width = (int)width;
+    p.edge = edge, p.width = (int)width, p.early = call_steady(call, W2, 1, 1) && call_steady(call, W1, 1, 1);
     int tiles = (edge.rows + ROWS - 1) / ROWS, blocks = tiles < PROCESSORS ? tiles : PROCESSORS;
     if (edge.dropped) p.edge.mask = norm_mask(edge.drop, blocks, ROWS);
     TRY(tensor_map(call->in[NORM_DY], rows, C, TRANSITION_ROWS, &p.dy));
@@ -50,7 +50,7 @@ static Status gradient_in_parts(CudaContext *ctx, const OpCall *call)
     op = *call->op;
     op.kind = OP_LINEAR_NORM_DX, op.n_in = NORM_DY + 2, op.attr.i[2] = 1;
     OpCall norm = *call;
-    norm.op = &op;
+    norm.op = &op, norm.steady = 0;
     norm.in[NORM_DY] = call->out[DH], norm.in[NORM_DY + 1] = call->in[W1];
     norm.in_tensor[NORM_DY] = call->in_tensor[HIDDEN], norm.in_tensor[NORM_DY + 1] = call->in_tensor[W1];
     norm.out[3] = call->out[DROPPED], norm.out_tensor[3] = call->out_tensor[DROPPED];

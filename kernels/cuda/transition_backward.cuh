@@ -16,7 +16,8 @@ enum { HIDDEN_TILES = 4 /* of a warpgroup: in work, on its way out, two on their
 struct TransitionGradient {
     CUtensorMap dy, w2, h, dh, w1, x;
     NormEdge edge;
-    int width; /* of the hidden layer, a multiple of 128 */
+    int width;  /* of the hidden layer, a multiple of 128 */
+    bool early; /* the matrices need no stage_wait() */
 };
 
 template <int C_> struct GradientShape {
@@ -266,13 +267,16 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1)
         barrier_publish();
     }
     __syncthreads();
-    stage_wait();
-    stage_release();
     /* registers of the copying warps go to the products */
     if (group == TRANSITION_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        if (threadIdx.x == TRANSITION_GROUPS * 128) GradientFeed<S>{p, at}.run();
+        bool feeds = threadIdx.x == TRANSITION_GROUPS * 128;
+        if (feeds && p.early) GradientFeed<S>{p, at}.run();
+        stage_wait();
+        if (feeds && !p.early) GradientFeed<S>{p, at}.run();
     } else {
+        stage_wait();
+        stage_release();
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         int thread = threadIdx.x % 128, lane = thread % WARP, tiles = 0;
         for (int t = blockIdx.x; t < gradient_tiles(p); t += gridDim.x) tiles++;

@@ -294,12 +294,12 @@ struct RingBatch {
 
 __global__ void __launch_bounds__(RING_THREADS, 1) ring_weights_kernel(const __grid_constant__ RingBatch batch)
 {
-    stage_release();
     int problem = 0;
     while ((int)blockIdx.x >= batch.first_block[problem + 1]) problem++;
     const RingWeights &w = batch.w[problem];
     int block = (int)blockIdx.x - batch.first_block[problem];
     stage_wait();
+    stage_release();
     if (w.bn == 256)
         ring_block<1, 256>(w, block);
     else if (w.bn == 128 && w.mt == 1)
