@@ -143,6 +143,30 @@ static void products_join_the_gates(void **state)
     recording_free(&r);
 }
 
+/* In a block the gradient of attention gets its sums from that of the gate and reads the output no more; where gates
+ * stay apart it reads the output. */
+static void gates_leave_the_sums(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Program *off = differentiated(r.p, false), *on = differentiated(r.p, true);
+    for (int32_t i = 0; i < on->n_ops; i++) {
+        const Op *op = &on->op[i];
+        if (!in_evoformer(on, op) || op->kind != OP_ATTENTION_BWD) continue;
+        assert_int_equal(op->in[6], VAL_NONE);
+        const Op *gate = &on->op[on->value[op->in[8]].def_op];
+        assert_int_equal(gate->kind, OP_LINEAR_GATE_DX);
+        assert_int_equal(gate->out[1], op->in[0]);
+        assert_int_equal(gate->out[2], op->in[8]);
+        assert_int_equal(gate->attr.i[0], op->attr.i[0]);
+    }
+    for (int32_t i = 0; i < off->n_ops; i++)
+        if (off->op[i].kind == OP_ATTENTION_BWD) assert_true(off->op[i].n_in == 8 && off->op[i].in[6] != VAL_NONE);
+    prog_destroy(&off);
+    prog_destroy(&on);
+    recording_free(&r);
+}
+
 /* loss = a' . a W^T, a = sigmoid(g) x m?: `twice` makes a' a, so that the gate's gradient is a sum. */
 static void check_gate(bool masked, bool twice, int joined)
 {
@@ -317,15 +341,11 @@ static void a_layer_norm_stays_apart(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask),
-        cmocka_unit_test(a_mask_follows_the_sum),
-        cmocka_unit_test(products_join_the_layer_norms),
-        cmocka_unit_test(a_sum_of_products_stays),
-        cmocka_unit_test(gates_join_the_norms_of_channels),
-        cmocka_unit_test(a_gate_with_a_mask_stays),
-        cmocka_unit_test(products_join_the_gates),
-        cmocka_unit_test(a_gate_takes_a_product_alone),
-        cmocka_unit_test(layer_norms_join_the_branch_before),
+        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask), cmocka_unit_test(a_mask_follows_the_sum),
+        cmocka_unit_test(products_join_the_layer_norms),    cmocka_unit_test(a_sum_of_products_stays),
+        cmocka_unit_test(gates_join_the_norms_of_channels), cmocka_unit_test(a_gate_with_a_mask_stays),
+        cmocka_unit_test(products_join_the_gates),          cmocka_unit_test(gates_leave_the_sums),
+        cmocka_unit_test(a_gate_takes_a_product_alone),     cmocka_unit_test(layer_norms_join_the_branch_before),
         cmocka_unit_test(a_layer_norm_stays_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

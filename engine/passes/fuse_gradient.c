@@ -2,7 +2,8 @@
  * another way, the mask of a relu, the mask of a dropout. A rule looks at the op that disappears and names the op that
  * takes it in, which stays where it is. Then products whose result the gradient of a gate or a layer norm alone reads
  * move into that, and the result of the latter into the first product of a transition; where its input is
- * channel-first, with the product into the gradient of the gate in front. */
+ * channel-first, with the product into the gradient of the gate in front. The sums that the gradient of attention needs
+ * of its output come from the gradient of the gate behind it. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -312,12 +313,40 @@ static void join_channels(Absorb *a)
     }
 }
 
+/* dg, do = LINEAR_GATE_DX(dy, W, g, o), ATTENTION_BWD(do, .., o, lse) -> dg, do, delta = LINEAR_GATE_DX(dy, W, g, o),
+ * ATTENTION_BWD(do, .., -, lse, delta): the sums of do o over each head from where both are at hand */
+static Status join_heads(Absorb *a)
+{
+    enum { O = 6, DELTA = 8 };
+    Program *p = a->p;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        Op *attention = &p->op[i];
+        if (a->gone[i] || attention->kind != OP_ATTENTION_BWD || !has_input(attention, O)) continue;
+        int32_t def = p->value[attention->in[0]].def_op;
+        Op *gate = def < 0 ? NULL : &p->op[def];
+        if (!gate || gate->kind != OP_LINEAR_GATE_DX || gate->n_out != 2 || gate->out[1] != attention->in[0] ||
+            gate->in[3] != attention->in[O])
+            continue;
+        Tensor out[OP_MAX_OUT];
+        int n = 0;
+        gate->attr.i[0] = attention->attr.i[0];
+        TRY(op_def(gate->kind)->infer(p, gate, out, &n));
+        Value sums = p->value[gate->out[1]];
+        sums.t = out[2], sums.name = NULL, sums.output = false;
+        gate->out[gate->n_out++] = edit_push_value(p, &sums);
+        attention->in[O] = VAL_NONE;
+        set_input(attention, DELTA, gate->out[2]);
+    }
+    return prog_status(p);
+}
+
 Status fuse_gradient(Program *p)
 {
     Absorb a = {.p = p};
     a.uses = edit_count_uses(p);
     a.gone = calloc((size_t)p->n_ops + 1, sizeof *a.gone);
     bool room = a.uses && a.gone;
+    Status status = room ? OK : status_fail(ERR_MEMORY, "out of memory for the fusion of %d ops", p->n_ops);
     if (room) {
         for (int32_t v = 0; v < p->n_values; v++) a.uses[v] += p->value[v].output || v == p->loss;
         absorb(&a);
@@ -325,9 +354,10 @@ Status fuse_gradient(Program *p)
         join_norms(&a);
         join_transitions(&a);
         join_channels(&a);
+        status = join_heads(&a);
         edit_close_gaps(p, a.gone);
     }
     free(a.uses);
     free(a.gone);
-    return room ? OK : status_fail(ERR_MEMORY, "out of memory for the fusion of %d ops", p->n_ops);
+    return status;
 }

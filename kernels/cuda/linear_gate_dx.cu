@@ -1,10 +1,23 @@
 /* The gradient of a gate behind a product's: one kernel (product_gate.cuh), or in its two parts. */
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/pointwise.h"
 #include "kernels/cuda/product_gate.cuh"
 
 enum { DY, W, G, X };
-enum { DG, DX };
+enum { DG, DX, DELTA };
+
+/* Sums over heads of dx x, where they are asked for. */
+static Status gate_delta(CudaContext *ctx, const OpCall *call)
+{
+    int64_t heads = call->op->attr.i[0];
+    if (!heads) return OK;
+    int64_t count = tensor_count(call->out_tensor[DELTA]), width = tensor_last(call->out_tensor[DX]) / heads;
+    DISPATCH_REAL(call, call->out_tensor[DX]->dtype, {
+        return att_delta_launch((const T *)call->out[DX], (const T *)call->in[X], (float *)call->out[DELTA], count,
+                                (int)width, ctx->stream);
+    });
+}
 
 static bool gate_operands(const OpCall *call, GateOperands *o)
 {
@@ -12,6 +25,7 @@ static bool gate_operands(const OpCall *call, GateOperands *o)
     o->dy = call->in[DY], o->w = call->in[W], o->g = call->in[G], o->x = call->in[X];
     o->dg = call->out[DG], o->dx = call->out[DX];
     o->rows = tensor_rows(dy), o->inner = w->dim[0], o->columns = w->dim[1];
+    o->heads = (int)call->op->attr.i[0], o->delta = o->heads ? (float *)call->out[DELTA] : NULL;
     for (int k = DY; k <= X; k++)
         if (call->in_tensor[k]->dtype != DT_BF16) return false;
     return gate_fits(*o);
@@ -32,13 +46,16 @@ static Status gate_in_parts(CudaContext *ctx, const OpCall *call)
     gate.in[0] = call->out[DX], gate.in_tensor[0] = call->out_tensor[DX];
     gate.in[1] = call->in[G], gate.in_tensor[1] = call->in_tensor[G];
     gate.in[2] = call->in[X], gate.in_tensor[2] = call->in_tensor[X];
-    return gate_bwd_run(ctx, &gate);
+    TRY(gate_bwd_run(ctx, &gate));
+    return gate_delta(ctx, call);
 }
 
 static Status linear_gate_dx(CudaContext *ctx, const OpCall *call)
 {
     GateOperands o;
-    return gate_operands(call, &o) ? gate_launch(o, ctx->stream) : gate_in_parts(ctx, call);
+    if (!gate_operands(call, &o)) return gate_in_parts(ctx, call);
+    TRY(gate_launch(o, ctx->stream));
+    return gate_sums(o) ? OK : gate_delta(ctx, call);
 }
 
 const CudaEntry cuda_linear_gate_dx[] = {

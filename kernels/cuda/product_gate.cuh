@@ -1,5 +1,5 @@
 /* The gradient of a gate at the edge of the product that feeds it: d = dy W never leaves the chip. With s = sigmoid(g),
- *   dx = s d,  dg = s (1 - s) x d.
+ *   dx = s d,  dg = s (1 - s) x d,  delta = sums of dx x over heads of WIDTH columns, where WIDTH > 0.
  * What bounds it is moving rows: W's columns of a block stay in shared memory, tiles of 64 rows stream past. dy has a
  * ring of slots of its own, free again after the product; g and x share a slot, over which dg and dx go. Two warpgroups
  * take tiles in turn, so that the edge of one runs beside the product of the other. */
@@ -17,7 +17,8 @@ enum {
 
 struct ProductGate {
     CUtensorMap dy, w, g, x, dg, dx;
-    int tiles, blocks /* of columns */;
+    int tiles, blocks /* of columns */, rows, heads;
+    float *delta;
 };
 
 /* K: columns of dy; NB: columns of a block. */
@@ -116,15 +117,55 @@ template <int K, int NB> __device__ __forceinline__ void gate_store(const Produc
     tensor_store_wait();
 }
 
+/* Products of two rows and the columns of a head, summed over a lane's own -> over the four lanes of the rows: lane l
+ * has those of row l % 2, all heads of one, else half of them by l / 2 % 2. */
+template <int HEADS>
+__device__ __forceinline__ void gate_sum_heads(const float (&own)[2][HEADS], float (&sum)[(HEADS + 1) / 2])
+{
+    bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+    float row[HEADS];
+#pragma unroll
+    for (int h = 0; h < HEADS; h++)
+        row[h] = (odd ? own[1][h] : own[0][h]) + __shfl_xor_sync(0xffffffffu, odd ? own[0][h] : own[1][h], 1);
+    if constexpr (HEADS == 1) {
+        sum[0] = row[0] + __shfl_xor_sync(0xffffffffu, row[0], 2);
+    } else {
+#pragma unroll
+        for (int h = 0; h < HEADS / 2; h++) {
+            float kept = upper ? row[HEADS / 2 + h] : row[h], other = upper ? row[h] : row[HEADS / 2 + h];
+            sum[h] = kept + __shfl_xor_sync(0xffffffffu, other, 2);
+        }
+    }
+}
+
+/* The sums of 32 columns, from `column` on, of this warp's rows from `row0` on */
+template <int WIDTH>
+__device__ __forceinline__ void gate_store_sums(const ProductGate &p, const float (&own)[2][32 / WIDTH], int row0,
+                                                int column)
+{
+    constexpr int HEADS = 32 / WIDTH, EACH = (HEADS + 1) / 2;
+    float sum[EACH];
+    gate_sum_heads<HEADS>(own, sum);
+    int lane = threadIdx.x % WARP, row = row0 + lane / 4 + lane % 2 * 8, upper = lane / 2 % 2;
+    if (row >= p.rows || (HEADS == 1 && upper)) return;
+    float *to = p.delta + (int64_t)row * p.heads + column / WIDTH + upper * EACH;
+#pragma unroll
+    for (int h = 0; h < EACH; h++) to[h] = sum[h];
+}
+
 /* d in the layout of a warpgroup's accumulators; g and x as tensor copies leave them: a thread has columns 8 j +
  * 2 (lane % 4) and the next of two rows, and neighbours in a row keep their 16-byte chunk: no bank conflicts. */
-template <int NB> __device__ __forceinline__ void gate_edge(const float (&d)[NB / 2], uint32_t g, uint32_t x)
+template <int NB, int WIDTH>
+__device__ __forceinline__ void gate_edge(const ProductGate &p, const float (&d)[NB / 2], uint32_t g, uint32_t x,
+                                          int row0, int column0)
 {
+    constexpr int HEADS = WIDTH ? 32 / WIDTH : 1;
     int thread = threadIdx.x % 128, lane = thread % WARP;
     uint32_t base = (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4;
 #pragma unroll
     for (int q = 0; q < NB / 32; q++) {
         uint32_t at[8], gates[8], values[8];
+        float own[2][HEADS] = {};
 #pragma unroll
         for (int k = 0; k < 8; k++) { /* all loads before the first use */
             int j = q * 4 + k / 2;
@@ -136,14 +177,20 @@ template <int NB> __device__ __forceinline__ void gate_edge(const float (&d)[NB 
             const float *e = d + (q * 4 + k / 2) * 4 + k % 2 * 2;
             float2 u = unpack_bf16(gates[k]), v = unpack_bf16(values[k]);
             float s = sigmoid_short(u.x), t = sigmoid_short(u.y), a = s * e[0], b = t * e[1];
-            shared_word_put(x + at[k], pack_bf16(a, b));
+            uint32_t result = pack_bf16(a, b);
+            shared_word_put(x + at[k], result);
             shared_word_put(g + at[k], pack_bf16(a * v.x * (1.0f - s), b * v.y * (1.0f - t)));
+            if (WIDTH == 0) continue;
+            float2 rounded = unpack_bf16(result);
+            float &sum = own[k % 2][k / 2 * HEADS / 4];
+            sum = fmaf(rounded.x, v.x, fmaf(rounded.y, v.y, sum));
         }
+        if constexpr (WIDTH > 0) gate_store_sums<WIDTH>(p, own, row0 + thread / WARP * 16, column0 + q * 32);
     }
 }
 
 /* A warpgroup: every second tile. */
-template <int K, int NB> __device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace &at)
+template <int K, int NB, int WIDTH> __device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace &at)
 {
     typedef GateShape<K, NB> S;
     int group = threadIdx.x / 128, tile = at.first + group * at.step;
@@ -167,14 +214,14 @@ template <int K, int NB> __device__ __forceinline__ void gate_work(const Product
         /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
         if (S::PAIR_SLOTS % GATE_GROUPS && round > 0) barrier_wait(at.empty + pair * 8, (round - 1) & 1);
         barrier_wait(at.full + pair * 8, round & 1);
-        gate_edge<NB>(d, g, g + S::X_BYTES);
+        gate_edge<NB, WIDTH>(p, d, g, g + S::X_BYTES, tile * GATE_ROWS, at.column0);
         async_fence();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + pair * 8);
     }
 }
 
-template <int K, int NB>
+template <int K, int NB, int WIDTH>
 __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __grid_constant__ ProductGate p)
 {
     extern __shared__ __align__(1024) char shared[];
@@ -187,7 +234,7 @@ __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __g
     stage_release();
     __syncthreads();
     if (threadIdx.x < GATE_GROUPS * 128) {
-        gate_work<K, NB>(p, at);
+        gate_work<K, NB, WIDTH>(p, at);
         return;
     }
     int warp = threadIdx.x / WARP % 4;
@@ -199,11 +246,13 @@ __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __g
 
 /* --- host */
 
-/* dy[rows, inner] W[inner, columns]; g, x, dg, dx [rows, columns] */
+/* dy[rows, inner] W[inner, columns]; g, x, dg, dx [rows, columns]; delta[rows, heads] */
 struct GateOperands {
     const void *dy, *w, *g, *x;
     void *dg, *dx;
+    float *delta; /* NULL without heads */
     int64_t rows, inner, columns;
+    int heads;
 };
 
 static inline bool gate_fits(const GateOperands &o)
@@ -214,12 +263,20 @@ static inline bool gate_fits(const GateOperands &o)
     return fits && aligned16(o.dg) && aligned16(o.dx);
 }
 
-template <int K, int NB> static Status gate_launch_shape(const GateOperands &o, cudaStream_t stream)
+/* Whether the kernel leaves delta too, of heads of 32 channels or, with few columns, less. */
+static inline bool gate_sums(const GateOperands &o)
+{
+    int64_t width = o.heads ? o.columns / o.heads : 0;
+    return o.inner == 64 ? width == 16 || width == 8 : width == 32;
+}
+
+template <int K, int NB, int WIDTH> static Status gate_launch_shape(const GateOperands &o, cudaStream_t stream)
 {
     enum { PROCESSORS = 132 };
     constexpr int BYTES = GateShape<K, NB>::BYTES;
     ProductGate p = {};
     p.tiles = (int)((o.rows + GATE_ROWS - 1) / GATE_ROWS), p.blocks = (int)(o.columns / NB);
+    p.rows = (int)o.rows, p.heads = o.heads, p.delta = o.delta;
     int share = PROCESSORS / p.blocks < p.tiles ? PROCESSORS / p.blocks : p.tiles;
     TRY(tensor_map(o.dy, o.rows, K, GATE_ROWS, &p.dy));
     TRY(tensor_map(o.w, K, o.columns, K, &p.w));
@@ -227,15 +284,22 @@ template <int K, int NB> static Status gate_launch_shape(const GateOperands &o, 
     TRY(tensor_map(o.x, o.rows, o.columns, GATE_ROWS, &p.x));
     TRY(tensor_map(o.dg, o.rows, o.columns, GATE_ROWS, &p.dg));
     TRY(tensor_map(o.dx, o.rows, o.columns, GATE_ROWS, &p.dx));
-    CUDA_TRY(cudaFuncSetAttribute(product_gate_kernel<K, NB>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    launch(product_gate_kernel<K, NB>, share * p.blocks, GATE_THREADS, BYTES, stream, p);
+    auto kernel = product_gate_kernel<K, NB, WIDTH>;
+    CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    launch(kernel, share * p.blocks, GATE_THREADS, BYTES, stream, p);
     return cuda_launched("product_gate_kernel");
 }
 
 static inline Status gate_launch(const GateOperands &o, cudaStream_t stream)
 {
-    if (o.inner == 64) return gate_launch_shape<64, 64>(o, stream);
-    return o.inner == 128 ? gate_launch_shape<128, 128>(o, stream) : gate_launch_shape<256, 128>(o, stream);
+    int64_t width = gate_sums(o) ? o.columns / o.heads : 0;
+    if (o.inner == 64)
+        return width == 16  ? gate_launch_shape<64, 64, 16>(o, stream)
+               : width == 8 ? gate_launch_shape<64, 64, 8>(o, stream)
+                            : gate_launch_shape<64, 64, 0>(o, stream);
+    if (o.inner == 128)
+        return width ? gate_launch_shape<128, 128, 32>(o, stream) : gate_launch_shape<128, 128, 0>(o, stream);
+    return width ? gate_launch_shape<256, 128, 32>(o, stream) : gate_launch_shape<256, 128, 0>(o, stream);
 }
 
 #endif

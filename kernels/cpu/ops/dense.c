@@ -85,7 +85,7 @@ static Status linear_dx(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
-/* d = dy W: dx = s(g) d, dg = s (1 - s) x d */
+/* d = dy W: dx = s(g) d, dg = s (1 - s) x d; delta = sum of dx x over each head */
 static Status linear_gate_dx(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
@@ -95,6 +95,13 @@ static Status linear_gate_dx(const RankLayout *layout, const OpCall *call)
     gemm(false, false, tensor_rows(call->in_tensor[0]), i, o, 1, IN(0), o, IN(1), i, 0, dx, i);
     PARALLEL_IF(count)
     for (int64_t e = 0; e < count; e++) gate_gradient(g[e], x[e], dx[e], &dg[e], &dx[e]);
+    int64_t heads = call->op->attr.i[0], width = heads ? i / heads : 1;
+    real *delta = heads ? OUT(2) : NULL;
+    PARALLEL_IF(count)
+    for (int64_t h = 0; h < (heads ? count / width : 0); h++) {
+        delta[h] = 0;
+        for (int64_t e = h * width; e < (h + 1) * width; e++) delta[h] += dx[e] * x[e];
+    }
     return OK;
 }
 
