@@ -6,7 +6,7 @@ template <int H>
 __device__ __forceinline__ void bw_prepare_heads(const Att &a, const bf16 *bias, uint4 *out, int64_t head_step,
                                                  const int64_t (&at)[8])
 {
-    bf16 x[8][H ? H : 1];
+    __align__(16) bf16 x[8][H ? H : 1];
 #pragma unroll
     for (int e = 0; e < 8; e++)
         if constexpr (H == 8)
