@@ -25,6 +25,14 @@ static int backward_ops(const Program *p, OpKind kind)
     return count;
 }
 
+static const Op *reader(const Program *p, Val v, OpKind kind)
+{
+    for (int32_t i = 0; i < p->n_ops; i++)
+        for (int k = 0; k < p->op[i].n_in; k++)
+            if (p->op[i].kind == kind && p->op[i].in[k] == v) return &p->op[i];
+    return NULL;
+}
+
 /* Every residual branch starts with a layer norm, every transition has one relu. */
 static void a_block_keeps_no_sum_and_no_mask(void **state)
 {
@@ -158,12 +166,37 @@ static void gates_leave_the_sums(void **state)
         assert_int_equal(gate->kind, OP_LINEAR_GATE_DX);
         assert_int_equal(gate->out[1], op->in[0]);
         assert_int_equal(gate->out[2], op->in[8]);
-        assert_int_equal(gate->attr.i[0], op->attr.i[0]);
+        assert_int_equal(gate->attr.i[2], op->attr.i[0]);
     }
     for (int32_t i = 0; i < off->n_ops; i++)
         if (off->op[i].kind == OP_ATTENTION_BWD) assert_true(off->op[i].n_in == 8 && off->op[i].in[6] != VAL_NONE);
     prog_destroy(&off);
     prog_destroy(&on);
+    recording_free(&r);
+}
+
+/* Where an exchange between ranks stands in front of a dropout, that moves into the gradient of the gate behind it,
+ * whose result it stays for the gradient of the weight. */
+static void an_exchanged_gradient_is_dropped_at_the_gate(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Switches s = plain;
+    s.fused_pointwise = true, s.dap = 2;
+    Program *p = passed(r.p, &s, PASS_AUTODIFF);
+    int drops = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (!in_evoformer(p, op) || op->kind != OP_LINEAR_GATE_DX || op->n_out < 4) continue;
+        drops++;
+        assert_int_equal(p->op[p->value[op->in[0]].def_op].kind, OP_ALL_TO_ALL);
+        const Op *dw = reader(p, op->out[3], OP_LINEAR_DW);
+        assert_true(dw != NULL && dw > op);
+        assert_true(reader(p, op->out[3], OP_LINEAR_GATE_DX) == NULL);
+    }
+    assert_true(drops > 0);
+    assert_int_equal(backward_ops(p, OP_DROPOUT), 0);
+    prog_destroy(&p);
     recording_free(&r);
 }
 
@@ -194,14 +227,6 @@ static void a_gate_takes_a_product_alone(void **state)
     check_gate(false, false, 1);
     check_gate(true, false, 0);
     check_gate(false, true, 0);
-}
-
-static const Op *reader(const Program *p, Val v, OpKind kind)
-{
-    for (int32_t i = 0; i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_in; k++)
-            if (p->op[i].kind == kind && p->op[i].in[k] == v) return &p->op[i];
-    return NULL;
 }
 
 /* At the end of a triangle multiplication: gate, product and channel-first layer norm. */
@@ -341,11 +366,17 @@ static void a_layer_norm_stays_apart(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask), cmocka_unit_test(a_mask_follows_the_sum),
-        cmocka_unit_test(products_join_the_layer_norms),    cmocka_unit_test(a_sum_of_products_stays),
-        cmocka_unit_test(gates_join_the_norms_of_channels), cmocka_unit_test(a_gate_with_a_mask_stays),
-        cmocka_unit_test(products_join_the_gates),          cmocka_unit_test(gates_leave_the_sums),
-        cmocka_unit_test(a_gate_takes_a_product_alone),     cmocka_unit_test(layer_norms_join_the_branch_before),
+        cmocka_unit_test(a_block_keeps_no_sum_and_no_mask),
+        cmocka_unit_test(a_mask_follows_the_sum),
+        cmocka_unit_test(products_join_the_layer_norms),
+        cmocka_unit_test(a_sum_of_products_stays),
+        cmocka_unit_test(gates_join_the_norms_of_channels),
+        cmocka_unit_test(a_gate_with_a_mask_stays),
+        cmocka_unit_test(products_join_the_gates),
+        cmocka_unit_test(gates_leave_the_sums),
+        cmocka_unit_test(an_exchanged_gradient_is_dropped_at_the_gate),
+        cmocka_unit_test(a_gate_takes_a_product_alone),
+        cmocka_unit_test(layer_norms_join_the_branch_before),
         cmocka_unit_test(a_layer_norm_stays_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

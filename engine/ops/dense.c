@@ -98,29 +98,33 @@ static void linear_dx_cost(const Program *p, const Op *op, Cost *cost)
 const OpDef op_linear_dx = {
     .name = "linear_dx", .infer = linear_dx_infer, .cost = linear_dx_cost, .flags = OPF_NODIFF | OPF_POSITION};
 
-/* the gradient of a gate behind it, as GATE_BWD; of x in `heads` parts also the sum of dx x over each */
+/* the gradient of a gate behind it, as GATE_BWD; of x in `heads` parts also the sum of dx x over each; with rng of
+ * dropout(dy), which is a result too */
 static Status linear_gate_dx_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(rule_require(p, op, 4));
     const Tensor *dy = rule_in(p, op, 0), *w = rule_in(p, op, 1), *g = rule_in(p, op, 2), *x = rule_in(p, op, 3);
     bool matrix = fits_matrix(dy, w, true);
     Tensor d = matrix ? rule_with_last(dy, w->dim[1]) : *dy;
-    int64_t heads = op->attr.i[0];
-    if (!matrix || !rule_same(g, &d) || !rule_same(x, &d) || heads < 0 || (heads && tensor_last(x) % heads))
-        return rule_bad_shape(p, op, "dy[*,O] W[O,I] g[*,I] x[*,I], I in equal heads");
+    const Tensor *rng = rule_in(p, op, 4);
+    int64_t heads = op->attr.i[2];
+    if (!matrix || !rule_same(g, &d) || !rule_same(x, &d) || heads < 0 || (heads && tensor_last(x) % heads) ||
+        (rng && !dropout_fits(dy, rng, &op->attr)))
+        return rule_bad_shape(p, op, "dy[*,O] W[O,I] g[*,I] x[*,I] rng?, I in equal heads");
     out[0] = *g;
     out[1] = *x;
-    *n_out = heads ? 3 : 2;
-    if (!heads) return OK;
     out[2] = rule_with_last(x, heads);
-    out[2].dtype = rule_grad_dtype(x->dtype);
+    out[2].dtype = heads ? rule_grad_dtype(x->dtype) : DT_NONE;
+    out[3] = *dy;
+    *n_out = rng ? 4 : heads ? 3 : 2;
     return OK;
 }
 
 static void linear_gate_dx_cost(const Program *p, const Op *op, Cost *cost)
 {
-    double each = op->attr.i[0] ? 11.0 : 9.0;
+    double each = op->attr.i[2] ? 11.0 : 9.0;
     cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 1)) + each * (double)tensor_count(rule_in(p, op, 2));
+    if (rule_in(p, op, 4)) cost->flops += (double)tensor_count(rule_in(p, op, 0));
     cost->bytes = rule_bytes(p, op);
 }
 
@@ -129,7 +133,8 @@ const OpDef op_linear_gate_dx = {.name = "linear_gate_dx",
                                  .cost = linear_gate_dx_cost,
                                  .flags = OPF_NODIFF,
                                  .exact_out = 1 << 2,
-                                 .int_name = {"heads"}};
+                                 .int_name = {"key", "shared", "heads"},
+                                 .real_name = {"rate"}};
 
 static Status linear_dw_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {

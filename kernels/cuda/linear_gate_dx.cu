@@ -4,13 +4,13 @@
 #include "kernels/cuda/pointwise.h"
 #include "kernels/cuda/product_gate.cuh"
 
-enum { DY, W, G, X };
-enum { DG, DX, DELTA };
+enum { DY, W, G, X, RNG };
+enum { DG, DX, DELTA, DROPPED };
 
 /* Sums over heads of dx x, where they are asked for. */
 static Status gate_delta(CudaContext *ctx, const OpCall *call)
 {
-    int64_t heads = call->op->attr.i[0];
+    int64_t heads = call->op->attr.i[2];
     if (!heads) return OK;
     int64_t count = tensor_count(call->out_tensor[DELTA]), width = tensor_last(call->out_tensor[DX]) / heads;
     DISPATCH_REAL(call, call->out_tensor[DX]->dtype, {
@@ -19,13 +19,33 @@ static Status gate_delta(CudaContext *ctx, const OpCall *call)
     });
 }
 
-static bool gate_operands(const OpCall *call, GateOperands *o)
+/* dropout(dy) by itself; then takes the place of dy in the call. */
+static Status gate_drop_apart(CudaContext *ctx, OpCall *call)
+{
+    Op op = {};
+    op.kind = OP_DROPOUT, op.n_in = 2, op.n_out = 1, op.attr = call->op->attr;
+    OpCall drop = *call;
+    drop.op = &op;
+    drop.in[1] = call->in[RNG], drop.in_tensor[1] = call->in_tensor[RNG];
+    drop.out[0] = call->out[DROPPED], drop.out_tensor[0] = call->out_tensor[DROPPED];
+    TRY(dropout_run(ctx, &drop));
+    call->in[DY] = call->out[DROPPED];
+    return OK;
+}
+
+static bool gate_operands(const RankLayout *layout, const OpCall *call, GateOperands *o)
 {
     const Tensor *dy = call->in_tensor[DY], *w = call->in_tensor[W];
     o->dy = call->in[DY], o->w = call->in[W], o->g = call->in[G], o->x = call->in[X];
     o->dg = call->out[DG], o->dx = call->out[DX];
     o->rows = tensor_rows(dy), o->inner = w->dim[0], o->columns = w->dim[1];
-    o->heads = (int)call->op->attr.i[0], o->delta = o->heads ? (float *)call->out[DELTA] : NULL;
+    o->heads = (int)call->op->attr.i[2], o->delta = o->heads ? (float *)call->out[DELTA] : NULL;
+    o->drop = {}, o->dropped = NULL;
+    if (call_in(call, RNG)) {
+        dropout_make(layout, dy, call->op->attr.i[0], (int)call->op->attr.i[1], call->op->attr.f[0],
+                     (const int32_t *)call->in[RNG], &o->drop);
+        o->dropped = call->out[DROPPED];
+    }
     for (int k = DY; k <= X; k++)
         if (call->in_tensor[k]->dtype != DT_BF16) return false;
     return gate_fits(*o);
@@ -53,7 +73,13 @@ static Status gate_in_parts(CudaContext *ctx, const OpCall *call)
 static Status linear_gate_dx(CudaContext *ctx, const OpCall *call)
 {
     GateOperands o;
-    if (!gate_operands(call, &o)) return gate_in_parts(ctx, call);
+    OpCall rest = *call;
+    bool fits = gate_operands(ctx->layout, call, &o);
+    if (o.dropped && !(fits && gate_drops(o))) {
+        TRY(gate_drop_apart(ctx, &rest));
+        o.dy = rest.in[DY], o.dropped = NULL;
+    }
+    if (!fits) return gate_in_parts(ctx, &rest);
     TRY(gate_launch(o, ctx->stream));
     return gate_sums(o) ? OK : gate_delta(ctx, call);
 }

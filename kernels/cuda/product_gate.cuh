@@ -1,5 +1,6 @@
 /* The gradient of a gate at the edge of the product that feeds it: d = dy W never leaves the chip. With s = sigmoid(g),
  *   dx = s d,  dg = s (1 - s) x d,  delta = sums of dx x over heads of WIDTH columns, where WIDTH > 0.
+ * With DROPS d is of dropout(dy), drawn over dy where it lies and stored as well.
  * What bounds it is moving rows: W's columns of a block stay in shared memory, tiles of 64 rows stream past. dy has a
  * ring of slots of its own, free again after the product; g and x share a slot, over which dg and dx go. Two warpgroups
  * take tiles in turn, so that the edge of one runs beside the product of the other. */
@@ -7,6 +8,7 @@
 #define FOLDSCALE_KERNELS_CUDA_PRODUCT_GATE_CUH
 
 #include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/flow_mask.cuh"
 
 enum {
     GATE_ROWS = 64,
@@ -16,7 +18,8 @@ enum {
 };
 
 struct ProductGate {
-    CUtensorMap dy, w, g, x, dg, dx;
+    CUtensorMap dy, w, g, x, dg, dx, dropped;
+    FlowMask mask;
     int tiles, blocks /* of columns */, rows, heads;
     float *delta;
 };
@@ -189,19 +192,60 @@ __device__ __forceinline__ void gate_edge(const ProductGate &p, const float (&d)
     }
 }
 
+/* The dropout of a tile of dy, and its way out; a barrier of the warpgroup, which multiplies it next. */
+template <int K>
+__device__ __forceinline__ void gate_drop(const ProductGate &p, const FlowKept (&kept)[K / 128], uint32_t dy, int row0,
+                                          bool stores)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP;
+    uint32_t base = dy + (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4;
+#pragma unroll
+    for (int q = 0; q < K / 32; q++) {
+        uint32_t at[8], values[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) { /* all loads before the first use */
+            int j = q * 4 + k / 2;
+            at[k] = base + j / 8 * GATE_PANEL + ((j % 8 ^ lane / 4) << 4) + k % 2 * 1024;
+            values[k] = shared_word(at[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const uint32_t *row = kept[q / 4].row[k % 2];
+            int bit = 2 * ((q * 4 + k / 2) % 16);
+            float2 v = unpack_bf16(values[k]);
+            v.x *= row[0] >> bit & 1 ? p.mask.drop.keep_scale : 0.0f;
+            v.y *= row[1] >> bit & 1 ? p.mask.drop.keep_scale : 0.0f;
+            shared_word_put(at[k], pack_bf16(v.x, v.y));
+        }
+    }
+    async_fence();
+    asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
+    if (thread > 0 || !stores) return;
+    for (int k = 0; k < K / PANEL; k++) tensor_store(&p.dropped, dy + k * GATE_PANEL, row0, k * PANEL);
+    tensor_store_commit();
+}
+
 /* A warpgroup: every second tile. */
-template <int K, int NB, int WIDTH> __device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace &at)
+template <int K, int NB, int WIDTH, bool DROPS>
+__device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace &at)
 {
     typedef GateShape<K, NB> S;
     int group = threadIdx.x / 128, tile = at.first + group * at.step;
     uint64_t w = across_descriptor(at.w, S::W_PANEL);
+    DropoutDraw draw = DROPS ? p.mask.drop.draw() : DropoutDraw{};
+    FlowKept kept[DROPS ? K / 128 : 1];
     barrier_wait(at.ready, 0);
     for (int i = group; tile < p.tiles; i += GATE_GROUPS, tile += GATE_GROUPS * at.step) {
         int slot = i % S::DY_SLOTS, pair = i % S::PAIR_SLOTS, round = i / S::PAIR_SLOTS;
         uint32_t g = at.pairs + pair * 2 * S::X_BYTES;
         uint64_t dy = wgmma_descriptor(at.dy + slot * S::DY_BYTES);
         float d[NB / 2];
+        if constexpr (DROPS)
+#pragma unroll
+            for (int c = 0; c < K / 128; c++)
+                flow_draw(p.mask, draw, tile * GATE_ROWS + threadIdx.x % 128 / WARP * 16, c * 128, &kept[c]);
         barrier_wait(at.dy_full + slot * 8, i / S::DY_SLOTS & 1);
+        if constexpr (DROPS) gate_drop<K>(p, kept, at.dy + slot * S::DY_BYTES, tile * GATE_ROWS, at.column0 == 0);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < K / 16; k++)
@@ -210,6 +254,7 @@ template <int K, int NB, int WIDTH> __device__ __forceinline__ void gate_work(co
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_settle(d);
+        if (DROPS && threadIdx.x % 128 == 0) tensor_store_wait_read();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.dy_empty + slot * 8);
         /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
         if (S::PAIR_SLOTS % GATE_GROUPS && round > 0) barrier_wait(at.empty + pair * 8, (round - 1) & 1);
@@ -219,9 +264,10 @@ template <int K, int NB, int WIDTH> __device__ __forceinline__ void gate_work(co
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + pair * 8);
     }
+    if (DROPS && threadIdx.x % 128 == 0) tensor_store_wait();
 }
 
-template <int K, int NB, int WIDTH>
+template <int K, int NB, int WIDTH, bool DROPS>
 __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __grid_constant__ ProductGate p)
 {
     extern __shared__ __align__(1024) char shared[];
@@ -234,7 +280,7 @@ __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __g
     stage_release();
     __syncthreads();
     if (threadIdx.x < GATE_GROUPS * 128) {
-        gate_work<K, NB, WIDTH>(p, at);
+        gate_work<K, NB, WIDTH, DROPS>(p, at);
         return;
     }
     int warp = threadIdx.x / WARP % 4;
@@ -246,11 +292,13 @@ __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __g
 
 /* --- host */
 
-/* dy[rows, inner] W[inner, columns]; g, x, dg, dx [rows, columns]; delta[rows, heads] */
+/* dy, dropped[rows, inner] W[inner, columns]; g, x, dg, dx [rows, columns]; delta[rows, heads] */
 struct GateOperands {
     const void *dy, *w, *g, *x;
     void *dg, *dx;
     float *delta; /* NULL without heads */
+    Dropout drop;
+    void *dropped; /* NULL without dropout */
     int64_t rows, inner, columns;
     int heads;
 };
@@ -270,7 +318,15 @@ static inline bool gate_sums(const GateOperands &o)
     return o.inner == 64 ? width == 16 || width == 8 : width == 32;
 }
 
-template <int K, int NB, int WIDTH> static Status gate_launch_shape(const GateOperands &o, cudaStream_t stream)
+/* Whether it takes the dropout. */
+static inline bool gate_drops(const GateOperands &o)
+{
+    bool fits = o.inner >= 128 && gate_sums(o) && o.drop.inner == (uint32_t)o.inner && aligned16(o.dropped);
+    return fits && o.rows * o.inner < INT64_C(0xffff0000);
+}
+
+template <int K, int NB, int WIDTH, bool DROPS = false>
+static Status gate_launch_shape(const GateOperands &o, cudaStream_t stream)
 {
     enum { PROCESSORS = 132 };
     constexpr int BYTES = GateShape<K, NB>::BYTES;
@@ -284,7 +340,9 @@ template <int K, int NB, int WIDTH> static Status gate_launch_shape(const GateOp
     TRY(tensor_map(o.x, o.rows, o.columns, GATE_ROWS, &p.x));
     TRY(tensor_map(o.dg, o.rows, o.columns, GATE_ROWS, &p.dg));
     TRY(tensor_map(o.dx, o.rows, o.columns, GATE_ROWS, &p.dx));
-    auto kernel = product_gate_kernel<K, NB, WIDTH>;
+    p.mask = flow_mask(o.drop);
+    if (DROPS) TRY(tensor_map(o.dropped, o.rows, K, GATE_ROWS, &p.dropped));
+    auto kernel = product_gate_kernel<K, NB, WIDTH, DROPS>;
     CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     launch(kernel, share * p.blocks, GATE_THREADS, BYTES, stream, p);
     return cuda_launched("product_gate_kernel");
@@ -297,6 +355,9 @@ static inline Status gate_launch(const GateOperands &o, cudaStream_t stream)
         return width == 16  ? gate_launch_shape<64, 64, 16>(o, stream)
                : width == 8 ? gate_launch_shape<64, 64, 8>(o, stream)
                             : gate_launch_shape<64, 64, 0>(o, stream);
+    if (o.dropped)
+        return o.inner == 128 ? gate_launch_shape<128, 128, 32, true>(o, stream)
+                              : gate_launch_shape<256, 128, 32, true>(o, stream);
     if (o.inner == 128)
         return width ? gate_launch_shape<128, 128, 32>(o, stream) : gate_launch_shape<128, 128, 0>(o, stream);
     return width ? gate_launch_shape<256, 128, 32>(o, stream) : gate_launch_shape<256, 128, 0>(o, stream);
