@@ -9,13 +9,87 @@
  * With a bias two blocks of a cluster own the 256 keys: each sends its partial dq of the other's half of the queries
  * there. Sums over rows are joined by a second kernel in order: no atomics, and no tensor of all scores. */
 #include "kernels/cuda/att_backward.cuh"
+#include "kernels/cuda/att_wgmma.cuh"
 
 enum { BW_BIAS_BLOCKS = 132, BW_PLAIN_BLOCKS = 264 };
+
+template <int D, bool BIAS> struct BwShape {
+    static constexpr int QUERIES = BwExtent<BIAS>::QUERIES, TILES = BwExtent<BIAS>::TILES, KEYS = TILES * BW_KEYS;
+    static constexpr int MACROS = QUERIES / 64, STEPS = 2 * MACROS; /* tiles of ds, and halves of them */
+    static constexpr uint32_t ROW = D * 2, GO = QUERIES * ROW, K = 2 * GO, STAT = K + BW_KEYS * ROW,
+                              ADD = STAT + QUERIES * 16, STAGE = ADD + 1024,
+                              BARRIERS =
+                                  ADD + 768; /* of the two stages and of partial dq, in what the first stage leaves */
+    static constexpr uint32_t V = 2 * STAGE, DS = V + BW_KEYS * ROW, DS_BYTES = BW_KEYS * 128, PEER = DS + 2 * DS_BYTES,
+                              PEER_BYTES = BIAS ? QUERIES / 2 * D * 4 : 0, BIAS_AT = PEER + 2 * PEER_BYTES,
+                              BYTES = BIAS_AT + (BIAS ? QUERIES * BW_KEYS * 2 : 0);
+};
 
 /* --- the products
  * ------------------------------------------------------------------------------------------------------------- */
 
+/* Tensors as [G, B, rows, heads x d]. A box is one head's; where d = 8 it is 16 wide: the next head's columns meet
+ * zeros in the register operands, or are not stored. */
+struct BwMaps {
+    CUtensorMap q, go, k, v;
+};
+
+/* A block's part of the work, the row it is at, and this thread. */
+struct BwPlace {
+    char *shared;
+    uint32_t base, at; /* addresses of all and of the row's stage */
+    int head, group, tile, turn, first, last, row, stage, parity;
+    int warp, lane, warpgroup;
+};
+
 enum { BW_FULL = 1, BW_FREE = 3, BW_GROUP = 5 }; /* barriers of the two tiles of ds, of the two warpgroups */
+
+/* Copies a row to a stage; the values have one place only. */
+template <int D, bool BIAS>
+__device__ __forceinline__ void bw_load(const Att &a, const BwMaps &maps, const BwPrepared &prepared, const BwPlace &w,
+                                        int row, int stage)
+{
+    typedef BwShape<D, BIAS> S;
+    uint32_t at = w.base + stage * S::STAGE, barrier = w.base + S::BARRIERS + stage * 8;
+    int64_t line = (int64_t)w.group * a.b + row;
+    barrier_expect(barrier, S::ADD + BW_LINE * 4 + BW_KEYS * S::ROW);
+    tensor_load_box(at, &maps.q, w.head * a.d, 0, row, w.group, barrier);
+    tensor_load_box(at + S::GO, &maps.go, w.head * a.d, 0, row, w.group, barrier);
+    tensor_load_box(at + S::K, &maps.k, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
+    tensor_load_box(w.base + S::V, &maps.v, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
+    bulk_load(at + S::STAT, prepared.stats + (line * a.h + w.head) * S::QUERIES, S::QUERIES * 16, barrier);
+    bulk_load(at + S::ADD, prepared.add + (line * S::TILES + w.tile) * BW_LINE, BW_LINE * 4, barrier);
+}
+
+template <int D, bool BIAS> __device__ __forceinline__ void bw_barriers(const BwPlace &w)
+{
+    if (threadIdx.x < 7) barrier_init(w.base + BwShape<D, BIAS>::BARRIERS + threadIdx.x * 8, 1);
+    cluster_sync();
+}
+
+/* The bias, the first row. */
+template <int D, bool BIAS>
+__device__ __forceinline__ void bw_open(const Att &a, const BwMaps &maps, const BwPrepared &prepared, const BwPlace &w)
+{
+    typedef BwShape<D, BIAS> S;
+    constexpr uint32_t BYTES = S::QUERIES * BW_KEYS * 2;
+    uint32_t barrier = w.base + S::BARRIERS + 48;
+    if (threadIdx.x == 0) {
+        if (BIAS) {
+            barrier_expect(barrier, BYTES);
+            bulk_load(w.base + S::BIAS_AT, prepared.bias + (blockIdx.y * 2 + w.tile) * (BYTES / 16), BYTES, barrier);
+        }
+        bw_load<D, BIAS>(a, maps, prepared, w, w.first, 0);
+    }
+    if (BIAS) barrier_wait(barrier, 0);
+}
+
+/* Addresses made of it are not kept in registers across the rows of a block, where they would be spilled. */
+__device__ __forceinline__ int here_again(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
 
 /* Accumulators of 16 rows x D times a factor -> global memory in whole chunks, by way of 32 D bytes of the tile of ds
  * that this warpgroup used last; `slot`: which of four. */
@@ -63,9 +137,7 @@ template <int D, bool BIAS> __device__ __forceinline__ void bw_enter(BwRow<D> &r
     r.v.load_tile(w.base + S::V, w.warp * 16);
     if (D == 16 && a.d == 8) r.k.r[0][2] = r.k.r[0][3] = r.v.r[0][2] = r.v.r[0][3] = 0;
     const float *add_at = reinterpret_cast<const float *>(w.shared + w.stage * S::STAGE + S::ADD);
-    const int4 *flags = reinterpret_cast<const int4 *>(w.shared + w.stage * S::STAGE + S::ANY);
-    int4 low = flags[0], high = flags[1];
-    bool any = low.x | low.y | low.z | low.w | high.x | high.y | high.z | high.w;
+    bool any = add_at[BW_KEYS] != 0.0f;
     r.bias_unit = any ? ATT_LOG2E : 0.0f, r.unit = r.bias_unit * a.scale, r.shift = any ? 0.0f : -log2f((float)a.m);
 #pragma unroll
     for (int e = 0; e < 4; e++) {
@@ -236,7 +308,7 @@ __device__ __forceinline__ void bw_store_bias(float *out, const float (&dbias)[B
 
 template <int D, bool BIAS>
 __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
-    att_bw_kernel(Att a, AttOperands<bf16> x, const __grid_constant__ BwMaps maps, const uint4 *bias, float *partial,
+    att_bw_kernel(Att a, AttOperands<bf16> x, const __grid_constant__ BwMaps maps, BwPrepared prepared, float *partial,
                   int rows_per_block)
 {
     typedef BwShape<D, BIAS> S;
@@ -249,7 +321,7 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
     w.warpgroup = __shfl_sync(0xffffffffu, w.warp / 4, 0);
     bw_barriers<D, BIAS>(w);
     stage_wait();
-    bw_open<D, BIAS>(a, x, maps, bias, w);
+    bw_open<D, BIAS>(a, maps, prepared, w);
 
     float dbias[S::STEPS][16] = {};
     for (int row = w.first; row < w.last; row++) {
@@ -263,8 +335,6 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
         for (int step = 0; step < S::STEPS; step++) {
             int i = step / 2, half = step % 2, next = ((step + 1) / 2 ^ w.turn) * 64 + (step + 1) % 2 * 32;
             bw_elements<D, BIAS>(r, dbias[step], w, i, half);
-            /* both warpgroups are in this row: the last one's statistics are not read any more */
-            if (step == S::ASK_STEP && row + 1 < w.last) bw_ask<D, BIAS>(a, x, w, row + 1, w.stage ^ 1);
             if (BIAS && step + 1 < S::STEPS) bw_scores<D>(r, next);
             bw_gradients<D>(r, (i ^ w.turn) * 64 + half * 32, step == 0);
             if (!BIAS) { /* two blocks per multiprocessor hide the wait, and there are registers for one at a time */
@@ -276,9 +346,9 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
             if (half == 0 && i > 0 && w.warpgroup == ((i - 1) & 1)) {
                 bw_queries<D, BIAS>(a, x.dq + q_at, w, i - 1);
                 /* the other warpgroup is in this row: all are done with the last one and have the values */
-                if (i == 1 && threadIdx.x == 0 && row + 1 < w.last) bw_load<D, BIAS>(a, maps, w, row + 1, w.stage ^ 1);
+                if (i == 1 && threadIdx.x == 0 && row + 1 < w.last)
+                    bw_load<D, BIAS>(a, maps, prepared, w, row + 1, w.stage ^ 1);
             }
-            if (step == S::READY_STEP && row + 1 < w.last) bw_ready<D, BIAS>(a, w, w.stage ^ 1);
         }
         if (w.warpgroup == ((S::MACROS - 1) & 1)) bw_queries<D, BIAS>(a, x.dq + q_at, w, S::MACROS - 1);
         wgmma_wait<0>();
@@ -297,7 +367,7 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
  * ----------------------------------------------------------------------------------------------------------------- */
 
 struct BwPlan {
-    size_t partial_at, bytes;        /* behind the bias */
+    size_t add_at, stats_at, bias_at, partial_at, bytes;
     int keys, queries, rows, chunks; /* padded; rows of a group per block, blocks along the rows */
 };
 
@@ -309,7 +379,9 @@ static BwPlan bw_plan(const Att &a, bool bias)
     p.queries = bias ? 256 : 128;
     p.rows = att_rows_per_block(a, (int)tiles, bias ? BW_BIAS_BLOCKS : BW_PLAIN_BLOCKS);
     p.chunks = (a.b + p.rows - 1) / p.rows;
-    p.partial_at = bias ? align_up(heads * p.keys * p.queries * 2) : 0;
+    p.stats_at = align_up((size_t)a.g * a.b * tiles * BW_LINE * sizeof(float));
+    p.bias_at = p.stats_at + align_up(heads * a.b * p.queries * sizeof(uint4));
+    p.partial_at = p.bias_at + (bias ? align_up(heads * p.keys * p.queries * 2) : 0);
     p.bytes = p.partial_at + (bias ? align_up(heads * p.chunks * p.keys * p.queries * 4) : 0);
     return p;
 }
@@ -350,8 +422,10 @@ static Status bw_launch(const Att &a, const AttOperands<bf16> &x, char *scratch,
 {
     typedef BwShape<D, BIAS> S;
     BwPlan p = bw_plan(a, BIAS);
+    BwPrepared prepared = {(float *)(scratch + p.add_at), (uint4 *)(scratch + p.stats_at),
+                           (uint4 *)(scratch + p.bias_at)};
     float *partial = (float *)(scratch + p.partial_at);
-    if (BIAS) TRY(bw_prepare_launch(a, x.bias, (uint4 *)scratch, stream));
+    TRY(bw_prepare_launch(a, x, prepared, stream));
 
     BwMaps maps;
     TRY(bw_map(&maps.q, x.q, a, a.n, a.q_row, a.q_group, D, S::QUERIES));
@@ -360,7 +434,7 @@ static Status bw_launch(const Att &a, const AttOperands<bf16> &x, char *scratch,
     TRY(bw_map(&maps.v, x.v, a, a.m, a.k_row, a.k_group, D, BW_KEYS));
     CUDA_TRY(cudaFuncSetAttribute(att_bw_kernel<D, BIAS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)S::BYTES));
     launch_clusters(att_bw_kernel<D, BIAS>, dim3(S::TILES, a.g * a.h, p.chunks), BW_THREADS, S::BYTES, S::TILES, stream,
-                    a, x, maps, (const uint4 *)scratch, partial, p.rows);
+                    a, x, maps, prepared, partial, p.rows);
     TRY(cuda_launched("att_bw_kernel"));
     return BIAS ? bw_join_launch(a, partial, x.dbias, p.chunks, stream) : OK;
 }

@@ -1,4 +1,4 @@
-/* Backward attention on wgmma: the bias in the order of its kernel, and the sum of dbias over its blocks. */
+/* Backward attention on wgmma: what its kernel reads besides the operands, and the sum of dbias over its blocks. */
 #include "kernels/cuda/att_backward.cuh"
 
 /* All heads of eight pairs: H of them, 0 for any number. */
@@ -28,13 +28,11 @@ __device__ __forceinline__ void bw_prepare_heads(const Att &a, const bf16 *bias,
     }
 }
 
-/* A block: a piece of one group's bias, all heads. */
-__global__ void __launch_bounds__(BW_THREADS) att_bw_prepare_kernel(Att a, const bf16 *bias, uint4 *out, int steps)
+/* A piece of one group's bias */
+template <int H>
+__device__ __forceinline__ void bw_prepare_bias(const Att &a, const bf16 *bias, uint4 *out, int id, int steps)
 {
-    stage_wait();
-    stage_release(); /* what else the attention reads is complete */
-    int step = (int)blockIdx.x % steps, tile = (int)blockIdx.x / steps % 2, group = (int)blockIdx.x / steps / 2;
-    int lane = threadIdx.x % WARP;
+    int step = id % steps, tile = id / steps % 2, group = id / steps / 2, lane = threadIdx.x % WARP;
     int key0 = tile * BW_KEYS + threadIdx.x / WARP * 16 + lane / 4, query0 = step * BW_STEP + lane % 4 * 2;
     int64_t at[8], head_step = (int64_t)2 * steps * BW_THREADS;
 #pragma unroll
@@ -43,19 +41,82 @@ __global__ void __launch_bounds__(BW_THREADS) att_bw_prepare_kernel(Att a, const
         at[e] = key < a.m && query < a.n ? a.bias_index(group, query, key, 0) : -1;
     }
     out += group * a.h * head_step + (int64_t)(tile * steps + step) * BW_THREADS + threadIdx.x;
-    if (a.h == 8)
-        bw_prepare_heads<8>(a, bias, out, head_step, at);
-    else if (a.h == 4)
-        bw_prepare_heads<4>(a, bias, out, head_step, at);
-    else
-        bw_prepare_heads<0>(a, bias, out, head_step, at);
+    bw_prepare_heads<H>(a, bias, out, head_step, at);
 }
 
-Status bw_prepare_launch(const Att &a, const bf16 *bias, uint4 *out, cudaStream_t stream)
+/* x as the sum of three bf16, then `last` */
+__device__ __forceinline__ uint2 bw_three(float x, float last)
 {
-    typedef BwExtent<true> E;
-    int steps = E::QUERIES / BW_STEP;
-    launch(att_bw_prepare_kernel, a.g * E::TILES * steps, BW_THREADS, 0, stream, a, bias, out, steps);
+    float high = to_float(from_float<bf16>(x)), middle = to_float(from_float<bf16>(x - high));
+    return make_uint2(pack_bf16(high, middle), pack_bf16(x - high - middle, last));
+}
+
+__device__ __forceinline__ void bw_prepare_mask(const Att &a, float *add, const float *mask, bool any, int keys,
+                                                int queries)
+{
+    for (int e = threadIdx.x % queries; e < keys / BW_KEYS * BW_LINE; e += queries) {
+        int j = e / BW_LINE * BW_KEYS + e % BW_LINE;
+        float x = j >= a.m ? ATT_PAD : mask && any ? a.inf * (mask[j] - 1.0f) / a.scale : 0.0f;
+        add[e] = e % BW_LINE < BW_KEYS ? x : any ? 1.0f : 0.0f;
+    }
+}
+
+/* The mask of a row, and a query of all its heads a thread: H of them, 0 for any number. */
+template <int H>
+__device__ __forceinline__ void bw_prepare_row(const Att &a, const AttOperands<bf16> &x, const BwPrepared &out, int id,
+                                               int keys, int queries)
+{
+    int line = id * (BW_THREADS / queries) + threadIdx.x / queries, query = threadIdx.x % queries;
+    int group = line / a.b, row = line % a.b;
+    if (group >= a.g) return; /* a whole warp */
+    bool live = query < a.n;
+    const float *mask = a.mask ? a.mask_row(group, row) : NULL, *lse_at = x.lse_in + (int64_t)line * a.h * a.n + query;
+    const float *delta_at = x.delta + a.delta_index(group, row, live ? query : 0, 0, a.d);
+    __align__(16) float delta[H ? H : 1];
+    float lse[H ? H : 1];
+#pragma unroll
+    for (int h = 0; h < H; h++) lse[h] = live ? lse_at[h * a.n] : 0.0f;
+#pragma unroll
+    for (int h = 0; h < H; h += 4)
+        *reinterpret_cast<float4 *>(delta + h) = *reinterpret_cast<const float4 *>(delta_at + h);
+    int any = !mask;
+    for (int j = threadIdx.x % WARP; mask && j < a.m; j += WARP) any |= mask[j] > 0.0f;
+    any = __any_sync(0xffffffffu, any);
+    bw_prepare_mask(a, out.add + (int64_t)line * (keys / BW_KEYS * BW_LINE), mask, any, keys, queries);
+    uint4 *to = out.stats + (int64_t)line * a.h * queries + query;
+#pragma unroll
+    for (int h = 0; h < (H ? H : a.h); h++) {
+        if constexpr (H == 0) delta[0] = delta_at[h], lse[0] = live ? lse_at[h * a.n] : 0.0f;
+        uint2 c = bw_three(!live ? ATT_PAD : any ? -lse[H ? h : 0] / a.scale : 0.0f, 1.0f);
+        uint2 d = bw_three(live ? -delta[H ? h : 0] : 0.0f, 0.0f);
+        to[h * queries] = make_uint4(c.x, c.y, d.x, d.y);
+    }
+}
+
+/* Blocks: pieces of the bias, then rows, as many as make a block. */
+template <int H>
+__global__ void __launch_bounds__(BW_THREADS)
+    att_bw_prepare_kernel(Att a, AttOperands<bf16> x, BwPrepared out, int pieces, int keys, int queries)
+{
+    stage_wait();
+    stage_release(); /* what else the attention reads is complete */
+    int id = (int)blockIdx.x - pieces;
+    if (id < 0)
+        bw_prepare_bias<H>(a, x.bias, out.bias, blockIdx.x, queries / BW_STEP);
+    else
+        bw_prepare_row<H>(a, x, out, id, keys, queries);
+}
+
+Status bw_prepare_launch(const Att &a, const AttOperands<bf16> &x, const BwPrepared &out, cudaStream_t stream)
+{
+    int tiles = x.bias ? BwExtent<true>::TILES : BwExtent<false>::TILES,
+        queries = x.bias ? BwExtent<true>::QUERIES : BwExtent<false>::QUERIES, per = BW_THREADS / queries;
+    int rows = (a.g * a.b + per - 1) / per, pieces = x.bias ? a.g * tiles * (queries / BW_STEP) : 0;
+    bool whole = aligned16(x.delta) && aligned16(x.bias);
+    auto kernel = whole && a.h == 8   ? att_bw_prepare_kernel<8>
+                  : whole && a.h == 4 ? att_bw_prepare_kernel<4>
+                                      : att_bw_prepare_kernel<0>;
+    launch(kernel, pieces + rows, BW_THREADS, 0, stream, a, x, out, pieces, tiles * BW_KEYS, queries);
     return cuda_launched("att_bw_prepare_kernel");
 }
 
