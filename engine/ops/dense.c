@@ -98,8 +98,8 @@ static void linear_dx_cost(const Program *p, const Op *op, Cost *cost)
 const OpDef op_linear_dx = {
     .name = "linear_dx", .infer = linear_dx_infer, .cost = linear_dx_cost, .flags = OPF_NODIFF | OPF_POSITION};
 
-/* the gradient of a gate behind it, as GATE_BWD; of x in `heads` parts also the sum of dx x over each; with rng of
- * dropout(dy), which is a result too */
+/* dy[*,O] W[O,I] g[*,I] x[*,I] rng? -> dg dx delta[*,H]? d[*,O]?: the gradient of a gate behind LINEAR_DX of dy, as
+ * GATE_BWD; delta = sums of dx x over each of H heads (i: heads, 0 for no delta); with rng of d = dropout(dy) */
 static Status linear_gate_dx_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(rule_require(p, op, 4));
