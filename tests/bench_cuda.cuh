@@ -327,6 +327,19 @@ static void compare(Bench *b, const Case &c, DType type, OpCall *call, double *c
     }
 }
 
+/* Input 8 of attention's gradient: sums of do o over the channels of each head. */
+static void head_sums(const Case &c, const OpCall &call, const double *o, double **value)
+{
+    int64_t heads = tensor_count(call.in_tensor[8]), width = tensor_last(call.in_tensor[0]) / c.attr.i[0];
+    bool low = call.in_tensor[0]->dtype == DT_BF16;
+    for (int64_t h = 0; h < heads; h++) {
+        value[8][h] = 0;
+        for (int64_t e = h * width; e < (h + 1) * width; e++)
+            value[8][h] += value[0][e] * (low ? round_bf16((float)o[e]) : o[e]);
+        value[8][h] = (float)value[8][h];
+    }
+}
+
 /* Inputs of a backward op that are results of its forward: computed by the reference, rounded like the others. */
 static void forward_results(const Case &c, const OpCall &call, double **value)
 {
@@ -346,9 +359,10 @@ static void forward_results(const Case &c, const OpCall &call, double **value)
     for (int k = 0; k < 2; k++) {
         int to = attention ? 6 + k : x + 2 + k, from = attention ? k : 1 + k;
         const Tensor *t = call.in_tensor[to];
-        for (int64_t e = 0; e < tensor_count(t); e++)
+        for (int64_t e = 0; t && e < tensor_count(t); e++)
             value[to][e] = t->dtype == DT_BF16 ? round_bf16((float)out[from][e]) : (float)out[from][e];
     }
+    if (attention && c.n_in > 8) head_sums(c, call, out[0], value);
     for (double *v : out) free(v);
 }
 

@@ -133,6 +133,8 @@ int main(int argc, char **argv)
         }
     for (const Case &c : large_cases)
         if (times && wanted(&choice, c.name)) time_case(&b, c);
+    for (const Case &c : large_attention_cases)
+        if (times && wanted(&choice, c.name)) time_case(&b, c);
     for (const Case &c : large_norm_dx_cases)
         if (times && wanted(&choice, c.name)) time_case(&b, c);
     for (const Case &c : large_behind_cases)

@@ -25,6 +25,14 @@ static int backward_ops(const Program *p, OpKind kind)
     return count;
 }
 
+static const Op *reader(const Program *p, Val v, OpKind kind)
+{
+    for (int32_t i = 0; i < p->n_ops; i++)
+        for (int k = 0; k < p->op[i].n_in; k++)
+            if (p->op[i].kind == kind && p->op[i].in[k] == v) return &p->op[i];
+    return NULL;
+}
+
 /* Every residual branch starts with a layer norm, every transition has one relu. */
 static void a_block_keeps_no_sum_and_no_mask(void **state)
 {
@@ -143,6 +151,55 @@ static void products_join_the_gates(void **state)
     recording_free(&r);
 }
 
+/* In a block the gradient of attention gets its sums from that of the gate and reads the output no more; where gates
+ * stay apart it reads the output. */
+static void gates_leave_the_sums(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Program *off = differentiated(r.p, false), *on = differentiated(r.p, true);
+    for (int32_t i = 0; i < on->n_ops; i++) {
+        const Op *op = &on->op[i];
+        if (!in_evoformer(on, op) || op->kind != OP_ATTENTION_BWD) continue;
+        assert_int_equal(op->in[6], VAL_NONE);
+        const Op *gate = &on->op[on->value[op->in[8]].def_op];
+        assert_int_equal(gate->kind, OP_LINEAR_GATE_DX);
+        assert_int_equal(gate->out[1], op->in[0]);
+        assert_int_equal(gate->out[2], op->in[8]);
+        assert_int_equal(gate->attr.i[2], op->attr.i[0]);
+    }
+    for (int32_t i = 0; i < off->n_ops; i++)
+        if (off->op[i].kind == OP_ATTENTION_BWD) assert_true(off->op[i].n_in == 8 && off->op[i].in[6] != VAL_NONE);
+    prog_destroy(&off);
+    prog_destroy(&on);
+    recording_free(&r);
+}
+
+/* Where an exchange between ranks stands in front of a dropout, that moves into the gradient of the gate behind it,
+ * whose result it stays for the gradient of the weight. */
+static void an_exchanged_gradient_is_dropped_at_the_gate(void **state)
+{
+    (void)state;
+    Recording r = recording_model("tiny", true);
+    Switches s = plain;
+    s.fused_pointwise = true, s.dap = 2;
+    Program *p = passed(r.p, &s, PASS_AUTODIFF);
+    int drops = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        if (!in_evoformer(p, op) || op->kind != OP_LINEAR_GATE_DX || op->n_out < 4) continue;
+        drops++;
+        assert_int_equal(p->op[p->value[op->in[0]].def_op].kind, OP_ALL_TO_ALL);
+        const Op *dw = reader(p, op->out[3], OP_LINEAR_DW);
+        assert_true(dw != NULL && dw > op);
+        assert_true(reader(p, op->out[3], OP_LINEAR_GATE_DX) == NULL);
+    }
+    assert_true(drops > 0);
+    assert_int_equal(backward_ops(p, OP_DROPOUT), 0);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
 /* loss = a' . a W^T, a = sigmoid(g) x m?: `twice` makes a' a, so that the gate's gradient is a sum. */
 static void check_gate(bool masked, bool twice, int joined)
 {
@@ -170,14 +227,6 @@ static void a_gate_takes_a_product_alone(void **state)
     check_gate(false, false, 1);
     check_gate(true, false, 0);
     check_gate(false, true, 0);
-}
-
-static const Op *reader(const Program *p, Val v, OpKind kind)
-{
-    for (int32_t i = 0; i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_in; k++)
-            if (p->op[i].kind == kind && p->op[i].in[k] == v) return &p->op[i];
-    return NULL;
 }
 
 /* At the end of a triangle multiplication: gate, product and channel-first layer norm. */
@@ -324,6 +373,8 @@ int main(void)
         cmocka_unit_test(gates_join_the_norms_of_channels),
         cmocka_unit_test(a_gate_with_a_mask_stays),
         cmocka_unit_test(products_join_the_gates),
+        cmocka_unit_test(gates_leave_the_sums),
+        cmocka_unit_test(an_exchanged_gradient_is_dropped_at_the_gate),
         cmocka_unit_test(a_gate_takes_a_product_alone),
         cmocka_unit_test(layer_norms_join_the_branch_before),
         cmocka_unit_test(a_layer_norm_stays_apart),

@@ -340,9 +340,13 @@ static Status attention_bwd_infer(const Program *p, const Op *op, Tensor *out, i
     TRY(attention_check(p, op, 1, &s));
     TRY(rule_require(p, op, 4));
     const Tensor *go = rule_in(p, op, 0), *q = rule_in(p, op, 1), *o = rule_in(p, op, 6), *lse = rule_in(p, op, 7);
-    Tensor want = att_score_tensor(&s, 0, DT_F32);
-    if (!o || !lse || !rule_same(go, q) || !rule_same(o, q) || !rule_same(lse, &want))
-        return rule_bad_shape(p, op, "do q k v mask? bias? o lse[G?,B,H,N]");
+    const Tensor *delta = rule_in(p, op, 8);
+    Tensor want = att_score_tensor(&s, 0, DT_F32), sums = rule_with_last(q, s.heads);
+    bool one = (o != NULL) != (delta != NULL); /* delta is all that o is for */
+    if (!one || !lse || !rule_same(go, q) || !rule_same(o ? o : q, q) || !rule_same(lse, &want) ||
+        !rule_same(delta ? delta : &sums, &sums))
+        return rule_bad_shape(p, op,
+                              "do q k v mask? bias? o? lse[G?,B,H,N] delta[G?,B,N,H]?, o or delta = sums of do o");
     for (int i = 0; i < 3; i++) out[i] = *rule_in(p, op, 1 + i);
     *n_out = 3;
     if (!rule_in(p, op, 5)) return OK;
@@ -365,7 +369,7 @@ const OpDef op_attention_bwd = {.name = "attention_bwd",
                                 .infer = attention_bwd_infer,
                                 .cost = attention_bwd_cost,
                                 .flags = OPF_NODIFF,
-                                .exact_in = 1 << 4 | 1 << 7,
+                                .exact_in = 1 << 4 | 1 << 7 | 1 << 8,
                                 .int_name = {"heads", "column", "bias_t"},
                                 .real_name = {"scale", "inf"}};
 

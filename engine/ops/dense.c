@@ -98,28 +98,43 @@ static void linear_dx_cost(const Program *p, const Op *op, Cost *cost)
 const OpDef op_linear_dx = {
     .name = "linear_dx", .infer = linear_dx_infer, .cost = linear_dx_cost, .flags = OPF_NODIFF | OPF_POSITION};
 
-/* the gradient of a gate behind it, as GATE_BWD */
+/* dy[*,O] W[O,I] g[*,I] x[*,I] rng? -> dg dx delta[*,H]? d[*,O]?: the gradient of a gate behind LINEAR_DX of dy, as
+ * GATE_BWD; delta = sums of dx x over each of H heads (i: heads, 0 for no delta); with rng of d = dropout(dy) */
 static Status linear_gate_dx_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {
     TRY(rule_require(p, op, 4));
     const Tensor *dy = rule_in(p, op, 0), *w = rule_in(p, op, 1), *g = rule_in(p, op, 2), *x = rule_in(p, op, 3);
     bool matrix = fits_matrix(dy, w, true);
     Tensor d = matrix ? rule_with_last(dy, w->dim[1]) : *dy;
-    if (!matrix || !rule_same(g, &d) || !rule_same(x, &d)) return rule_bad_shape(p, op, "dy[*,O] W[O,I] g[*,I] x[*,I]");
+    const Tensor *rng = rule_in(p, op, 4);
+    int64_t heads = op->attr.i[2];
+    if (!matrix || !rule_same(g, &d) || !rule_same(x, &d) || heads < 0 || (heads && tensor_last(x) % heads) ||
+        (rng && !dropout_fits(dy, rng, &op->attr)))
+        return rule_bad_shape(p, op, "dy[*,O] W[O,I] g[*,I] x[*,I] rng?, I in equal heads");
     out[0] = *g;
     out[1] = *x;
-    *n_out = 2;
+    out[2] = rule_with_last(x, heads);
+    out[2].dtype = heads ? rule_grad_dtype(x->dtype) : DT_NONE;
+    out[3] = *dy;
+    *n_out = rng ? 4 : heads ? 3 : 2;
     return OK;
 }
 
 static void linear_gate_dx_cost(const Program *p, const Op *op, Cost *cost)
 {
-    cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 1)) + 9.0 * (double)tensor_count(rule_in(p, op, 2));
+    double each = op->attr.i[2] ? 11.0 : 9.0;
+    cost->flops = gemm_flops(rule_in(p, op, 0), rule_in(p, op, 1)) + each * (double)tensor_count(rule_in(p, op, 2));
+    if (rule_in(p, op, 4)) cost->flops += (double)tensor_count(rule_in(p, op, 0));
     cost->bytes = rule_bytes(p, op);
 }
 
-const OpDef op_linear_gate_dx = {
-    .name = "linear_gate_dx", .infer = linear_gate_dx_infer, .cost = linear_gate_dx_cost, .flags = OPF_NODIFF};
+const OpDef op_linear_gate_dx = {.name = "linear_gate_dx",
+                                 .infer = linear_gate_dx_infer,
+                                 .cost = linear_gate_dx_cost,
+                                 .flags = OPF_NODIFF,
+                                 .exact_out = 1 << 2,
+                                 .int_name = {"key", "shared", "heads"},
+                                 .real_name = {"rate"}};
 
 static Status linear_dw_infer(const Program *p, const Op *op, Tensor *out, int *n_out)
 {

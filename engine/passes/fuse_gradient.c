@@ -2,7 +2,8 @@
  * another way, the mask of a relu, the mask of a dropout. A rule looks at the op that disappears and names the op that
  * takes it in, which stays where it is. Then products whose result the gradient of a gate or a layer norm alone reads
  * move into that, and the result of the latter into the first product of a transition; where its input is
- * channel-first, with the product into the gradient of the gate in front. */
+ * channel-first, with the product into the gradient of the gate in front. The sums that the gradient of attention needs
+ * of its output come from the gradient of the gate behind it, which a dropout in front of its product moves into. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -312,12 +313,65 @@ static void join_channels(Absorb *a)
     }
 }
 
+/* dg, do = LINEAR_GATE_DX(dy, W, g, o), ATTENTION_BWD(do, .., o, lse) -> dg, do, delta = LINEAR_GATE_DX(dy, W, g, o),
+ * ATTENTION_BWD(do, .., -, lse, delta): the sums of do o over each head from where both are at hand */
+static Status join_heads(Absorb *a)
+{
+    enum { O = 6, DELTA = 8 };
+    Program *p = a->p;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        Op *attention = &p->op[i];
+        if (a->gone[i] || attention->kind != OP_ATTENTION_BWD || !has_input(attention, O)) continue;
+        int32_t def = p->value[attention->in[0]].def_op;
+        Op *gate = def < 0 ? NULL : &p->op[def];
+        if (!gate || gate->kind != OP_LINEAR_GATE_DX || gate->n_out != 2 || gate->out[1] != attention->in[0] ||
+            gate->in[3] != attention->in[O])
+            continue;
+        Tensor out[OP_MAX_OUT];
+        int n = 0;
+        gate->attr.i[2] = attention->attr.i[0];
+        TRY(op_def(gate->kind)->infer(p, gate, out, &n));
+        Value sums = p->value[gate->out[1]];
+        sums.t = out[2], sums.name = NULL, sums.output = false;
+        gate->out[gate->n_out++] = edit_push_value(p, &sums);
+        attention->in[O] = VAL_NONE;
+        set_input(attention, DELTA, gate->out[2]);
+    }
+    return prog_status(p);
+}
+
+/* d = DROPOUT(dy), LINEAR_GATE_DX(d, W, g, o) -> .., d = LINEAR_GATE_DX(dy, W, g, o, rng) in the place of the first: d
+ * has other readers, but none before */
+static void join_dropouts(Absorb *a)
+{
+    enum { RNG = 4, D = 3 };
+    Program *p = a->p;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *gate = &p->op[i];
+        if (a->gone[i] || gate->kind != OP_LINEAR_GATE_DX || has_input(gate, RNG)) continue;
+        Op *dropout = computed_by(a, gate->in[0], OP_DROPOUT, false);
+        bool there = dropout && dropout->full_precision == gate->full_precision;
+        for (int k = 1; there && k < gate->n_in; k++) there = written_before(a, gate->in[k], dropout);
+        if (!there) continue;
+        Op joined = *gate;
+        joined.in[0] = dropout->in[0];
+        set_input(&joined, RNG, dropout->in[1]);
+        joined.attr.i[0] = dropout->attr.i[0], joined.attr.i[1] = dropout->attr.i[1];
+        joined.attr.f[0] = dropout->attr.f[0];
+        while (joined.n_out < D) joined.out[joined.n_out++] = VAL_NONE;
+        joined.out[joined.n_out++] = dropout->out[0];
+        a->gone[i] = true;
+        *dropout = joined;
+    }
+}
+
 Status fuse_gradient(Program *p)
 {
     Absorb a = {.p = p};
     a.uses = edit_count_uses(p);
     a.gone = calloc((size_t)p->n_ops + 1, sizeof *a.gone);
     bool room = a.uses && a.gone;
+    Status status = room ? OK : status_fail(ERR_MEMORY, "out of memory for the fusion of %d ops", p->n_ops);
     if (room) {
         for (int32_t v = 0; v < p->n_values; v++) a.uses[v] += p->value[v].output || v == p->loss;
         absorb(&a);
@@ -325,9 +379,11 @@ Status fuse_gradient(Program *p)
         join_norms(&a);
         join_transitions(&a);
         join_channels(&a);
+        status = join_heads(&a);
+        join_dropouts(&a);
         edit_close_gaps(p, a.gone);
     }
     free(a.uses);
     free(a.gone);
-    return room ? OK : status_fail(ERR_MEMORY, "out of memory for the fusion of %d ops", p->n_ops);
+    return status;
 }

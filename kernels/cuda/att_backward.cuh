@@ -17,7 +17,7 @@ template <bool BIAS> struct BwExtent {
     static constexpr int QUERIES = BIAS ? 256 : 128, TILES = BIAS ? 2 : 1;
 };
 
-/* Of mask, lse, o and bias:
+/* Of mask, lse, delta and bias:
  * add[G,B,tile,128 + 4]: mask of the keys / scale, ATT_PAD for keys that do not exist; then 1, or 0 where every key is
  * masked (the softmax of such a row is uniform: inf = 1e9 swallows the scores in f32);
  * stats[G,B,H,queries]: -lse / scale as a sum of three bf16, 1, -delta as a sum of three, 0;

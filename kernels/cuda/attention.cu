@@ -393,6 +393,7 @@ template <typename T> static AttOperands<T> backward_operands(const OpCall *call
     x.go = IN(0), x.q = IN(1), x.k = IN(2), x.v = IN(3);
     x.o_in = IN(6);
     x.lse_in = (const float *)call->in[7];
+    if (call_in(call, 8)) x.delta = (const float *)call->in[8];
     x.dq = OUT(0), x.dk = OUT(1), x.dv = OUT(2);
     if (call_in(call, 5)) x.bias = IN(5), x.dbias = OUT(3);
     return x;
@@ -446,7 +447,7 @@ static size_t attention_bwd_scratch(const OpCall *call)
 {
     Att a = backward_shape(call);
     DType type = call->in_tensor[1]->dtype;
-    if (takes_mma(a, type)) return att_mma_backward_scratch(a, call_in(call, 5) != NULL);
+    if (takes_mma(a, type)) return att_mma_backward_scratch(a, call_in(call, 5) != NULL, call_in(call, 8) != NULL);
     if (takes_f32(a, type)) return att_f32_backward_scratch(a, call_in(call, 5) != NULL);
     return (size_t)a.g * a.b * a.h * a.n * 3 * sizeof(float);
 }

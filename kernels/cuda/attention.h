@@ -26,6 +26,11 @@ struct Att {
         if (mask_rank < 2) return mask;
         return mask + ((mask_rank == 3 ? (int64_t)group * b : 0) + row) * m;
     }
+    /* what a head of a query has in delta, one value per head of a row of q */
+    __device__ __forceinline__ int64_t delta_index(int group, int row, int query, int head, int width) const
+    {
+        return (q_block(group, row, head) + query * pitch) / width;
+    }
     /* element of the bias [G?,N,M,H], or [G?,M,N,H] when it is read transposed */
     __host__ __device__ int64_t bias_index(int group, int i, int j, int head) const
     {
@@ -40,7 +45,7 @@ Att att_make(const Tensor *q, const Tensor *k, const Tensor *mask, const void *m
 /* Operands of the fused ops; NULL where absent. */
 template <typename T> struct AttOperands {
     const T *q, *k, *v, *bias, *gate, *go, *o_in;
-    const float *lse_in;
+    const float *lse_in, *delta; /* delta: or o_in */
     T *o, *y, *dq, *dk, *dv, *dbias;
     float *lse;
 };
@@ -51,9 +56,14 @@ size_t att_mma_forward_scratch(const Att &a, bool bias);
 Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
 bool att_wgmma_fits(const Att &a, bool bias); /* of those that att_mma_fits */
 size_t att_wgmma_backward_scratch(const Att &a, bool bias);
+/* with delta */
 Status att_wgmma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
-size_t att_mma_backward_scratch(const Att &a, bool bias);
+size_t att_mma_backward_scratch(const Att &a, bool bias, bool delta);
 Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
+
+/* delta[heads] = sum over the `width` channels of each of do o (attention_delta.cu), f32 and bf16 */
+template <typename T>
+Status att_delta_launch(const T *go, const T *o, float *delta, int64_t heads, int width, cudaStream_t stream);
 
 /* The same for f32, without tensor cores (attention_f32.cu). */
 bool att_f32_fits(const Att &a);

@@ -52,12 +52,13 @@ __global__ void __launch_bounds__(F32_THREADS)
     float top = -FLT_MAX, total = 0, delta = 0;
     for (int k = 0; k < 16; k++) top = fmaxf(top, peaks[row][k]);
     for (int k = 0; k < 16; k++) total = fmaf(sums[row][k], expf(peaks[row][k] - top), total);
-    const float *go = x.go + p.q_at + (query0 + row) * a.pitch, *o = x.o_in + p.q_at + (query0 + row) * a.pitch;
+    int64_t at = p.q_at + (query0 + row) * a.pitch;
+    if (x.delta) delta = x.delta[at / D];
 #pragma unroll
-    for (int d = 0; d < D; d += 4) {
+    for (int d = 0; !x.delta && d < D; d += 4) {
         float g[4], y[4];
-        load_floats<4>(go + d, g);
-        load_floats<4>(o + d, y);
+        load_floats<4>(x.go + at + d, g);
+        load_floats<4>(x.o_in + at + d, y);
         delta += (g[0] * y[0] + g[1] * y[1]) + (g[2] * y[2] + g[3] * y[3]);
     }
     stats[p.stat_at + query0 + row] = Stat{top, 1.0f / total, delta};

@@ -20,7 +20,7 @@ template <bool BIAS> struct DqShape {
 
 struct DqLayout {
     int padded;
-    uint32_t value_at, query_at, go_at, o_at, add_at, stage_bytes; /* within a stage */
+    uint32_t value_at, query_at, go_at, add_at, stage_bytes; /* within a stage */
     uint32_t bias_at, sum_at, bytes;
 };
 
@@ -32,30 +32,13 @@ static __host__ __device__ DqLayout dq_layout(int m, int d, int queries, bool bi
     l.value_at = (uint32_t)(l.padded * d * 2);
     l.query_at = 2 * l.value_at;
     l.go_at = l.query_at + tile;
-    l.o_at = l.go_at + tile;
-    l.add_at = l.o_at + tile;
+    l.add_at = l.go_at + tile;
     l.stage_bytes = l.add_at + (uint32_t)l.padded * 4;
     l.bias_at = 2 * l.stage_bytes;
     l.sum_at = l.bias_at + (bias ? (uint32_t)(queries * l.padded * 2) : 0);
     /* partial dq of the three warps that do not store: [3][queries][d + 2] floats */
     l.bytes = l.sum_at + (bias ? (uint32_t)(3 * queries * (d + 2) * 4) : 0);
     return l;
-}
-
-/* delta = sum_d do o for the rows of a fragment; all four lanes of a row get it. */
-template <int D>
-__device__ __forceinline__ void dq_delta(const AttFragment<D> &go, const AttFragment<D> &o, float (&delta)[2])
-{
-    delta[0] = delta[1] = 0;
-#pragma unroll
-    for (int s = 0; s < AttFragment<D>::STEPS; s++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            float2 x = unpack_bf16(go.r[s][j]), y = unpack_bf16(o.r[s][j]);
-            delta[j & 1] += x.x * y.x + x.y * y.y;
-        }
-    delta[0] = lanes_sum<4>(delta[0]);
-    delta[1] = lanes_sum<4>(delta[1]);
 }
 
 /* Adds the partial dq of a group's four warps in order. Has a barrier. */
@@ -120,7 +103,6 @@ __global__ void __launch_bounds__(DqShape<BIAS>::WARPS *WARP, BIAS ? 1 : 2)
         att_load_tile<D, S::WARPS * WARP>(at + l.value_at, x.v + k_at, a.pitch, a.m, l.padded);
         att_load_tile<D, S::WARPS * WARP>(at + l.query_at, x.q + q_at, a.pitch, a.n - tile0, S::QUERIES);
         att_load_tile<D, S::WARPS * WARP>(at + l.go_at, x.go + q_at, a.pitch, a.n - tile0, S::QUERIES);
-        att_load_tile<D, S::WARPS * WARP>(at + l.o_at, x.o_in + q_at, a.pitch, a.n - tile0, S::QUERIES);
         att_load_floats(at + l.add_at, prepared.add + att_mask_index(a, group, row) * l.padded, l.padded);
         copy_commit();
     };
@@ -139,6 +121,7 @@ __global__ void __launch_bounds__(DqShape<BIAS>::WARPS *WARP, BIAS ? 1 : 2)
         for (int half = 0; half < 2; half++) {
             int query = query0 + lane / 4 + half * 8;
             lse[half] = query >= a.n ? ATT_PAD : any ? -x.lse_in[stat + query] * inverse : 0.0f;
+            delta[half] = query < a.n ? x.delta[a.delta_index(group, row, query, head, D)] : 0.0f;
         }
         copy_wait<0>();
         __syncthreads(); /* this row has arrived, and all are done with the other stage */
@@ -147,11 +130,6 @@ __global__ void __launch_bounds__(DqShape<BIAS>::WARPS *WARP, BIAS ? 1 : 2)
         AttFragment<D> q, go;
         q.load_tile(at + l.query_at, query_group * 16);
         go.load_tile(at + l.go_at, query_group * 16);
-        {
-            AttFragment<D> o;
-            o.load_tile(at + l.o_at, query_group * 16);
-            dq_delta<D>(go, o, delta);
-        }
         if (quarter == 0 && lane % 4 == 0) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
@@ -363,9 +341,18 @@ static BackwardPlan backward_plan(const Att &a, bool bias)
     return s;
 }
 
-size_t att_mma_backward_scratch(const Att &a, bool bias)
+static size_t backward_bytes(const Att &a, bool bias)
 {
-    return att_wgmma_fits(a, bias) ? att_wgmma_backward_scratch(a, bias) : backward_plan(a, bias).bytes;
+    return align_up(att_wgmma_fits(a, bias) ? att_wgmma_backward_scratch(a, bias) : backward_plan(a, bias).bytes);
+}
+static int64_t delta_count(const Att &a)
+{
+    return (int64_t)a.g * a.b * a.n * a.h;
+}
+
+size_t att_mma_backward_scratch(const Att &a, bool bias, bool delta)
+{
+    return backward_bytes(a, bias) + (delta ? 0 : (size_t)delta_count(a) * sizeof(float));
 }
 
 template <int D, bool BIAS, int STEPS>
@@ -425,8 +412,14 @@ static Status backward_by_width(const Att &a, const AttOperands<bf16> &x, char *
     return backward_launch<8, BIAS>(a, x, scratch, stream);
 }
 
-Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream)
+Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &operands, void *scratch, cudaStream_t stream)
 {
+    AttOperands<bf16> x = operands;
+    if (!x.delta) {
+        float *delta = (float *)((char *)scratch + backward_bytes(a, x.bias != NULL));
+        TRY(att_delta_launch(x.go, x.o_in, delta, delta_count(a), a.d, stream));
+        x.delta = delta;
+    }
     if (att_wgmma_fits(a, x.bias != NULL)) return att_wgmma_backward_launch(a, x, scratch, stream);
     return x.bias ? backward_by_width<true>(a, x, (char *)scratch, stream)
                   : backward_by_width<false>(a, x, (char *)scratch, stream);

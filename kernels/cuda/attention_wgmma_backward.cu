@@ -1,6 +1,6 @@
 /* Fused attention in bf16, backward, on Hopper's asynchronous tensor cores: one kernel for all five products,
  *   p = exp(s - lse), dp = do v^T, ds = p (dp - delta), dq = scale ds k, dk = scale ds^T q, dv = p^T do,
- *   dbias = sum over rows of ds, delta = sum_d do o (Dao et al. 2022),
+ *   dbias = sum over rows of ds, delta = sum_d do o (Dao et al. 2022; an operand),
  * each computed once. Scores are transposed [keys x queries]: p^T and ds^T leave the accumulators as register operands
  * of dv and dk; only ds goes through shared memory, for dq.
  *
@@ -61,15 +61,19 @@ __device__ __forceinline__ void bw_load(const Att &a, const BwMaps &maps, const 
     bulk_load(at + S::ADD, prepared.add + (line * S::TILES + w.tile) * BW_LINE, BW_LINE * 4, barrier);
 }
 
-/* Barriers, the bias, the first row. */
+template <int D, bool BIAS> __device__ __forceinline__ void bw_barriers(const BwPlace &w)
+{
+    if (threadIdx.x < 7) barrier_init(w.base + BwShape<D, BIAS>::BARRIERS + threadIdx.x * 8, 1);
+    cluster_sync();
+}
+
+/* The bias, the first row. */
 template <int D, bool BIAS>
 __device__ __forceinline__ void bw_open(const Att &a, const BwMaps &maps, const BwPrepared &prepared, const BwPlace &w)
 {
     typedef BwShape<D, BIAS> S;
     constexpr uint32_t BYTES = S::QUERIES * BW_KEYS * 2;
     uint32_t barrier = w.base + S::BARRIERS + 48;
-    if (threadIdx.x < 7) barrier_init(w.base + S::BARRIERS + threadIdx.x * 8, 1);
-    cluster_sync();
     if (threadIdx.x == 0) {
         if (BIAS) {
             barrier_expect(barrier, BYTES);
@@ -307,7 +311,6 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
     att_bw_kernel(Att a, AttOperands<bf16> x, const __grid_constant__ BwMaps maps, BwPrepared prepared, float *partial,
                   int rows_per_block)
 {
-    stage_wait();
     typedef BwShape<D, BIAS> S;
     extern __shared__ __align__(1024) char shared[];
     BwPlace w = {shared, shared_address(shared)};
@@ -316,6 +319,8 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
     w.first = blockIdx.z * rows_per_block, w.last = min(w.first + rows_per_block, a.b);
     w.warp = threadIdx.x / WARP, w.lane = threadIdx.x % WARP;
     w.warpgroup = __shfl_sync(0xffffffffu, w.warp / 4, 0);
+    bw_barriers<D, BIAS>(w);
+    stage_wait();
     bw_open<D, BIAS>(a, maps, prepared, w);
 
     float dbias[S::STEPS][16] = {};

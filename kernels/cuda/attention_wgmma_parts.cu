@@ -1,6 +1,49 @@
 /* Backward attention on wgmma: what its kernel reads besides the operands, and the sum of dbias over its blocks. */
 #include "kernels/cuda/att_backward.cuh"
 
+/* All heads of eight pairs: H of them, 0 for any number. */
+template <int H>
+__device__ __forceinline__ void bw_prepare_heads(const Att &a, const bf16 *bias, uint4 *out, int64_t head_step,
+                                                 const int64_t (&at)[8])
+{
+    __align__(16) bf16 x[8][H ? H : 1];
+#pragma unroll
+    for (int e = 0; e < 8; e++)
+        if constexpr (H == 8)
+            *reinterpret_cast<uint4 *>(x[e]) =
+                at[e] < 0 ? make_uint4(0, 0, 0, 0) : *reinterpret_cast<const uint4 *>(bias + at[e]);
+        else if constexpr (H == 4)
+            *reinterpret_cast<uint2 *>(x[e]) =
+                at[e] < 0 ? make_uint2(0, 0) : *reinterpret_cast<const uint2 *>(bias + at[e]);
+#pragma unroll
+    for (int head = 0; head < (H ? H : a.h); head++) {
+        __align__(16) bf16 v[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++)
+            if constexpr (H > 0)
+                v[e] = x[e][head];
+            else
+                v[e] = at[e] < 0 ? from_float<bf16>(0.0f) : bias[at[e] + head];
+        out[head * head_step] = *reinterpret_cast<const uint4 *>(v);
+    }
+}
+
+/* A piece of one group's bias */
+template <int H>
+__device__ __forceinline__ void bw_prepare_bias(const Att &a, const bf16 *bias, uint4 *out, int id, int steps)
+{
+    int step = id % steps, tile = id / steps % 2, group = id / steps / 2, lane = threadIdx.x % WARP;
+    int key0 = tile * BW_KEYS + threadIdx.x / WARP * 16 + lane / 4, query0 = step * BW_STEP + lane % 4 * 2;
+    int64_t at[8], head_step = (int64_t)2 * steps * BW_THREADS;
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        int key = key0 + (e >> 1 & 1) * 8, query = query0 + (e >> 2) * 8 + (e & 1);
+        at[e] = key < a.m && query < a.n ? a.bias_index(group, query, key, 0) : -1;
+    }
+    out += group * a.h * head_step + (int64_t)(tile * steps + step) * BW_THREADS + threadIdx.x;
+    bw_prepare_heads<H>(a, bias, out, head_step, at);
+}
+
 /* x as the sum of three bf16, then `last` */
 __device__ __forceinline__ uint2 bw_three(float x, float last)
 {
@@ -8,86 +51,72 @@ __device__ __forceinline__ uint2 bw_three(float x, float last)
     return make_uint2(pack_bf16(high, middle), pack_bf16(x - high - middle, last));
 }
 
-__device__ __forceinline__ void bw_prepare_row(const Att &a, const AttOperands<bf16> &x, const BwPrepared &out,
-                                               int group, int row, int split, int splits, int keys, int queries)
+__device__ __forceinline__ void bw_prepare_mask(const Att &a, float *add, const float *mask, bool any, int keys,
+                                                int queries)
 {
-    enum { AHEAD = 2 };
-    const float *mask = a.mask ? a.mask_row(group, row) : NULL;
-    int64_t at = (int64_t)group * a.b + row;
+    for (int e = threadIdx.x % queries; e < keys / BW_KEYS * BW_LINE; e += queries) {
+        int j = e / BW_LINE * BW_KEYS + e % BW_LINE;
+        float x = j >= a.m ? ATT_PAD : mask && any ? a.inf * (mask[j] - 1.0f) / a.scale : 0.0f;
+        add[e] = e % BW_LINE < BW_KEYS ? x : any ? 1.0f : 0.0f;
+    }
+}
+
+/* The mask of a row, and a query of all its heads a thread: H of them, 0 for any number. */
+template <int H>
+__device__ __forceinline__ void bw_prepare_row(const Att &a, const AttOperands<bf16> &x, const BwPrepared &out, int id,
+                                               int keys, int queries)
+{
+    int line = id * (BW_THREADS / queries) + threadIdx.x / queries, query = threadIdx.x % queries;
+    int group = line / a.b, row = line % a.b;
+    if (group >= a.g) return; /* a whole warp */
+    bool live = query < a.n;
+    const float *mask = a.mask ? a.mask_row(group, row) : NULL, *lse_at = x.lse_in + (int64_t)line * a.h * a.n + query;
+    const float *delta_at = x.delta + a.delta_index(group, row, live ? query : 0, 0, a.d);
+    __align__(16) float delta[H ? H : 1];
+    float lse[H ? H : 1];
+#pragma unroll
+    for (int h = 0; h < H; h++) lse[h] = live ? lse_at[h * a.n] : 0.0f;
+#pragma unroll
+    for (int h = 0; h < H; h += 4)
+        *reinterpret_cast<float4 *>(delta + h) = *reinterpret_cast<const float4 *>(delta_at + h);
     int any = !mask;
     for (int j = threadIdx.x % WARP; mask && j < a.m; j += WARP) any |= mask[j] > 0.0f;
     any = __any_sync(0xffffffffu, any);
-    if (split == 0)
-        for (int e = threadIdx.x; e < keys / BW_KEYS * BW_LINE; e += BW_THREADS) {
-            int j = e / BW_LINE * BW_KEYS + e % BW_LINE;
-            float add = j >= a.m ? ATT_PAD : mask && any ? a.inf * (mask[j] - 1.0f) / a.scale : 0.0f;
-            out.add[at * (keys / BW_KEYS * BW_LINE) + e] = e % BW_LINE < BW_KEYS ? add : any ? 1.0f : 0.0f;
-        }
-    /* a chunk of 16 bytes per thread, `per` queries side by side */
-    int chunks = a.h * a.d / 8, lanes = a.d / 8, per = BW_THREADS / chunks, chunk = threadIdx.x % chunks;
-    int end = (split + 1) * (queries / splits), head = chunk / lanes;
-    bool working = threadIdx.x / chunks < per;
-    const bf16 *o_at = x.o_in + a.q_block(group, row, 0) + chunk * 8, *go_at = x.go + (o_at - x.o_in);
-    const float *lse_at = x.lse_in + (at * a.h + head) * a.n;
-    uint4 *to = out.stats + (at * a.h + head) * queries;
-    for (int first = split * (queries / splits); first < end; first += AHEAD * per) {
-        int query = first + threadIdx.x / chunks;
-        Pack<bf16> o[AHEAD] = {}, go[AHEAD] = {};
-        float lse[AHEAD] = {};
+    bw_prepare_mask(a, out.add + (int64_t)line * (keys / BW_KEYS * BW_LINE), mask, any, keys, queries);
+    uint4 *to = out.stats + (int64_t)line * a.h * queries + query;
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++, query += per)
-            if (working && query < a.n) {
-                o[k] = load_pack(o_at + query * a.pitch), go[k] = load_pack(go_at + query * a.pitch);
-                lse[k] = lse_at[query];
-            }
-        query -= AHEAD * per;
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++, query += per) {
-            float delta = 0;
-#pragma unroll
-            for (int e = 0; e < 8; e++) delta += to_float(o[k].v[e]) * to_float(go[k].v[e]);
-            for (int step = lanes / 2; step > 0; step /= 2) delta += __shfl_xor_sync(0xffffffffu, delta, step);
-            if (!working || query >= end || chunk % lanes != 0) continue;
-            float add = query >= a.n ? ATT_PAD : any ? -lse[k] / a.scale : 0.0f;
-            uint2 c = bw_three(add, 1.0f), d = bw_three(-delta, 0.0f);
-            to[query] = make_uint4(c.x, c.y, d.x, d.y);
-        }
+    for (int h = 0; h < (H ? H : a.h); h++) {
+        if constexpr (H == 0) delta[0] = delta_at[h], lse[0] = live ? lse_at[h * a.n] : 0.0f;
+        uint2 c = bw_three(!live ? ATT_PAD : any ? -lse[H ? h : 0] / a.scale : 0.0f, 1.0f);
+        uint2 d = bw_three(live ? -delta[H ? h : 0] : 0.0f, 0.0f);
+        to[h * queries] = make_uint4(c.x, c.y, d.x, d.y);
     }
 }
 
-__device__ __forceinline__ void bw_prepare_bias(const Att &a, const bf16 *bias, uint4 *out, int id, int steps)
-{
-    int step = id % steps, tile = id / steps % 2, block = id / steps / 2;
-    int head = block % a.h, group = block / a.h, lane = threadIdx.x % WARP;
-    int key0 = tile * BW_KEYS + threadIdx.x / WARP * 16 + lane / 4, query0 = step * BW_STEP + lane % 4 * 2;
-    __align__(16) bf16 v[8];
-#pragma unroll
-    for (int e = 0; e < 8; e++) {
-        int key = key0 + (e >> 1 & 1) * 8, query = query0 + (e >> 2) * 8 + (e & 1);
-        v[e] = key < a.m && query < a.n ? bias[a.bias_index(group, query, key, head)] : from_float<bf16>(0.0f);
-    }
-    out[(int64_t)id * BW_THREADS + threadIdx.x] = *reinterpret_cast<const uint4 *>(v);
-}
-
-/* Blocks: pieces of the bias, then splits of a row's queries. */
-__global__ void __launch_bounds__(BW_THREADS, 4)
-    att_bw_prepare_kernel(Att a, AttOperands<bf16> x, BwPrepared out, int splits, int keys, int queries)
+/* Blocks: pieces of the bias, then rows, as many as make a block. */
+template <int H>
+__global__ void __launch_bounds__(BW_THREADS)
+    att_bw_prepare_kernel(Att a, AttOperands<bf16> x, BwPrepared out, int pieces, int keys, int queries)
 {
     stage_wait();
-    int pieces = x.bias ? a.g * a.h * (keys / BW_KEYS) * (queries / BW_STEP) : 0, id = (int)blockIdx.x - pieces;
+    stage_release(); /* what else the attention reads is complete */
+    int id = (int)blockIdx.x - pieces;
     if (id < 0)
-        bw_prepare_bias(a, x.bias, out.bias, blockIdx.x, queries / BW_STEP);
+        bw_prepare_bias<H>(a, x.bias, out.bias, blockIdx.x, queries / BW_STEP);
     else
-        bw_prepare_row(a, x, out, id / splits / a.b, id / splits % a.b, id % splits, splits, keys, queries);
+        bw_prepare_row<H>(a, x, out, id, keys, queries);
 }
 
 Status bw_prepare_launch(const Att &a, const AttOperands<bf16> &x, const BwPrepared &out, cudaStream_t stream)
 {
-    enum { SPLITS = 4 };
     int tiles = x.bias ? BwExtent<true>::TILES : BwExtent<false>::TILES,
-        queries = x.bias ? BwExtent<true>::QUERIES : BwExtent<false>::QUERIES;
-    int rows = a.g * a.b * SPLITS, pieces = x.bias ? a.g * a.h * tiles * (queries / BW_STEP) : 0;
-    launch(att_bw_prepare_kernel, rows + pieces, BW_THREADS, 0, stream, a, x, out, SPLITS, tiles * BW_KEYS, queries);
+        queries = x.bias ? BwExtent<true>::QUERIES : BwExtent<false>::QUERIES, per = BW_THREADS / queries;
+    int rows = (a.g * a.b + per - 1) / per, pieces = x.bias ? a.g * tiles * (queries / BW_STEP) : 0;
+    bool whole = aligned16(x.delta) && aligned16(x.bias);
+    auto kernel = whole && a.h == 8   ? att_bw_prepare_kernel<8>
+                  : whole && a.h == 4 ? att_bw_prepare_kernel<4>
+                                      : att_bw_prepare_kernel<0>;
+    launch(kernel, pieces + rows, BW_THREADS, 0, stream, a, x, out, pieces, tiles * BW_KEYS, queries);
     return cuda_launched("att_bw_prepare_kernel");
 }
 

@@ -395,7 +395,7 @@ static Status dropout_launch(const T *x, T *y, const Dropout &d, int shared, int
     return cuda_launched("dropout_shared_kernel");
 }
 
-static Status dropout(CudaContext *ctx, const OpCall *call)
+Status dropout_run(CudaContext *ctx, const OpCall *call)
 {
     bool residual = call->op->kind == OP_RESIDUAL_DROPOUT;
     const Tensor *x = call->in_tensor[0];
@@ -425,7 +425,7 @@ const CudaEntry cuda_pointwise[] = {
     {OP_GATE_BWD, gate_bwd_run, NULL},
     {OP_GATE_ROWS, gate_rows, NULL},
     {OP_GATE_ROWS_BWD, gate_rows_bwd, gate_rows_bwd_scratch},
-    {OP_DROPOUT, dropout, NULL},
-    {OP_RESIDUAL_DROPOUT, dropout, NULL},
+    {OP_DROPOUT, dropout_run, NULL},
+    {OP_RESIDUAL_DROPOUT, dropout_run, NULL},
     {OP_COUNT, NULL, NULL},
 };

@@ -7,4 +7,7 @@
 /* A call of GATE_BWD; its dx may lie where dy does. */
 Status gate_bwd_run(CudaContext *ctx, const OpCall *call);
 
+/* A call of DROPOUT or RESIDUAL_DROPOUT. */
+Status dropout_run(CudaContext *ctx, const OpCall *call);
+
 #endif

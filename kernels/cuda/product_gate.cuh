@@ -1,5 +1,6 @@
 /* The gradient of a gate at the edge of the product that feeds it: d = dy W never leaves the chip. With s = sigmoid(g),
- *   dx = s d,  dg = s (1 - s) x d.
+ *   dx = s d,  dg = s (1 - s) x d,  delta = sums of dx x over heads of WIDTH columns, where WIDTH > 0.
+ * With DROPS d is of dropout(dy), drawn over dy where it lies and stored as well.
  * What bounds it is moving rows: W's columns of a block stay in shared memory, tiles of 64 rows stream past. dy has a
  * ring of slots of its own, free again after the product; g and x share a slot, over which dg and dx go. Two warpgroups
  * take tiles in turn, so that the edge of one runs beside the product of the other. */
@@ -7,6 +8,7 @@
 #define FOLDSCALE_KERNELS_CUDA_PRODUCT_GATE_CUH
 
 #include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/flow_mask.cuh"
 
 enum {
     GATE_ROWS = 64,
@@ -16,8 +18,10 @@ enum {
 };
 
 struct ProductGate {
-    CUtensorMap dy, w, g, x, dg, dx;
-    int tiles, blocks /* of columns */;
+    CUtensorMap dy, w, g, x, dg, dx, dropped;
+    FlowMask mask;
+    int tiles, blocks /* of columns */, rows, heads;
+    float *delta;
     bool early; /* w before stage_wait() */
 };
 
@@ -123,15 +127,55 @@ template <int K, int NB> __device__ __forceinline__ void gate_store(const Produc
     tensor_store_wait();
 }
 
+/* Products of two rows and the columns of a head, summed over a lane's own -> over the four lanes of the rows: lane l
+ * has those of row l % 2, all heads of one, else half of them by l / 2 % 2. */
+template <int HEADS>
+__device__ __forceinline__ void gate_sum_heads(const float (&own)[2][HEADS], float (&sum)[(HEADS + 1) / 2])
+{
+    bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
+    float row[HEADS];
+#pragma unroll
+    for (int h = 0; h < HEADS; h++)
+        row[h] = (odd ? own[1][h] : own[0][h]) + __shfl_xor_sync(0xffffffffu, odd ? own[0][h] : own[1][h], 1);
+    if constexpr (HEADS == 1) {
+        sum[0] = row[0] + __shfl_xor_sync(0xffffffffu, row[0], 2);
+    } else {
+#pragma unroll
+        for (int h = 0; h < HEADS / 2; h++) {
+            float kept = upper ? row[HEADS / 2 + h] : row[h], other = upper ? row[h] : row[HEADS / 2 + h];
+            sum[h] = kept + __shfl_xor_sync(0xffffffffu, other, 2);
+        }
+    }
+}
+
+/* The sums of 32 columns, from `column` on, of this warp's rows from `row0` on */
+template <int WIDTH>
+__device__ __forceinline__ void gate_store_sums(const ProductGate &p, const float (&own)[2][32 / WIDTH], int row0,
+                                                int column)
+{
+    constexpr int HEADS = 32 / WIDTH, EACH = (HEADS + 1) / 2;
+    float sum[EACH];
+    gate_sum_heads<HEADS>(own, sum);
+    int lane = threadIdx.x % WARP, row = row0 + lane / 4 + lane % 2 * 8, upper = lane / 2 % 2;
+    if (row >= p.rows || (HEADS == 1 && upper)) return;
+    float *to = p.delta + (int64_t)row * p.heads + column / WIDTH + upper * EACH;
+#pragma unroll
+    for (int h = 0; h < EACH; h++) to[h] = sum[h];
+}
+
 /* d in the layout of a warpgroup's accumulators; g and x as tensor copies leave them: a thread has columns 8 j +
  * 2 (lane % 4) and the next of two rows, and neighbours in a row keep their 16-byte chunk: no bank conflicts. */
-template <int NB> __device__ __forceinline__ void gate_edge(const float (&d)[NB / 2], uint32_t g, uint32_t x)
+template <int NB, int WIDTH>
+__device__ __forceinline__ void gate_edge(const ProductGate &p, const float (&d)[NB / 2], uint32_t g, uint32_t x,
+                                          int row0, int column0)
 {
+    constexpr int HEADS = WIDTH ? 32 / WIDTH : 1;
     int thread = threadIdx.x % 128, lane = thread % WARP;
     uint32_t base = (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4;
 #pragma unroll
     for (int q = 0; q < NB / 32; q++) {
         uint32_t at[8], gates[8], values[8];
+        float own[2][HEADS] = {};
 #pragma unroll
         for (int k = 0; k < 8; k++) { /* all loads before the first use */
             int j = q * 4 + k / 2;
@@ -143,25 +187,72 @@ template <int NB> __device__ __forceinline__ void gate_edge(const float (&d)[NB 
             const float *e = d + (q * 4 + k / 2) * 4 + k % 2 * 2;
             float2 u = unpack_bf16(gates[k]), v = unpack_bf16(values[k]);
             float s = sigmoid_short(u.x), t = sigmoid_short(u.y), a = s * e[0], b = t * e[1];
-            shared_word_put(x + at[k], pack_bf16(a, b));
+            uint32_t result = pack_bf16(a, b);
+            shared_word_put(x + at[k], result);
             shared_word_put(g + at[k], pack_bf16(a * v.x * (1.0f - s), b * v.y * (1.0f - t)));
+            if (WIDTH == 0) continue;
+            float2 rounded = unpack_bf16(result);
+            float &sum = own[k % 2][k / 2 * HEADS / 4];
+            sum = fmaf(rounded.x, v.x, fmaf(rounded.y, v.y, sum));
         }
+        if constexpr (WIDTH > 0) gate_store_sums<WIDTH>(p, own, row0 + thread / WARP * 16, column0 + q * 32);
     }
 }
 
+/* The dropout of a tile of dy, and its way out; a barrier of the warpgroup, which multiplies it next. */
+template <int K>
+__device__ __forceinline__ void gate_drop(const ProductGate &p, const FlowKept (&kept)[K / 128], uint32_t dy, int row0,
+                                          bool stores)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP;
+    uint32_t base = dy + (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4;
+#pragma unroll
+    for (int q = 0; q < K / 32; q++) {
+        uint32_t at[8], values[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) { /* all loads before the first use */
+            int j = q * 4 + k / 2;
+            at[k] = base + j / 8 * GATE_PANEL + ((j % 8 ^ lane / 4) << 4) + k % 2 * 1024;
+            values[k] = shared_word(at[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const uint32_t *row = kept[q / 4].row[k % 2];
+            int bit = 2 * ((q * 4 + k / 2) % 16);
+            float2 v = unpack_bf16(values[k]);
+            v.x *= row[0] >> bit & 1 ? p.mask.drop.keep_scale : 0.0f;
+            v.y *= row[1] >> bit & 1 ? p.mask.drop.keep_scale : 0.0f;
+            shared_word_put(at[k], pack_bf16(v.x, v.y));
+        }
+    }
+    async_fence();
+    asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
+    if (thread > 0 || !stores) return;
+    for (int k = 0; k < K / PANEL; k++) tensor_store(&p.dropped, dy + k * GATE_PANEL, row0, k * PANEL);
+    tensor_store_commit();
+}
+
 /* A warpgroup: every second tile. */
-template <int K, int NB> __device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace &at)
+template <int K, int NB, int WIDTH, bool DROPS>
+__device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace &at)
 {
     typedef GateShape<K, NB> S;
     int group = threadIdx.x / 128, tile = at.first + group * at.step;
     uint64_t w = across_descriptor(at.w, S::W_PANEL);
+    DropoutDraw draw = DROPS ? p.mask.drop.draw() : DropoutDraw{};
+    FlowKept kept[DROPS ? K / 128 : 1];
     barrier_wait(at.ready, 0);
     for (int i = group; tile < p.tiles; i += GATE_GROUPS, tile += GATE_GROUPS * at.step) {
         int slot = i % S::DY_SLOTS, pair = i % S::PAIR_SLOTS, round = i / S::PAIR_SLOTS;
         uint32_t g = at.pairs + pair * 2 * S::X_BYTES;
         uint64_t dy = wgmma_descriptor(at.dy + slot * S::DY_BYTES);
         float d[NB / 2];
+        if constexpr (DROPS)
+#pragma unroll
+            for (int c = 0; c < K / 128; c++)
+                flow_draw(p.mask, draw, tile * GATE_ROWS + threadIdx.x % 128 / WARP * 16, c * 128, &kept[c]);
         barrier_wait(at.dy_full + slot * 8, i / S::DY_SLOTS & 1);
+        if constexpr (DROPS) gate_drop<K>(p, kept, at.dy + slot * S::DY_BYTES, tile * GATE_ROWS, at.column0 == 0);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < K / 16; k++)
@@ -170,18 +261,20 @@ template <int K, int NB> __device__ __forceinline__ void gate_work(const Product
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_settle(d);
+        if (DROPS && threadIdx.x % 128 == 0) tensor_store_wait_read();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.dy_empty + slot * 8);
         /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
         if (S::PAIR_SLOTS % GATE_GROUPS && round > 0) barrier_wait(at.empty + pair * 8, (round - 1) & 1);
         barrier_wait(at.full + pair * 8, round & 1);
-        gate_edge<NB>(d, g, g + S::X_BYTES);
+        gate_edge<NB, WIDTH>(p, d, g, g + S::X_BYTES, tile * GATE_ROWS, at.column0);
         async_fence();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.done + pair * 8);
     }
+    if (DROPS && threadIdx.x % 128 == 0) tensor_store_wait();
 }
 
-template <int K, int NB>
+template <int K, int NB, int WIDTH, bool DROPS>
 __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __grid_constant__ ProductGate p)
 {
     extern __shared__ __align__(1024) char shared[];
@@ -195,7 +288,7 @@ __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __g
     if (threadIdx.x == 0 && !p.early) gate_weights<K, NB>(p, at);
     __syncthreads();
     if (threadIdx.x < GATE_GROUPS * 128) {
-        gate_work<K, NB>(p, at);
+        gate_work<K, NB, WIDTH, DROPS>(p, at);
         return;
     }
     int warp = threadIdx.x / WARP % 4;
@@ -207,11 +300,15 @@ __global__ void __launch_bounds__(GATE_THREADS, 1) product_gate_kernel(const __g
 
 /* --- host */
 
-/* dy[rows, inner] W[inner, columns]; g, x, dg, dx [rows, columns] */
+/* dy, dropped[rows, inner] W[inner, columns]; g, x, dg, dx [rows, columns]; delta[rows, heads] */
 struct GateOperands {
     const void *dy, *w, *g, *x;
     void *dg, *dx;
+    float *delta; /* NULL without heads */
+    Dropout drop;
+    void *dropped; /* NULL without dropout */
     int64_t rows, inner, columns;
+    int heads;
     bool early; /* w is steady (OpCall) */
 };
 
@@ -223,13 +320,29 @@ static inline bool gate_fits(const GateOperands &o)
     return fits && aligned16(o.dg) && aligned16(o.dx);
 }
 
-template <int K, int NB> static Status gate_launch_shape(const GateOperands &o, cudaStream_t stream)
+/* Whether the kernel leaves delta too, of heads of 32 channels or, with few columns, less. */
+static inline bool gate_sums(const GateOperands &o)
+{
+    int64_t width = o.heads ? o.columns / o.heads : 0;
+    return o.inner == 64 ? width == 16 || width == 8 : width == 32;
+}
+
+/* Whether it takes the dropout. */
+static inline bool gate_drops(const GateOperands &o)
+{
+    bool fits = o.inner >= 128 && gate_sums(o) && o.drop.inner == (uint32_t)o.inner && aligned16(o.dropped);
+    return fits && o.rows * o.inner < INT64_C(0xffff0000);
+}
+
+template <int K, int NB, int WIDTH, bool DROPS = false>
+static Status gate_launch_shape(const GateOperands &o, cudaStream_t stream)
 {
     enum { PROCESSORS = 132 };
     constexpr int BYTES = GateShape<K, NB>::BYTES;
     ProductGate p = {};
     p.early = o.early;
     p.tiles = (int)((o.rows + GATE_ROWS - 1) / GATE_ROWS), p.blocks = (int)(o.columns / NB);
+    p.rows = (int)o.rows, p.heads = o.heads, p.delta = o.delta;
     int share = PROCESSORS / p.blocks < p.tiles ? PROCESSORS / p.blocks : p.tiles;
     TRY(tensor_map(o.dy, o.rows, K, GATE_ROWS, &p.dy));
     TRY(tensor_map(o.w, K, o.columns, K, &p.w));
@@ -237,15 +350,27 @@ template <int K, int NB> static Status gate_launch_shape(const GateOperands &o, 
     TRY(tensor_map(o.x, o.rows, o.columns, GATE_ROWS, &p.x));
     TRY(tensor_map(o.dg, o.rows, o.columns, GATE_ROWS, &p.dg));
     TRY(tensor_map(o.dx, o.rows, o.columns, GATE_ROWS, &p.dx));
-    CUDA_TRY(cudaFuncSetAttribute(product_gate_kernel<K, NB>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    launch(product_gate_kernel<K, NB>, share * p.blocks, GATE_THREADS, BYTES, stream, p);
+    p.mask = flow_mask(o.drop);
+    if (DROPS) TRY(tensor_map(o.dropped, o.rows, K, GATE_ROWS, &p.dropped));
+    auto kernel = product_gate_kernel<K, NB, WIDTH, DROPS>;
+    CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
+    launch(kernel, share * p.blocks, GATE_THREADS, BYTES, stream, p);
     return cuda_launched("product_gate_kernel");
 }
 
 static inline Status gate_launch(const GateOperands &o, cudaStream_t stream)
 {
-    if (o.inner == 64) return gate_launch_shape<64, 64>(o, stream);
-    return o.inner == 128 ? gate_launch_shape<128, 128>(o, stream) : gate_launch_shape<256, 128>(o, stream);
+    int64_t width = gate_sums(o) ? o.columns / o.heads : 0;
+    if (o.inner == 64)
+        return width == 16  ? gate_launch_shape<64, 64, 16>(o, stream)
+               : width == 8 ? gate_launch_shape<64, 64, 8>(o, stream)
+                            : gate_launch_shape<64, 64, 0>(o, stream);
+    if (o.dropped)
+        return o.inner == 128 ? gate_launch_shape<128, 128, 32, true>(o, stream)
+                              : gate_launch_shape<256, 128, 32, true>(o, stream);
+    if (o.inner == 128)
+        return width ? gate_launch_shape<128, 128, 32>(o, stream) : gate_launch_shape<128, 128, 0>(o, stream);
+    return width ? gate_launch_shape<256, 128, 32>(o, stream) : gate_launch_shape<256, 128, 0>(o, stream);
 }
 
 #endif

@@ -85,16 +85,27 @@ static Status linear_dx(const RankLayout *layout, const OpCall *call)
     return OK;
 }
 
-/* d = dy W: dx = s(g) d, dg = s (1 - s) x d */
+/* d = dy W: dx = s(g) d, dg = s (1 - s) x d; delta = sum of dx x over each head; with rng of dropout(dy) */
 static Status linear_gate_dx(const RankLayout *layout, const OpCall *call)
 {
-    (void)layout;
     int64_t o = call->in_tensor[1]->dim[0], i = call->in_tensor[1]->dim[1], count = tensor_count(call->out_tensor[0]);
-    const real *g = IN(2), *x = IN(3);
+    const real *dy = IN(0), *g = IN(2), *x = IN(3);
     real *dg = OUT(0), *dx = OUT(1);
-    gemm(false, false, tensor_rows(call->in_tensor[0]), i, o, 1, IN(0), o, IN(1), i, 0, dx, i);
+    if (call->op->n_in > 4) {
+        Dropout drop = dropout_make(layout, call->op, call->in_tensor[0], call->in[4]);
+        dropout_apply(&drop, call->in_tensor[0], NULL, dy, OUT(3));
+        dy = OUT(3);
+    }
+    gemm(false, false, tensor_rows(call->in_tensor[0]), i, o, 1, dy, o, IN(1), i, 0, dx, i);
     PARALLEL_IF(count)
     for (int64_t e = 0; e < count; e++) gate_gradient(g[e], x[e], dx[e], &dg[e], &dx[e]);
+    int64_t heads = call->op->attr.i[2], width = heads ? i / heads : 1;
+    real *delta = heads ? OUT(2) : NULL;
+    PARALLEL_IF(count)
+    for (int64_t h = 0; h < (heads ? count / width : 0); h++) {
+        delta[h] = 0;
+        for (int64_t e = h * width; e < (h + 1) * width; e++) delta[h] += dx[e] * x[e];
+    }
     return OK;
 }
 
