@@ -1,6 +1,6 @@
 /* Sums over the keys of invariant point attention in f32 (supplement algorithm 22, lines 8 and 9): o[i,h,:] = sum_m
  * p[h,i,m] z[i,m,:] */
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/hopper.cuh"
 
 enum { THREADS = 256, WARPS = THREADS / WARP };
 
@@ -75,9 +75,16 @@ __global__ void pair_dz_kernel(int heads, int n, int m, int c, const __grid_cons
 }
 
 /* The same for up to 16 heads and 128 channels: a block per query reads z once; a lane has 4 channels of all heads,
- * warps take keys in turn. Weights of a chunk of keys lie in shared memory, those of a key side by side. H: heads,
- * rounded up. */
+ * warps take pieces of PIECE keys in turn, PIECES of them on their way. Weights of a chunk of keys lie in shared
+ * memory, those of a key side by side. H: heads, rounded up. */
 enum { PAIR_HEADS = 16, PAIR_CHANNELS = 128, PAIR_KEYS = 256, PAIR_PITCH = PAIR_HEADS + 4 };
+enum { PIECE = 4, PIECES = 4, CHUNK_ROUNDS = PAIR_KEYS / (WARPS * PIECE) };
+
+struct ContextRoom {
+    float4 z[WARPS][PIECES][PIECE * PAIR_CHANNELS / 4], partial[WARPS / 2][PAIR_HEADS / 2][WARP];
+    float weight[PAIR_KEYS * PAIR_PITCH];
+    uint64_t full[WARPS][PIECES];
+};
 
 struct PairSizes {
     int heads, n, m, c;
@@ -102,31 +109,75 @@ __device__ __forceinline__ void weights_load(const PairSizes &s, const float *p,
     }
 }
 
+/* What a warp has of z: piece after piece, in keys of query i. */
+struct PieceRing {
+    const PairSizes &s;
+    const float *z;
+    ContextRoom *room;
+    int warp, lane;
+
+    __device__ __forceinline__ uint32_t barrier(int round) const
+    {
+        return shared_address(&room->full[warp][round % PIECES]);
+    }
+    __device__ __forceinline__ int key(int round) const { return (round * WARPS + warp) * PIECE; }
+    __device__ __forceinline__ void begin() const
+    {
+        for (int k = 0; k < PIECES && lane == 0; k++) barrier_init(barrier(k), 1);
+        if (lane == 0) barrier_publish();
+        __syncwarp();
+    }
+    __device__ __forceinline__ void load(int round) const
+    {
+        if (lane > 0 || key(round) >= s.m) return;
+        uint32_t bytes = (uint32_t)(min((int)PIECE, s.m - key(round)) * s.c) * (uint32_t)sizeof(float);
+        barrier_expect(barrier(round), bytes);
+        bulk_load(shared_address(room->z[warp][round % PIECES]), z + (int64_t)key(round) * s.c, bytes, barrier(round));
+    }
+    /* the four channels of this lane of the keys of a piece; zeros beyond the last */
+    __device__ __forceinline__ void read(int round, float4 (&x)[PIECE]) const
+    {
+        barrier_wait(barrier(round), (uint32_t)(round / PIECES) & 1);
+#pragma unroll
+        for (int k = 0; k < PIECE; k++) {
+            bool live = lane * 4 < s.c && key(round) + k < s.m;
+            x[k] = live ? room->z[warp][round % PIECES][k * (s.c / 4) + lane] : make_float4(0, 0, 0, 0);
+        }
+        __syncwarp();
+    }
+};
+
 template <int H>
 __global__ void __launch_bounds__(THREADS, 2)
     pair_context_wide_kernel(PairSizes s, const float *p, const float *z, float *out)
 {
-    stage_wait();
-    __shared__ __align__(16) float weight[PAIR_KEYS * PAIR_PITCH];
-    __shared__ float4 partial[WARPS / 2][PAIR_HEADS / 2][WARP];
+    extern __shared__ float4 context_shared[];
+    ContextRoom *room = (ContextRoom *)context_shared;
+    auto &partial = room->partial;
     int i = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, channel = lane * 4;
     bool live = channel < s.c;
+    PieceRing ring = {s, z + (int64_t)i * s.m * s.c, room, warp, lane};
+    ring.begin();
+    stage_wait();
+    for (int k = 0; k < PIECES; k++) ring.load(k);
     float4 sum[H];
 #pragma unroll
     for (int h = 0; h < H; h++) sum[h] = make_float4(0, 0, 0, 0);
-    for (int start = 0; start < s.m; start += PAIR_KEYS) {
+    for (int chunk = 0; chunk * PAIR_KEYS < s.m; chunk++) {
         __syncthreads();
-        weights_load<H>(s, p, i, start, weight);
+        weights_load<H>(s, p, i, chunk * PAIR_KEYS, room->weight);
         __syncthreads();
-        int end = min(PAIR_KEYS, s.m - start);
-        const float *at = z + ((int64_t)i * s.m + start) * s.c + channel;
-#pragma unroll 4
-        for (int j = warp; j < end; j += WARPS) {
-            float4 x = live ? *reinterpret_cast<const float4 *>(at + (int64_t)j * s.c) : make_float4(0, 0, 0, 0);
-            float w[H];
-            load_floats<H>(weight + j * PAIR_PITCH, w);
+        for (int round = chunk * CHUNK_ROUNDS; round < (chunk + 1) * CHUNK_ROUNDS && ring.key(round) < s.m; round++) {
+            float4 x[PIECE];
+            ring.read(round, x);
+            ring.load(round + PIECES);
 #pragma unroll
-            for (int h = 0; h < H; h++) add_scaled4(sum[h], w[h], x);
+            for (int k = 0; k < PIECE; k++) {
+                float w[H];
+                load_floats<H>(room->weight + (ring.key(round) % PAIR_KEYS + k) * PAIR_PITCH, w);
+#pragma unroll
+                for (int h = 0; h < H; h++) add_scaled4(sum[h], w[h], x[k]);
+            }
         }
     }
     /* the upper half of the warps to the lower half, until one is left; half of the heads at a time */
@@ -297,7 +348,9 @@ static Status pair_context(CudaContext *context, const OpCall *call)
                        : s.heads <= 8  ? pair_context_wide_kernel<8>
                        : s.heads <= 12 ? pair_context_wide_kernel<12>
                                        : pair_context_wide_kernel<16>;
-        launch(kernel, (unsigned)s.n, THREADS, 0, context->stream, s, F32_IN(0), F32_IN(1), F32_OUT(0));
+        CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(ContextRoom)));
+        launch(kernel, (unsigned)s.n, THREADS, sizeof(ContextRoom), context->stream, s, F32_IN(0), F32_IN(1),
+               F32_OUT(0));
         return cuda_launched("pair_context_wide_kernel");
     }
     dim3 grid((unsigned)s.n, blocks_for(s.heads, HEAD_GROUP));

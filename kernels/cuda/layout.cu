@@ -1,6 +1,37 @@
 /* Ops that move elements without changing them. */
 #include "kernels/cuda/transpose.cuh"
 
+/* Side by side in each row of the target, as a concatenation has them; all in units of U. */
+struct Beside {
+    int count;
+    const void *source[OP_MAX_IN];
+    int64_t start[OP_MAX_IN + 1];
+};
+
+/* Blocks along y: the sources. */
+template <typename U> __global__ void copy_beside_kernel(const __grid_constant__ Beside b, U *target, uint32_t rows)
+{
+    stage_wait();
+    const U *source = (const U *)b.source[blockIdx.y];
+    int64_t start = b.start[blockIdx.y];
+    uint32_t width = (uint32_t)(b.start[blockIdx.y + 1] - start), e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= rows * width) return;
+    uint32_t row = e / width, column = e - row * width;
+    target[row * b.start[b.count] + start + column] = source[e];
+}
+
+template <typename U> static Status copy_beside(Beside b, void *target, int64_t rows, cudaStream_t stream)
+{
+    int64_t widest = 0;
+    for (int k = 0; k < b.count; k++) {
+        b.start[k + 1] /= (int64_t)sizeof(U);
+        if (b.start[k + 1] - b.start[k] > widest) widest = b.start[k + 1] - b.start[k];
+    }
+    dim3 grid(blocks_for(rows * widest, 256), (unsigned)b.count);
+    launch(copy_beside_kernel<U>, grid, 256, 0, stream, b, (U *)target, (uint32_t)rows);
+    return cuda_launched("copy_beside_kernel");
+}
+
 /* Copies rows: source row r of `width` units at source + r * source_pitch, and so on for the target (units of U). */
 template <typename U>
 __global__ void copy_rows_kernel(const U *source, U *target, uint32_t rows, uint32_t width, int64_t source_pitch,
@@ -47,16 +78,19 @@ static void around_axis(const Tensor *t, int axis, int64_t *outer_out, int64_t *
 static Status concat(CudaContext *ctx, const OpCall *call)
 {
     int axis = (int)call->op->attr.i[0];
-    int64_t outer, unit, at = 0;
+    int64_t outer, unit, at = 0, all = (int64_t)(uintptr_t)call->out[0];
     const Tensor *y = call->out_tensor[0];
+    Beside b = {};
     around_axis(y, axis, &outer, &unit);
-    for (int k = 0; k < call->op->n_in; k++) {
-        int64_t width = call->in_tensor[k]->dim[axis] * unit;
-        TRY(copy_rows_launch(call->in[k], (char *)call->out[0] + at, outer, width, width, y->dim[axis] * unit,
-                             ctx->stream));
-        at += width;
+    for (; b.count < call->op->n_in; b.count++) {
+        int64_t width = call->in_tensor[b.count]->dim[axis] * unit;
+        at += width, all |= width | (int64_t)(uintptr_t)call->in[b.count];
+        b.source[b.count] = call->in[b.count], b.start[b.count + 1] = at;
     }
-    return OK;
+    if (outer == 0 || at == 0) return OK;
+    if (all % 16 == 0) return copy_beside<uint4>(b, call->out[0], outer, ctx->stream);
+    if (all % 4 == 0) return copy_beside<uint32_t>(b, call->out[0], outer, ctx->stream);
+    return copy_beside<uint16_t>(b, call->out[0], outer, ctx->stream);
 }
 
 static Status slice(CudaContext *ctx, const OpCall *call)

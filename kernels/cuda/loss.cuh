@@ -34,6 +34,7 @@ template <typename T>
 __device__ __forceinline__ double array_sum(const T *x, int64_t n, double *shared, int64_t step = 1)
 {
     double sum = 0;
+#pragma unroll 8
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += (double)x[i * step];
     return block_sum_double(sum, shared);
 }

@@ -42,7 +42,7 @@ static __host__ __device__ int64_t parts_of(int64_t count, int part)
 static int part_of(int64_t blocks, int64_t frames, int64_t points)
 {
     int part = PART_MAX;
-    while (part > 16 && blocks * parts_of(frames, PAIR_THREADS) * parts_of(points, part) < 264) part /= 2;
+    while (part > 16 && blocks * parts_of(frames, PAIR_THREADS) * parts_of(points, part) < 528) part /= 2;
     return part;
 }
 

@@ -2,7 +2,7 @@
  * kernels. */
 #include "kernels/cuda/loss.cuh"
 
-enum { ATOMS37 = 37, ATOM_CA = 1 };
+enum { ATOMS37 = 37, ATOM_CA = 1, PAIRS_OF_WARP = 8 };
 
 /* loss = sum(partial) / denominator[0] */
 __global__ void loss_mean_kernel(const double *partial, int64_t n, const double *denominator, float *loss)
@@ -33,33 +33,41 @@ struct Distogram {
     const float *logits, *beta, *mask;
 };
 
-/* Number of edges below the squared distance; edges are squares of equidistant numbers, one less than bins; by a warp.
- */
-__device__ int distance_bin(const Distogram &d, int64_t i, int64_t j)
+/* Squares of equidistant numbers, one less than bins; by the block */
+__device__ void edges_make(const Distogram &d, float *edges)
+{
+    double step = d.bins > 2 ? (d.max - d.min) / (double)(d.bins - 2) : 0;
+    for (int k = threadIdx.x; k < d.bins - 1; k += blockDim.x) {
+        double edge = k < (d.bins - 1) / 2 ? d.min + step * (double)k : d.max - step * (double)(d.bins - 2 - k);
+        edges[k] = (float)edge * (float)edge;
+    }
+    __syncthreads();
+}
+
+/* Number of edges below the squared distance; by a warp */
+__device__ int distance_bin(const Distogram &d, const float *edges, int64_t i, int64_t j)
 {
     const float *a = d.beta + 3 * i, *b = d.beta + 3 * j;
     float x = a[0] - b[0], y = a[1] - b[1], z = a[2] - b[2], square = x * x + y * y + z * z;
-    double step = d.bins > 2 ? (d.max - d.min) / (double)(d.bins - 2) : 0;
     int bin = 0;
-    for (int k = threadIdx.x % WARP; k < d.bins - 1; k += WARP) {
-        double edge = k < (d.bins - 1) / 2 ? d.min + step * (double)k : d.max - step * (double)(d.bins - 2 - k);
-        bin += square > (float)edge * (float)edge;
-    }
+    for (int k = threadIdx.x % WARP; k < d.bins - 1; k += WARP) bin += square > edges[k];
     for (int s = WARP / 2; s > 0; s /= 2) bin += __shfl_xor_sync(0xffffffffu, bin, s);
     return bin;
 }
 
-/* a warp per pair; partial: a sum per block */
+/* a warp per PAIRS_OF_WARP pairs; partial: a sum per block */
 __global__ void distogram_kernel(Distogram d, double *partial)
 {
     stage_wait();
+    extern __shared__ float edges[];
     __shared__ double shared[LOSS_WARPS];
-    int64_t pair = global_warp(), i = pair / d.n, j = pair % d.n;
+    edges_make(d, edges);
     double term = 0;
-    if (pair < d.n * d.n) {
+    for (int64_t pair = global_warp(); pair < d.n * d.n; pair += (int64_t)gridDim.x * LOSS_WARPS) {
+        int64_t i = pair / d.n, j = pair % d.n;
         float m = d.mask[i] * d.mask[j], norm;
-        if (m != 0)
-            term = (double)(m * warp_cross_entropy(d.logits + pair * d.bins, d.bins, distance_bin(d, i, j), &norm));
+        int bin = distance_bin(d, edges, i, j);
+        if (m != 0) term += (double)(m * warp_cross_entropy(d.logits + pair * d.bins, d.bins, bin, &norm));
     }
     double sum = block_sum_double(threadIdx.x % WARP == 0 ? term : 0, shared);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
@@ -68,10 +76,20 @@ __global__ void distogram_kernel(Distogram d, double *partial)
 __global__ void distogram_bwd_kernel(Distogram d, const float *dl, const double *denominator, float *dlogits)
 {
     stage_wait();
-    int64_t pair = global_warp(), i = pair / d.n, j = pair % d.n;
-    if (pair >= d.n * d.n) return;
-    float scale = *dl == 0 ? 0.0f : (float)((double)*dl / *denominator) * d.mask[i] * d.mask[j];
-    warp_cross_entropy_bwd(d.logits + pair * d.bins, d.bins, distance_bin(d, i, j), scale, dlogits + pair * d.bins);
+    extern __shared__ float edges[];
+    edges_make(d, edges);
+    float each = *dl == 0 ? 0.0f : (float)((double)*dl / *denominator);
+    for (int64_t pair = global_warp(); pair < d.n * d.n; pair += (int64_t)gridDim.x * LOSS_WARPS) {
+        int64_t i = pair / d.n, j = pair % d.n;
+        int bin = distance_bin(d, edges, i, j);
+        warp_cross_entropy_bwd(d.logits + pair * d.bins, d.bins, bin, each * d.mask[i] * d.mask[j],
+                               dlogits + pair * d.bins);
+    }
+}
+
+static unsigned distogram_blocks(int64_t n)
+{
+    return blocks_for(n * n, PAIRS_OF_WARP * LOSS_WARPS);
 }
 
 static Distogram distogram_set(const OpCall *call, int first)
@@ -84,17 +102,18 @@ static Distogram distogram_set(const OpCall *call, int first)
 static size_t distogram_scratch(const OpCall *call)
 {
     int64_t n = call->in_tensor[call->op->kind == OP_LOSS_DISTOGRAM_BWD]->dim[0];
-    return (1 + (size_t)blocks_for(n * n, LOSS_WARPS)) * sizeof(double);
+    return (1 + (size_t)distogram_blocks(n)) * sizeof(double);
 }
 
 static Status distogram(CudaContext *context, const OpCall *call)
 {
     Distogram d = distogram_set(call, 0);
     double *denominator = (double *)call->scratch, *partial = denominator + 1;
-    unsigned blocks = blocks_for(d.n * d.n, LOSS_WARPS);
+    unsigned blocks = distogram_blocks(d.n);
+    size_t edges = (size_t)d.bins * sizeof(float);
     launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, d.mask, d.n, 1, call->op->attr.f[2], true,
            denominator);
-    launch(distogram_kernel, blocks, LOSS_THREADS, 0, context->stream, d, partial);
+    launch(distogram_kernel, blocks, LOSS_THREADS, edges, context->stream, d, partial);
     launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, blocks, denominator, F32_OUT(0));
     return cuda_launched("loss_distogram");
 }
@@ -105,8 +124,8 @@ static Status distogram_bwd(CudaContext *context, const OpCall *call)
     double *denominator = (double *)call->scratch;
     launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, d.mask, d.n, 1, call->op->attr.f[2], true,
            denominator);
-    launch(distogram_bwd_kernel, blocks_for(d.n * d.n, LOSS_WARPS), LOSS_THREADS, 0, context->stream, d, F32_IN(0),
-           denominator, F32_OUT(0));
+    launch(distogram_bwd_kernel, distogram_blocks(d.n), LOSS_THREADS, (size_t)d.bins * sizeof(float), context->stream,
+           d, F32_IN(0), denominator, F32_OUT(0));
     return cuda_launched("loss_distogram_bwd");
 }
 

@@ -266,10 +266,10 @@ template <typename T> __global__ void __launch_bounds__(NORM_THREADS) layer_norm
     }
 }
 
-/* A block has 8 to 32 rows at a time: several rounds each, so that the partial sums stay few. */
+/* A block has 8 to 32 rows at a time; several rounds each where rows are many, so that the partial sums stay few. */
 static int norm_bwd_blocks(int64_t rows)
 {
-    int64_t blocks = (rows + 31) / 32;
+    int64_t blocks = (rows + 7) / 8;
     blocks = (blocks + 15) / 16 * 16;
     return (int)(blocks < NORM_BLOCKS ? blocks : (int64_t)NORM_BLOCKS);
 }

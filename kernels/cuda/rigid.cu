@@ -6,7 +6,7 @@
 typedef float real;
 #include "kernels/rigid_groups.h"
 
-enum { THREADS = 64, RENAME_THREADS = 256, ATOM_CA = 1, ATOM_CB = 3, GLYCINE = 7, RESTYPES = 21 };
+enum { THREADS = 64, RENAME_THREADS = 1024, ATOM_CA = 1, ATOM_CB = 3, GLYCINE = 7, RESTYPES = 21 };
 
 __device__ __forceinline__ int residue_type(const int32_t *aatype, int64_t i)
 {
@@ -319,9 +319,9 @@ static Status pseudo_beta(CudaContext *context, const OpCall *call)
 
 /* Algorithm 26, a block per residue: the naming of symmetric atoms whose distances to the unambiguous atoms fit better.
  */
-__global__ void rename_kernel(int64_t n, double eps, const float *x, const float *gt, const float *alt,
-                              const float *exists, const float *alt_exists, const float *ambiguous, float *better,
-                              float *gt_out, float *exists_out)
+__global__ void __launch_bounds__(RENAME_THREADS)
+    rename_kernel(int64_t n, double eps, const float *x, const float *gt, const float *alt, const float *exists,
+                  const float *alt_exists, const float *ambiguous, float *better, float *gt_out, float *exists_out)
 {
     stage_wait();
     __shared__ double shared[2][RENAME_THREADS / WARP];
