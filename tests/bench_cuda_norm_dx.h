@@ -69,7 +69,7 @@ static const Case norm_dx_cases[] = {
      10,
      {F(7, 5, 40), F(40), F(7, 5), F(7, 5), F(7, 5, 40), RNG, F(7, 5, 40), W(0.2, 40, 24), F(7, 5, 24), W(0.2, 24, 40)},
      {{6, 0}, {0.25}},
-     1},
+     2},
     {"transition_dx one kernel 64",
      OP_TRANSITION_DX,
      10,
