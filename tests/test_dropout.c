@@ -11,7 +11,7 @@
 #include "engine/philox.h"
 #include "kernels/cpu/entry.h"
 
-extern const CpuEntry cpu_pointwise_f32[], cpu_pointwise_f64[];
+extern const CpuEntry cpu_pointwise_f32[], cpu_pointwise_f64[], cpu_dense_f64[];
 
 enum { S = 8, R = 12, C = 20, COUNT = S * R * C };
 static const double RATE = 0.15;
@@ -158,11 +158,60 @@ static void test_streams_differ(void **state)
     }
 }
 
+/* LINEAR_GATE_DX draws over dy what DROPOUT in front of it would, and leaves the result; delta: sums over heads of dx
+ * x.
+ */
+static void test_in_front_of_a_gate(void **state)
+{
+    (void)state;
+    enum { I = 8, HEADS = 4, ROWS = S * R };
+    static double dy[COUNT], w[C * I], g[ROWS * I], x[ROWS * I], d[COUNT], product[ROWS * I], dg[ROWS * I],
+        dx[ROWS * I];
+    static double dropped[COUNT], delta[ROWS * HEADS], joined_dg[ROWS * I], joined_dx[ROWS * I];
+    for (int e = 0; e < COUNT; e++) dy[e] = sin(e + 1.0);
+    for (int e = 0; e < C * I; e++) w[e] = cos(3.0 * e);
+    for (int e = 0; e < ROWS * I; e++) g[e] = 2 * sin(5.0 * e), x[e] = cos(7.0 * e);
+    Tensor wide = tensor_of(S, R, C, SHARD_NONE), t = tensor_of(S, R, I, SHARD_NONE),
+           sums = tensor_of(S, R, HEADS, SHARD_NONE);
+    Tensor matrix = {.dtype = DT_F64, .rank = 2, .shard = SHARD_NONE, .dim = {C, I}};
+    Op op = dropout_op(7, 1);
+    OpCall call = {.op = &op, .in_tensor = {&wide}, .out_tensor = {&wide}, .in = {dy, rng}, .out = {d}};
+    assert_int_equal(kernel_of(cpu_pointwise_f64, OP_DROPOUT)(&alone, &call), OK);
+    op = (Op){.kind = OP_LINEAR_DX, .n_in = 2, .n_out = 1};
+    call = (OpCall){.op = &op, .in_tensor = {&wide, &matrix}, .out_tensor = {&t}, .in = {d, w}, .out = {product}};
+    assert_int_equal(kernel_of(cpu_dense_f64, OP_LINEAR_DX)(&alone, &call), OK);
+    op = (Op){.kind = OP_GATE_BWD, .n_in = 3, .n_out = 2};
+    call =
+        (OpCall){.op = &op, .in_tensor = {&t, &t, &t}, .out_tensor = {&t, &t}, .in = {product, g, x}, .out = {dg, dx}};
+    assert_int_equal(kernel_of(cpu_pointwise_f64, OP_GATE_BWD)(&alone, &call), OK);
+    op = dropout_op(7, 1);
+    op.kind = OP_LINEAR_GATE_DX, op.n_in = 5, op.n_out = 4, op.attr.i[2] = HEADS;
+    call = (OpCall){.op = &op,
+                    .in_tensor = {&wide, &matrix, &t, &t},
+                    .out_tensor = {&t, &t, &sums, &wide},
+                    .in = {dy, w, g, x, rng},
+                    .out = {joined_dg, joined_dx, delta, dropped}};
+    assert_int_equal(kernel_of(cpu_dense_f64, OP_LINEAR_GATE_DX)(&alone, &call), OK);
+    for (int e = 0; e < COUNT; e++) assert_true(dropped[e] == d[e]);
+    for (int e = 0; e < ROWS * I; e++)
+        assert_true(fabs(joined_dg[e] - dg[e]) < 1e-12 && fabs(joined_dx[e] - dx[e]) < 1e-12);
+    for (int h = 0; h < ROWS * HEADS; h++) {
+        double sum = 0;
+        for (int e = h * I / HEADS; e < (h + 1) * I / HEADS; e++) sum += dx[e] * x[e];
+        assert_true(fabs(delta[h] - sum) < 1e-12);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counter), cmocka_unit_test(test_rate),        cmocka_unit_test(test_shared_axis),
-        cmocka_unit_test(test_slices),  cmocka_unit_test(test_forms_agree), cmocka_unit_test(test_streams_differ),
+        cmocka_unit_test(test_counter),
+        cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_shared_axis),
+        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_forms_agree),
+        cmocka_unit_test(test_streams_differ),
+        cmocka_unit_test(test_in_front_of_a_gate),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

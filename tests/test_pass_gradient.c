@@ -158,9 +158,12 @@ static void gates_leave_the_sums(void **state)
     (void)state;
     Recording r = recording_model("tiny", true);
     Program *off = differentiated(r.p, false), *on = differentiated(r.p, true);
+    assert_true(backward_ops(on, OP_ATTENTION_BWD) > 0);
+    assert_int_equal(backward_ops(on, OP_ATTENTION_BWD), backward_ops(off, OP_ATTENTION_BWD));
     for (int32_t i = 0; i < on->n_ops; i++) {
         const Op *op = &on->op[i];
         if (!in_evoformer(on, op) || op->kind != OP_ATTENTION_BWD) continue;
+        assert_int_equal(op->n_in, 9);
         assert_int_equal(op->in[6], VAL_NONE);
         const Op *gate = &on->op[on->value[op->in[8]].def_op];
         assert_int_equal(gate->kind, OP_LINEAR_GATE_DX);
