@@ -23,6 +23,7 @@ static bool is_boundary(const OpCall *call)
 
 void steady_mark(const Program *p, int n_calls, OpCall *call)
 {
+    _Static_assert(OP_MAX_IN <= 32, "a bit of OpCall.steady for each input");
     bool behind = false;
     if (writes_parameters(p)) return;
     for (int n = 0; n < n_calls; n++) {

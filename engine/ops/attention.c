@@ -345,8 +345,7 @@ static Status attention_bwd_infer(const Program *p, const Op *op, Tensor *out, i
     bool one = (o != NULL) != (delta != NULL); /* delta is all that o is for */
     if (!one || !lse || !rule_same(go, q) || !rule_same(o ? o : q, q) || !rule_same(lse, &want) ||
         !rule_same(delta ? delta : &sums, &sums))
-        return rule_bad_shape(p, op,
-                              "do q k v mask? bias? o? lse[G?,B,H,N] delta[G?,B,N,H]?, o or delta = sums of do o");
+        return rule_bad_shape(p, op, "do q k v mask? bias? o? lse[G?,B,H,N] delta[*,H]?, one of o and delta");
     for (int i = 0; i < 3; i++) out[i] = *rule_in(p, op, 1 + i);
     *n_out = 3;
     if (!rule_in(p, op, 5)) return OK;

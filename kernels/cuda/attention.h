@@ -45,7 +45,7 @@ Att att_make(const Tensor *q, const Tensor *k, const Tensor *mask, const void *m
 /* Operands of the fused ops; NULL where absent. */
 template <typename T> struct AttOperands {
     const T *q, *k, *v, *bias, *gate, *go, *o_in;
-    const float *lse_in, *delta; /* delta: or o_in */
+    const float *lse_in, *delta; /* backward has delta or o_in */
     T *o, *y, *dq, *dk, *dv, *dbias;
     float *lse;
 };
@@ -56,7 +56,7 @@ size_t att_mma_forward_scratch(const Att &a, bool bias);
 Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
 bool att_wgmma_fits(const Att &a, bool bias); /* of those that att_mma_fits */
 size_t att_wgmma_backward_scratch(const Att &a, bool bias);
-/* with delta */
+/* x.delta has to be there: att_mma_backward_launch(), which calls this one, sums it where it is not. */
 Status att_wgmma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
 size_t att_mma_backward_scratch(const Att &a, bool bias, bool delta);
 Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);

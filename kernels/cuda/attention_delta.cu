@@ -1,5 +1,5 @@
-/* delta = sums over heads of do o, for the backward kernels of attention where the gradient of a gate in front did not
- * leave it. */
+/* delta = sums over heads of do o: for the gradient of a gate whose kernel does not leave them (linear_gate_dx.cu), and
+ * for the backward kernels of attention where no gradient of a gate did. */
 #include "kernels/cuda/attention.h"
 
 enum { DELTA_THREADS = 256 };

@@ -1,4 +1,5 @@
-/* Fused attention in bf16, backward. With p = exp(s - lse), delta = sum_d do o (Dao et al. 2022):
+/* Fused attention in bf16, backward. With p = exp(s - lse), delta = sum_d do o (Dao et al. 2022; an operand, or summed
+ * in front):
  *   dp = do v^T, ds = p (dp - delta), dq = scale ds k, dk = scale ds^T q, dv = p^T do, dbias = sum over rows of ds.
  *
  * Two kernels, each recomputing p: the first owns queries (dq, dbias; it also leaves lse and delta ready for the

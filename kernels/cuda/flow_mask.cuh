@@ -1,5 +1,5 @@
-/* Dropout at the edge of a product whose rows flow past (flow.cuh): a warp draws the masks of its sixteen rows of a
- * tile as bits, and again only where they change. */
+/* Dropout beside a product whose rows flow past, of its result (flow.cuh) or of what it multiplies (product_gate.cuh):
+ * a warp draws the masks of its sixteen rows of a tile as bits, and again only where they change. */
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_MASK_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_MASK_CUH
 

@@ -1,4 +1,5 @@
-/* The gradient of a gate behind a product's: one kernel (product_gate.cuh), or in its two parts. */
+/* The gradient of a gate behind a product's: one kernel (product_gate.cuh), or in its two parts. What the kernel does
+ * not take of a dropout in front and of sums over heads behind runs by itself. */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/pointwise.h"

@@ -38,7 +38,7 @@ static __host__ __device__ int64_t parts_of(int64_t count, int part)
     return (count + part - 1) / part;
 }
 
-/* Parts so small that the parts of one side, times the other side, fill the device. */
+/* Parts so small that the parts of one side, times the other side, fill the device: four blocks an SM of an H100. */
 static int part_of(int64_t blocks, int64_t frames, int64_t points)
 {
     int part = PART_MAX;
