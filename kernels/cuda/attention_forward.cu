@@ -1,4 +1,5 @@
 /* Fused attention in bf16, forward: mask and bias made ready for att_forward.cuh, and the launches. */
+#include "kernels/cuda/att_bias.cuh"
 #include "kernels/cuda/att_forward.cuh"
 
 static ForwardPlan forward_plan(const Att &a, bool bias)
@@ -41,32 +42,15 @@ __device__ __forceinline__ void forward_prepare_bias(const Att &a, const bf16 *b
     int piece = (int)(id / 512 % pieces), tile = (int)(id / 512 / pieces % tiles),
         group = (int)(id / 512 / pieces / tiles);
     if (group >= a.g) return;
-    int64_t head_step = (int64_t)tiles * pieces * PIECE_ELEMENTS;
+    int64_t head_step = (int64_t)tiles * pieces * PIECE_ELEMENTS, at[8];
     out += (int64_t)group * a.h * head_step + id % (512 * (int64_t)pieces * tiles) * 8;
     int row = tile * 64 + warp * 16 + lane / 4, column = piece * 64 + i * 16 + lane % 4 * 2;
-    bf16 x[8][H ? H : 1];
-    int64_t at[8];
 #pragma unroll
     for (int k = 0; k < 8; k++) {
         int q = row + (k >> 1 & 1) * 8, j = column + (k & 1) + (k >> 2) * 8;
         at[k] = q < a.n && j < a.m ? a.bias_index(group, q, j, 0) : -1;
-        if constexpr (H == 8)
-            *reinterpret_cast<uint4 *>(x[k]) =
-                at[k] < 0 ? make_uint4(0, 0, 0, 0) : *reinterpret_cast<const uint4 *>(bias + at[k]);
-        else if constexpr (H == 4)
-            *reinterpret_cast<uint2 *>(x[k]) =
-                at[k] < 0 ? make_uint2(0, 0) : *reinterpret_cast<const uint2 *>(bias + at[k]);
     }
-    for (int head = 0; head < a.h; head++) {
-        Pack<bf16> y;
-#pragma unroll
-        for (int k = 0; k < 8; k++)
-            if constexpr (H > 0)
-                y.v[k] = x[k][head];
-            else
-                y.v[k] = at[k] < 0 ? from_float<bf16>(0.0f) : bias[at[k] + head];
-        store_pack(out + head * head_step, y);
-    }
+    att_bias_heads<H>(a, bias, reinterpret_cast<uint4 *>(out), head_step / 8, at);
 }
 
 /* Blocks of four rows of the mask, then of 128 lanes of the bias. */

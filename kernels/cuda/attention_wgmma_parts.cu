@@ -1,32 +1,6 @@
 /* Backward attention on wgmma: what its kernel reads besides the operands, and the sum of dbias over its blocks. */
 #include "kernels/cuda/att_backward.cuh"
-
-/* All heads of eight pairs: H of them, 0 for any number. */
-template <int H>
-__device__ __forceinline__ void bw_prepare_heads(const Att &a, const bf16 *bias, uint4 *out, int64_t head_step,
-                                                 const int64_t (&at)[8])
-{
-    __align__(16) bf16 x[8][H ? H : 1];
-#pragma unroll
-    for (int e = 0; e < 8; e++)
-        if constexpr (H == 8)
-            *reinterpret_cast<uint4 *>(x[e]) =
-                at[e] < 0 ? make_uint4(0, 0, 0, 0) : *reinterpret_cast<const uint4 *>(bias + at[e]);
-        else if constexpr (H == 4)
-            *reinterpret_cast<uint2 *>(x[e]) =
-                at[e] < 0 ? make_uint2(0, 0) : *reinterpret_cast<const uint2 *>(bias + at[e]);
-#pragma unroll
-    for (int head = 0; head < (H ? H : a.h); head++) {
-        __align__(16) bf16 v[8];
-#pragma unroll
-        for (int e = 0; e < 8; e++)
-            if constexpr (H > 0)
-                v[e] = x[e][head];
-            else
-                v[e] = at[e] < 0 ? from_float<bf16>(0.0f) : bias[at[e] + head];
-        out[head * head_step] = *reinterpret_cast<const uint4 *>(v);
-    }
-}
+#include "kernels/cuda/att_bias.cuh"
 
 /* A piece of one group's bias */
 template <int H>
@@ -41,7 +15,7 @@ __device__ __forceinline__ void bw_prepare_bias(const Att &a, const bf16 *bias, 
         at[e] = key < a.m && query < a.n ? a.bias_index(group, query, key, 0) : -1;
     }
     out += group * a.h * head_step + (int64_t)(tile * steps + step) * BW_THREADS + threadIdx.x;
-    bw_prepare_heads<H>(a, bias, out, head_step, at);
+    att_bias_heads<H>(a, bias, out, head_step, at);
 }
 
 /* x as the sum of three bf16, then `last` */
