@@ -11,6 +11,7 @@
 
 typedef struct Overlap {
     const Program *in;
+    const bool *needed; /* of schedule_needed(), NULL: nothing runs aside */
     Program *p;
     int32_t *first_read; /* per value: first op that reads it after it was written, n_ops when none */
     int32_t *waits;      /* per op position: first collective to wait for there, -1 = none */
@@ -18,12 +19,15 @@ typedef struct Overlap {
     Val *arrived;        /* per value: what readers take after the wait */
 } Overlap;
 
-/* Whether enough runs between a collective and the first reader of its result, at `reader`. */
-static bool pays(const Program *p, int32_t collective, int32_t reader)
+/* Whether enough runs between a collective and the first reader of its result, at `reader`. What runs aside does not
+ * stay there; but the sum of a bucket of gradients comes behind it anyway. */
+static bool pays(const Overlap *o, int32_t collective, int32_t reader)
 {
+    const Program *p = o->in;
+    const bool *needed = p->op[collective].kind == OP_ALL_REDUCE ? NULL : o->needed;
     double wanted = schedule_aside_seconds(p, &p->op[collective]), meanwhile = 0;
     for (int32_t i = collective + 1; i < reader && meanwhile <= wanted; i++)
-        meanwhile += schedule_seconds(p, &p->op[i]);
+        if (!needed || !schedule_is_late(p, needed, &p->op[i])) meanwhile += schedule_seconds(p, &p->op[i]);
     return meanwhile > wanted;
 }
 
@@ -36,7 +40,7 @@ static void find_waits(Overlap *o)
         o->waits[i] = o->next_wait[i] = -1;
         if (schedule_is_collective(op)) {
             int32_t at = o->first_read[op->out[0]];
-            if (pays(p, i, at)) {
+            if (pays(o, i, at)) {
                 o->next_wait[i] = o->waits[at];
                 o->waits[at] = i;
                 o->p->op[i].stream = STREAM_COMM;
@@ -100,9 +104,9 @@ static void overlap(Overlap *o)
     if (o->p->loss != VAL_NONE && o->arrived[o->p->loss] != VAL_NONE) o->p->loss = o->arrived[o->p->loss];
 }
 
-static Status split_collectives(const Program *in, Program **out)
+static Status split_collectives(const Program *in, const bool *needed, Program **out)
 {
-    Overlap o = {.in = in};
+    Overlap o = {.in = in, .needed = needed};
     TRY(prog_clone(in, &o.p));
     size_t values = (size_t)in->n_values + 1, ops = (size_t)in->n_ops + 1;
     o.first_read = malloc(values * sizeof *o.first_read);
@@ -139,20 +143,37 @@ static Status advance(Program **now, Status status, Program **next)
     return OK;
 }
 
+/* What collectives hide behind; needed: as above. */
+static Status hide_collectives(Program **now, const bool *needed, const Switches *switches)
+{
+    Program *next = NULL;
+    bool groups = (*now)->dap > 1;
+    if (groups) TRY(advance(now, schedule_early(*now, &next), &next));
+    if (groups) TRY(advance(now, schedule_fill(*now, &next), &next));
+    if (groups && (*now)->loss != VAL_NONE && !switches->cuda_graph)
+        TRY(advance(now, schedule_defer(*now, &next), &next));
+    TRY(advance(now, split_collectives(*now, needed, &next), &next));
+    return groups ? advance(now, schedule_send(*now, &next), &next) : OK;
+}
+
 Status pass_schedule(const Program *in, const Switches *switches, Program **out)
 {
     Program *now = NULL, *next = NULL;
     bool aside = switches->cuda_graph && in->loss != VAL_NONE;
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
-    if (switches->comm_overlap && in->dap > 1) {
-        TRY(advance(&now, schedule_early(now, &next), &next));
-        TRY(advance(&now, schedule_fill(now, &next), &next));
+    if (switches->comm_overlap) {
+        bool *needed = aside ? schedule_needed(now) : NULL;
+        Status status = OK;
+        if (aside && !needed) {
+            status = status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", now->n_ops);
+            prog_destroy(&now);
+        } else {
+            status = hide_collectives(&now, needed, switches);
+        }
+        free(needed);
+        TRY(status);
     }
-    if (switches->comm_overlap && in->loss != VAL_NONE && in->dap > 1 && !aside)
-        TRY(advance(&now, schedule_defer(now, &next), &next));
-    if (switches->comm_overlap) TRY(advance(&now, split_collectives(now, &next), &next));
-    if (switches->comm_overlap && in->dap > 1) TRY(advance(&now, schedule_send(now, &next), &next));
     if (aside) TRY(advance(&now, schedule_aside(now, &next), &next));
     for (int32_t i = 0; i < now->n_ops; i++) now->op[i].segment = switches->cuda_graph ? 0 : -1;
     *out = now;

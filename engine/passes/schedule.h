@@ -18,6 +18,10 @@ Status schedule_send(const Program *in, Program **out);
 
 /* schedule_aside.c: gradients of parameters in groups beside the computation. Program with a loss; last of all. */
 Status schedule_aside(const Program *in, Program **out);
+/* Per value: whether it, or what it is another name of, is read by an op that cannot run aside. NULL: out of memory. */
+bool *schedule_needed(const Program *program);
+/* An op that writes gradients of parameters or what is added up to them; one that reads nothing else: runs aside. */
+bool schedule_is_late(const Program *program, const bool *needed, const Op *op);
 
 /* schedule_time.c: a guess of an op's seconds, good enough to weigh a collective against what could run meanwhile. */
 double schedule_seconds(const Program *program, const Op *op);

@@ -19,9 +19,8 @@ enum { GROUP_OPS = 16, LEAST_OPS = 2, LEFT_PER_OP = 4 };
 typedef struct Aside {
     const Program *in;
     Program *p;
-    bool *late;   /* per op of `in` */
-    bool *needed; /* per root value of `in`: read by an op that cannot run aside */
-    Op *side;     /* late ops in their order: first those that were started, then those held back */
+    bool *late; /* per op of `in` */
+    Op *side;   /* late ops in their order: first those that were started, then those held back */
     int32_t started, count;
     int32_t begin[ASIDE_GROUPS + 1]; /* of `side`: group g in flight is [begin[g], begin[g + 1]) */
     int groups;
@@ -44,10 +43,8 @@ static bool lives_in(const Program *p, int n, const Val *v, Place place)
     return there > 0;
 }
 
-/* An op that writes gradients of parameters or what is added up to them; one that reads nothing else. */
-static bool is_late(const Aside *a, const Op *op)
+bool schedule_is_late(const Program *p, const bool *needed, const Op *op)
 {
-    const Program *p = a->in;
     bool backward = op->stage == STAGE_BACKWARD || op->stage == STAGE_SYNC;
     if (!backward || op->stream || op->send.active) return false;
     if (op_def(op->kind)->flags & (OPF_COMM | OPF_EFFECT | OPF_ALIAS)) return false;
@@ -56,23 +53,24 @@ static bool is_late(const Aside *a, const Op *op)
         if (op->out[k] == VAL_NONE) continue;
         const Value *v = &p->value[op->out[k]];
         if (v->place == PLACE_GRAD) continue;
-        if (v->place != PLACE_ARENA || v->output || a->needed[root_of(p, op->out[k])]) return false;
+        if (v->place != PLACE_ARENA || v->output || needed[root_of(p, op->out[k])]) return false;
     }
     return op->n_out > 0;
 }
 
-static void find_late(Aside *a)
+bool *schedule_needed(const Program *p)
 {
-    const Program *p = a->in;
-    if (p->loss != VAL_NONE) a->needed[root_of(p, p->loss)] = true;
+    bool *needed = calloc((size_t)p->n_values + 1, sizeof *needed);
+    if (!needed) return NULL;
+    if (p->loss != VAL_NONE) needed[root_of(p, p->loss)] = true;
     for (int32_t i = p->n_ops - 1; i >= 0; i--) {
         const Op *op = &p->op[i];
-        a->late[i] = is_late(a, op);
         bool adds_up = op->kind == OP_ADD || op->kind == OP_CAST;
-        if (a->late[i] && adds_up) continue;
+        if (adds_up && schedule_is_late(p, needed, op)) continue;
         for (int k = 0; k < op->n_in; k++)
-            if (op->in[k] != VAL_NONE) a->needed[root_of(p, op->in[k])] = true;
+            if (op->in[k] != VAL_NONE) needed[root_of(p, op->in[k])] = true;
     }
+    return needed;
 }
 
 static void start_group(Aside *a)
@@ -130,19 +128,19 @@ Status schedule_aside(const Program *in, Program **out)
 {
     Aside a = {.in = in};
     TRY(prog_clone(in, &a.p));
+    bool *needed = schedule_needed(in);
     a.late = calloc((size_t)in->n_ops + 1, sizeof *a.late);
-    a.needed = calloc((size_t)in->n_values + 1, sizeof *a.needed);
     a.side = malloc(((size_t)in->n_ops + 1) * sizeof *a.side);
     Status status = OK;
-    if (!a.late || !a.needed || !a.side) {
+    if (!a.late || !needed || !a.side) {
         status = status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", in->n_ops);
     } else {
-        find_late(&a);
+        for (int32_t i = 0; i < in->n_ops; i++) a.late[i] = schedule_is_late(in, needed, &in->op[i]);
         take_aside(&a);
         status = prog_status(a.p);
     }
     free(a.late);
-    free(a.needed);
+    free(needed);
     free(a.side);
     if (status == OK)
         *out = a.p;
