@@ -23,17 +23,23 @@ __device__ __forceinline__ void peer_raise(uint32_t *flag, uint32_t turn)
 }
 
 /* What this thread and those it is synchronized with stored, tensor copies that were waited for among it, is there
- * before what it adds or raises from now on. Not __threadfence_system(), a membar.sys: that puts fences of all threads
+ * before what it tells or raises from now on. Not __threadfence_system(), a membar.sys: that puts fences of all threads
  * into one order (fence.sc in PTX), which no flag here needs and which takes longer. */
 __device__ __forceinline__ void peer_fence()
 {
     asm volatile("fence.acq_rel.sys;" ::: "memory");
 }
 
-/* Ordered behind peer_fence(). */
-__device__ __forceinline__ void peer_add(uint32_t *flag)
+/* For threads of this GPU, one of which will tell the others behind a peer_fence() of its own. */
+__device__ __forceinline__ void peer_fence_here()
 {
-    asm volatile("red.relaxed.sys.global.add.u32 [%0], 1;" ::"l"(flag) : "memory");
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+/* Ordered behind peer_fence(). */
+__device__ __forceinline__ void peer_tell(uint32_t *flag, uint32_t turn)
+{
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(turn) : "memory");
 }
 
 __device__ __forceinline__ uint32_t peer_look(const uint32_t *flag)

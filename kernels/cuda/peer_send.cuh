@@ -25,7 +25,7 @@ struct PeerSend {
     bool loopback;   /* the other ranks do not exist: what they would send is what this one sends them */
     PeerRows rows;
     void *out[PEER_RANKS];      /* of every rank: the output, or where parts of a sum land */
-    uint32_t *flag[PEER_RANKS]; /* of every rank: [turn that is here, senders that have finished][rank] */
+    uint32_t *flag[PEER_RANKS]; /* of every rank: [turn that is here, turn that has finished][rank] */
     uint32_t *turn;             /* own: turns done, senders that have finished, those of earlier turns */
     uint32_t *failed;           /* own: nobody waits any more */
     PeerStatus *status;
@@ -70,19 +70,22 @@ struct PeerSender {
         met |= 1u << rank;
     }
 
-    /* senders: how many threads of the grid call it, the same number on all ranks */
+    /* senders: how many threads of the grid call it. They count on this GPU, and the last one tells the other ranks:
+     * what it knows of the others' stores its fence covers too (causality order of PTX is transitive). One flag a rank
+     * takes 2 us less than each sender's own fence across the system and count over there. */
     __device__ __forceinline__ void finish(uint32_t senders) const
     {
         if (s.loopback || s.ranks == 0) return;
-        uint32_t before = __ldcg(s.turn + 2);
-        peer_fence();
-        for (int k = 1; k < s.ranks; k++) peer_add(s.flag[(s.rank + k) % s.ranks] + PEER_RANKS + s.rank);
+        uint32_t before = __ldcg(s.turn + 2), turn = __ldcg(s.turn) + 1;
+        peer_fence_here();
         if (atomicAdd(s.turn + 1, 1u) != before + senders - 1) return;
+        peer_fence();
+        for (int k = 1; k < s.ranks; k++) peer_tell(s.flag[(s.rank + k) % s.ranks] + PEER_RANKS + s.rank, turn);
         for (int k = 1; k < s.ranks; k++) {
             int other = (s.rank + k) % s.ranks;
-            peer_await(s, s.flag[s.rank] + PEER_RANKS + other, before + senders, other);
+            peer_await(s, s.flag[s.rank] + PEER_RANKS + other, turn, other);
         }
-        s.turn[0] = __ldcg(s.turn) + 1;
+        s.turn[0] = turn;
         s.turn[2] = before + senders;
     }
 };
