@@ -116,7 +116,7 @@ static bool group_streams(const Group *g, StreamProblem *p)
     if (g->type != DT_BF16 || g->rows < 4096 || !weights_adjoin(g)) return false;
     p->x = (const bf16 *)g->x, p->w = (const bf16 *)g->w[0];
     p->rows = (int)g->rows, p->members = g->members;
-    p->relu = g->relu;
+    p->relu = g->relu, p->early = g->early;
     for (int k = 0; k < g->members; k++) {
         p->y[k] = (bf16 *)g->y[k];
         p->bias[k] = g->bias[k];

@@ -25,6 +25,19 @@ template <bool ACROSS_A, bool ACROSS_B> struct GroupProduct<8, ACROSS_A, ACROSS_
                      : "l"(a), "l"(b), "n"(ACROSS_A ? 1 : 0), "n"(ACROSS_B ? 1 : 0), "r"(accumulate));
     }
 };
+template <bool ACROSS_A, bool ACROSS_B> struct GroupProduct<32, ACROSS_A, ACROSS_B> {
+    static __device__ __forceinline__ void step(float (&d)[16], uint64_t a, uint64_t b, int accumulate)
+    {
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %20, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                     "%16, %17, p, 1, 1, %18, %19;\n}\n"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+                       "+f"(d[15])
+                     : "l"(a), "l"(b), "n"(ACROSS_A ? 1 : 0), "n"(ACROSS_B ? 1 : 0), "r"(accumulate));
+    }
+};
 template <bool ACROSS_A, bool ACROSS_B> struct GroupProduct<64, ACROSS_A, ACROSS_B> {
     static __device__ __forceinline__ void step(float (&d)[32], uint64_t a, uint64_t b, int accumulate)
     {

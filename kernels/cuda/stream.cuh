@@ -18,7 +18,7 @@ struct StreamProblem {
     bf16 *y[STREAM_MEMBERS];
     const float *bias[STREAM_MEMBERS];
     int start[STREAM_MEMBERS + 1];
-    bool relu;
+    bool relu, early; /* early: w before stage_wait() */
     /* one member stored in groups (column_group > 0): row (high, low) and column (high, low) of 2^row_shift rows and
      * column_group columns, a multiple of 8, lie at high * step + low * row_step (+ column low) */
     int row_shift, column_group;
@@ -52,7 +52,7 @@ __device__ __forceinline__ void stream_load(uint32_t shared, const bf16 *p, int 
 }
 
 template <int K, int NB> struct StreamShape {
-    static constexpr int HALF = NB / 2, PITCH = HALF + 8, STAGES = K > 128 ? 2 : 4;
+    static constexpr int HALF = NB / 2, PITCH = HALF + 8, STAGES = K > 128 && NB > 64 ? 2 : 4;
     static constexpr int W_BYTES = NB * K * 2, X_BYTES = STREAM_ROWS * K * 2, OUT_BYTES = STREAM_ROWS * PITCH * 2;
     static constexpr int BYTES = W_BYTES + STAGES * X_BYTES + 2 * OUT_BYTES;
 };
@@ -110,13 +110,16 @@ __device__ __forceinline__ int stream_member(const StreamProblem &p, int column)
 template <int K, int NB>
 __global__ void __launch_bounds__(STREAM_THREADS, 1) stream_kernel(const __grid_constant__ StreamProblem p)
 {
-    stage_wait();
-    peer_send_begin(p.send);
     typedef StreamShape<K, NB> S;
     extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared), xs = base + S::W_BYTES;
+    int block = blockIdx.x % p.column_blocks;
+    if (p.early) stream_load<K, NB>(base, p.w, block * NB, p.columns);
+    stage_wait();
+    peer_send_begin(p.send);
+    if (!p.early) stream_load<K, NB>(base, p.w, block * NB, p.columns);
     int group = threadIdx.x / 128, thread = threadIdx.x % 128;
-    int block = blockIdx.x % p.column_blocks, first = blockIdx.x / p.column_blocks, step = gridDim.x / p.column_blocks;
+    int first = blockIdx.x / p.column_blocks, step = gridDim.x / p.column_blocks;
     int tiles = (p.rows + STREAM_ROWS - 1) / STREAM_ROWS, column0 = block * NB + group * S::HALF;
     bf16 *stage = reinterpret_cast<bf16 *>(shared + S::W_BYTES + S::STAGES * S::X_BYTES + group * S::OUT_BYTES);
 
@@ -135,7 +138,6 @@ __global__ void __launch_bounds__(STREAM_THREADS, 1) stream_kernel(const __grid_
                            p.send.ranks && member == p.sent ? column - p.start[member] : -1};
     PeerSender sender(p.send);
 
-    stream_load<K, NB>(base, p.w, block * NB, p.columns);
 #pragma unroll
     for (int s = 0; s < S::STAGES - 1; s++) {
         int tile = first + s * step;
@@ -193,10 +195,11 @@ template <int K, int NB> static Status stream_launch_shape(StreamProblem p, cuda
     return cuda_launched("stream_kernel");
 }
 
-/* Blocks of 256 columns where they divide the columns, else 128. */
+/* Blocks of 256 columns where they divide the columns, else of 128; few columns of a long inner extent in one of 64. */
 static inline Status stream_launch(const StreamProblem &p, int64_t inner, cudaStream_t stream)
 {
     bool wide = p.columns % 256 == 0;
+    if (inner == 256 && p.columns <= 64) return stream_launch_shape<256, 64>(p, stream);
     if (inner == 64) return wide ? stream_launch_shape<64, 256>(p, stream) : stream_launch_shape<64, 128>(p, stream);
     if (inner == 128) return wide ? stream_launch_shape<128, 256>(p, stream) : stream_launch_shape<128, 128>(p, stream);
     return wide ? stream_launch_shape<256, 256>(p, stream) : stream_launch_shape<256, 128>(p, stream);
