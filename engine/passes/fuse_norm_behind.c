@@ -1,7 +1,6 @@
 /* Layer norms move into the op that computes what they normalize: it has whole rows at hand, which then are not read
- * again. After differentiation, so that gradients are those of the two apart, and after sharding: what a collective
- * reads, too, stays as it is, so that the collective starts when that is there or is sent by the op (schedule_send.c),
- * whose kernel does not do both. */
+ * again. After differentiation, so that gradients are those of the two apart, and after sharding: a layer norm of what
+ * a collective has brought has no such op in front. */
 #include <stdlib.h>
 
 #include "engine/passes/edit.h"
@@ -24,26 +23,13 @@ static const Behind *behind_of(const Op *op)
     return NULL;
 }
 
-/* exchanged: per value, a collective reads it */
-static bool *find_exchanged(const Program *p)
-{
-    bool *exchanged = calloc((size_t)p->n_values + 1, sizeof *exchanged);
-    for (int32_t i = 0; exchanged && i < p->n_ops; i++) {
-        const Op *op = &p->op[i];
-        if (!(op_def(op->kind)->flags & OPF_COMM)) continue;
-        for (int k = 0; k < op->n_in; k++)
-            if (op->in[k] != VAL_NONE) exchanged[op->in[k]] = true;
-    }
-    return exchanged;
-}
-
 /* The op that takes in op `at`, a layer norm; NULL when there is none. */
-static Op *taker_of(const Program *p, const bool *exchanged, int32_t at)
+static Op *taker_of(const Program *p, int32_t at)
 {
     const Op *norm = &p->op[at];
     if (norm->kind != OP_LAYER_NORM_FUSED || norm->stage != STAGE_FORWARD) return NULL;
     const Value *x = &p->value[norm->in[0]];
-    if (x->def_op < 0 || x->place != PLACE_ARENA || x->alias != VAL_NONE || exchanged[norm->in[0]]) return NULL;
+    if (x->def_op < 0 || x->place != PLACE_ARENA || x->alias != VAL_NONE) return NULL;
     Op *op = &p->op[x->def_op];
     const Behind *behind = behind_of(op);
     bool alike = op->stage == norm->stage && op->block == norm->block && op->full_precision == norm->full_precision;
@@ -66,16 +52,15 @@ static void take(Op *op, const Op *norm)
 
 Status fuse_norm_behind(Program *p)
 {
-    bool *exchanged = find_exchanged(p), *gone = calloc((size_t)p->n_ops + 1, sizeof *gone);
-    bool room = exchanged && gone;
-    for (int32_t i = 0; room && i < p->n_ops; i++) {
-        Op *taker = taker_of(p, exchanged, i);
+    bool *gone = calloc((size_t)p->n_ops + 1, sizeof *gone);
+    if (!gone) return status_fail(ERR_MEMORY, "out of memory for the layer norms of %d ops", p->n_ops);
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        Op *taker = taker_of(p, i);
         if (!taker) continue;
         take(taker, &p->op[i]);
         gone[i] = true;
     }
-    if (room) edit_close_gaps(p, gone);
-    free(exchanged);
+    edit_close_gaps(p, gone);
     free(gone);
-    return room ? OK : status_fail(ERR_MEMORY, "out of memory for the layer norms of %d ops", p->n_ops);
+    return OK;
 }
