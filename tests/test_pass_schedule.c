@@ -90,6 +90,46 @@ static void the_msa_exchange_hides_behind_the_pair_stack(void **state)
     recording_free(&r);
 }
 
+static OpKind writer_kind(const Program *p, Val v)
+{
+    int32_t op = p->value[v].def_op;
+    return op < 0 ? OP_COUNT : p->op[op].kind;
+}
+
+/* Without gradients what the row attentions compute is exchanged, not the sums behind them: the MSA's other operand is
+ * where it came from, the pairs' one goes with it. */
+static void a_branch_is_summed_behind_its_exchange(void **state)
+{
+    (void)state;
+    for (int setting = 0; setting < 3; setting++) {
+        bool loss = setting == 1, overlaps = setting < 2;
+        Recording r = recording_model("initial_training", loss);
+        Switches s = overlapping(2, 1);
+        s.comm_overlap = overlaps;
+        s.fused_attention = s.fused_pointwise = s.fused_layernorm = true;
+        Program *p = passed(r.p, &s, PASS_AUTODIFF);
+        int early = 0, late = 0, kept = 0, moved = 0;
+        for (int32_t i = 0; i < p->n_ops; i++) {
+            const Op *op = &p->op[i];
+            bool exchange = op->kind == OP_ALL_TO_ALL && op->stage == STAGE_FORWARD;
+            early += exchange && writer_kind(p, op->in[0]) == OP_ATTENTION;
+            late += exchange && writer_kind(p, op->in[0]) == OP_LINEAR_RESIDUAL && op->block >= 0 &&
+                    p->op[p->value[op->in[0]].def_op].in[4] == VAL_NONE;
+            if (op->kind != OP_LINEAR_RESIDUAL || writer_kind(p, op->in[1]) != OP_ALL_TO_ALL) continue;
+            kept += writer_kind(p, op->in[0]) == OP_TRANSITION;
+            moved += writer_kind(p, op->in[0]) == OP_ALL_TO_ALL;
+        }
+        if (overlaps && !loss) {
+            assert_true(early >= 2 * 48 && kept >= 47 && moved >= 48);
+            assert_int_equal(early, kept + moved);
+        } else {
+            assert_true(early == 0 && late >= 2 * 48);
+        }
+        prog_destroy(&p);
+        recording_free(&r);
+    }
+}
+
 static void without_the_switch_nothing_is_split(void **state)
 {
     (void)state;
@@ -301,6 +341,7 @@ int main(void)
         cmocka_unit_test(every_start_has_a_wait_in_front_of_its_reader),
         cmocka_unit_test(the_msa_exchange_hides_behind_the_pair_stack),
         cmocka_unit_test(weight_gradients_run_behind_collectives),
+        cmocka_unit_test(a_branch_is_summed_behind_its_exchange),
         cmocka_unit_test(without_the_switch_nothing_is_split),
         cmocka_unit_test(squares_cover_the_gradient_once),
         cmocka_unit_test(graphs_are_one_segment),
