@@ -39,6 +39,11 @@ static Status allocate(Peer *p)
     CUDA_TRY(cudaMemset(p->flags[p->rank], 0, bytes));
     CUDA_TRY(cudaMemset(p->turn, 0, (turns + 1) * sizeof *p->turn));
     p->failed = p->turn + turns;
+    for (int k = 0; k < PEER_CHANNELS; k++) {
+        CUDA_TRY(cudaStreamCreateWithFlags(&p->beside[k].stream, cudaStreamNonBlocking));
+        CUDA_TRY(cudaEventCreateWithFlags(&p->beside[k].fork, cudaEventDisableTiming));
+        CUDA_TRY(cudaEventCreateWithFlags(&p->beside[k].join, cudaEventDisableTiming));
+    }
     CUDA_TRY(cudaHostAlloc((void **)&p->status, sizeof *p->status, cudaHostAllocMapped));
     p->status->lost = p->status->abort = 0;
     p->status->seconds = ANSWER_SECONDS;
@@ -145,6 +150,11 @@ void peer_close(Peer **peer)
     unmap(p, (void **)p->flags);
     cudaFree(p->flags[p->rank]);
     cudaFree(p->turn);
+    for (int k = 0; k < PEER_CHANNELS; k++) {
+        if (p->beside[k].stream) cudaStreamDestroy(p->beside[k].stream);
+        if (p->beside[k].fork) cudaEventDestroy(p->beside[k].fork);
+        if (p->beside[k].join) cudaEventDestroy(p->beside[k].join);
+    }
     if (p->status) cudaFreeHost(p->status);
     free(p);
     *peer = NULL;
@@ -266,16 +276,23 @@ static Status copy_piece(const Shape *s, const Cut *to, const void *in, int slic
                       "copy to a peer");
 }
 
-static Status send_by_engines(const Peer *p, PeerArguments *a, const Shape *s, cudaStream_t stream)
+static Status send_by_engines(const Peer *p, PeerArguments *a, const Shape *s, int channel, cudaStream_t stream)
 {
     Cut contiguous = {s->piece, 0};
     const Cut *to = a->direct ? &s->receive : &contiguous;
+    if (a->direct) { /* the own piece: as long a copy as another rank's, by another engine */
+        cudaStream_t beside = p->beside[channel].stream;
+        CUDA_TRY(cudaEventRecord(p->beside[channel].fork, stream));
+        CUDA_TRY(cudaStreamWaitEvent(beside, p->beside[channel].fork, 0));
+        TRY(copy_piece(s, &s->receive, a->in, p->rank, a->out, p->rank, beside));
+        CUDA_TRY(cudaEventRecord(p->beside[channel].join, beside));
+    }
     launch(peer_meet_kernel, 1, WARP, 0, stream, *a);
     for (int k = 1; k < p->ranks; k++) {
         int r = (p->rank + k) % p->ranks;
         TRY(copy_piece(s, to, a->in, r, a->landing[r], p->rank, stream));
     }
-    if (a->direct) TRY(copy_piece(s, &s->receive, a->in, p->rank, a->out, p->rank, stream));
+    if (a->direct) CUDA_TRY(cudaStreamWaitEvent(stream, p->beside[channel].join, 0));
     launch(peer_meet_kernel, 1, WARP, 0, stream, *a);
     a->arrived = true;
     return cuda_launched("peer_meet_kernel");
@@ -308,7 +325,7 @@ static Status exchange(const Peer *p, const OpCall *call, const void *in, void *
     a.failed = p->failed;
     a.status = p->status;
     if (engines_can(p, &a, s, channel)) {
-        TRY(send_by_engines(p, &a, s, stream));
+        TRY(send_by_engines(p, &a, s, channel, stream));
         if (a.direct) return OK;
     }
     int64_t all = s->piece | s->in | s->out | s->send.part | s->send.whole | s->receive.part | s->receive.whole |

@@ -26,6 +26,10 @@ struct Peer {
     pid_t pid[PEER_RANKS];   /* 0: processes of the others cannot be seen */
     double looked_s;
     int most_blocks[PEER_CHANNELS];
+    struct {
+        cudaStream_t stream; /* of copies within this GPU while copy engines send */
+        cudaEvent_t fork, join;
+    } beside[PEER_CHANNELS];
 };
 
 /* The one that an address lies in, or NULL. */
