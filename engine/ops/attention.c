@@ -266,11 +266,13 @@ static Status attention_infer(const Program *p, const Op *op, Tensor *out, int *
     AttShape s;
     TRY(attention_check(p, op, 0, &s));
     const Tensor *q = rule_in(p, op, 0), *gate = rule_in(p, op, 5);
-    if (gate && !rule_same(gate, q)) return rule_bad_shape(p, op, "a gate like q");
+    bool twice = op->attr.i[3] != 0;
+    if ((gate && !rule_same(gate, q)) || (twice && !gate)) return rule_bad_shape(p, op, "a gate like q");
     out[0] = *q;
     out[1] = att_score_tensor(&s, 0, rule_grad_dtype(s.dtype));
     if (gate) out[2] = *q;
-    *n_out = gate ? 3 : 2;
+    if (twice) out[3] = *q;
+    *n_out = twice ? 4 : gate ? 3 : 2;
     return OK;
 }
 
@@ -330,8 +332,8 @@ const OpDef op_attention = {.name = "attention",
                             .cost = attention_cost,
                             .exact_in = 1 << 3,
                             .exact_out = 1 << 1,
-                            .optional_out = 1 << 1 | 1 << 2,
-                            .int_name = {"heads", "column", "bias_t"},
+                            .optional_out = 1 << 1 | 1 << 2 | 1 << 3,
+                            .int_name = {"heads", "column", "bias_t", "twice"},
                             .real_name = {"scale", "inf"}};
 
 static Status attention_bwd_infer(const Program *p, const Op *op, Tensor *out, int *n_out)

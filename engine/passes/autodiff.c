@@ -163,11 +163,8 @@ Status pass_autodiff(const Program *in, const Switches *switches, Program **out)
         prog_destroy(&p);
         p = pruned;
         if (status == OK) status = gradient_sync(p, switches);
-    } else if (p->dap > 1 && switches->comm_overlap) {
-        status = fuse_exchange(p, &pruned);
-        prog_destroy(&p);
-        p = pruned;
     }
+    if (status == OK && p->dap > 1 && switches->comm_overlap) status = fuse_exchange(p);
     /* selective recomputation repeats a layer norm of its own instead of keeping its result */
     bool moves = switches->fused_layernorm && switches->fused_pointwise && switches->checkpoint != CHECKPOINT_SELECTIVE;
     if (status == OK && moves) status = fuse_norm_behind(p);

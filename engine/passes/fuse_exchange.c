@@ -1,88 +1,123 @@
 /* Under dynamic axial parallelism the sum at the end of an attention's branch, r + f(x W), goes to the other layout by
  * an all_to_all behind it, which nothing hides. Its operands can go instead, the sum is then made where it is wanted:
- * x leaves while the attention runs (schedule_send.c), and r is there in time; often it came from that layout. Where a
- * gradient follows, x is wanted here as well, and the sum is exchanged as recorded. */
-#include "engine/passes/fuse.h"
-
+ * x leaves while the attention runs (schedule_send.c), and r is there in time; often it came from that layout. The
+ * attention gives what else reads x, a parameter's gradient, a copy that stays. */
 #include <stdlib.h>
 
 #include "engine/passes/edit.h"
-#include "engine/passes/replay.h"
+#include "engine/passes/fuse.h"
 
-typedef struct Exchange {
-    Replay replay;
-    const int32_t *uses;
-} Exchange;
+enum { GATE = 5, TWICE = 3, AGAIN = 3 /* of an attention: input; attribute, output */ };
 
-static bool read_once(const Exchange *e, Val v)
+/* Ops by their place before, values in the other layout. */
+typedef struct Branch {
+    int32_t sum, attention;
+    Val r; /* VAL_NONE: it has to be exchanged */
+} Branch;
+
+static bool stays_unseen(const Program *p, Val v)
 {
-    const Value *value = &e->replay.in->value[v];
-    return e->uses[v] == 1 && value->place == PLACE_ARENA && value->alias == VAL_NONE && !value->name && !value->output;
+    const Value *value = &p->value[v];
+    return value->place == PLACE_ARENA && value->alias == VAL_NONE && !value->name && !value->output;
 }
 
-/* The branch's end whose sum is all that an all_to_all takes; NULL when there is none. */
-static const Op *branch_of(const Exchange *e, const Op *op)
+/* The branch whose sum is all that op i, an all_to_all, takes; false where there is none. */
+static bool branch_of(const Program *p, int32_t i, const int32_t *uses, Branch *branch_out)
 {
-    const Program *in = e->replay.in;
-    if (op->kind != OP_ALL_TO_ALL || !read_once(e, op->in[0])) return NULL;
-    const Op *sum = &in->op[in->value[op->in[0]].def_op];
-    if (sum->kind != OP_LINEAR_RESIDUAL || sum->n_out != 1 || (sum->n_in > 4 && sum->in[4] != VAL_NONE)) return NULL;
-    int rank = in->value[op->in[0]].t.rank;
-    bool by_rows = op->attr.i[0] < rank - 1 && op->attr.i[1] < rank - 1 && read_once(e, sum->in[1]);
-    if (!by_rows) return NULL;
-    const Op *attention = &in->op[in->value[sum->in[1]].def_op];
-    bool rows = attention->kind == OP_ATTENTION && !attention->attr.i[1]; /* not over columns: its rows stay together */
-    return rows ? sum : NULL;
-}
-
-/* Whether the sum is a branch's that is made behind its exchange. */
-static bool is_put_off(const Exchange *e, int32_t i)
-{
-    const Program *in = e->replay.in;
-    const Op *op = &in->op[i];
-    if (op->kind != OP_LINEAR_RESIDUAL || !read_once(e, op->out[0])) return false;
-    for (int32_t k = i + 1; k < in->n_ops && in->op[k].block == op->block; k++)
-        if (in->op[k].in[0] == op->out[0]) return branch_of(e, &in->op[k]) == op;
-    return false;
-}
-
-/* What `op`, an all_to_all, makes of a value. */
-static Val exchanged(Exchange *e, const Op *op, Val old)
-{
-    const Program *in = e->replay.in;
-    int32_t writer = in->value[old].def_op;
-    const Op *before = writer >= 0 ? &in->op[writer] : NULL;
+    const Op *op = &p->op[i];
+    if (op->kind != OP_ALL_TO_ALL || op->stage != STAGE_FORWARD) return false;
+    if (uses[op->in[0]] != 1 || !stays_unseen(p, op->in[0])) return false;
+    Branch b = {.sum = p->value[op->in[0]].def_op, .r = VAL_NONE};
+    const Op *sum = &p->op[b.sum];
+    if (sum->kind != OP_LINEAR_RESIDUAL || sum->n_out != 1 || (sum->n_in > 4 && sum->in[4] != VAL_NONE)) return false;
+    int last = p->value[op->in[0]].t.rank - 1;
+    Val r = sum->in[0], x = sum->in[1];
+    if (op->attr.i[0] >= last || op->attr.i[1] >= last || !stays_unseen(p, x)) return false;
+    b.attention = p->value[x].def_op;
+    const Op *attention = &p->op[b.attention];
+    if (attention->kind != OP_ATTENTION || attention->attr.i[1]) return false; /* over columns its rows lie apart */
+    if (uses[x] > 1 && (attention->n_in <= GATE || attention->in[GATE] == VAL_NONE)) return false;
+    const Op *before = p->value[r].def_op >= 0 ? &p->op[p->value[r].def_op] : NULL;
     bool back = before && before->kind == OP_ALL_TO_ALL && before->attr.i[0] == op->attr.i[1] &&
                 before->attr.i[1] == op->attr.i[0];
-    if (back && !branch_of(e, before)) return replay_value(&e->replay, before->in[0]);
-    Val made = replay_value(&e->replay, old), out[OP_MAX_OUT];
-    prog_replay(e->replay.out, op, &made, out);
-    return out[0];
+    if (back) b.r = before->in[0];
+    *branch_out = b;
+    return true;
 }
 
-static void replay_one(Exchange *e, int32_t i)
+/* Appends an all_to_all like `op` of x; its result lies like that of `op`. */
+static Val push_exchange(Program *p, const Op *op, Val x)
 {
-    const Op *op = &e->replay.in->op[i], *sum = branch_of(e, op);
-    Val in[OP_MAX_IN], out[OP_MAX_OUT];
-    if (is_put_off(e, i)) return;
-    replay_inputs(&e->replay, sum ? sum : op, in);
-    if (!sum) {
-        replay_op(&e->replay, op, in);
-        return;
+    Op exchange = *op;
+    Value there = p->value[x];
+    there.t.shard = p->value[op->out[0]].t.shard;
+    for (int k = 0; k + 1 < there.t.rank; k++) there.t.dim[k] = p->value[op->out[0]].t.dim[k];
+    exchange.in[0] = x;
+    exchange.out[0] = edit_push_value(p, &there);
+    edit_push_op(p, &exchange);
+    return exchange.out[0];
+}
+
+/* The operands' exchanges instead of the sum's, and the sum; x: what the attention gives to the others. */
+static void push_branch(Program *p, const Op *op, Op sum, Val x, Val r)
+{
+    p->value[sum.out[0]].def_op = -1; /* nobody makes it */
+    sum.in[0] = r == VAL_NONE ? push_exchange(p, op, sum.in[0]) : r;
+    sum.in[1] = push_exchange(p, op, x);
+    sum.out[0] = op->out[0];
+    edit_push_op(p, &sum);
+}
+
+/* x of a branch that others read too: the attention gives it twice. Returns what goes to the others. */
+static Val give_twice(Program *p, Op *attention)
+{
+    Value other = p->value[attention->out[0]];
+    attention->out[AGAIN] = attention->out[0];
+    attention->out[0] = edit_push_value(p, &other);
+    attention->attr.i[TWICE] = 1;
+    for (int k = attention->n_out; k < AGAIN; k++) attention->out[k] = VAL_NONE;
+    attention->n_out = AGAIN + 1;
+    return attention->out[0];
+}
+
+static void rebuild(Program *p, Branch *branch, const int32_t *uses, bool *gone)
+{
+    int32_t n = p->n_ops;
+    Val *x = malloc(((size_t)n + 1) * sizeof *x); /* per op, an all_to_all */
+    if (!x) prog_fail(p, ERR_MEMORY, "out of memory for the exchanges of %d ops", n);
+    for (int32_t i = 0; x && i < n; i++) {
+        if (branch[i].sum < 0) continue;
+        Op *attention = &p->op[branch[i].attention];
+        x[i] = uses[attention->out[0]] > 1 ? give_twice(p, attention) : attention->out[0];
+        gone[branch[i].sum] = true;
     }
-    for (int k = 0; k < 2; k++) in[k] = exchanged(e, op, sum->in[k]);
-    prog_replay(e->replay.out, sum, in, out);
-    replay_bind(&e->replay, op->out[0], out[0]);
+    Op *old = edit_restart(p, n + n / 8);
+    for (int32_t i = 0; x && i < n; i++) {
+        if (branch[i].sum >= 0)
+            push_branch(p, &old[i], old[branch[i].sum], x[i], branch[i].r);
+        else if (!gone[i])
+            edit_push_op(p, &old[i]);
+    }
+    free(old);
+    free(x);
 }
 
-Status fuse_exchange(const Program *in, Program **out)
+Status fuse_exchange(Program *p)
 {
-    Exchange e = {0};
-    TRY(replay_begin(in, &e.replay));
-    int32_t *uses = edit_count_uses(in);
-    Status status = uses ? OK : status_fail(ERR_MEMORY, "out of memory for the uses of %d values", in->n_values);
-    e.uses = uses;
-    for (int32_t i = 0; status == OK && i < in->n_ops && e.replay.out->status == OK; i++) replay_one(&e, i);
+    int32_t *uses = edit_count_uses(p);
+    bool *gone = calloc((size_t)p->n_ops + 1, sizeof *gone);
+    Branch *branch = malloc(((size_t)p->n_ops + 1) * sizeof *branch); /* per op; sum -1: none */
+    Status status = OK;
+    if (!uses || !gone || !branch) {
+        status = status_fail(ERR_MEMORY, "out of memory for the exchanges of %d ops", p->n_ops);
+    } else {
+        for (int32_t i = 0; i < p->n_ops; i++)
+            if (!branch_of(p, i, uses, &branch[i])) branch[i].sum = -1;
+        rebuild(p, branch, uses, gone);
+        status = prog_status(p);
+    }
     free(uses);
-    return replay_end(&e.replay, status, out);
+    free(gone);
+    free(branch);
+    return status;
 }

@@ -227,6 +227,7 @@ static Status attention(const RankLayout *layout, const OpCall *call)
         for (int64_t n = 0; gate && n < a.n; n++)
             for (int64_t e = iq + n * a.pitch; e < iq + n * a.pitch + a.d; e++) y[e] = sigmoid(gate[e]) * o[e];
     }
+    if (OUT(3)) memcpy(OUT(3), y, tensor_bytes(call->out_tensor[0]));
     return OK;
 }
 
