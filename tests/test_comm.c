@@ -1,5 +1,5 @@
 /* Collectives against their definition, computed from what every rank is known to hold: all ops, axes, types, group
- * sizes, blocking and split; layouts of ranks; what happens when ranks and DAP do not fit, and when a rank fails.
+ * sizes, blocking, split and sent; layouts of ranks; what happens when ranks and DAP do not fit, and when a rank fails.
  *
  *   test_comm              the suite: starts mpirun with 2, 4 and 8 ranks of itself
  *   test_comm worker DAP [BACKEND]   one rank (cuda: as many GPUs as ranks, or one that takes turns)
@@ -205,6 +205,88 @@ static Status run_cases(Backend *backend)
     return OK;
 }
 
+/* Rows share out their queries behind an attention, gated, over a bias: what the ranks then hold, which the two ops
+ * leave at out[0]; and what stays here, out[1]. n queries of heads this wide; rows enough for several in a block. */
+enum { HEADS = 8 };
+static Status run_attention(Backend *backend, int64_t n, int64_t width, Way way, double **out, int64_t *counts)
+{
+    int64_t rows = 24 / backend->layout.dap;
+    Registry *registry = NULL;
+    Program *p = NULL, *planned = NULL;
+    Store *store = NULL;
+    Workspace *workspace = NULL;
+    Exec *exec = NULL;
+    Val in[6], made[OP_MAX_OUT];
+    TRY(registry_create(&registry));
+    TRY(prog_create(registry, &p));
+    p->dap = backend->layout.dap;
+    Val x = prog_input(p, "x", DT_F32, 3, (int64_t[]){rows, n, HEADS * width}),
+        bias = prog_input(p, "bias", DT_F32, 3, (int64_t[]){n, n, HEADS});
+    x = prog_add(p, OP_CAST, 1, &x, &(OpAttr){.i = {DT_BF16}});
+    bias = prog_add(p, OP_CAST, 1, &bias, &(OpAttr){.i = {DT_BF16}});
+    p->value[x].t.shard = 0;
+    in[0] = in[1] = in[2] = in[5] = x, in[3] = VAL_NONE, in[4] = bias;
+    prog_add_multi(p, OP_ATTENTION, 6, in, &(OpAttr){.i = {HEADS}, .f = {1 / sqrt((double)width), 1e9}}, made);
+    prog_output(p, "o", made[2]);
+    Val z = prog_add(p, OP_ALL_TO_ALL, 1, &made[0], &(OpAttr){.i = {0, 1}});
+    if (way == SENT) send(p);
+    prog_output(p, "z", z);
+    Status status = pass_plan(p, &(Switches){.dap = 1, .dp = 1}, &planned);
+    if (status == OK) status = store_create(backend, registry, PRECISION_F32, STORE_FORWARD, &store);
+    if (status == OK) status = workspace_create(backend, exec_workspace_bytes(backend, planned), &workspace);
+    if (status == OK) status = exec_create(backend, planned, store, workspace, NULL, &exec);
+    counts[0] = counts[1] = rows * n * HEADS * width;
+    int64_t entries = n * n * HEADS, largest = entries > counts[0] ? entries : counts[0];
+    double *values = calloc((size_t)largest, sizeof *values);
+    for (int64_t e = 0; e < largest; e++) values[e] = (double)((e * 7919 + backend->layout.rank * 31) % 211) / 100 - 1;
+    if (status == OK) status = store_write(store, 0, DT_F64, values, counts[0]);
+    for (int64_t e = 0; e < entries; e++) values[e] = (double)(e * 104729 % 97) / 50 - 1;
+    if (status == OK) status = store_write(store, 1, DT_F64, values, entries);
+    for (int k = 0; k < 2; k++) out[k] = calloc((size_t)counts[k], sizeof **out);
+    for (int turn = 0; turn < 2 && status == OK; turn++) {
+        status = exec_run(exec);
+        for (int k = 0; k < 2 && status == OK; k++)
+            status = exec_output(exec, k ? "o" : "z", DT_F64, out[k], counts[k]);
+    }
+    free(values);
+    exec_destroy(&exec);
+    workspace_destroy(&workspace);
+    store_destroy(&store);
+    prog_destroy(&planned);
+    prog_destroy(&p);
+    registry_destroy(&registry);
+    return status;
+}
+
+/* The kernel that sends computes what the one does that does not. */
+static Status compare_attentions(Backend *backend, int64_t n, int64_t width)
+{
+    double *out[2][2] = {{NULL}};
+    int64_t counts[2];
+    Status status = run_attention(backend, n, width, WHOLE, out[0], counts);
+    if (status == OK) status = run_attention(backend, n, width, SENT, out[1], counts);
+    for (int k = 0; k < 2 && status == OK; k++)
+        for (int64_t e = 0; e < counts[k] && status == OK; e++)
+            if (out[0][k][e] != out[1][k][e])
+                status =
+                    status_fail(ERR_COMM, "attention of %ld queries, %ld wide, sent: element %ld of %s is %g, not %g",
+                                (long)n, (long)width, (long)e, k ? "o" : "z", out[1][k][e], out[0][k][e]);
+    for (int k = 0; k < 4; k++) free(out[k / 2][k % 2]);
+    return status;
+}
+
+/* Queries of a rank: no multiple of those of a block, which then has some for several ranks, or some that do not
+ * exist. */
+static Status run_attentions(Backend *backend)
+{
+    static const int64_t queries[] = {48, 112, 176}, widths[] = {8, 32};
+    for (int k = 0; k < 6; k++) {
+        int64_t n = queries[k / 2] * backend->layout.dap, width = widths[k % 2];
+        if (n <= 384) TRY(compare_attentions(backend, n, width));
+    }
+    return OK;
+}
+
 /* Collectives of the host: set-up, metrics, clock. */
 static Status run_host(Backend *backend)
 {
@@ -230,6 +312,7 @@ static int worker(const char *dap, const char *name)
     Backend *backend = NULL;
     Status status = kernels_open(name, &(KernelOptions){.dap = atoi(dap)}, &backend);
     if (status == OK) status = run_cases(backend);
+    if (status == OK) status = run_attentions(backend);
     if (status == OK) status = run_host(backend);
     if (status != OK) fprintf(stderr, "%s\n", status_text());
     kernels_close(&backend);

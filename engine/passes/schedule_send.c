@@ -23,6 +23,7 @@ static const Sender senders[] = {
     {OP_GATE_NORM_CHANNELS_DX, 0, OP_ALL_GATHER},
     {OP_TRI_PRODUCT, 0, OP_REDUCE_SCATTER},
     {OP_MASK_MUL, 0, OP_ALL_GATHER},
+    {OP_ATTENTION, 0, OP_ALL_TO_ALL},
 };
 
 static bool can_send(OpKind op, int output, OpKind collective)

@@ -5,7 +5,7 @@
  * keys, values, gate and mask of the next rows while one is computed; the bias of the block's queries stays in
  * registers, in the order of the accumulators. Keys come in pieces of 64: scores of the next piece (of the next row
  * after the last) are on the tensor cores while the exponentials of this one are computed. Results leave from where
- * queries and gate arrived.
+ * queries and gate arrived; y perhaps to other ranks.
  *
  * Probabilities are relative to no maximum: bf16 and f32 have the same range of exponents, and the sum tells whether a
  * row left it (2^-64 .. 2^64). Such a row is computed again relative to the maximum of its scores. */
@@ -14,11 +14,16 @@
 
 #include "kernels/cuda/att_mma.cuh"
 #include "kernels/cuda/att_products.cuh"
+#include "kernels/cuda/peer_send.cuh"
 
 #define FORWARD_LARGE 1.8446744073709552e19f /* 2^64 */
 #define FORWARD_SMALL 5.421010862427522e-20f
 
-enum { PIECE_ELEMENTS = 64 * 64, FORWARD_GROUPS = 2 /* warpgroups of a block */ };
+enum {
+    PIECE_ELEMENTS = 64 * 64,
+    FORWARD_GROUPS = 2, /* warpgroups of a block */
+    FORWARD_BOX = 16    /* queries of a warp, which leave together */
+};
 
 /* --- mask and bias, made ready by one small kernel:
  * add[R][padded + 4]: log2(e) inf (mask - 1), ATT_PAD for keys that do not exist; then two flags: some key is not
@@ -43,9 +48,9 @@ struct ForwardProblem {
 
 /* Offsets in shared memory. A stage: queries, keys, values, gate; the masks and barriers of all stages lie at the end.
  */
-template <int D_, bool BIAS_, int PIECES_> struct ForwardLayout {
+template <int D_, bool BIAS_, int PIECES_, bool SEND_ = false> struct ForwardLayout {
     static constexpr int D = D_, PIECES = PIECES_;
-    static constexpr bool BIAS = BIAS_;
+    static constexpr bool BIAS = BIAS_, SEND = SEND_; /* SEND: y goes to the ranks */
     static constexpr int GROUPS = FORWARD_GROUPS, THREADS = (GROUPS + 1) * 128;
     static constexpr int READY = PIECES > 4 ? 0 : PIECES > 2 ? 3 : 2;  /* pieces of the bias that are kept ready */
     static constexpr int BOX = PIECES > 4 ? PIECES * 32 : PIECES * 64; /* keys that arrive at once, at most 256 */
@@ -55,11 +60,18 @@ template <int D_, bool BIAS_, int PIECES_> struct ForwardLayout {
     static constexpr int STAGES = MOST > 6 ? 6 : MOST;
     static_assert(STAGES >= 2, "the next row arrives while this one is computed");
     static constexpr uint32_t ZERO_AT = STAGES * STAGE, ADD_AT = ZERO_AT + (D == 8 ? 1024 : 0);
-    static constexpr uint32_t BARRIERS_AT = ADD_AT + STAGES * ADD, BYTES = BARRIERS_AT + STAGES * 16;
+    static constexpr uint32_t BARRIERS_AT = ADD_AT + STAGES * ADD, TARGETS_AT = BARRIERS_AT + STAGES * 16;
+    static constexpr uint32_t BYTES = TARGETS_AT + (SEND ? GROUPS * 4 * 8 : 0);
+    static_assert(BYTES <= 227 * 1024, "what a block can have");
 };
 
-struct ForwardMaps {
+template <bool SEND> struct ForwardMaps {
     CUtensorMap q, k, v, gate, o, y;
+};
+/* No y; instead the output of every rank, a matrix of its rows. */
+template <> struct ForwardMaps<true> : ForwardMaps<false> {
+    CUtensorMap to[PEER_RANKS];
+    PeerSend send;
 };
 
 struct ForwardPlace {
@@ -68,8 +80,8 @@ struct ForwardPlace {
 
 /* One thread asks for row `row` of the block's, all but its mask; then for its mask. */
 template <typename L>
-__device__ __forceinline__ void forward_load(const ForwardProblem &p, const ForwardPlace &w, const ForwardMaps &maps,
-                                             uint32_t base, int row)
+__device__ __forceinline__ void forward_load(const ForwardProblem &p, const ForwardPlace &w,
+                                             const ForwardMaps<false> &maps, uint32_t base, int row)
 {
     constexpr int D = L::D;
     int id = row - w.first, stage = id % L::STAGES, round = id / L::STAGES;
@@ -242,10 +254,12 @@ __device__ __forceinline__ bool forward_vote(int warpgroup, bool mine)
     return any;
 }
 
-/* The 16 rows of a warp leave from the places of its queries and its gate, which nobody reads any more. */
+/* The 16 rows of a warp leave from the places of its queries and its gate, which nobody reads any more; to: where y
+ * goes that is sent (forward_target()). */
 template <typename L>
-__device__ __forceinline__ void forward_store(const ForwardProblem &p, const ForwardPlace &w, const ForwardMaps &maps,
-                                              const ForwardState<L::D> &x, uint32_t tile, int query0, int row)
+__device__ __forceinline__ void forward_store(const ForwardProblem &p, const ForwardPlace &w,
+                                              const ForwardMaps<L::SEND> &maps, const ForwardState<L::D> &x,
+                                              uint32_t tile, int query0, int row, uint32_t to)
 {
     constexpr int D = L::D;
     int lane = threadIdx.x % WARP;
@@ -265,7 +279,16 @@ __device__ __forceinline__ void forward_store(const ForwardProblem &p, const For
     __syncwarp();
     if (lane > 0) return;
     if (p.x.o) tensor_store_box(&maps.o, tile, w.head * D, query0, row, w.group);
-    if (p.x.gate) tensor_store_box(&maps.y, tile + L::GATE, w.head * D, query0, row, w.group);
+    if constexpr (L::SEND) {
+        if (query0 < p.a.n) {
+            int rank = (int)shared_word(to), id = row - w.first;
+            uint32_t there = shared_word(to + 4) + id * maps.send.rows.stride;
+            if (id == 0) PeerSender(maps.send).meet(rank);
+            tensor_store(&maps.to[rank], tile + L::GATE, (int)there, w.head * D);
+        }
+    } else if (p.x.gate) {
+        tensor_store_box(&maps.y, tile + L::GATE, w.head * D, query0, row, w.group);
+    }
     tensor_store_commit();
 }
 
@@ -355,7 +378,19 @@ template <typename L> struct ForwardWarp {
     }
 };
 
-template <typename L> __device__ __forceinline__ void forward_rows(const ForwardWarp<L> &f, const ForwardMaps &maps)
+/* Where y of a warp goes in its first row: rank and row, in shared memory for its first lane, for registers are few. In
+ * all rows it goes to the same rank, each time rows.stride further (att_mma_sends()). */
+template <typename L>
+__device__ __forceinline__ void forward_target(const ForwardWarp<L> &f, const PeerSend &send, uint32_t target)
+{
+    const Att &a = f.p.a;
+    if (threadIdx.x % WARP > 0 || f.query0 >= a.n) return;
+    PeerPlace to = peer_place(send, (uint32_t)((f.w.group * a.b + f.w.first) * a.n + f.query0), 0);
+    shared_word_put(target, (uint32_t)to.rank), shared_word_put(target + 4, to.row);
+}
+
+template <typename L>
+__device__ __forceinline__ void forward_rows(const ForwardWarp<L> &f, const ForwardMaps<L::SEND> &maps)
 {
     const ForwardPlace &w = f.w;
     constexpr int D = L::D;
@@ -364,6 +399,11 @@ template <typename L> __device__ __forceinline__ void forward_rows(const Forward
     uint32_t probability[16];
     ForwardBias<L> bias;
     ForwardState<D> x;
+    uint32_t to = f.base + L::TARGETS_AT + threadIdx.x / WARP * 8;
+    if constexpr (L::SEND) {
+        forward_target(f, maps.send, to);
+        __syncwarp();
+    }
     bias.load(f.bias_at);
     int stage = 0, parity = 0, lane = threadIdx.x % WARP;
     barrier_wait(full, 0);
@@ -404,10 +444,17 @@ template <typename L> __device__ __forceinline__ void forward_rows(const Forward
             wgmma_wait<0>();
             forward_vote(f.warpgroup, false);
         }
-        forward_store<L>(f.p, w, maps, x, r.tile + f.queries, f.query0, row);
+        forward_store<L>(f.p, w, maps, x, r.tile + f.queries, f.query0, row, to);
         f.store_lse(x, r, row);
+        if constexpr (L::SEND) __syncwarp(); /* its first lane may have waited for a rank */
     }
     if (lane == 0) tensor_store_wait();
+    if constexpr (L::SEND) { /* one for all warps that store */
+        static_assert(L::GROUPS == 2, "their threads; barriers 1 and 2 are of forward_vote()");
+        __syncwarp();
+        asm volatile("bar.sync 3, 256;" ::: "memory");
+        if (threadIdx.x == 0) PeerSender(maps.send).finish(gridDim.x * gridDim.y * gridDim.z);
+    }
 }
 
 /* grid: query tiles of 64 L::GROUPS, heads of groups, row chunks. Only mask and bias come from the kernel before, which
@@ -415,7 +462,7 @@ template <typename L> __device__ __forceinline__ void forward_rows(const Forward
  * before the other rows: the copies of a block arrive in turn. */
 template <typename L>
 __global__ void __launch_bounds__(L::THREADS, 1)
-    att_forward_tc_kernel(const __grid_constant__ ForwardProblem p, const __grid_constant__ ForwardMaps maps)
+    att_forward_tc_kernel(const __grid_constant__ ForwardProblem p, const __grid_constant__ ForwardMaps<L::SEND> maps)
 {
     extern __shared__ __align__(1024) char shared[];
     uint32_t base = shared_address(shared);
@@ -439,6 +486,7 @@ __global__ void __launch_bounds__(L::THREADS, 1)
     }
     __syncthreads();
     stage_wait();
+    if constexpr (L::SEND) peer_send_begin(maps.send);
     if (threadIdx.x < L::GROUPS * 128) {
         /* 168 registers a thread at the start: 240 here, 24 there */
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");

@@ -2,7 +2,9 @@
  * key); the fused ops take the kernels of
  * attention_mma_*.cu (bf16) and attention_f32.cu where the shape allows. */
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/contract.cuh"
+#include "kernels/cuda/peer_send.cuh"
 
 Att att_make(const Tensor *q, const Tensor *k, const Tensor *mask, const void *mask_at, const OpAttr *attr, bool column)
 {
@@ -413,9 +415,25 @@ static Status attention(CudaContext *ctx, const OpCall *call)
 {
     Att a = forward_shape(call);
     DType type = call->in_tensor[0]->dtype;
-    if (takes_mma(a, type)) return att_mma_forward_launch(a, forward_operands<bf16>(call), call->scratch, ctx->stream);
+    PeerSend send;
+    TRY(peer_send_of(ctx, call, &send));
+    if (takes_mma(a, type))
+        return att_mma_forward_launch(a, forward_operands<bf16>(call), send, call->scratch, ctx->stream);
+    if (send.ranks > 0) return status_fail(ERR_INTERNAL, "attention was to send and cannot");
     if (takes_f32(a, type)) return att_f32_forward_launch(a, forward_operands<float>(call), call->scratch, ctx->stream);
     DISPATCH_REAL(call, type, { return att_any_forward(a, forward_operands<T>(call), ctx->stream); });
+}
+
+/* The result of rows that attend along the axis behind theirs, the queries shared out. */
+static bool attention_sends(const OpCall *call)
+{
+    const Send *send = &call->op->send;
+    Att a = forward_shape(call);
+    PeerRows rows;
+    bool queries = send->output == 0 && send->kind == OP_ALL_TO_ALL && call->op->attr.i[1] == 0 &&
+                   send->attr.i[1] == call->out_tensor[0]->rank - 2;
+    return queries && takes_mma(a, call->in_tensor[0]->dtype) && peer_send_rows(call, &rows) &&
+           att_mma_sends(a, forward_operands<bf16>(call), rows);
 }
 
 static size_t attention_scratch(const OpCall *call)
@@ -457,7 +475,7 @@ const CudaEntry cuda_attention[] = {
     {OP_ATT_SCORES_BWD, att_scores_bwd, NULL},
     {OP_ATT_CONTEXT, att_context, NULL},
     {OP_ATT_CONTEXT_BWD, att_context_bwd, NULL},
-    {OP_ATTENTION, attention, attention_scratch},
+    {OP_ATTENTION, attention, attention_scratch, attention_sends},
     {OP_ATTENTION_BWD, attention_bwd, attention_bwd_scratch},
     {OP_COUNT, NULL, NULL},
 };

@@ -4,6 +4,9 @@
 
 #include "kernels/cuda/device.cuh"
 
+struct PeerRows;
+struct PeerSend;
+
 /* Queries, keys and values of one (group, row, head): rows `pitch` elements apart, d wide. */
 struct Att {
     int g, b, h, n, m, d;
@@ -53,7 +56,11 @@ template <typename T> struct AttOperands {
 /* Tensor core kernels for bf16 (attention_mma_*.cu): whether they take a shape, their scratch, and their launches. */
 bool att_mma_fits(const Att &a);
 size_t att_mma_forward_scratch(const Att &a, bool bias);
-Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
+/* Whether the result can leave for other ranks, spread like this, of which run x ranks are the queries of a row: with
+ * bias and gate, as rows of an MSA and of pairs attend. */
+bool att_mma_sends(const Att &a, const AttOperands<bf16> &x, const PeerRows &rows);
+Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, const PeerSend &send, void *scratch,
+                              cudaStream_t stream);
 bool att_wgmma_fits(const Att &a, bool bias); /* of those that att_mma_fits */
 size_t att_wgmma_backward_scratch(const Att &a, bool bias);
 /* x.delta has to be there: att_mma_backward_launch(), which calls this one, sums it where it is not. */

@@ -82,9 +82,20 @@ bool att_mma_fits(const Att &a)
     return d && a.n >= 16 && a.m >= 16 && a.n <= 384 && a.m <= 384;
 }
 
+bool att_mma_sends(const Att &a, const AttOperands<bf16> &x, const PeerRows &rows)
+{
+    bool instantiated = (a.d == 8 || a.d == 32) && x.bias && x.gate;
+    return instantiated && !rows.to_all && rows.inner == 1 && rows.run % FORWARD_BOX == 0 && a.n % rows.run == 0;
+}
+
 size_t att_mma_forward_scratch(const Att &a, bool bias)
 {
     return forward_plan(a, bias).bytes;
+}
+
+static CUtensorMapSwizzle forward_swizzle(const Att &a)
+{
+    return a.d == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : a.d == 16 ? CU_TENSOR_MAP_SWIZZLE_32B : CU_TENSOR_MAP_SWIZZLE_NONE;
 }
 
 /* Rows [0, extent) of all heads, rows and groups in boxes of `rows`. */
@@ -94,56 +105,73 @@ static Status forward_map(const Att &a, const bf16 *p, int extent, int64_t row_s
     cuuint64_t extents[4] = {(cuuint64_t)a.h * a.d, (cuuint64_t)extent, (cuuint64_t)a.b, (cuuint64_t)a.g};
     cuuint64_t pitch[3] = {(cuuint64_t)a.pitch * 2, (cuuint64_t)row_step * 2, (cuuint64_t)group_step * 2};
     cuuint32_t box[4] = {(cuuint32_t)a.d, (cuuint32_t)rows, 1, 1};
-    CUtensorMapSwizzle swizzle = a.d == 32   ? CU_TENSOR_MAP_SWIZZLE_64B
-                                 : a.d == 16 ? CU_TENSOR_MAP_SWIZZLE_32B
-                                             : CU_TENSOR_MAP_SWIZZLE_NONE;
-    return tensor_map_of(p, 4, extents, pitch, box, swizzle, out);
+    return tensor_map_of(p, 4, extents, pitch, box, forward_swizzle(a), out);
+}
+
+/* The outputs of the ranks, as large as what each of them computes, in the boxes of a warp. */
+static Status forward_send_maps(const Att &a, const PeerSend &send, ForwardMaps<true> *maps)
+{
+    cuuint64_t width = (cuuint64_t)a.h * a.d, extents[2] = {width, (cuuint64_t)a.g * a.b * a.n}, pitch[1] = {width * 2};
+    cuuint32_t box[2] = {(cuuint32_t)a.d, FORWARD_BOX};
+    for (int r = 0; r < send.ranks; r++)
+        TRY(tensor_map_of(send.out[r], 2, extents, pitch, box, forward_swizzle(a), &maps->to[r]));
+    maps->send = send;
+    return OK;
 }
 
 template <typename L>
-static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const ForwardPrepared &prepared,
-                             const ForwardPlan &plan, cudaStream_t stream)
+static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const PeerSend &send,
+                             const ForwardPrepared &prepared, const ForwardPlan &plan, cudaStream_t stream)
 {
     int blocks_x = plan.tiles / L::GROUPS;
     ForwardProblem p = {a, x, prepared, plan.tiles, att_rows_per_block(a, blocks_x, 132)};
-    ForwardMaps maps;
+    ForwardMaps<L::SEND> maps;
     TRY(forward_map(a, x.q, a.n, a.q_row, a.q_group, L::GROUPS * 64, &maps.q));
     TRY(forward_map(a, x.k, a.m, a.k_row, a.k_group, L::BOX, &maps.k));
     TRY(forward_map(a, x.v, a.m, a.k_row, a.k_group, L::BOX, &maps.v));
     if (x.gate) TRY(forward_map(a, x.gate, a.n, a.q_row, a.q_group, L::GROUPS * 64, &maps.gate));
-    if (x.gate) TRY(forward_map(a, x.y, a.n, a.q_row, a.q_group, 16, &maps.y));
-    if (x.o) TRY(forward_map(a, x.o, a.n, a.q_row, a.q_group, 16, &maps.o));
+    if constexpr (L::SEND)
+        TRY(forward_send_maps(a, send, &maps));
+    else if (x.gate)
+        TRY(forward_map(a, x.y, a.n, a.q_row, a.q_group, FORWARD_BOX, &maps.y));
+    if (x.o) TRY(forward_map(a, x.o, a.n, a.q_row, a.q_group, FORWARD_BOX, &maps.o));
     CUDA_TRY(cudaFuncSetAttribute(att_forward_tc_kernel<L>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::BYTES));
     dim3 grid(blocks_x, a.g * a.h, (a.b + p.rows_per_block - 1) / p.rows_per_block);
     launch(att_forward_tc_kernel<L>, grid, L::THREADS, L::BYTES, stream, p, maps);
     return cuda_launched("att_forward_tc_kernel");
 }
 
-template <int D, bool BIAS>
-static Status forward_by_keys(const Att &a, const AttOperands<bf16> &x, const ForwardPrepared &p,
+template <int D, bool BIAS, bool SEND>
+static Status forward_by_keys(const Att &a, const AttOperands<bf16> &x, const PeerSend &send, const ForwardPrepared &p,
                               const ForwardPlan &plan, cudaStream_t stream)
 {
-    if (plan.pieces == 2) return forward_launch<ForwardLayout<D, BIAS, 2>>(a, x, p, plan, stream);
-    if (plan.pieces == 4) return forward_launch<ForwardLayout<D, BIAS, 4>>(a, x, p, plan, stream);
-    return forward_launch<ForwardLayout<D, BIAS, 6>>(a, x, p, plan, stream);
+    if (plan.pieces == 2) return forward_launch<ForwardLayout<D, BIAS, 2, SEND>>(a, x, send, p, plan, stream);
+    if (plan.pieces == 4) return forward_launch<ForwardLayout<D, BIAS, 4, SEND>>(a, x, send, p, plan, stream);
+    return forward_launch<ForwardLayout<D, BIAS, 6, SEND>>(a, x, send, p, plan, stream);
 }
 
 template <int D>
-static Status forward_by_shape(const Att &a, const AttOperands<bf16> &x, const ForwardPrepared &p,
+static Status forward_by_shape(const Att &a, const AttOperands<bf16> &x, const PeerSend &send, const ForwardPrepared &p,
                                const ForwardPlan &plan, cudaStream_t stream)
 {
-    return x.bias ? forward_by_keys<D, true>(a, x, p, plan, stream) : forward_by_keys<D, false>(a, x, p, plan, stream);
+    if constexpr (D != 16)
+        if (send.ranks > 0) return forward_by_keys<D, true, true>(a, x, send, p, plan, stream);
+    return x.bias ? forward_by_keys<D, true, false>(a, x, send, p, plan, stream)
+                  : forward_by_keys<D, false, false>(a, x, send, p, plan, stream);
 }
 
-Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream)
+Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, const PeerSend &send, void *scratch,
+                              cudaStream_t stream)
 {
     ForwardPlan plan = forward_plan(a, x.bias != NULL);
     ForwardPrepared p = {(float *)scratch, (bf16 *)((char *)scratch + plan.bias_at)};
     int64_t lanes = x.bias ? (int64_t)a.g * plan.tiles * plan.pieces * (PIECE_ELEMENTS / 8) : 0;
     unsigned blocks = (unsigned)((plan.mask_rows + 3) / 4 + (lanes + 127) / 128);
+    if (send.ranks > 0 && !att_mma_sends(a, x, send.rows))
+        return status_fail(ERR_INTERNAL, "attention was to send and cannot");
     launch(att_forward_prepare_kernel, blocks, 128, 0, stream, a, x.bias, p, plan);
     TRY(cuda_launched("att_forward_prepare_kernel"));
-    if (a.d == 32) return forward_by_shape<32>(a, x, p, plan, stream);
-    if (a.d == 16) return forward_by_shape<16>(a, x, p, plan, stream);
-    return forward_by_shape<8>(a, x, p, plan, stream);
+    if (a.d == 32) return forward_by_shape<32>(a, x, send, p, plan, stream);
+    if (a.d == 16) return forward_by_shape<16>(a, x, send, p, plan, stream);
+    return forward_by_shape<8>(a, x, send, p, plan, stream);
 }
