@@ -111,6 +111,51 @@ static void send(Program *p)
     p->value[op->out[0]].def_op = p->n_ops - 1;
 }
 
+typedef struct Values {
+    double *v;
+    int64_t count;
+} Values;
+
+static Values values_of(int64_t count)
+{
+    return (Values){calloc((size_t)count, sizeof(double)), count};
+}
+
+/* Runs a program with these inputs twice, since slots are used again: its output "z" has to be what is expected. Frees
+ * all of them. */
+static Status run_program(Backend *backend, Registry *registry, Program *p, Values *in, int n_in, Values *expected,
+                          const char *what)
+{
+    Program *planned = NULL;
+    Store *store = NULL;
+    Workspace *workspace = NULL;
+    Exec *exec = NULL;
+    Values z = values_of(expected->count);
+    Status status = pass_plan(p, &(Switches){.dap = 1, .dp = 1}, &planned);
+    if (status == OK) status = store_create(backend, registry, PRECISION_F32, STORE_FORWARD, &store);
+    if (status == OK) status = workspace_create(backend, exec_workspace_bytes(backend, planned), &workspace);
+    if (status == OK) status = exec_create(backend, planned, store, workspace, NULL, &exec);
+    for (int k = 0; k < n_in && status == OK; k++) status = store_write(store, k, DT_F64, in[k].v, in[k].count);
+    for (int turn = 0; turn < 2 && status == OK; turn++) {
+        status = exec_run(exec);
+        if (status == OK) status = exec_output(exec, "z", DT_F64, z.v, z.count);
+        for (int64_t e = 0; e < z.count && status == OK; e++)
+            if (z.v[e] != expected->v[e])
+                status =
+                    status_fail(ERR_COMM, "%s: element %ld is %g, expected %g", what, (long)e, z.v[e], expected->v[e]);
+    }
+    exec_destroy(&exec);
+    workspace_destroy(&workspace);
+    store_destroy(&store);
+    prog_destroy(&planned);
+    prog_destroy(&p);
+    registry_destroy(&registry);
+    for (int k = 0; k < n_in; k++) free(in[k].v);
+    free(expected->v);
+    free(z.v);
+    return status;
+}
+
 /* A program of one collective (and, when split, something that runs meanwhile), run through the executor. */
 static Status run_case(Backend *backend, const Case *c)
 {
@@ -120,10 +165,7 @@ static Status run_case(Backend *backend, const Case *c)
         local[axis] =
             c->uneven ? uneven_dim[axis] : whole_dim[axis] / (axis == layout.in_shard ? backend->layout.dap : 1);
     Registry *registry = NULL;
-    Program *p = NULL, *planned = NULL;
-    Store *store = NULL;
-    Workspace *workspace = NULL;
-    Exec *exec = NULL;
+    Program *p = NULL;
     TRY(registry_create(&registry));
     TRY(prog_create(registry, &p));
     p->dap = backend->layout.dap;
@@ -140,38 +182,85 @@ static Status run_case(Backend *backend, const Case *c)
         z = prog_add(p, OP_COMM_WAIT, 1, &y, NULL);
     }
     prog_output(p, "z", z);
-    Status status = pass_plan(p, &(Switches){.dap = 1, .dp = 1}, &planned);
-    if (status == OK) status = store_create(backend, registry, PRECISION_F32, STORE_FORWARD, &store);
-    if (status == OK) status = workspace_create(backend, exec_workspace_bytes(backend, planned), &workspace);
-    if (status == OK) status = exec_create(backend, planned, store, workspace, NULL, &exec);
-    int64_t in_count = local[0] * local[1] * local[2];
-    const Tensor *t = prog_tensor(planned, prog_find(planned, "z"));
-    int64_t out_count = tensor_count(t);
-    double *values = calloc((size_t)(in_count + out_count), sizeof *values);
-    for (int64_t e = 0; e < in_count; e++)
-        values[e] = element(global_index(local, layout.in_shard, backend->layout.dap_rank, e), backend->layout.rank,
-                            layout.partial);
-    if (status == OK) status = store_write(store, 0, DT_F64, values, in_count);
-    for (int turn = 0; turn < 2 && status == OK; turn++) { /* twice: slots are used again */
-        status = exec_run(exec);
-        if (status == OK) status = exec_output(exec, "z", DT_F64, values, out_count);
-        for (int64_t e = 0; e < out_count && status == OK; e++) {
-            double expected = expected_value(c, &backend->layout,
-                                             global_index(t->dim, layout.out_shard, backend->layout.dap_rank, e));
-            if (values[e] != expected)
-                status = status_fail(ERR_COMM, "%s %s%s axis %ld: element %ld is %g, expected %g",
-                                     op_def(c->kind)->name, dtype_name(c->dtype), way_names[c->way], (long)c->attr.i[0],
-                                     (long)e, values[e], expected);
-        }
+    const Tensor *t = prog_tensor(p, z);
+    Values in = values_of(local[0] * local[1] * local[2]), expected = values_of(tensor_count(t));
+    for (int64_t e = 0; e < in.count; e++)
+        in.v[e] = element(global_index(local, layout.in_shard, backend->layout.dap_rank, e), backend->layout.rank,
+                          layout.partial);
+    for (int64_t e = 0; e < expected.count; e++)
+        expected.v[e] =
+            expected_value(c, &backend->layout, global_index(t->dim, layout.out_shard, backend->layout.dap_rank, e));
+    char what[80];
+    snprintf(what, sizeof what, "%s %s%s axis %ld", op_def(c->kind)->name, dtype_name(c->dtype), way_names[c->way],
+             (long)c->attr.i[0]);
+    return run_program(backend, registry, p, &in, 1, &expected, what);
+}
+
+/* Triangle products whose inner extent is shared out, summed and shared out along rows: `share` rows a rank, so that
+ * these lie in tiles with other ranks' rows, in tiles of their own, or in both; with more than one tile of columns;
+ * with more channels than a GPU has blocks. */
+typedef struct Product {
+    int64_t channels, inner, share, columns;
+} Product;
+
+static const Product products[] = {{3, 64, 32, 256},    {134, 32, 64, 128}, {3, 32, 128, 512},
+                                   {133, 32, 128, 128}, {2, 64, 192, 384},  {2, 32, 192, 256}};
+
+/* 0 .. 15 */
+static int64_t scattered(int64_t channel, int64_t place, int rank, int64_t inner)
+{
+    uint64_t x = (uint64_t)((channel * 4096 + place) * 8 + rank) * 64 + (uint64_t)inner;
+    return (int64_t)(x * UINT64_C(0x9e3779b97f4a7c15) >> 60);
+}
+
+/* A row takes one inner element of 16; what it takes is below 8: sums are exact in bf16. */
+static int64_t product_hit(int64_t channel, int64_t row, int rank)
+{
+    return scattered(channel, row, rank, 0);
+}
+
+static double product_value(int64_t channel, int64_t inner, int64_t column, int rank)
+{
+    return (double)(scattered(channel, column, rank, inner) / 2);
+}
+
+static Status run_product(Backend *backend, const Product *c)
+{
+    int ranks = backend->layout.dap, rank = backend->layout.dap_rank;
+    int64_t rows = c->share * ranks, size_a[3] = {c->channels, c->inner, rows},
+            size_b[3] = {c->channels, c->inner, c->columns};
+    Registry *registry = NULL;
+    Program *p = NULL;
+    TRY(registry_create(&registry));
+    TRY(prog_create(registry, &p));
+    p->dap = ranks;
+    Val source[2] = {prog_input(p, "a", DT_F32, 3, size_a), prog_input(p, "b", DT_F32, 3, size_b)}, operand[2];
+    for (int k = 0; k < 2; k++) {
+        operand[k] = prog_add(p, OP_CAST, 1, &source[k], &(OpAttr){.i = {DT_BF16}});
+        p->value[operand[k]].t.shard = 1;
     }
-    free(values);
-    exec_destroy(&exec);
-    workspace_destroy(&workspace);
-    store_destroy(&store);
-    prog_destroy(&planned);
-    prog_destroy(&p);
-    registry_destroy(&registry);
-    return status;
+    Val x = prog_add(p, OP_TRI_PRODUCT, 2, operand, &(OpAttr){.i = {1, 0, 1}});
+    Val z = prog_add(p, OP_REDUCE_SCATTER, 1, &x, &(OpAttr){.i = {1}});
+    send(p);
+    prog_output(p, "z", z);
+    Values in[2] = {values_of(c->channels * c->inner * rows), values_of(c->channels * c->inner * c->columns)};
+    Values expected = values_of(c->channels * c->share * c->columns);
+    for (int64_t n = 0; n < c->channels; n++)
+        for (int64_t k = 0; k < c->inner; k++) {
+            double *a = in[0].v + (n * c->inner + k) * rows, *b = in[1].v + (n * c->inner + k) * c->columns;
+            for (int64_t i = 0; i < rows; i++) a[i] = k % 16 == product_hit(n, i, rank);
+            for (int64_t j = 0; j < c->columns; j++) b[j] = product_value(n, k, j, rank);
+        }
+    for (int64_t n = 0; n < c->channels; n++)
+        for (int64_t i = 0; i < c->share; i++)
+            for (int r = 0; r < ranks; r++)
+                for (int64_t k = product_hit(n, rank * c->share + i, r); k < c->inner; k += 16)
+                    for (int64_t j = 0; j < c->columns; j++)
+                        expected.v[(n * c->share + i) * c->columns + j] += product_value(n, k, j, r);
+    char what[80];
+    snprintf(what, sizeof what, "%ld products sent, %ld rows a rank, %ld columns", (long)c->channels, (long)c->share,
+             (long)c->columns);
+    return run_program(backend, registry, p, in, 2, &expected, what);
 }
 
 static Status run_cases(Backend *backend)
@@ -202,6 +291,7 @@ static Status run_cases(Backend *backend)
                 }
             }
         }
+    for (size_t k = 0; k < sizeof products / sizeof *products; k++) TRY(run_product(backend, &products[k]));
     return OK;
 }
 

@@ -6,8 +6,9 @@
 
 #include "kernels/cuda/comm.h"
 
-/* Collectives of one channel are enqueued in the same order on all ranks; one channel per stream. */
-enum { PEER_COMPUTE, PEER_ASIDE, PEER_BULK, PEER_SEND /* of ops that send */, PEER_CHANNELS };
+/* Collectives of one channel are enqueued in the same order on all ranks; one channel per stream, and one more on that
+ * of the computation, for ops that send and whose blocks do not talk to their namesakes alone. */
+enum { PEER_COMPUTE, PEER_ASIDE, PEER_BULK, PEER_SEND, PEER_CHANNELS };
 
 /* All ranks of the job call it together and come to the same result: *peer_out is NULL where memory cannot be shared,
  * and `why` says what stands against it. */
@@ -29,6 +30,8 @@ bool peer_send_rows(const OpCall *call, struct PeerRows *rows_out);
 /* What a kernel needs to send (peer_send.cuh); ranks 0 for an op that does not. On the stream of the computation only.
  */
 Status peer_send_of(const CudaContext *ctx, const OpCall *call, struct PeerSend *send_out);
+/* The same for a kernel whose blocks talk to their namesakes (peer_block.cuh). */
+Status peer_send_blocks_of(const CudaContext *ctx, const OpCall *call, struct PeerSend *send_out);
 
 /* While waiting for the device: ERR_COMM when a rank of the group is gone or did not answer. Cheap. */
 Status peer_check(Peer *peer);

@@ -75,3 +75,11 @@ Status peer_send_of(const CudaContext *ctx, const OpCall *call, PeerSend *send_o
     *send_out = s;
     return OK;
 }
+
+Status peer_send_blocks_of(const CudaContext *ctx, const OpCall *call, PeerSend *send_out)
+{
+    TRY(peer_send_of(ctx, call, send_out));
+    for (int r = 0; r < send_out->ranks; r++) send_out->flag[r] = ctx->peer->flags[r] + PEER_COMPUTE * PEER_FLAGS;
+    if (send_out->ranks > 0) send_out->turn = ctx->peer->turn + PEER_COMPUTE * PEER_BLOCKS;
+    return OK;
+}

@@ -95,7 +95,7 @@ static Status tri_product(CudaContext *ctx, const OpCall *call)
     Tri t = tri_make(call);
     PeerSend send;
     if (t.g * t.c * t.n * t.m == 0) return OK;
-    TRY(peer_send_of(ctx, call, &send));
+    TRY(peer_send_blocks_of(ctx, call, &send));
     if (send.ranks > 0) {
         TriOperands o = {call->in[0], call->in[1], call->out[0], t.g * t.c, t.k, t.n, t.m};
         return tri_send_launch(o, send, ctx->stream);
