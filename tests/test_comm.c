@@ -111,6 +111,41 @@ static void send(Program *p)
     p->value[op->out[0]].def_op = p->n_ops - 1;
 }
 
+/* A program on its way through the executor. */
+typedef struct Run {
+    Registry *registry;
+    Program *p, *planned;
+    Store *store;
+    Workspace *workspace;
+    Exec *exec;
+} Run;
+
+static Status run_record(Backend *backend, Run *run)
+{
+    TRY(registry_create(&run->registry));
+    TRY(prog_create(run->registry, &run->p));
+    run->p->dap = backend->layout.dap;
+    return OK;
+}
+
+static Status run_prepare(Backend *backend, Run *run)
+{
+    TRY(pass_plan(run->p, &(Switches){.dap = 1, .dp = 1}, &run->planned));
+    TRY(store_create(backend, run->registry, PRECISION_F32, STORE_FORWARD, &run->store));
+    TRY(workspace_create(backend, exec_workspace_bytes(backend, run->planned), &run->workspace));
+    return exec_create(backend, run->planned, run->store, run->workspace, NULL, &run->exec);
+}
+
+static void run_free(Run *run)
+{
+    exec_destroy(&run->exec);
+    workspace_destroy(&run->workspace);
+    store_destroy(&run->store);
+    prog_destroy(&run->planned);
+    prog_destroy(&run->p);
+    registry_destroy(&run->registry);
+}
+
 /* A program of one collective (and, when split, something that runs meanwhile), run through the executor. */
 static Status run_case(Backend *backend, const Case *c)
 {
@@ -119,14 +154,9 @@ static Status run_case(Backend *backend, const Case *c)
     for (int axis = 0; axis < 3; axis++)
         local[axis] =
             c->uneven ? uneven_dim[axis] : whole_dim[axis] / (axis == layout.in_shard ? backend->layout.dap : 1);
-    Registry *registry = NULL;
-    Program *p = NULL, *planned = NULL;
-    Store *store = NULL;
-    Workspace *workspace = NULL;
-    Exec *exec = NULL;
-    TRY(registry_create(&registry));
-    TRY(prog_create(registry, &p));
-    p->dap = backend->layout.dap;
+    Run run = {0};
+    TRY(run_record(backend, &run));
+    Program *p = run.p;
     Val source = prog_input(p, "x", DT_F32, 3, local);
     Val x = prog_add(p, OP_CAST, 1, &source, &(OpAttr){.i = {c->dtype}});
     p->value[x].t.shard = (int8_t)layout.in_shard;
@@ -140,21 +170,18 @@ static Status run_case(Backend *backend, const Case *c)
         z = prog_add(p, OP_COMM_WAIT, 1, &y, NULL);
     }
     prog_output(p, "z", z);
-    Status status = pass_plan(p, &(Switches){.dap = 1, .dp = 1}, &planned);
-    if (status == OK) status = store_create(backend, registry, PRECISION_F32, STORE_FORWARD, &store);
-    if (status == OK) status = workspace_create(backend, exec_workspace_bytes(backend, planned), &workspace);
-    if (status == OK) status = exec_create(backend, planned, store, workspace, NULL, &exec);
+    Status status = run_prepare(backend, &run);
     int64_t in_count = local[0] * local[1] * local[2];
-    const Tensor *t = prog_tensor(planned, prog_find(planned, "z"));
+    const Tensor *t = prog_tensor(p, z);
     int64_t out_count = tensor_count(t);
     double *values = calloc((size_t)(in_count + out_count), sizeof *values);
     for (int64_t e = 0; e < in_count; e++)
         values[e] = element(global_index(local, layout.in_shard, backend->layout.dap_rank, e), backend->layout.rank,
                             layout.partial);
-    if (status == OK) status = store_write(store, 0, DT_F64, values, in_count);
+    if (status == OK) status = store_write(run.store, 0, DT_F64, values, in_count);
     for (int turn = 0; turn < 2 && status == OK; turn++) { /* twice: slots are used again */
-        status = exec_run(exec);
-        if (status == OK) status = exec_output(exec, "z", DT_F64, values, out_count);
+        status = exec_run(run.exec);
+        if (status == OK) status = exec_output(run.exec, "z", DT_F64, values, out_count);
         for (int64_t e = 0; e < out_count && status == OK; e++) {
             double expected = expected_value(c, &backend->layout,
                                              global_index(t->dim, layout.out_shard, backend->layout.dap_rank, e));
@@ -165,13 +192,97 @@ static Status run_case(Backend *backend, const Case *c)
         }
     }
     free(values);
-    exec_destroy(&exec);
-    workspace_destroy(&workspace);
-    store_destroy(&store);
-    prog_destroy(&planned);
-    prog_destroy(&p);
-    registry_destroy(&registry);
+    run_free(&run);
     return status;
+}
+
+/* Extents of x, of which ranks have parts along axis 1 before an all-to-all and along axis 0 behind it, and columns of
+ * dy. With two ranks on CUDA, one kernel sends the first two, in runs of 32 rows and with several tiles a block; of the
+ * others the layer norm behind the product does: much to multiply, runs of few rows. */
+typedef struct NormCase {
+    int64_t dim[3], inner;
+} NormCase;
+static const NormCase norm_cases[] = {
+    {{40, 64, 128}, 64}, {{128, 320, 64}, 8}, {{24, 128, 256}, 576}, {{72, 48, 128}, 8}};
+enum { NORM_OUTPUTS = 3 };
+static const char *const norm_outputs[NORM_OUTPUTS] = {"dx", "dgamma", "dbeta"};
+
+/* In [-1, 1), the same in every program; `statistic`: near one. */
+static void norm_input(uint32_t seed, bool statistic, int64_t count, double *values_out)
+{
+    for (int64_t e = 0; e < count; e++) {
+        seed = seed * 1664525u + 1013904223u;
+        double value = (double)(seed >> 16) / 32768 - 1;
+        values_out[e] = statistic ? 1 + 0.25 * value : value;
+    }
+}
+
+/* LINEAR_NORM_DX and an all-to-all of dx, apart or not; out: the outputs one after the other. */
+static Status run_norm_dx(Backend *backend, const NormCase *c, DType dtype, bool sent, double *out)
+{
+    enum { X, GAMMA, MEAN, RSTD, OTHER, DY, W, INPUTS };
+    static const char *const names[INPUTS] = {"x", "gamma", "mean", "rstd", "other", "dy", "w"};
+    static const int rank[INPUTS] = {3, 1, 2, 2, 3, 3, 2};
+    const int64_t d[3] = {c->dim[0], c->dim[1] / backend->layout.dap, c->dim[2]};
+    const int64_t dim[INPUTS][3] = {
+        {d[0], d[1], d[2]},     {d[2]},          {d[0], d[1]}, {d[0], d[1]}, {d[0], d[1], d[2]},
+        {d[0], d[1], c->inner}, {c->inner, d[2]}};
+    Val in[INPUTS], result[NORM_OUTPUTS];
+    Run run = {0};
+    TRY(run_record(backend, &run));
+    for (int k = 0; k < INPUTS; k++) {
+        in[k] = prog_input(run.p, names[k], DT_F32, rank[k], dim[k]);
+        if (k != GAMMA && k != W) run.p->value[in[k]].t.shard = 1;
+        if (k == GAMMA || k == MEAN || k == RSTD) continue;
+        in[k] = prog_add(run.p, OP_CAST, 1, &in[k], &(OpAttr){.i = {dtype}});
+    }
+    result[0] = prog_add(run.p, OP_LINEAR_NORM_DX, 8,
+                         (Val[]){in[X], in[GAMMA], in[MEAN], in[RSTD], in[OTHER], VAL_NONE, in[DY], in[W]},
+                         &(OpAttr){.i = {0, 0, 1}});
+    TRY(prog_status(run.p));
+    for (int k = 1; k < NORM_OUTPUTS; k++) result[k] = run.p->op[run.p->n_ops - 1].out[k];
+    result[0] = prog_add(run.p, OP_ALL_TO_ALL, 1, &result[0], &(OpAttr){.i = {1, 0}});
+    TRY(prog_status(run.p));
+    if (sent) send(run.p);
+    for (int k = 0; k < NORM_OUTPUTS; k++) prog_output(run.p, norm_outputs[k], result[k]);
+    Status status = run_prepare(backend, &run);
+    for (int k = 0; k < INPUTS && status == OK; k++) {
+        int64_t count = 1;
+        for (int axis = 0; axis < rank[k]; axis++) count *= dim[k][axis];
+        double *values = calloc((size_t)count, sizeof *values);
+        bool alike = k == GAMMA || k == W;
+        norm_input((uint32_t)(k + 100 * (alike ? 0 : backend->layout.rank)), k == MEAN || k == RSTD, count, values);
+        status = store_write(run.store, k, DT_F64, values, count);
+        free(values);
+    }
+    for (int turn = 0; turn < 3 && status == OK; turn++) status = exec_run(run.exec);
+    for (int k = 0; k < NORM_OUTPUTS && status == OK; k++) {
+        int64_t count = k ? d[2] : d[0] * d[1] * d[2];
+        status = exec_output(run.exec, norm_outputs[k], DT_F64, out, count);
+        out += count;
+    }
+    run_free(&run);
+    return status;
+}
+
+/* What an op sends, against the two apart. Sums over rows are not taken in the same order. */
+static Status run_norm_cases(Backend *backend)
+{
+    DType dtype = strcmp(backend->name, "cuda") ? DT_F32 : DT_BF16;
+    for (size_t i = 0; i < sizeof norm_cases / sizeof *norm_cases; i++) {
+        const NormCase *c = &norm_cases[i];
+        int64_t count = (c->dim[0] * c->dim[1] / backend->layout.dap + NORM_OUTPUTS - 1) * c->dim[2];
+        double *apart = calloc((size_t)count * 2, sizeof *apart), *sent = apart + count;
+        Status status = run_norm_dx(backend, c, dtype, false, apart);
+        if (status == OK) status = run_norm_dx(backend, c, dtype, true, sent);
+        for (int64_t e = 0; e < count && status == OK; e++)
+            if (!(fabs(sent[e] - apart[e]) <= 0.01 * (1 + fabs(apart[e]))))
+                status = status_fail(ERR_COMM, "linear_norm_dx sent, case %d: element %ld is %g, apart %g", (int)i,
+                                     (long)e, sent[e], apart[e]);
+        free(apart);
+        TRY(status);
+    }
+    return OK;
 }
 
 static Status run_cases(Backend *backend)
@@ -230,6 +341,7 @@ static int worker(const char *dap, const char *name)
     Backend *backend = NULL;
     Status status = kernels_open(name, &(KernelOptions){.dap = atoi(dap)}, &backend);
     if (status == OK) status = run_cases(backend);
+    if (status == OK) status = run_norm_cases(backend);
     if (status == OK) status = run_host(backend);
     if (status != OK) fprintf(stderr, "%s\n", status_text());
     kernels_close(&backend);
