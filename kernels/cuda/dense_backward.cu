@@ -1,6 +1,7 @@
 /* Gradients of linear layers, alone and in groups that share x. */
 #include <string.h>
 
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/map.cuh"
@@ -137,21 +138,33 @@ static OpCall products_call(const OpCall *call, Op *op, void *d)
     return products;
 }
 
+/* The layer norm's part alone, d: the gradient of what it made. It sends what the op sends. */
+static OpCall norm_call(const OpCall *call, Op *op, void *d)
+{
+    OpCall norm = *call;
+    *op = *call->op;
+    op->kind = OP_LAYER_NORM_FUSED_BWD, op->n_in = 7;
+    norm.op = op, norm.steady = 0;
+    norm.in[0] = d, norm.in_tensor[0] = call->in_tensor[NORM_X];
+    for (int k = 1; k < op->n_in; k++) norm.in[k] = call->in[k - 1], norm.in_tensor[k] = call->in_tensor[k - 1];
+    return norm;
+}
+
 /* One kernel for all but the joining of sums. False where it does not fit. */
-static bool norm_problem(CudaContext *ctx, const OpCall *call, ProductNorm *p, ProductOperands *o)
+static bool norm_problem(CudaContext *ctx, const OpCall *call, const PeerSend &send, ProductNorm *p, ProductOperands *o)
 {
     Op op;
     OpCall products = products_call(call, &op, call->out[0]);
     ProductEdge edge;
     memset((void *)p, 0, sizeof *p);
     if (!product_problem(&products, (int)call->op->attr.i[2], NULL, NULL, &p->product, o, &edge)) return false;
-    p->edge = norm_edge_of(ctx, call, 3);
+    p->edge = norm_edge_of(ctx, call, 3), p->send = send;
     int64_t inner = 0;
     for (int k = 0; k < o->members; k++) inner += o->out[k];
     /* products and layer norm one after the other are faster where blocks have few tiles and much to multiply: 54.5 us
      * against 61 for [32768, 1024] x 256 on an H200, the reverse for 64 in place of 1024 (29.8, 27.3) or 128 columns */
     bool gains = p->product.columns < 256 || inner <= 512;
-    return gains && norm_edge_fits(call, p->edge);
+    return gains && norm_edge_fits(call, p->edge) && product_norm_fits(*p);
 }
 
 static Status linear_norm_dx_in_parts(CudaContext *ctx, const OpCall *call)
@@ -159,14 +172,9 @@ static Status linear_norm_dx_in_parts(CudaContext *ctx, const OpCall *call)
     Op op;
     const Tensor *x = call->in_tensor[NORM_X];
     size_t room = align_up((size_t)tensor_count(x) * dtype_size(x->dtype));
-    OpCall products = products_call(call, &op, call->scratch), norm = *call;
+    OpCall products = products_call(call, &op, call->scratch);
     TRY(op.kind == OP_LINEAR_DX ? linear_dx_run(ctx, &products) : linear_group_dx(ctx, &products));
-    op = *call->op;
-    op.kind = OP_LAYER_NORM_FUSED_BWD;
-    op.n_in = 7;
-    norm.op = &op, norm.steady = 0;
-    norm.in[0] = call->scratch, norm.in_tensor[0] = x;
-    for (int k = 1; k < op.n_in; k++) norm.in[k] = call->in[k - 1], norm.in_tensor[k] = call->in_tensor[k - 1];
+    OpCall norm = norm_call(call, &op, call->scratch);
     norm.scratch = (char *)call->scratch + room;
     return norm_backward_run(ctx, &norm);
 }
@@ -175,12 +183,22 @@ Status linear_norm_dx_run(CudaContext *ctx, const OpCall *call)
 {
     ProductNorm p;
     ProductOperands o;
-    if (!norm_problem(ctx, call, &p, &o)) return linear_norm_dx_in_parts(ctx, call);
+    PeerSend send;
+    TRY(peer_send_of(ctx, call, &send));
+    if (!norm_problem(ctx, call, send, &p, &o)) return linear_norm_dx_in_parts(ctx, call);
     const bf16 *x = (const bf16 *)call->in[NORM_X];
     float *dgamma = (float *)call->out[1], *dbeta = (float *)call->out[2];
     if (p.product.columns == 256) return product_norm_launch<256>(p, x, o, dgamma, dbeta, ctx->stream);
     if (p.product.columns == 128) return product_norm_launch<128>(p, x, o, dgamma, dbeta, ctx->stream);
     return product_norm_launch<64>(p, x, o, dgamma, dbeta, ctx->stream);
+}
+
+/* One kernel or its parts, both can where the latter can: addresses may decide which it is. */
+static bool linear_norm_dx_sends(const OpCall *call)
+{
+    Op op;
+    OpCall norm = norm_call(call, &op, NULL);
+    return norm_backward_sends(&norm);
 }
 
 /* For the parts: addresses, known when it runs, may want them. */
@@ -379,7 +397,7 @@ const CudaEntry cuda_dense_backward[] = {
     {OP_LINEAR_DX, linear_dx_run, NULL},
     {OP_LINEAR_DW, linear_dw, weight_gradient_scratch},
     {OP_LINEAR_GROUP_DX, linear_group_dx, NULL},
-    {OP_LINEAR_NORM_DX, linear_norm_dx_run, linear_norm_dx_scratch},
+    {OP_LINEAR_NORM_DX, linear_norm_dx_run, linear_norm_dx_scratch, linear_norm_dx_sends},
     {OP_LINEAR_GROUP_DW, linear_group_dw, weight_gradient_scratch},
     {OP_COUNT, NULL, NULL},
 };

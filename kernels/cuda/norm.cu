@@ -158,7 +158,7 @@ static size_t layer_norm_bwd_scratch(const OpCall *call)
 }
 
 /* The vector kernel does, where no dropout reads dx again. */
-static bool layer_norm_bwd_sends(const OpCall *call)
+bool norm_backward_sends(const OpCall *call)
 {
     const Tensor *x = call->in_tensor[1];
     PeerRows rows;
@@ -231,7 +231,7 @@ const CudaEntry cuda_norm[] = {
     {OP_LAYER_NORM, layer_norm, NULL},
     {OP_LAYER_NORM_BWD, norm_backward_run, layer_norm_bwd_scratch},
     {OP_LAYER_NORM_FUSED, layer_norm, NULL},
-    {OP_LAYER_NORM_FUSED_BWD, norm_backward_run, layer_norm_bwd_scratch, layer_norm_bwd_sends},
+    {OP_LAYER_NORM_FUSED_BWD, norm_backward_run, layer_norm_bwd_scratch, norm_backward_sends},
     {OP_SOFTMAX, softmax, NULL},
     {OP_SOFTMAX_BWD, softmax_bwd, NULL},
     {OP_COUNT, NULL, NULL},

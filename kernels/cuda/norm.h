@@ -20,8 +20,9 @@ Status norm_rows_run(CudaContext *ctx, const OpCall *call, const NormRows *n);
  * are output `out`, eps is f[1]. All zero without. */
 NormRows norm_rows_behind(const OpCall *call, int gamma, int out);
 
-/* A call of LAYER_NORM_FUSED_BWD, and the bytes of its scratch for rows of c channels. */
+/* A call of LAYER_NORM_FUSED_BWD, whether its kernel can send, and the bytes of its scratch for rows of c channels. */
 Status norm_backward_run(CudaContext *ctx, const OpCall *call);
+bool norm_backward_sends(const OpCall *call);
 size_t norm_backward_scratch(int64_t c);
 
 #endif

@@ -200,6 +200,13 @@ template <int C> struct NormDraws {
     }
 };
 
+/* Where dx begins for a row of the 64 of a warpgroup from row0 on: in memory of this rank, the same for all. */
+struct NormOwnRows {
+    const NormEdge &p;
+    __device__ __forceinline__ void begin(int) const {}
+    __device__ __forceinline__ bf16 *operator()(int) const { return p.dx; }
+};
+
 template <int C>
 __device__ __forceinline__ void norm_edge_other(const NormEdge &p, int row, int64_t at,
                                                 uint4 (&other)[NormLines<C>::COUNT])
@@ -213,8 +220,8 @@ __device__ __forceinline__ void norm_edge_other(const NormEdge &p, int row, int6
 }
 
 /* Rows of this warpgroup from x on, 16 bytes at a time: dx with what arrives on another way, and its dropout. */
-template <int C, int PANEL_BYTES>
-__device__ __forceinline__ void norm_edge_send(const NormEdge &p, uint32_t x, int row, int64_t at,
+template <int C, int PANEL_BYTES, typename Rows>
+__device__ __forceinline__ void norm_edge_send(const NormEdge &p, const Rows &rows, uint32_t x, int row, int64_t at,
                                                const uint4 (&other)[NormLines<C>::COUNT],
                                                const uint32_t (&kept)[NormLines<C>::KEPT])
 {
@@ -236,7 +243,7 @@ __device__ __forceinline__ void norm_edge_send(const NormEdge &p, uint32_t x, in
         }
         if (row + k * S::STEP >= p.rows) continue;
         int64_t to = at + (int64_t)k * S::STEP * C;
-        *reinterpret_cast<uint4 *>(p.dx + to) = out;
+        *reinterpret_cast<uint4 *>(rows(k * S::STEP) + to) = out;
         if (!p.dropped) continue;
         unpack8(out, dx);
 #pragma unroll
@@ -286,8 +293,8 @@ template <int C> __device__ __forceinline__ void norm_edge_begin(const NormEdge 
 }
 
 /* x, gamma: in shared memory. Where this returns, x may be written again once all threads of the warpgroup are here. */
-template <int C, int PANEL_BYTES, bool OWN>
-__device__ __forceinline__ void norm_edge_end(const NormEdge &p, const NormPart<C> &part, const float *gamma,
+template <int C, int PANEL_BYTES, bool OWN, typename Rows>
+__device__ __forceinline__ void norm_edge_end(const NormEdge &p, Rows rows, const NormPart<C> &part, const float *gamma,
                                               uint32_t x, float (&d)[C / 2], NormSums<C, OWN> *sums)
 {
     typedef NormLines<C> S;
@@ -304,8 +311,9 @@ __device__ __forceinline__ void norm_edge_end(const NormEdge &p, const NormPart<
         norm_edge_put<C>(d, place, q, line, words[KEEP ? q : 0]);
         if (q == C / 64 - 1) norm_edge_other<C>(p, row, at, other); /* in registers that are free again */
     }
+    rows.begin(part.row0);
     asm volatile("bar.sync %0, 128;" ::"r"((int)threadIdx.x / 128 + 1) : "memory");
-    norm_edge_send<C, PANEL_BYTES>(p, x, row, at, other, part.kept);
+    norm_edge_send<C, PANEL_BYTES>(p, rows, x, row, at, other, part.kept);
 }
 
 /* --- host */

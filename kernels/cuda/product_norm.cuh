@@ -1,16 +1,19 @@
 /* The gradient of a layer norm at the edge of the products that feed it: d = sum_k dy_k W_k (product_ring.cuh) never
  * leaves the chip. A block holds whole rows: one thread feeds the ring of the product, one brings x; two warpgroups
- * multiply, put dx over x in shared memory and send rows from there. */
+ * multiply, put dx over x in shared memory and store rows from there, each on the rank that is to have it where the op
+ * sends. */
 #ifndef FOLDSCALE_KERNELS_CUDA_PRODUCT_NORM_CUH
 #define FOLDSCALE_KERNELS_CUDA_PRODUCT_NORM_CUH
 
 #include "kernels/cuda/norm_edge.cuh"
+#include "kernels/cuda/peer_send.cuh"
 #include "kernels/cuda/product_ring.cuh"
 
 struct ProductNorm {
     RingProduct product; /* edge and narrow_w: of a narrow member, NULL without */
     CUtensorMap x, other;
     NormEdge edge;
+    PeerSend send; /* of dx */
 };
 
 template <int C> struct NormShape {
@@ -24,11 +27,50 @@ template <int C> struct NormShape {
     static constexpr int BYTES = X_BARRIERS_AT + 2 * X_SLOTS * 8;
 };
 
-template <int C> __device__ __forceinline__ void product_norm_fetch(const ProductNorm &p, uint32_t base)
+/* Tiles of a block: dealt out in turn, or neighbours where dx is sent, so that all ranks get theirs at any time. */
+struct NormTiles {
+    int first, step, end;
+};
+template <bool SENDS> __device__ __forceinline__ NormTiles product_norm_tiles(const ProductNorm &p)
+{
+    int block = (int)blockIdx.x, blocks = (int)gridDim.x, tiles = p.product.tiles_m;
+    if (!SENDS) return {block, blocks, tiles};
+    int chunk = (tiles + blocks - 1) / blocks, first = block * chunk;
+    return {first, 1, min(first + chunk, tiles)};
+}
+
+enum { NORM_BOX = 32 /* rows that go to a rank together */ };
+
+/* Where dx begins for a row, on the rank that gets it: as many bytes before its place there as it is behind row 0
+ * here. */
+template <int C> struct NormSentRows {
+    const PeerSend &send;
+    bool first; /* to be sent by this warpgroup, which synchronizes behind begin(): the ranks have to be here */
+    bf16 *dx[64 / NORM_BOX];
+
+    __device__ __forceinline__ void begin(int row0)
+    {
+        int rank = (int)threadIdx.x % 128;
+        if (first && rank < send.ranks) PeerSender(send).meet(rank);
+#pragma unroll
+        for (int b = 0; b < 64 / NORM_BOX; b++) {
+            int row = row0 + b * NORM_BOX;
+            PeerPlace to = peer_place(send, (uint32_t)row, 0);
+            dx[b] = (bf16 *)send.out[to.rank] + ((int64_t)to.row - row) * C;
+        }
+    }
+    __device__ __forceinline__ bf16 *operator()(int line) const
+    {
+        return dx[line / NORM_BOX];
+    }
+};
+
+template <int C, bool SENDS> __device__ __forceinline__ void product_norm_fetch(const ProductNorm &p, uint32_t base)
 {
     typedef NormShape<C> S;
+    NormTiles tiles = product_norm_tiles<SENDS>(p);
     int i = 0;
-    for (int tile = blockIdx.x; tile < p.product.tiles_m; tile += gridDim.x, i++) {
+    for (int tile = tiles.first; tile < tiles.end; tile += tiles.step, i++) {
         int slot = i % S::X_SLOTS, row = tile * S::BM;
         uint32_t full = base + S::X_BARRIERS_AT + slot * 8, to = base + S::X_AT + slot * S::X_BYTES;
         barrier_wait(full + S::X_SLOTS * 8, (uint32_t)(i / S::X_SLOTS & 1) ^ 1);
@@ -66,16 +108,18 @@ __device__ __forceinline__ void product_norm_narrow(const uint32_t (&few)[4], co
     for (int j = 0; j < C / 8; j++) mma16816(reinterpret_cast<float(&)[4]>(d[j * 4]), few, live ? w[j * 8] : 0, 0);
 }
 
-template <int C> __device__ __forceinline__ void product_norm_consume(const ProductNorm &p, char *shared, uint32_t base)
+template <int C, bool SENDS>
+__device__ __forceinline__ void product_norm_consume(const ProductNorm &p, char *shared, uint32_t base)
 {
     typedef NormShape<C> S;
     int group = threadIdx.x / 128, s = 0, i = 0, steps = p.product.first_step[p.product.members];
-    DropoutDraw draw = p.edge.dropped ? p.edge.drop.draw() : DropoutDraw{};
+    DropoutDraw draw = !SENDS && p.edge.dropped ? p.edge.drop.draw() : DropoutDraw{};
     NormSums<C, C <= 128> sums = {};
     NormPart<C> part = {};
-    for (int tile = blockIdx.x; tile < p.product.tiles_m; tile += gridDim.x, i++) {
+    NormTiles tiles = product_norm_tiles<SENDS>(p);
+    for (int tile = tiles.first; tile < tiles.end; tile += tiles.step, i++) {
         int slot = i % S::X_SLOTS, row0 = tile * S::BM + group * 64;
-        NormDraws<C> beside = {p.edge, draw, norm_edge_draws<C>(p.edge, i == 0), part};
+        NormDraws<C> beside = {p.edge, draw, SENDS ? 0 : norm_edge_draws<C>(p.edge, i == 0), part};
         float d[1][C / 2];
         uint32_t few[4];
         norm_edge_begin<C>(p.edge, row0, &part);
@@ -85,13 +129,19 @@ template <int C> __device__ __forceinline__ void product_norm_consume(const Prod
         if (p.product.narrow_w) product_norm_narrow<C>(few, shared, d[0]);
         uint32_t full = base + S::X_BARRIERS_AT + slot * 8, x = base + S::X_AT + slot * S::X_BYTES;
         barrier_wait(full, (uint32_t)(i / S::X_SLOTS & 1));
-        norm_edge_end<C, S::X_PANEL>(p.edge, part, reinterpret_cast<const float *>(shared + S::GAMMA_AT),
-                                     x + group * 64 * 128, d[0], &sums);
+        const float *gamma = reinterpret_cast<const float *>(shared + S::GAMMA_AT);
+        x += group * 64 * 128;
+        if constexpr (SENDS) {
+            norm_edge_end<C, S::X_PANEL>(p.edge, NormSentRows<C>{p.send, i == 0}, part, gamma, x, d[0], &sums);
+        } else {
+            norm_edge_end<C, S::X_PANEL>(p.edge, NormOwnRows{p.edge}, part, gamma, x, d[0], &sums);
+        }
         async_fence();
         __syncwarp();
         if (threadIdx.x % WARP == 0) barrier_arrive(full + S::X_SLOTS * 8);
     }
-    asm volatile("bar.sync 3, 256;" ::: "memory"); /* the ring is empty */
+    asm volatile("bar.sync 3, 256;" ::: "memory"); /* the ring is empty, all rows are on their way */
+    if (SENDS && threadIdx.x == 0) PeerSender(p.send).finish(gridDim.x);
     norm_edge_sums<C>(p.edge, reinterpret_cast<float *>(shared), sums);
 }
 
@@ -111,7 +161,7 @@ template <int C> __device__ __forceinline__ void product_norm_constants(const Pr
     asm volatile("bar.sync 3, 256;" ::: "memory");
 }
 
-template <int C>
+template <int C, bool SENDS>
 __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_norm_kernel(const __grid_constant__ ProductNorm p)
 {
     typedef NormShape<C> S;
@@ -132,23 +182,31 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_norm_kernel(const 
     __syncthreads();
     stage_wait();
     stage_release();
+    if (SENDS) peer_send_begin(p.send);
     if (threadIdx.x >= 256) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x == 256) {
+            NormTiles tiles = product_norm_tiles<SENDS>(p);
             int s = 0;
-            for (int tile = blockIdx.x; tile < p.product.tiles_m; tile += gridDim.x)
+            for (int tile = tiles.first; tile < tiles.end; tile += tiles.step)
                 product_fetch<S, C>(p.product, base, tile * S::BM, 0, &s);
         }
-        if (threadIdx.x == 256 + WARP) product_norm_fetch<C>(p, base);
+        if (threadIdx.x == 256 + WARP) product_norm_fetch<C, SENDS>(p, base);
         __syncwarp();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         product_norm_constants<C>(p, shared);
-        product_norm_consume<C>(p, shared, base);
+        product_norm_consume<C, SENDS>(p, shared, base);
     }
 }
 
 /* --- host */
+
+/* A sender's rows go to the ranks in boxes; it draws no masks (linear_norm_dx_sends). */
+static inline bool product_norm_fits(const ProductNorm &p)
+{
+    return p.send.ranks == 0 || p.send.rows.run % NORM_BOX == 0;
+}
 
 /* p: all but the maps, tiles and the mask's kind; dgamma, dbeta [C]. */
 template <int C>
@@ -161,11 +219,16 @@ static Status product_norm_launch(ProductNorm p, const bf16 *x, const ProductOpe
     TRY(product_members(o, S::BM, &product));
     product.tiles_m = (product.rows + S::BM - 1) / S::BM, product.tiles_n = 1;
     int blocks = product.tiles_m < PRODUCT_BLOCKS ? product.tiles_m : PRODUCT_BLOCKS;
+    const auto kernel = p.send.ranks ? product_norm_kernel<C, true> : product_norm_kernel<C, false>;
+    if (p.send.ranks) { /* no block without tiles */
+        int chunk = (product.tiles_m + blocks - 1) / blocks;
+        blocks = (product.tiles_m + chunk - 1) / chunk;
+    }
     TRY(tensor_map(x, product.rows, C, S::BM, &p.x));
     if (p.edge.other) TRY(tensor_map(p.edge.other, product.rows, C, S::BM, &p.other));
     if (p.edge.dropped) p.edge.mask = norm_mask(p.edge.drop, blocks, S::BM);
-    CUDA_TRY(cudaFuncSetAttribute(product_norm_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES));
-    launch(product_norm_kernel<C>, blocks, PRODUCT_THREADS, S::BYTES, stream, p);
+    CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES));
+    launch(kernel, blocks, PRODUCT_THREADS, S::BYTES, stream, p);
     TRY(cuda_launched("product_norm_kernel"));
     return sum_partials_split_launch(p.edge.partial, dgamma, dbeta, blocks, C, stream);
 }

@@ -213,7 +213,8 @@ template <typename S> struct GradientGroup {
         }
         at.drain(thread, &ended);
         barrier_wait(gradient_arrived<S>(at.base, group, 1), id & 1);
-        norm_edge_end<S::C, TRANSITION_CHUNK>(p.edge, *part, reinterpret_cast<const float *>(gamma()), x(),
+        norm_edge_end<S::C, TRANSITION_CHUNK>(p.edge, NormOwnRows{p.edge}, *part,
+                                              reinterpret_cast<const float *>(gamma()), x(),
                                               reinterpret_cast<float(&)[S::C / 2]>(d), sums);
         async_fence();
         transition_sync(group);
