@@ -68,7 +68,7 @@ template <int D_, bool BIAS_, int PIECES_, bool SEND_ = false> struct ForwardLay
 template <bool SEND> struct ForwardMaps {
     CUtensorMap q, k, v, gate, o, y;
 };
-/* No y; instead the output of every rank, a matrix of its rows. */
+/* y: what stays, if anything; the output of every rank, a matrix of its rows. */
 template <> struct ForwardMaps<true> : ForwardMaps<false> {
     CUtensorMap to[PEER_RANKS];
     PeerSend send;
@@ -280,6 +280,7 @@ __device__ __forceinline__ void forward_store(const ForwardProblem &p, const For
     if (lane > 0) return;
     if (p.x.o) tensor_store_box(&maps.o, tile, w.head * D, query0, row, w.group);
     if constexpr (L::SEND) {
+        if (p.x.again) tensor_store_box(&maps.y, tile + L::GATE, w.head * D, query0, row, w.group);
         if (query0 < p.a.n) {
             int rank = (int)shared_word(to), id = row - w.first;
             uint32_t there = shared_word(to + 4) + id * maps.send.rows.stride;

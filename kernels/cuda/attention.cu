@@ -387,6 +387,7 @@ template <typename T> static AttOperands<T> forward_operands(const OpCall *call)
     if (call_in(call, 5)) x.gate = IN(5), x.y = OUT(0);
     x.o = x.gate ? OUT(2) : OUT(0);
     x.lse = (float *)call->out[1];
+    if (call->out_tensor[3]) x.again = OUT(3);
     return x;
 }
 template <typename T> static AttOperands<T> backward_operands(const OpCall *call)
@@ -411,17 +412,29 @@ static bool takes_f32(const Att &a, DType type)
     return type == DT_F32 && att_f32_fits(a);
 }
 
-static Status attention(CudaContext *ctx, const OpCall *call)
+static Status attention_here(CudaContext *ctx, const OpCall *call)
 {
     Att a = forward_shape(call);
     DType type = call->in_tensor[0]->dtype;
-    PeerSend send;
-    TRY(peer_send_of(ctx, call, &send));
     if (takes_mma(a, type))
-        return att_mma_forward_launch(a, forward_operands<bf16>(call), send, call->scratch, ctx->stream);
-    if (send.ranks > 0) return status_fail(ERR_INTERNAL, "attention was to send and cannot");
+        return att_mma_forward_launch(a, forward_operands<bf16>(call), PeerSend{}, call->scratch, ctx->stream);
     if (takes_f32(a, type)) return att_f32_forward_launch(a, forward_operands<float>(call), call->scratch, ctx->stream);
     DISPATCH_REAL(call, type, { return att_any_forward(a, forward_operands<T>(call), ctx->stream); });
+}
+
+static Status attention(CudaContext *ctx, const OpCall *call)
+{
+    PeerSend send;
+    TRY(peer_send_of(ctx, call, &send));
+    if (send.ranks > 0) {
+        AttOperands<bf16> x = forward_operands<bf16>(call);
+        return att_mma_forward_launch(forward_shape(call), x, send, call->scratch, ctx->stream);
+    }
+    TRY(attention_here(ctx, call));
+    if (!call->out_tensor[3]) return OK;
+    return cuda_check(cudaMemcpyAsync(call->out[3], call->out[0], tensor_bytes(call->out_tensor[0]),
+                                      cudaMemcpyDeviceToDevice, ctx->stream),
+                      "result of an attention, again");
 }
 
 /* The result of rows that attend along the axis behind theirs, the queries shared out. */

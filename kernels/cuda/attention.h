@@ -51,6 +51,7 @@ template <typename T> struct AttOperands {
     const float *lse_in, *delta; /* backward has delta or o_in */
     T *o, *y, *dq, *dk, *dv, *dbias;
     float *lse;
+    T *again; /* y once more, where that leaves */
 };
 
 /* Tensor core kernels for bf16 (attention_mma_*.cu): whether they take a shape, their scratch, and their launches. */

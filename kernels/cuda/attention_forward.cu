@@ -130,10 +130,9 @@ static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const Pee
     TRY(forward_map(a, x.k, a.m, a.k_row, a.k_group, L::BOX, &maps.k));
     TRY(forward_map(a, x.v, a.m, a.k_row, a.k_group, L::BOX, &maps.v));
     if (x.gate) TRY(forward_map(a, x.gate, a.n, a.q_row, a.q_group, L::GROUPS * 64, &maps.gate));
-    if constexpr (L::SEND)
-        TRY(forward_send_maps(a, send, &maps));
-    else if (x.gate)
-        TRY(forward_map(a, x.y, a.n, a.q_row, a.q_group, FORWARD_BOX, &maps.y));
+    bf16 *here = L::SEND ? x.again : x.y;
+    if (here) TRY(forward_map(a, here, a.n, a.q_row, a.q_group, FORWARD_BOX, &maps.y));
+    if constexpr (L::SEND) TRY(forward_send_maps(a, send, &maps));
     if (x.o) TRY(forward_map(a, x.o, a.n, a.q_row, a.q_group, FORWARD_BOX, &maps.o));
     CUDA_TRY(cudaFuncSetAttribute(att_forward_tc_kernel<L>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::BYTES));
     dim3 grid(blocks_x, a.g * a.h, (a.b + p.rows_per_block - 1) / p.rows_per_block);
