@@ -279,6 +279,29 @@ static void ops_send_what_they_compute(void **state)
     recording_free(&r);
 }
 
+/* Gradients that an op sums over what it computed in parts are summed over the ranks there, too. */
+static void sums_of_parts_are_shared_out(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", true);
+    Switches s = overlapping(2, 1);
+    s.fused_attention = s.fused_pointwise = s.fused_layernorm = s.gemm_batching = s.cuda_graph = true;
+    Program *p = passed(r.p, &s, PASS_SCHEDULE);
+    int bias = 0, products = 0;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        const Op *op = &p->op[i];
+        bool sum = op->send.active && op->send.kind == OP_REDUCE_SCATTER;
+        bias += sum && op->kind == OP_ATTENTION_BWD && op->send.output == 3;
+        products += sum && op->kind == OP_OPM_BWD && op->send.output == 1;
+        if (op->kind != OP_REDUCE_SCATTER || op->stream) continue;
+        OpKind writer = writer_kind(p, op->in[0]);
+        assert_true(writer != OP_ATTENTION_BWD && writer != OP_OPM_BWD);
+    }
+    assert_true(bias >= 2 * (48 + 4 + 2) && products == 48 + 4);
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
 /* x -> linear_residual -> all_to_all: part of it, unless somebody else wants what it computes. */
 static void what_others_read_is_not_sent_away(void **state)
 {
@@ -346,6 +369,7 @@ int main(void)
         cmocka_unit_test(squares_cover_the_gradient_once),
         cmocka_unit_test(graphs_are_one_segment),
         cmocka_unit_test(ops_send_what_they_compute),
+        cmocka_unit_test(sums_of_parts_are_shared_out),
         cmocka_unit_test(what_others_read_is_not_sent_away),
         cmocka_unit_test(the_verifier_sees_a_missing_wait),
         cmocka_unit_test(weight_gradients_run_aside),

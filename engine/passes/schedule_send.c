@@ -25,6 +25,8 @@ static const Sender senders[] = {
     {OP_TRI_PRODUCT, 0, OP_REDUCE_SCATTER},
     {OP_MASK_MUL, 0, OP_ALL_GATHER},
     {OP_ATTENTION, 0, OP_ALL_TO_ALL},
+    {OP_ATTENTION_BWD, 3, OP_REDUCE_SCATTER},
+    {OP_OPM_BWD, 1, OP_REDUCE_SCATTER},
 };
 
 static bool can_send(OpKind op, int output, OpKind collective)

@@ -28,7 +28,9 @@ struct BwPrepared {
 };
 
 Status bw_prepare_launch(const Att &a, const AttOperands<bf16> &x, const BwPrepared &out, cudaStream_t stream);
-/* dbias = sum over chunks of partial[chunk][G,H,keys,queries], in order */
-Status bw_join_launch(const Att &a, const float *partial, bf16 *dbias, int chunks, cudaStream_t stream);
+/* dbias = sum over chunks of partial[chunk][G,H,keys,queries], in order; where the op sends it, this rank's piece of
+ * the sum over the ranks */
+Status bw_join_launch(const CudaContext *ctx, const OpCall *call, const Att &a, const float *partial, bf16 *dbias,
+                      int chunks);
 
 #endif

@@ -463,8 +463,7 @@ static Status attention_bwd(CudaContext *ctx, const OpCall *call)
 {
     Att a = backward_shape(call);
     DType type = call->in_tensor[1]->dtype;
-    if (takes_mma(a, type))
-        return att_mma_backward_launch(a, backward_operands<bf16>(call), call->scratch, ctx->stream);
+    if (takes_mma(a, type)) return att_mma_backward_launch(ctx, call, a, backward_operands<bf16>(call));
     if (takes_f32(a, type))
         return att_f32_backward_launch(a, backward_operands<float>(call), call->scratch, ctx->stream);
     DISPATCH_REAL(call, type, {
@@ -472,6 +471,12 @@ static Status attention_bwd(CudaContext *ctx, const OpCall *call)
         if (att_few_fits(a, x.bias != NULL)) return att_few_backward_launch(a, x, ctx->stream);
         return att_any_backward(a, x, (float *)call->scratch, ctx->stream);
     });
+}
+
+static bool attention_bwd_sends(const OpCall *call)
+{
+    Att a = backward_shape(call);
+    return takes_mma(a, call->in_tensor[1]->dtype) && att_wgmma_sends(a, call);
 }
 
 static size_t attention_bwd_scratch(const OpCall *call)
@@ -489,6 +494,6 @@ const CudaEntry cuda_attention[] = {
     {OP_ATT_CONTEXT, att_context, NULL},
     {OP_ATT_CONTEXT_BWD, att_context_bwd, NULL},
     {OP_ATTENTION, attention, attention_scratch, attention_sends},
-    {OP_ATTENTION_BWD, attention_bwd, attention_bwd_scratch},
+    {OP_ATTENTION_BWD, attention_bwd, attention_bwd_scratch, attention_bwd_sends},
     {OP_COUNT, NULL, NULL},
 };

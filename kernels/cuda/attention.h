@@ -64,10 +64,13 @@ Status att_mma_forward_launch(const Att &a, const AttOperands<bf16> &x, const Pe
                               cudaStream_t stream);
 bool att_wgmma_fits(const Att &a, bool bias); /* of those that att_mma_fits */
 size_t att_wgmma_backward_scratch(const Att &a, bool bias);
-/* x.delta has to be there: att_mma_backward_launch(), which calls this one, sums it where it is not. */
-Status att_wgmma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
+/* x.delta has to be there: att_mma_backward_launch(), which calls this one, sums it where it is not. `call`: whether
+ * its op sends dbias. */
+Status att_wgmma_backward_launch(const CudaContext *ctx, const OpCall *call, const Att &a, const AttOperands<bf16> &x);
 size_t att_mma_backward_scratch(const Att &a, bool bias, bool delta);
-Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream);
+Status att_mma_backward_launch(const CudaContext *ctx, const OpCall *call, const Att &a, const AttOperands<bf16> &x);
+/* Of those that att_mma_fits: dbias can be summed over the ranks as the op sends it. */
+bool att_wgmma_sends(const Att &a, const OpCall *call);
 
 /* delta[heads] = sum over the `width` channels of each of do o (attention_delta.cu), f32 and bf16 */
 template <typename T>

@@ -413,15 +413,17 @@ static Status backward_by_width(const Att &a, const AttOperands<bf16> &x, char *
     return backward_launch<8, BIAS>(a, x, scratch, stream);
 }
 
-Status att_mma_backward_launch(const Att &a, const AttOperands<bf16> &operands, void *scratch, cudaStream_t stream)
+Status att_mma_backward_launch(const CudaContext *ctx, const OpCall *call, const Att &a,
+                               const AttOperands<bf16> &operands)
 {
     AttOperands<bf16> x = operands;
+    char *scratch = (char *)call->scratch;
+    cudaStream_t stream = ctx->stream;
     if (!x.delta) {
-        float *delta = (float *)((char *)scratch + backward_bytes(a, x.bias != NULL));
+        float *delta = (float *)(scratch + backward_bytes(a, x.bias != NULL));
         TRY(att_delta_launch(x.go, x.o_in, delta, delta_count(a), a.d, stream));
         x.delta = delta;
     }
-    if (att_wgmma_fits(a, x.bias != NULL)) return att_wgmma_backward_launch(a, x, scratch, stream);
-    return x.bias ? backward_by_width<true>(a, x, (char *)scratch, stream)
-                  : backward_by_width<false>(a, x, (char *)scratch, stream);
+    if (att_wgmma_fits(a, x.bias != NULL)) return att_wgmma_backward_launch(ctx, call, a, x);
+    return x.bias ? backward_by_width<true>(a, x, scratch, stream) : backward_by_width<false>(a, x, scratch, stream);
 }

@@ -418,9 +418,11 @@ static Status bw_map(CUtensorMap *map, const bf16 *p, const Att &a, int extent, 
 }
 
 template <int D, bool BIAS>
-static Status bw_launch(const Att &a, const AttOperands<bf16> &x, char *scratch, cudaStream_t stream)
+static Status bw_launch(const CudaContext *ctx, const OpCall *call, const Att &a, const AttOperands<bf16> &x)
 {
     typedef BwShape<D, BIAS> S;
+    char *scratch = (char *)call->scratch;
+    cudaStream_t stream = ctx->stream;
     BwPlan p = bw_plan(a, BIAS);
     BwPrepared prepared = {(float *)(scratch + p.add_at), (uint4 *)(scratch + p.stats_at),
                            (uint4 *)(scratch + p.bias_at)};
@@ -436,14 +438,11 @@ static Status bw_launch(const Att &a, const AttOperands<bf16> &x, char *scratch,
     launch_clusters(att_bw_kernel<D, BIAS>, dim3(S::TILES, a.g * a.h, p.chunks), BW_THREADS, S::BYTES, S::TILES, stream,
                     a, x, maps, prepared, partial, p.rows);
     TRY(cuda_launched("att_bw_kernel"));
-    return BIAS ? bw_join_launch(a, partial, x.dbias, p.chunks, stream) : OK;
+    return BIAS ? bw_join_launch(ctx, call, a, partial, x.dbias, p.chunks) : OK;
 }
 
-Status att_wgmma_backward_launch(const Att &a, const AttOperands<bf16> &x, void *scratch, cudaStream_t stream)
+Status att_wgmma_backward_launch(const CudaContext *ctx, const OpCall *call, const Att &a, const AttOperands<bf16> &x)
 {
-    if (a.d == 32)
-        return x.bias ? bw_launch<32, true>(a, x, (char *)scratch, stream)
-                      : bw_launch<32, false>(a, x, (char *)scratch, stream);
-    return x.bias ? bw_launch<16, true>(a, x, (char *)scratch, stream)
-                  : bw_launch<16, false>(a, x, (char *)scratch, stream);
+    if (a.d == 32) return x.bias ? bw_launch<32, true>(ctx, call, a, x) : bw_launch<32, false>(ctx, call, a, x);
+    return x.bias ? bw_launch<16, true>(ctx, call, a, x) : bw_launch<16, false>(ctx, call, a, x);
 }

@@ -221,7 +221,8 @@ template <typename T, int V, bool SUM>
 static Status launch(const Peer *p, PeerArguments a, const Shape *s, int channel, cudaStream_t stream)
 {
     int64_t unit = (int64_t)sizeof(T) * V;
-    a.piece = (uint32_t)(s->piece / unit);
+    PeerExchange *e = &a.exchange;
+    e->piece = (uint32_t)(s->piece / unit);
     a.in_units = (uint32_t)(s->in / unit);
     a.out_units = (uint32_t)(s->out / unit);
     a.send = {(uint32_t)(s->send.part / unit), (uint32_t)(s->send.whole / unit),
@@ -229,24 +230,39 @@ static Status launch(const Peer *p, PeerArguments a, const Shape *s, int channel
     a.receive = {(uint32_t)(s->receive.part / unit), (uint32_t)(s->receive.whole / unit),
                  SUM ? 0 : (uint32_t)(s->receive.part / unit)};
     a.land = a.receive;
-    if (!a.direct) a.land = {a.piece, 0, a.piece};
+    if (!a.direct) a.land = {e->piece, 0, e->piece};
     int64_t least = (int64_t)PEER_THREADS * PEER_UNROLL * unit; /* what the threads of a block move at once */
     int64_t blocks = (s->piece * (p->ranks - 1) + least - 1) / least;
     if (blocks > p->most_blocks[channel]) blocks = p->most_blocks[channel];
-    a.share = (uint32_t)((a.piece + blocks - 1) / blocks);
+    e->share = (uint32_t)((e->piece + blocks - 1) / blocks);
     launch(peer_kernel<T, V, SUM>, (unsigned)blocks, PEER_THREADS, 0, stream, a);
     return cuda_launched("peer_kernel");
 }
 
+/* landing: on this rank, in `region` of its memory, where what the others send lands. */
+static PeerExchange exchange_of(const Peer *p, int channel, const Region *region, const void *landing)
+{
+    PeerExchange e;
+    memset(&e, 0, sizeof e);
+    e.ranks = p->ranks, e.rank = p->rank, e.loopback = p->loopback;
+    for (int r = 0; r < p->ranks; r++) {
+        e.landing[r] = region->base[r] + ((const char *)landing - region->base[p->rank]);
+        e.flag[r] = p->flags[r] + channel * PEER_FLAGS;
+    }
+    e.turn = p->turn + channel * PEER_BLOCKS;
+    e.failed = p->failed, e.status = p->status;
+    return e;
+}
+
 /* Sums are taken from scratch memory, and what does not lie in shared memory cannot be written from afar. */
-static Status find_landing(const Peer *p, const OpCall *call, bool sums, PeerArguments *a)
+static Status find_landing(const Peer *p, const OpCall *call, bool sums, int channel, PeerArguments *a)
 {
     const Region *region = sums ? NULL : peer_region_of(p, a->out);
     a->direct = region != NULL && !p->loopback;
     void *landing = region ? a->out : call->scratch;
     if (!region) region = peer_region_of(p, call->scratch);
     if (!region) return status_fail(ERR_INTERNAL, "the workspace of a collective was not shared");
-    for (int r = 0; r < p->ranks; r++) a->landing[r] = region->base[r] + ((char *)landing - region->base[p->rank]);
+    a->exchange = exchange_of(p, channel, region, landing);
     return OK;
 }
 
@@ -287,14 +303,14 @@ static Status send_by_engines(const Peer *p, PeerArguments *a, const Shape *s, i
         TRY(copy_piece(s, &s->receive, a->in, p->rank, a->out, p->rank, beside));
         CUDA_TRY(cudaEventRecord(p->beside[channel].join, beside));
     }
-    launch(peer_meet_kernel, 1, WARP, 0, stream, *a);
+    launch(peer_meet_kernel, 1, WARP, 0, stream, a->exchange);
     for (int k = 1; k < p->ranks; k++) {
         int r = (p->rank + k) % p->ranks;
-        TRY(copy_piece(s, to, a->in, r, a->landing[r], p->rank, stream));
+        TRY(copy_piece(s, to, a->in, r, a->exchange.landing[r], p->rank, stream));
     }
     if (a->direct) CUDA_TRY(cudaStreamWaitEvent(stream, p->beside[channel].join, 0));
-    launch(peer_meet_kernel, 1, WARP, 0, stream, *a);
-    a->arrived = true;
+    launch(peer_meet_kernel, 1, WARP, 0, stream, a->exchange);
+    a->exchange.arrived = true;
     return cuda_launched("peer_meet_kernel");
 }
 
@@ -315,15 +331,8 @@ static Status exchange(const Peer *p, const OpCall *call, const void *in, void *
     memset(&a, 0, sizeof a);
     a.in = in;
     a.out = out;
-    a.factor = (float)s->factor;
-    a.ranks = p->ranks;
-    a.rank = p->rank;
-    a.loopback = p->loopback;
-    TRY(find_landing(p, call, s->sums, &a));
-    for (int r = 0; r < p->ranks; r++) a.flag[r] = p->flags[r] + channel * PEER_FLAGS;
-    a.turn = p->turn + channel * PEER_BLOCKS;
-    a.failed = p->failed;
-    a.status = p->status;
+    TRY(find_landing(p, call, s->sums, channel, &a));
+    a.exchange.factor = (float)s->factor;
     if (engines_can(p, &a, s, channel)) {
         TRY(send_by_engines(p, &a, s, channel, stream));
         if (a.direct) return OK;
@@ -387,6 +396,21 @@ Status peer_run(Peer *p, const OpCall *call, int channel, cudaStream_t stream)
         return all_reduce(p, call, channel, stream);
     }
     return exchange(p, call, call->in[0], call->out[0], &s, channel, stream);
+}
+
+Status peer_sum_of(const CudaContext *ctx, const OpCall *call, uint32_t piece, uint32_t share,
+                   PeerExchange *exchange_out)
+{
+    const Peer *p = ctx->peer;
+    const Region *region = p ? peer_region_of(p, call->send_area) : NULL;
+    if (!region)
+        return status_fail(ERR_INTERNAL, "%s cannot send its output %d", op_def(call->op->kind)->name,
+                           (int)call->op->send.output);
+    PeerExchange e = exchange_of(p, PEER_COMPUTE, region, call->send_area);
+    e.piece = piece, e.share = share;
+    e.factor = 1;
+    *exchange_out = e;
+    return OK;
 }
 
 Status peer_check(Peer *p)

@@ -32,6 +32,10 @@ bool peer_send_rows(const OpCall *call, struct PeerRows *rows_out);
 Status peer_send_of(const CudaContext *ctx, const OpCall *call, struct PeerSend *send_out);
 /* The same for a kernel whose blocks talk to their namesakes (peer_block.cuh). */
 Status peer_send_blocks_of(const CudaContext *ctx, const OpCall *call, struct PeerSend *send_out);
+/* Of an op that sends by reduce_scatter from one kernel, whose blocks exchange `share` units of 16 bytes of every piece
+ * of `piece` units (peer_exchange.cuh): what they need to. */
+Status peer_sum_of(const CudaContext *ctx, const OpCall *call, uint32_t piece, uint32_t share,
+                   struct PeerExchange *exchange_out);
 
 /* While waiting for the device: ERR_COMM when a rank of the group is gone or did not answer. Cheap. */
 Status peer_check(Peer *peer);

@@ -353,12 +353,20 @@ static Status opm_bwd(CudaContext *ctx, const OpCall *call)
     return opm_mask(call, 2, 6, call->out[1], call->out[1], ctx->stream);
 }
 
+/* The gradient of b, summed over the ranks. */
+static bool opm_bwd_sends(const OpCall *call)
+{
+    JoinSend send;
+    Outer o = outer_make(call->in_tensor[1], call->in_tensor[2]);
+    return opm_chains_back(o, tensor_last(call->in_tensor[0])) && join_send_of(call, &send);
+}
+
 const CudaEntry cuda_outer[] = {
     {OP_OUTER_PRODUCT, outer_product, outer_scratch},
     {OP_OUTER_PRODUCT_BWD, outer_product_bwd, outer_scratch},
     {OP_PAIR_COUNT, pair_count, NULL},
     {OP_DIV_COUNT, div_count, NULL},
     {OP_OPM, opm, opm_scratch},
-    {OP_OPM_BWD, opm_bwd, opm_bwd_scratch},
+    {OP_OPM_BWD, opm_bwd, opm_bwd_scratch, opm_bwd_sends},
     {OP_COUNT, NULL, NULL},
 };

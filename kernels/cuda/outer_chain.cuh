@@ -3,9 +3,11 @@
 #define FOLDSCALE_KERNELS_CUDA_OUTER_CHAIN_CUH
 
 #include "kernels/cuda/chain.cuh"
+#include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/norm_tile.cuh"
 #include "kernels/cuda/outer_project.cuh"
 #include "kernels/cuda/outer_weights.cuh"
+#include "kernels/cuda/peer_exchange.cuh"
 #include "kernels/cuda/transpose.cuh"
 
 struct Outer {
@@ -291,7 +293,7 @@ struct Joins {
     const float *partial; /* of the scale */
     float *dbias;
 };
-enum { JOIN_CHANNELS = 16 /* of dbias, a block */ };
+enum { JOIN_THREADS = 256, JOIN_CHANNELS = 16 /* of dbias, a block */ };
 
 __device__ __forceinline__ void opm_join_bias(const Joins &p, int block, float *shared)
 {
@@ -319,13 +321,13 @@ __device__ __forceinline__ void opm_join_weights(const JoinWeights &p, int block
     *reinterpret_cast<float4 *>(p.y + at) = sum;
 }
 
+typedef float JoinTile[CHAIN_N][CHAIN_D + 1];
+
 /* Blocks of dbias, a block per residue of either, those of dW. */
-static __global__ void __launch_bounds__(256) opm_join_kernel(const __grid_constant__ Joins joins)
+__device__ __forceinline__ void opm_join_block(const Joins &joins, int block, JoinTile &tile)
 {
-    stage_wait();
-    __shared__ float tile[CHAIN_N][CHAIN_D + 1];
-    int at = (int)blockIdx.x - CHAIN_N / JOIN_CHANNELS, second = at >= joins.join[0].residues;
-    if (at < 0) return opm_join_bias(joins, (int)blockIdx.x, &tile[0][0]);
+    int at = block - CHAIN_N / JOIN_CHANNELS, second = at >= joins.join[0].residues;
+    if (at < 0) return opm_join_bias(joins, block, &tile[0][0]);
     const Join &p = joins.join[second];
     at -= second ? joins.join[0].residues : 0;
     if (second && at >= p.residues) return opm_join_weights(joins.weights, at - p.residues);
@@ -352,6 +354,120 @@ static __global__ void __launch_bounds__(256) opm_join_kernel(const __grid_const
         for (int j = 0; j < 8; j++) v[j] = tile[s][c + j] * m;
         store_floats<8>(p.y + row * CHAIN_D + c, v);
     }
+}
+
+static __global__ void __launch_bounds__(JOIN_THREADS) opm_join_kernel(const __grid_constant__ Joins joins)
+{
+    stage_wait();
+    __shared__ JoinTile tile;
+    opm_join_block(joins, (int)blockIdx.x, tile);
+}
+
+/* --- the second summed over the ranks, too, each of which gets residues of its own */
+
+struct JoinSend {
+    PeerExchange exchange;
+    Join join; /* y: the `residues` of this rank */
+    int residues, blocks;
+};
+/* Units are eight channels of (residue, s); blocks have whole runs of JOIN_RUN of s. */
+enum { JOIN_UNITS = CHAIN_D / 8, JOIN_RUN = WARP, JOIN_SHARED = 48 << 10 };
+
+/* What a block has of all pieces, in shared memory. */
+struct JoinPieces {
+    typedef PeerUnit<bf16, 8> U;
+    static constexpr int THREADS = JOIN_THREADS, UNROLL = 2;
+    const JoinSend &p;
+    U *unit; /* [rank][share] */
+    PeerPart part;
+
+    struct Row {
+        int residue, s;
+    };
+    __device__ __forceinline__ Row row(uint32_t i) const
+    {
+        uint32_t n = (part.first + i) / JOIN_UNITS;
+        return {(int)(n / CHAIN_N), (int)(n % CHAIN_N)};
+    }
+    /* Neighbouring threads make units of neighbouring s: not all in one bank. */
+    __device__ __forceinline__ U *place(int rank, uint32_t i) const
+    {
+        return unit + (uint32_t)rank * p.exchange.share + (i ^ (i / (2 * JOIN_UNITS) % JOIN_UNITS));
+    }
+    __device__ __forceinline__ void make(int rank, uint32_t n) const
+    {
+        uint32_t run = n / (JOIN_RUN * JOIN_UNITS), channels = n / JOIN_RUN % JOIN_UNITS,
+                 i = (run * JOIN_RUN + n % JOIN_RUN) * JOIN_UNITS + channels;
+        Row r = row(i);
+        int at = rank * p.residues + r.residue;
+        uint32_t step = (uint32_t)p.join.residues * CHAIN_N;
+        const float *from = p.join.sums + (int64_t)channels * 8 * step + at * CHAIN_N + r.s;
+        float v[8] = {}, m = p.join.mask.p ? p.join.mask[(int64_t)r.s * p.join.residues + at] : 1.0f;
+#pragma unroll 2
+        for (uint32_t k = 0; k < (uint32_t)p.join.runs; k++)
+#pragma unroll
+            for (uint32_t c = 0; c < 8; c++) v[c] += from[(k * CHAIN_D + c) * step];
+#pragma unroll
+        for (int c = 0; c < 8; c++) v[c] *= m;
+        store_floats<8>((bf16 *)place(rank, i), v);
+    }
+    __device__ __forceinline__ void others() const
+    {
+        const PeerExchange &e = p.exchange;
+        uint32_t n = threadIdx.x;
+        for (int k = 1; k < e.ranks; k++, n -= part.count)
+            for (; n < part.count; n += THREADS) make((e.rank + k) % e.ranks, n);
+    }
+    __device__ __forceinline__ void own() const
+    {
+        for (uint32_t n = threadIdx.x; n < part.count; n += THREADS) make(p.exchange.rank, n);
+    }
+    __device__ __forceinline__ U mine(int rank, uint32_t i) const
+    {
+        return *place(rank, i);
+    }
+    __device__ __forceinline__ uint32_t land(int rank, uint32_t i) const
+    {
+        return (uint32_t)rank * p.exchange.piece + part.first + i;
+    }
+    __device__ __forceinline__ void keep(uint32_t i, U sum) const
+    {
+        Row r = row(i);
+        ((U *)p.join.y)[((int64_t)r.s * p.residues + r.residue) * JOIN_UNITS + i % JOIN_UNITS] = sum;
+    }
+};
+
+/* The blocks that exchange, then those of the other sums; joins.join[1] has no residues. */
+static __global__ void __launch_bounds__(JOIN_THREADS)
+    opm_join_send_kernel(const __grid_constant__ Joins joins, const __grid_constant__ JoinSend send)
+{
+    stage_wait();
+    extern __shared__ __align__(16) char shared[];
+    int block = (int)blockIdx.x - send.blocks;
+    if (block >= 0) return opm_join_block(joins, block, *(JoinTile *)shared);
+    JoinPieces pieces = {send, (PeerUnit<bf16, 8> *)shared, peer_part(send.exchange, blockIdx.x)};
+    peer_exchange_sum(send.exchange, blockIdx.x, pieces);
+}
+
+static size_t join_send_bytes(const JoinSend &s, int64_t ranks)
+{
+    return (size_t)ranks * s.exchange.share * 16;
+}
+
+/* All of it but what a kernel knows of the ranks; the same on all of them. false: the residues cannot be shared out so.
+ */
+static bool join_send_of(const OpCall *call, JoinSend *s)
+{
+    const Send *send = &call->op->send;
+    const Tensor *x = call->out_tensor[1], *y = call->send_tensor;
+    if (send->output != 1 || send->kind != OP_REDUCE_SCATTER || send->attr.i[0] != 1 || y->dim[1] == 0) return false;
+    *s = {};
+    s->residues = (int)y->dim[1];
+    int64_t runs = y->dim[1] * (CHAIN_N / JOIN_RUN), units = JOIN_RUN * JOIN_UNITS, ranks = x->dim[1] / y->dim[1];
+    s->exchange.piece = (uint32_t)(runs * units);
+    s->exchange.share = (uint32_t)((runs + PEER_BLOCKS - 1) / PEER_BLOCKS * units);
+    s->blocks = (int)((s->exchange.piece + s->exchange.share - 1) / s->exchange.share);
+    return ranks <= PEER_RANKS && join_send_bytes(*s, ranks) <= JOIN_SHARED;
 }
 
 /* where the sums of all three lie */
@@ -406,8 +522,8 @@ static Turns opm_back_turns(const OpCall *call, const Outer &o, void *room, OpmB
     return turns;
 }
 
-static Status opm_join_launch(const OpCall *call, const Outer &o, const OpmSums &plan, const float *sums,
-                              const float *partial, cudaStream_t stream)
+static Status opm_join_launch(const CudaContext *ctx, const OpCall *call, const Outer &o, const OpmSums &plan,
+                              const float *sums, const float *partial)
 {
     const float *sums_b = sums + plan.of_a, *sums_w = sums_b + plan.of_b;
     Joins joins = {{{sums, (bf16 *)call->out[0], any_in(call, 5), plan.runs_a, (int)o.n},
@@ -415,9 +531,20 @@ static Status opm_join_launch(const OpCall *call, const Outer &o, const OpmSums 
                    {sums_w, (float *)call->out[2], plan.runs_w, (int)(CHAIN_N * o.c * o.d)},
                    partial,
                    (float *)call->out[3]};
-    unsigned blocks = (unsigned)(CHAIN_N / JOIN_CHANNELS + o.n + o.m) + blocks_for(joins.weights.count, 1024);
-    launch(opm_join_kernel, blocks, 256, 0, stream, joins);
-    return cuda_launched("opm_join_kernel");
+    unsigned blocks = (unsigned)(CHAIN_N / JOIN_CHANNELS + o.n) + blocks_for(joins.weights.count, 1024);
+    if (!call->op->send.active) {
+        launch(opm_join_kernel, blocks + (unsigned)o.m, JOIN_THREADS, 0, ctx->stream, joins);
+        return cuda_launched("opm_join_kernel");
+    }
+    JoinSend send;
+    if (!join_send_of(call, &send)) return status_fail(ERR_INTERNAL, "opm_bwd was to send and cannot");
+    TRY(peer_sum_of(ctx, call, send.exchange.piece, send.exchange.share, &send.exchange));
+    send.join = joins.join[1];
+    joins.join[1].residues = 0;
+    size_t pieces = join_send_bytes(send, send.exchange.ranks);
+    launch(opm_join_send_kernel, (unsigned)send.blocks + blocks, JOIN_THREADS,
+           pieces > sizeof(JoinTile) ? pieces : sizeof(JoinTile), ctx->stream, joins, send);
+    return cuda_launched("opm_join_send_kernel");
 }
 
 /* room: of opm_back_room(); dz[i, j, n] */
@@ -437,7 +564,7 @@ static Status opm_bwd_chain(CudaContext *ctx, const OpCall *call, const Outer &o
                                    {dz, back.w_of_d, back.a, o.m, o.n, o.d, o.m * CHAIN_K, CHAIN_K}};
     const int runs[2] = {plan.runs_a, plan.runs_b};
     TRY(chain_launch(from, runs, to, ctx->stream));
-    return opm_join_launch(call, o, plan, sums, partial, ctx->stream);
+    return opm_join_launch(ctx, call, o, plan, sums, partial);
 }
 
 #endif
