@@ -106,9 +106,15 @@ static void send(Program *p)
 {
     const Op *collective = &p->op[--p->n_ops];
     Op *op = &p->op[p->n_ops - 1];
-    op->send = (Send){.active = true, .kind = collective->kind, .attr = collective->attr, .from = op->out[0]};
-    op->out[0] = collective->out[0];
-    p->value[op->out[0]].def_op = p->n_ops - 1;
+    int output = 0;
+    while (op->out[output] != collective->in[0]) output++;
+    op->send = (Send){.active = true,
+                      .output = (int8_t)output,
+                      .kind = collective->kind,
+                      .attr = collective->attr,
+                      .from = collective->in[0]};
+    op->out[output] = collective->out[0];
+    p->value[op->out[output]].def_op = p->n_ops - 1;
 }
 
 typedef struct Values {
@@ -295,74 +301,168 @@ static Status run_cases(Backend *backend)
     return OK;
 }
 
-/* Rows share out their queries behind an attention, gated, over a bias: what the ranks then hold, which the two ops
- * leave at out[0]; and what stays here, out[1]. n queries of heads this wide; rows enough for several in a block. */
-enum { HEADS = 8 };
-static Status run_attention(Backend *backend, int64_t n, int64_t width, Way way, double **out, int64_t *counts)
+/* What kernels that send compute is what those do that do not. A program of either kind, and its outputs, by name. */
+enum { INPUTS = 8, OUTPUTS = 4 };
+typedef struct Trial {
+    Registry *registry;
+    Program *p;
+    Val in[INPUTS];
+    const char *name[OUTPUTS];
+    Val out[OUTPUTS];
+    int n_in, n_out;
+} Trial;
+
+static Status trial_open(Trial *trial, int dap)
 {
-    int64_t rows = 24 / backend->layout.dap;
-    Registry *registry = NULL;
-    Program *p = NULL, *planned = NULL;
+    *trial = (Trial){0};
+    TRY(registry_create(&trial->registry));
+    TRY(prog_create(trial->registry, &trial->p));
+    trial->p->dap = dap;
+    return OK;
+}
+
+static Val trial_input(Trial *trial, DType type, int8_t shard, int rank, const int64_t *dim)
+{
+    static const char *const names[INPUTS] = {"0", "1", "2", "3", "4", "5", "6", "7"};
+    Val x = prog_input(trial->p, names[trial->n_in], DT_F32, rank, dim);
+    trial->in[trial->n_in++] = x;
+    if (type != DT_F32) x = prog_add(trial->p, OP_CAST, 1, &x, &(OpAttr){.i = {type}});
+    trial->p->value[x].t.shard = shard;
+    return x;
+}
+
+static void trial_output(Trial *trial, const char *name, Val v)
+{
+    prog_output(trial->p, name, v);
+    trial->name[trial->n_out] = name;
+    trial->out[trial->n_out++] = v;
+}
+
+/* Twice, since flags are used again. Takes the program; inputs differ from rank to rank. */
+static Status trial_run(Backend *backend, Trial *trial, Values *out)
+{
+    Program *planned = NULL;
     Store *store = NULL;
     Workspace *workspace = NULL;
     Exec *exec = NULL;
-    Val in[6], made[OP_MAX_OUT];
-    TRY(registry_create(&registry));
-    TRY(prog_create(registry, &p));
-    p->dap = backend->layout.dap;
-    Val x = prog_input(p, "x", DT_F32, 3, (int64_t[]){rows, n, HEADS * width}),
-        bias = prog_input(p, "bias", DT_F32, 3, (int64_t[]){n, n, HEADS});
-    x = prog_add(p, OP_CAST, 1, &x, &(OpAttr){.i = {DT_BF16}});
-    bias = prog_add(p, OP_CAST, 1, &bias, &(OpAttr){.i = {DT_BF16}});
-    p->value[x].t.shard = 0;
-    in[0] = in[1] = in[2] = in[5] = x, in[3] = VAL_NONE, in[4] = bias;
-    prog_add_multi(p, OP_ATTENTION, 6, in, &(OpAttr){.i = {HEADS}, .f = {1 / sqrt((double)width), 1e9}}, made);
-    prog_output(p, "o", made[2]);
-    Val z = prog_add(p, OP_ALL_TO_ALL, 1, &made[0], &(OpAttr){.i = {0, 1}});
-    if (way == SENT) send(p);
-    prog_output(p, "z", z);
-    Status status = pass_plan(p, &(Switches){.dap = 1, .dp = 1}, &planned);
-    if (status == OK) status = store_create(backend, registry, PRECISION_F32, STORE_FORWARD, &store);
+    for (int k = 0; k < trial->n_out; k++) out[k] = values_of(tensor_count(prog_tensor(trial->p, trial->out[k])));
+    Status status = pass_plan(trial->p, &(Switches){.dap = 1, .dp = 1}, &planned);
+    if (status == OK) status = store_create(backend, trial->registry, PRECISION_F32, STORE_FORWARD, &store);
     if (status == OK) status = workspace_create(backend, exec_workspace_bytes(backend, planned), &workspace);
     if (status == OK) status = exec_create(backend, planned, store, workspace, NULL, &exec);
-    counts[0] = counts[1] = rows * n * HEADS * width;
-    int64_t entries = n * n * HEADS, largest = entries > counts[0] ? entries : counts[0];
-    double *values = calloc((size_t)largest, sizeof *values);
-    for (int64_t e = 0; e < largest; e++) values[e] = (double)((e * 7919 + backend->layout.rank * 31) % 211) / 100 - 1;
-    if (status == OK) status = store_write(store, 0, DT_F64, values, counts[0]);
-    for (int64_t e = 0; e < entries; e++) values[e] = (double)(e * 104729 % 97) / 50 - 1;
-    if (status == OK) status = store_write(store, 1, DT_F64, values, entries);
-    for (int k = 0; k < 2; k++) out[k] = calloc((size_t)counts[k], sizeof **out);
+    for (int k = 0; k < trial->n_in && status == OK; k++) {
+        Values x = values_of(tensor_count(prog_tensor(trial->p, trial->in[k])));
+        for (int64_t e = 0; e < x.count; e++)
+            x.v[e] = (double)((e * 7919 + k * 61 + backend->layout.rank * 31) % 211) / 100 - 1;
+        status = store_write(store, k, DT_F64, x.v, x.count);
+        free(x.v);
+    }
     for (int turn = 0; turn < 2 && status == OK; turn++) {
         status = exec_run(exec);
-        for (int k = 0; k < 2 && status == OK; k++)
-            status = exec_output(exec, k ? "o" : "z", DT_F64, out[k], counts[k]);
+        for (int k = 0; k < trial->n_out && status == OK; k++)
+            status = exec_output(exec, trial->name[k], DT_F64, out[k].v, out[k].count);
     }
-    free(values);
     exec_destroy(&exec);
     workspace_destroy(&workspace);
     store_destroy(&store);
     prog_destroy(&planned);
-    prog_destroy(&p);
-    registry_destroy(&registry);
+    prog_destroy(&trial->p);
+    registry_destroy(&trial->registry);
     return status;
 }
 
-/* The kernel that sends computes what the one does that does not. */
-static Status compare_attentions(Backend *backend, int64_t n, int64_t width)
+typedef struct Shape {
+    int64_t n, width, heads, groups, axis; /* axis: along which dbias is shared out, of a group's pairs */
+    int64_t residues;                      /* of a rank, summed over the ranks */
+    bool column;
+} Shape;
+typedef Status (*Record)(Trial *trial, int dap, const Shape *shape, Way way);
+
+static Status compare(Backend *backend, Record record, const Shape *shape, const char *what)
 {
-    double *out[2][2] = {{NULL}};
-    int64_t counts[2];
-    Status status = run_attention(backend, n, width, WHOLE, out[0], counts);
-    if (status == OK) status = run_attention(backend, n, width, SENT, out[1], counts);
-    for (int k = 0; k < 2 && status == OK; k++)
-        for (int64_t e = 0; e < counts[k] && status == OK; e++)
-            if (out[0][k][e] != out[1][k][e])
-                status =
-                    status_fail(ERR_COMM, "attention of %ld queries, %ld wide, sent: element %ld of %s is %g, not %g",
-                                (long)n, (long)width, (long)e, k ? "o" : "z", out[1][k][e], out[0][k][e]);
-    for (int k = 0; k < 4; k++) free(out[k / 2][k % 2]);
+    Trial trial[2];
+    Values out[2][OUTPUTS] = {{{NULL, 0}}};
+    Status status = OK;
+    for (int k = 0; k < 2 && status == OK; k++) {
+        status = record(&trial[k], backend->layout.dap, shape, k ? SENT : WHOLE);
+        if (status == OK) status = trial_run(backend, &trial[k], out[k]);
+    }
+    for (int k = 0; k < trial[0].n_out && status == OK; k++)
+        for (int64_t e = 0; e < out[0][k].count && status == OK; e++)
+            if (!(out[0][k].v[e] == out[1][k].v[e]))
+                status = status_fail(ERR_COMM,
+                                     "%s of %ld, %ld heads, %ld wide, %ld groups, sent: element %ld of %s is %g, not "
+                                     "%g",
+                                     what, (long)shape->n, (long)shape->heads, (long)shape->width, (long)shape->groups,
+                                     (long)e, trial[0].name[k], out[1][k].v[e], out[0][k].v[e]);
+    for (int k = 0; k < 2 * OUTPUTS; k++) free(out[k / OUTPUTS][k % OUTPUTS].v);
     return status;
+}
+
+/* Rows share out their queries behind an attention, gated, over a bias; o stays. Rows enough for several in a block. */
+static Status record_attention(Trial *trial, int dap, const Shape *c, Way way)
+{
+    int64_t size[3] = {24 / dap, c->n, c->heads * c->width};
+    Val made[OP_MAX_OUT];
+    TRY(trial_open(trial, dap));
+    Val x = trial_input(trial, DT_BF16, 0, 3, size),
+        bias = trial_input(trial, DT_BF16, SHARD_NONE, 3, (int64_t[]){c->n, c->n, c->heads});
+    prog_add_multi(trial->p, OP_ATTENTION, 6, (Val[]){x, x, x, VAL_NONE, bias, x},
+                   &(OpAttr){.i = {c->heads}, .f = {1 / sqrt((double)c->width), 1e9}}, made);
+    trial_output(trial, "o", made[2]);
+    Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[0], &(OpAttr){.i = {0, 1}});
+    if (way == SENT) send(trial->p);
+    trial_output(trial, "z", z);
+    return OK;
+}
+
+/* The gradient of an attention's bias, summed over rows here and on the other ranks; those of queries, keys and values
+ * stay. */
+static Status record_bias_gradient(Trial *trial, int dap, const Shape *c, Way way)
+{
+    int off = c->groups > 1;
+    int64_t rows = 24 / dap, n = c->n, h = c->heads, first = c->column ? n : rows, second = c->column ? rows : n;
+    int64_t size[4] = {c->groups, first, second, h * c->width}, heads[4] = {c->groups, first, second, h};
+    int64_t pairs[4] = {c->groups, n, n, h}, lse[4] = {c->groups, rows, h, n};
+    Val made[OP_MAX_OUT];
+    TRY(trial_open(trial, dap));
+    int8_t shard = (int8_t)(off + (c->column ? 1 : 0)), of_lse = (int8_t)off;
+    Val x = trial_input(trial, DT_BF16, shard, 3 + off, size + 1 - off),
+        bias = trial_input(trial, DT_BF16, SHARD_NONE, 3 + off, pairs + 1 - off),
+        sums = trial_input(trial, DT_F32, of_lse, 3 + off, lse + 1 - off),
+        delta = trial_input(trial, DT_F32, shard, 3 + off, heads + 1 - off);
+    prog_add_multi(trial->p, OP_ATTENTION_BWD, 9, (Val[]){x, x, x, x, VAL_NONE, bias, VAL_NONE, sums, delta},
+                   &(OpAttr){.i = {h, c->column, c->column}, .f = {1 / sqrt((double)c->width), 1e9}}, made);
+    static const char *const names[] = {"dq", "dk", "dv"};
+    for (int k = 0; k < 3; k++) trial_output(trial, names[k], made[k]);
+    Val z = prog_add(trial->p, OP_REDUCE_SCATTER, 1, &made[3], &(OpAttr){.i = {off + c->axis}});
+    if (way == SENT) send(trial->p);
+    trial_output(trial, "z", z);
+    return OK;
+}
+
+/* The gradients of an outer product mean of n sequences: a's n / 2 residues are this rank's, b's are all ranks'. That
+ * of b is summed over them, the others stay. */
+static Status record_outer_gradient(Trial *trial, int dap, const Shape *c, Way way)
+{
+    int64_t s = c->n, n = c->n / 2, m = c->residues * dap, d = c->width, channels = 4 * d;
+    Val made[OP_MAX_OUT];
+    TRY(trial_open(trial, dap));
+    Val in[] = {trial_input(trial, DT_BF16, 0, 3, (int64_t[]){n, m, channels}),
+                trial_input(trial, DT_BF16, 1, 3, (int64_t[]){s, n, d}),
+                trial_input(trial, DT_BF16, SHARD_NONE, 3, (int64_t[]){s, m, d}),
+                trial_input(trial, DT_BF16, SHARD_NONE, 2, (int64_t[]){channels, d * d}),
+                trial_input(trial, DT_F32, 0, 2, (int64_t[]){n, m}),
+                trial_input(trial, DT_F32, 1, 2, (int64_t[]){s, n}),
+                trial_input(trial, DT_F32, SHARD_NONE, 2, (int64_t[]){s, m})};
+    prog_add_multi(trial->p, OP_OPM_BWD, 7, in, &(OpAttr){.f = {1e-3}}, made);
+    trial_output(trial, "da", made[0]);
+    trial_output(trial, "dW", made[2]);
+    trial_output(trial, "dbias", made[3]);
+    Val z = prog_add(trial->p, OP_REDUCE_SCATTER, 1, &made[1], &(OpAttr){.i = {1}});
+    if (way == SENT) send(trial->p);
+    trial_output(trial, "z", z);
+    return OK;
 }
 
 /* Queries of a rank: no multiple of those of a block, which then has some for several ranks, or some that do not
@@ -371,8 +471,30 @@ static Status run_attentions(Backend *backend)
 {
     static const int64_t queries[] = {48, 112, 176}, widths[] = {8, 32};
     for (int k = 0; k < 6; k++) {
-        int64_t n = queries[k / 2] * backend->layout.dap, width = widths[k % 2];
-        if (n <= 384) TRY(compare_attentions(backend, n, width));
+        Shape c = {.n = queries[k / 2] * backend->layout.dap, .width = widths[k % 2], .heads = 8, .groups = 1};
+        if (c.n <= 384) TRY(compare(backend, record_attention, &c, "attention"));
+    }
+    return OK;
+}
+
+/* Sizes that kernels exist for; few on the CPU, where nothing but the order of things is at stake. */
+static Status run_gradients(Backend *backend)
+{
+    static const Shape of_bias[] = {{.width = 32, .heads = 4, .groups = 1, .axis = 0},
+                                    {.width = 32, .heads = 4, .groups = 1, .axis = 1, .column = true},
+                                    {.width = 32, .heads = 8, .groups = 1, .axis = 1},
+                                    {.width = 16, .heads = 4, .groups = 3, .axis = 0, .column = true},
+                                    {.width = 16, .heads = 8, .groups = 2, .axis = 0}};
+    static const int64_t sizes[] = {192, 256}, residues[] = {64, 192};
+    bool cuda = !strcmp(backend->name, "cuda");
+    for (int k = 0; k < (cuda ? 10 : 5); k++) {
+        Shape c = of_bias[k % 5];
+        c.n = cuda ? sizes[k / 5] : 2 * backend->layout.dap;
+        TRY(compare(backend, record_bias_gradient, &c, "gradient of a bias"));
+    }
+    for (int k = 0; k < (cuda ? 2 : 1); k++) {
+        Shape c = {.n = cuda ? 128 : 8, .width = cuda ? 32 : 4, .residues = cuda ? residues[k] : 3};
+        TRY(compare(backend, record_outer_gradient, &c, "gradients of an outer product mean"));
     }
     return OK;
 }
@@ -403,6 +525,7 @@ static int worker(const char *dap, const char *name)
     Status status = kernels_open(name, &(KernelOptions){.dap = atoi(dap)}, &backend);
     if (status == OK) status = run_cases(backend);
     if (status == OK) status = run_attentions(backend);
+    if (status == OK) status = run_gradients(backend);
     if (status == OK) status = run_host(backend);
     if (status != OK) fprintf(stderr, "%s\n", status_text());
     kernels_close(&backend);
