@@ -239,21 +239,6 @@ static Status launch(const Peer *p, PeerArguments a, const Shape *s, int channel
     return cuda_launched("peer_kernel");
 }
 
-/* landing: on this rank, in `region` of its memory, where what the others send lands. */
-static PeerExchange exchange_of(const Peer *p, int channel, const Region *region, const void *landing)
-{
-    PeerExchange e;
-    memset(&e, 0, sizeof e);
-    e.ranks = p->ranks, e.rank = p->rank, e.loopback = p->loopback;
-    for (int r = 0; r < p->ranks; r++) {
-        e.landing[r] = region->base[r] + ((const char *)landing - region->base[p->rank]);
-        e.flag[r] = p->flags[r] + channel * PEER_FLAGS;
-    }
-    e.turn = p->turn + channel * PEER_BLOCKS;
-    e.failed = p->failed, e.status = p->status;
-    return e;
-}
-
 /* Sums are taken from scratch memory, and what does not lie in shared memory cannot be written from afar. */
 static Status find_landing(const Peer *p, const OpCall *call, bool sums, int channel, PeerArguments *a)
 {
@@ -262,7 +247,7 @@ static Status find_landing(const Peer *p, const OpCall *call, bool sums, int cha
     void *landing = region ? a->out : call->scratch;
     if (!region) region = peer_region_of(p, call->scratch);
     if (!region) return status_fail(ERR_INTERNAL, "the workspace of a collective was not shared");
-    a->exchange = exchange_of(p, channel, region, landing);
+    a->exchange = peer_exchange_of(p, channel, region, landing);
     return OK;
 }
 
@@ -396,21 +381,6 @@ Status peer_run(Peer *p, const OpCall *call, int channel, cudaStream_t stream)
         return all_reduce(p, call, channel, stream);
     }
     return exchange(p, call, call->in[0], call->out[0], &s, channel, stream);
-}
-
-Status peer_sum_of(const CudaContext *ctx, const OpCall *call, uint32_t piece, uint32_t share,
-                   PeerExchange *exchange_out)
-{
-    const Peer *p = ctx->peer;
-    const Region *region = p ? peer_region_of(p, call->send_area) : NULL;
-    if (!region)
-        return status_fail(ERR_INTERNAL, "%s cannot send its output %d", op_def(call->op->kind)->name,
-                           (int)call->op->send.output);
-    PeerExchange e = exchange_of(p, PEER_COMPUTE, region, call->send_area);
-    e.piece = piece, e.share = share;
-    e.factor = 1;
-    *exchange_out = e;
-    return OK;
 }
 
 Status peer_check(Peer *p)

@@ -42,4 +42,7 @@ static inline const Region *peer_region_of(const Peer *p, const void *memory)
     return NULL;
 }
 
+/* landing: on this rank, in `region` of its memory, where what the others send lands; not yet: pieces. */
+struct PeerExchange peer_exchange_of(const Peer *p, int channel, const Region *region, const void *landing);
+
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/cuda/comm_peer_internal.h"
+#include "kernels/cuda/peer_exchange.cuh"
 
 /* Extents [from, until) multiplied. */
 static int64_t extent(const Tensor *t, int64_t from, int64_t until)
@@ -81,5 +82,34 @@ Status peer_send_blocks_of(const CudaContext *ctx, const OpCall *call, PeerSend 
     TRY(peer_send_of(ctx, call, send_out));
     for (int r = 0; r < send_out->ranks; r++) send_out->flag[r] = ctx->peer->flags[r] + PEER_COMPUTE * PEER_FLAGS;
     if (send_out->ranks > 0) send_out->turn = ctx->peer->turn + PEER_COMPUTE * PEER_BLOCKS;
+    return OK;
+}
+
+PeerExchange peer_exchange_of(const Peer *p, int channel, const Region *region, const void *landing)
+{
+    PeerExchange e;
+    memset(&e, 0, sizeof e);
+    e.ranks = p->ranks, e.rank = p->rank, e.loopback = p->loopback;
+    for (int r = 0; r < p->ranks; r++) {
+        e.landing[r] = region->base[r] + ((const char *)landing - region->base[p->rank]);
+        e.flag[r] = p->flags[r] + channel * PEER_FLAGS;
+    }
+    e.turn = p->turn + channel * PEER_BLOCKS;
+    e.failed = p->failed, e.status = p->status;
+    return e;
+}
+
+Status peer_sum_of(const CudaContext *ctx, const OpCall *call, uint32_t piece, uint32_t share,
+                   PeerExchange *exchange_out)
+{
+    const Peer *p = ctx->peer;
+    const Region *region = p ? peer_region_of(p, call->send_area) : NULL;
+    if (!region)
+        return status_fail(ERR_INTERNAL, "%s cannot send its output %d", op_def(call->op->kind)->name,
+                           (int)call->op->send.output);
+    PeerExchange e = peer_exchange_of(p, PEER_COMPUTE, region, call->send_area);
+    e.piece = piece, e.share = share;
+    e.factor = 1;
+    *exchange_out = e;
     return OK;
 }
