@@ -153,7 +153,8 @@ static Status hide_collectives(Program **now, const bool *needed, const Switches
     if (groups && (*now)->loss != VAL_NONE && !switches->cuda_graph)
         TRY(advance(now, schedule_defer(*now, &next), &next));
     TRY(advance(now, split_collectives(*now, needed, &next), &next));
-    return groups ? advance(now, schedule_send(*now, &next), &next) : OK;
+    if (groups) TRY(advance(now, schedule_send(*now, &next), &next));
+    return groups ? advance(now, schedule_wire(*now, needed, &next), &next) : OK;
 }
 
 Status pass_schedule(const Program *in, const Switches *switches, Program **out)

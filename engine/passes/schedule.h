@@ -16,6 +16,10 @@ Status schedule_defer(const Program *in, Program **out);
 /* schedule_send.c: collectives in line become part of the ops that compute what they exchange. */
 Status schedule_send(const Program *in, Program **out);
 
+/* schedule_wire.c: behind schedule_send(): collectives beside the computation start behind ops that send; needed: of
+ * schedule_needed(), NULL where nothing runs aside. */
+Status schedule_wire(const Program *in, const bool *needed, Program **out);
+
 /* schedule_aside.c: gradients of parameters in groups beside the computation. Program with a loss; last of all. */
 Status schedule_aside(const Program *in, Program **out);
 /* Per value: whether it, or what it is another name of, is read by an op that cannot run aside. NULL: out of memory. */

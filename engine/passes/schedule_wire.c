@@ -1,0 +1,75 @@
+/* A collective beside the computation and an op that sends share the wire, and the computation waits for the latter.
+ * The collective starts behind it where enough is left to hide behind. */
+#include "engine/passes/schedule.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/passes/edit.h"
+
+typedef struct Wire {
+    Program *p;
+    const bool *needed; /* of schedule_needed(), NULL: nothing runs aside */
+} Wire;
+
+static double seconds(const Wire *w, const Op *op)
+{
+    return w->needed && schedule_is_late(w->p, w->needed, op) ? 0 : schedule_seconds(w->p, op);
+}
+
+/* What ops [from, until) send within so many seconds; *enough_out: they take that long. */
+static double sent_within(const Wire *w, int32_t from, int32_t until, double wanted, bool *enough_out)
+{
+    double sent = 0, passed = 0;
+    for (int32_t i = from; i < until && passed <= wanted; i++) {
+        const Op *op = &w->p->op[i];
+        Cost cost = {0};
+        if (op->send.active) prog_op_cost(w->p, op, &cost);
+        sent += cost.wire_bytes;
+        passed += seconds(w, op);
+    }
+    *enough_out = passed > wanted;
+    return sent;
+}
+
+/* Where collective i starts, whose result is waited for at `wait`: in front of which op. */
+static int32_t best_start(const Wire *w, int32_t i, int32_t wait)
+{
+    const Program *p = w->p;
+    double wanted = schedule_aside_seconds(p, &p->op[i]), least = 0;
+    int32_t best = -1;
+    for (int32_t from = i + 1; from < wait && p->op[from].stage == p->op[i].stage; from++) {
+        bool enough, behind = from == i + 1 || p->op[from - 1].send.active;
+        if (!behind) continue;
+        double sent = sent_within(w, from, wait, wanted, &enough);
+        if (!enough && best >= 0) break;
+        if (best < 0 || sent < least) best = from, least = sent;
+    }
+    return best < 0 ? i + 1 : best;
+}
+
+static int32_t wait_of(const Program *p, int32_t i)
+{
+    int32_t at = i + 1;
+    while (at < p->n_ops && !(p->op[at].kind == OP_COMM_WAIT && p->op[at].in[0] == p->op[i].out[0])) at++;
+    return at;
+}
+
+Status schedule_wire(const Program *in, const bool *needed, Program **out)
+{
+    Wire w = {.needed = needed};
+    TRY(prog_clone(in, &w.p));
+    Program *p = w.p;
+    for (int32_t i = p->n_ops; i-- > 0;) { /* what moves, moves behind what was looked at */
+        Op op = p->op[i];
+        if (op.stream != STREAM_COMM || op.kind == OP_ALL_REDUCE || !schedule_is_collective(&op)) continue;
+        int32_t start = best_start(&w, i, wait_of(p, i));
+        memmove(&p->op[i], &p->op[i + 1], (size_t)(start - i - 1) * sizeof op);
+        p->op[start - 1] = op;
+    }
+    for (int32_t i = 0; i < p->n_ops; i++)
+        for (int k = 0; k < p->op[i].n_out; k++)
+            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = i;
+    *out = p;
+    return OK;
+}
