@@ -43,7 +43,7 @@ static int32_t best_start(const Wire *w, int32_t i, int32_t wait)
         if (!behind) continue;
         double sent = sent_within(w, from, wait, wanted, &enough);
         if (!enough && best >= 0) break;
-        if (best < 0 || sent < least) best = from, least = sent;
+        if (best < 0 || sent < least / 2) best = from, least = sent; /* for less it starts as early as it can */
     }
     return best < 0 ? i + 1 : best;
 }

@@ -394,7 +394,9 @@ template <typename L>
 __device__ __forceinline__ void forward_rows(const ForwardWarp<L> &f, const ForwardMaps<L::SEND> &maps)
 {
     const ForwardPlace &w = f.w;
-    constexpr int D = L::D;
+    /* where the row before has left: to other ranks that takes longer; but this warp is not to wait for the next row,
+     * which perhaps takes its place */
+    constexpr int D = L::D, FREES = L::SEND ? L::PIECES - 2 : 0;
     uint32_t full = f.base + L::BARRIERS_AT, empty = full + L::STAGES * 8;
     float s0[32], s1[32];
     uint32_t probability[16];
@@ -430,7 +432,7 @@ __device__ __forceinline__ void forward_rows(const ForwardWarp<L> &f, const Forw
             wgmma_wait<1>();
             forward_probabilities<D>(x, probability, now);
             forward_values<D>(x, probability, f.values(from, piece), piece > 0);
-            if (piece == 0 && lane == 0 && row > w.first) {
+            if (piece == FREES && lane == 0 && row > w.first) {
                 tensor_store_wait_read();
                 barrier_arrive(empty + before * 8);
             }
