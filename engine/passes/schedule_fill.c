@@ -38,24 +38,18 @@ static void keep_behind(Fill *f, const Op *op, int32_t mark)
         if (op->out[k] != VAL_NONE) f->behind[op->out[k]] = mark;
 }
 
-/* A short collective stands in line like any op. */
-static bool is_long(const Program *p, const Op *op)
-{
-    return schedule_is_collective(op) && schedule_aside_seconds(p, op) > SHORT_S;
-}
-
 static void fill(Fill *f, int32_t collective)
 {
     Program *p = f->p;
     const Op *start = &p->op[collective];
     double wanted = schedule_aside_seconds(p, start), found = 0;
     int32_t mark = collective + 1, first = -1; /* first op that has to stay */
-    if (!is_long(p, start)) return;            /* what could move is kept for a longer one */
+    if (wanted <= SHORT_S) return;             /* what could move is kept for a longer one */
     keep_behind(f, start, mark);
     for (int32_t i = collective + 1; i < p->n_ops && i <= collective + WINDOW && found < wanted; i++) {
         Op op = p->op[i];
         if (op.stage != start->stage || writes_persistent(p, &op)) return;
-        if (is_long(p, &op) || reads_behind(f, &op, mark)) {
+        if (schedule_is_collective(&op) || reads_behind(f, &op, mark)) {
             if (first < 0) first = i;
             keep_behind(f, &op, mark);
             continue;

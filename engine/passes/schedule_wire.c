@@ -32,20 +32,24 @@ static double sent_within(const Wire *w, int32_t from, int32_t until, double wan
     return sent;
 }
 
-/* Where collective i starts, whose result is waited for at `wait`: in front of which op. */
+/* Where collective i starts, whose result is waited for at `wait`: in front of which op. Where less is sent meanwhile
+ * than half of what it sends, as early as it can. */
 static int32_t best_start(const Wire *w, int32_t i, int32_t wait)
 {
     const Program *p = w->p;
-    double wanted = schedule_aside_seconds(p, &p->op[i]), least = 0;
-    int32_t best = -1;
-    for (int32_t from = i + 1; from < wait && p->op[from].stage == p->op[i].stage; from++) {
-        bool enough, behind = from == i + 1 || p->op[from - 1].send.active;
-        if (!behind) continue;
+    bool enough;
+    Cost cost = {0};
+    prog_op_cost(p, &p->op[i], &cost);
+    double wanted = schedule_aside_seconds(p, &p->op[i]), least = sent_within(w, i + 1, wait, wanted, &enough);
+    int32_t best = i + 1;
+    for (int32_t from = i + 2; from < wait && p->op[from].stage == p->op[i].stage; from++) {
+        if (least < cost.wire_bytes / 2) break;
+        if (!p->op[from - 1].send.active) continue;
         double sent = sent_within(w, from, wait, wanted, &enough);
-        if (!enough && best >= 0) break;
-        if (best < 0 || sent < least / 2) best = from, least = sent; /* for less it starts as early as it can */
+        if (!enough) break;
+        if (sent < least) best = from, least = sent;
     }
-    return best < 0 ? i + 1 : best;
+    return best;
 }
 
 static int32_t wait_of(const Program *p, int32_t i)
