@@ -15,7 +15,8 @@
 #
 # Writes OUT/ablation.csv, step.csv, dap_local.csv, ops.csv, block_ops.csv (a row of the first three has its commit,
 # device and time), ablation.txt, provenance.txt, log.GPU.txt. Environment: BENCH (build/tests/bench_step), PRESET and BACKEND
-# (initial_training, cuda; "tiny" and "cpu" rehearse it anywhere), REPEATS (5), PARTS ("step local left_out build_up none").
+# (initial_training, cuda; "tiny" and "cpu" rehearse it anywhere), REPEATS (5), PARTS ("step local left_out build_up none"),
+# GPUS (all; 1: the first one alone, the others being busy).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bench=${BENCH:-$root/build/tests/bench_step}
@@ -31,6 +32,7 @@ device=cpu gpus=1
 if [ "$backend" = cuda ]; then
     gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU') || true
     [ "${gpus:-0}" -gt 0 ] || fail "no GPU here (nvidia-smi lists none)"
+    gpus=${GPUS:-$gpus}
     device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)
 fi
 out=${1:-$root/experiments/results/$(tr ' ' '_' <<<"$device")-ablation}

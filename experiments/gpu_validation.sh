@@ -7,7 +7,9 @@
 #
 # Writes OUT/op_table.csv, step.csv, ablation.csv, dap_local.csv, two_gpus.csv, machine.yaml, collectives.csv, log_*.txt.
 # Environment: BENCH (build/tests/bench_step), FOLDSCALE (build/foldscale), BACKEND and PRESET (cuda, initial_training;
-# "cpu" and "tiny" rehearse it anywhere, as two ranks), EXPERIMENT (experiments/initial_training.yaml), REPEATS (5).
+# "cpu" and "tiny" rehearse it anywhere, as two ranks), EXPERIMENT (experiments/initial_training.yaml), REPEATS (5),
+# PARTS ("single pairs": what runs on one GPU, what needs two; one after the other with the same OUT they leave all),
+# GPUS (all; 1: the first one alone, the others being busy).
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bench=${BENCH:-$root/build/tests/bench_step}
@@ -16,6 +18,8 @@ backend=${BACKEND:-cuda}
 preset=${PRESET:-initial_training}
 experiment=${EXPERIMENT:-$root/experiments/initial_training.yaml}
 repeats=${REPEATS:-5}
+parts=${PARTS:-single pairs}
+wanted() { [[ " $parts " = *" $1 "* ]]; }
 export NCCL_NVLS_ENABLE=0 # NVLink multicast stays off: not every lent machine allows it
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
@@ -26,16 +30,19 @@ gpus=2 device=cpu
 if [ "$backend" = cuda ]; then
     gpus=$(nvidia-smi -L 2>/dev/null | wc -l)
     [ "$gpus" -gt 0 ] || fail "no GPU here (nvidia-smi lists none)"
+    gpus=${GPUS:-$gpus}
     device=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)
 fi
 out=${1:-$root/experiments/results/$(tr ' ' '_' <<<"$device")-validation}
 rm -rf "$out/work" && mkdir -p "$out/work"
-rm -f "$out"/{op_table,step,ablation,dap_local,two_gpus,collectives}.csv "$out"/log_*.txt
+! wanted single || rm -f "$out"/{op_table,step,ablation,dap_local}.csv "$out"/log_gpu*.txt
+! wanted pairs || rm -f "$out"/{two_gpus,collectives}.csv "$out"/log_pair.txt
 failures=0
 
 # The tables of both GPUs as one each; also when a signal ends the measurement: what it has cost is kept.
 join_tables() {
     local table part
+    wanted single || return 0
     for table in op_table step ablation dap_local; do
         rm -f "$out/$table.csv"
         for part in "$out/work/$table".*.csv; do
@@ -110,16 +117,16 @@ others() {
 }
 
 second=$((gpus > 1 ? 1 : 0))
-if [ "$second" = 1 ]; then
-    first_lane & second_lane 1 & wait
-    command -v mpirun >/dev/null || fail "no mpirun for two ranks"
-    pairs
-    left_out & others 1 & wait
-else
+if [ "$second" = 0 ]; then
     first_lane
     second_lane 0
     left_out
     others 0
+else
+    command -v mpirun >/dev/null || fail "no mpirun for two ranks"
+    ! wanted single || { first_lane & second_lane 1 & wait; }
+    ! wanted pairs || pairs
+    ! wanted single || { left_out & others 1 & wait; }
 fi
 [ ! -e "$out/work/failed" ] || fail "a setting that is fitted did not run: see $out/log_gpu*.txt"
 join_tables
