@@ -164,7 +164,10 @@ Status pass_autodiff(const Program *in, const Switches *switches, Program **out)
         p = pruned;
         if (status == OK) status = gradient_sync(p, switches);
     }
-    if (status == OK && p->dap > 1 && switches->comm_overlap) status = fuse_exchange(p);
+    /* where blocks are recomputed, what a branch takes from the block before would have to be kept in both layouts */
+    bool exchanges = p && p->dap > 1 && switches->comm_overlap;
+    exchanges = exchanges && (p->loss == VAL_NONE || switches->checkpoint == CHECKPOINT_NONE);
+    if (status == OK && exchanges) status = fuse_exchange(p);
     /* selective recomputation repeats a layer norm of its own instead of keeping its result */
     bool moves = switches->fused_layernorm && switches->fused_pointwise && switches->checkpoint != CHECKPOINT_SELECTIVE;
     if (status == OK && moves) status = fuse_norm_behind(p);

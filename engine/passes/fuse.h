@@ -23,8 +23,8 @@ Status fuse_optimizer(const Program *in, const Switches *switches, Program **out
 /* fuse_gradient.c: right after differentiation, in place: sums, relu and dropout masks move into the ops before them,
  * products into the gradients of gates and layer norms behind them. */
 Status fuse_gradient(Program *p);
-/* fuse_exchange.c: behind fuse_gradient(), in place, of a sharded program: the sum at the end of an attention's branch is
- * made behind the all_to_all that follows it. */
+/* fuse_exchange.c: behind fuse_gradient(), in place, of a sharded program: the sum at the end of an attention's branch
+ * is made behind the all_to_all that follows it. */
 Status fuse_exchange(Program *p);
 /* fuse_norm_behind.c: behind fuse_gradient(), in place: layer norms into the forward ops whose results they normalize.
  */

@@ -7,12 +7,13 @@
 #include "engine/passes/edit.h"
 #include "engine/passes/fuse.h"
 
-enum { GATE = 5, TWICE = 3, AGAIN = 3 /* of an attention: input; attribute, output */ };
+enum { SUM_GATE = 4 /* input of the sum */, GATE = 5, TWICE = 3, AGAIN = 3 /* attention: input; attribute, output */ };
 
-/* Ops by their place before, values in the other layout. */
+/* Ops by their place before. */
 typedef struct Branch {
     int32_t sum, attention;
-    Val r; /* VAL_NONE: it has to be exchanged */
+    bool twice; /* others read x, too */
+    Val r;      /* in the other layout; VAL_NONE: it has to be exchanged */
 } Branch;
 
 static bool stays_unseen(const Program *p, Val v)
@@ -21,28 +22,33 @@ static bool stays_unseen(const Program *p, Val v)
     return value->place == PLACE_ARENA && value->alias == VAL_NONE && !value->name && !value->output;
 }
 
-/* The branch whose sum is all that op i, an all_to_all, takes; false where there is none. */
-static bool branch_of(const Program *p, int32_t i, const int32_t *uses, Branch *branch_out)
+/* branch[i]: the branch whose sum is all that op i, an all_to_all, takes, if there is one; those of ops before are
+ * known. */
+static void branch_of(const Program *p, int32_t i, const int32_t *uses, Branch *branch)
 {
     const Op *op = &p->op[i];
-    if (op->kind != OP_ALL_TO_ALL || op->stage != STAGE_FORWARD) return false;
-    if (uses[op->in[0]] != 1 || !stays_unseen(p, op->in[0])) return false;
+    if (op->kind != OP_ALL_TO_ALL || op->stage != STAGE_FORWARD) return;
+    if (uses[op->in[0]] != 1 || !stays_unseen(p, op->in[0])) return;
     Branch b = {.sum = p->value[op->in[0]].def_op, .r = VAL_NONE};
     const Op *sum = &p->op[b.sum];
-    if (sum->kind != OP_LINEAR_RESIDUAL || sum->n_out != 1 || (sum->n_in > 4 && sum->in[4] != VAL_NONE)) return false;
+    bool gated = sum->n_in > SUM_GATE && sum->in[SUM_GATE] != VAL_NONE;
+    if (sum->kind != OP_LINEAR_RESIDUAL || sum->n_out != 1 || gated) return;
     int last = p->value[op->in[0]].t.rank - 1;
     Val r = sum->in[0], x = sum->in[1];
-    if (op->attr.i[0] >= last || op->attr.i[1] >= last || !stays_unseen(p, x)) return false;
+    if (op->attr.i[0] >= last || op->attr.i[1] >= last || !stays_unseen(p, x)) return;
     b.attention = p->value[x].def_op;
+    b.twice = uses[x] > 1;
     const Op *attention = &p->op[b.attention];
-    if (attention->kind != OP_ATTENTION || attention->attr.i[1]) return false; /* over columns its rows lie apart */
-    if (uses[x] > 1 && (attention->n_in <= GATE || attention->in[GATE] == VAL_NONE)) return false;
-    const Op *before = p->value[r].def_op >= 0 ? &p->op[p->value[r].def_op] : NULL;
-    bool back = before && before->kind == OP_ALL_TO_ALL && before->attr.i[0] == op->attr.i[1] &&
-                before->attr.i[1] == op->attr.i[0];
-    if (back) b.r = before->in[0];
-    *branch_out = b;
-    return true;
+    /* over columns its rows lie apart */
+    if (attention->kind != OP_ATTENTION || attention->attr.i[1] || attention->out[0] != x) return;
+    if (b.twice && (attention->n_in <= GATE || attention->in[GATE] == VAL_NONE)) return;
+    for (int32_t k = 0; k < i; k++) /* two sums of one attention: the first one */
+        if (branch[k].sum >= 0 && branch[k].attention == b.attention) return;
+    int32_t before = p->value[r].def_op;
+    bool back = before >= 0 && p->op[before].kind == OP_ALL_TO_ALL && branch[before].sum < 0 &&
+                p->op[before].attr.i[0] == op->attr.i[1] && p->op[before].attr.i[1] == op->attr.i[0];
+    if (back) b.r = p->op[before].in[0];
+    branch[i] = b;
 }
 
 /* Appends an all_to_all like `op` of x; its result lies like that of `op`. */
@@ -50,6 +56,8 @@ static Val push_exchange(Program *p, const Op *op, Val x)
 {
     Op exchange = *op;
     Value there = p->value[x];
+    there.place = PLACE_ARENA, there.alias = VAL_NONE;
+    there.name = NULL, there.output = false;
     there.t.shard = p->value[op->out[0]].t.shard;
     for (int k = 0; k + 1 < there.t.rank; k++) there.t.dim[k] = p->value[op->out[0]].t.dim[k];
     exchange.in[0] = x;
@@ -80,7 +88,7 @@ static Val give_twice(Program *p, Op *attention)
     return attention->out[0];
 }
 
-static void rebuild(Program *p, Branch *branch, const int32_t *uses, bool *gone)
+static void rebuild(Program *p, const Branch *branch, bool *gone)
 {
     int32_t n = p->n_ops;
     Val *x = malloc(((size_t)n + 1) * sizeof *x); /* per op, an all_to_all */
@@ -88,7 +96,7 @@ static void rebuild(Program *p, Branch *branch, const int32_t *uses, bool *gone)
     for (int32_t i = 0; x && i < n; i++) {
         if (branch[i].sum < 0) continue;
         Op *attention = &p->op[branch[i].attention];
-        x[i] = uses[attention->out[0]] > 1 ? give_twice(p, attention) : attention->out[0];
+        x[i] = branch[i].twice ? give_twice(p, attention) : attention->out[0];
         gone[branch[i].sum] = true;
     }
     Op *old = edit_restart(p, n + n / 8);
@@ -106,14 +114,14 @@ Status fuse_exchange(Program *p)
 {
     int32_t *uses = edit_count_uses(p);
     bool *gone = calloc((size_t)p->n_ops + 1, sizeof *gone);
-    Branch *branch = malloc(((size_t)p->n_ops + 1) * sizeof *branch); /* per op; sum -1: none */
+    Branch *branch = calloc((size_t)p->n_ops + 1, sizeof *branch); /* per op; sum -1: none */
     Status status = OK;
     if (!uses || !gone || !branch) {
         status = status_fail(ERR_MEMORY, "out of memory for the exchanges of %d ops", p->n_ops);
     } else {
-        for (int32_t i = 0; i < p->n_ops; i++)
-            if (!branch_of(p, i, uses, &branch[i])) branch[i].sum = -1;
-        rebuild(p, branch, uses, gone);
+        for (int32_t i = 0; i < p->n_ops; i++) branch[i].sum = -1;
+        for (int32_t i = 0; i < p->n_ops; i++) branch_of(p, i, uses, branch);
+        rebuild(p, branch, gone);
         status = prog_status(p);
     }
     free(uses);

@@ -27,7 +27,7 @@ static bool pays(const Overlap *o, int32_t collective, int32_t reader)
     const bool *needed = p->op[collective].kind == OP_ALL_REDUCE ? NULL : o->needed;
     double wanted = schedule_aside_seconds(p, &p->op[collective]), meanwhile = 0;
     for (int32_t i = collective + 1; i < reader && meanwhile <= wanted; i++)
-        if (!needed || !schedule_is_late(p, needed, &p->op[i])) meanwhile += schedule_seconds(p, &p->op[i]);
+        meanwhile += schedule_main_seconds(p, needed, &p->op[i]);
     return meanwhile > wanted;
 }
 

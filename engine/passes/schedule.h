@@ -22,13 +22,16 @@ Status schedule_wire(const Program *in, const bool *needed, Program **out);
 
 /* schedule_aside.c: gradients of parameters in groups beside the computation. Program with a loss; last of all. */
 Status schedule_aside(const Program *in, Program **out);
-/* Per value: whether it, or what it is another name of, is read by an op that cannot run aside. NULL: out of memory. */
+/* Per value: whether it, or what it is another name of, is read by an op that cannot run aside. NULL: out of memory.
+ * Good for the program after later steps, too: what they add are other names of values that were there. */
 bool *schedule_needed(const Program *program);
 /* An op that writes gradients of parameters or what is added up to them; one that reads nothing else: runs aside. */
 bool schedule_is_late(const Program *program, const bool *needed, const Op *op);
 
 /* schedule_time.c: a guess of an op's seconds, good enough to weigh a collective against what could run meanwhile. */
 double schedule_seconds(const Program *program, const Op *op);
+/* The same, nothing for what runs aside; needed: of schedule_needed(), NULL where nothing does. */
+double schedule_main_seconds(const Program *program, const bool *needed, const Op *op);
 /* How long a collective takes beside a computation: with less than that to do meanwhile it stays in line, where it is
  * faster. */
 double schedule_aside_seconds(const Program *program, const Op *collective);

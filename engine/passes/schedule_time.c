@@ -16,6 +16,11 @@ double schedule_seconds(const Program *p, const Op *op)
     return LAUNCH_S + (memory > arithmetic ? memory : arithmetic);
 }
 
+double schedule_main_seconds(const Program *p, const bool *needed, const Op *op)
+{
+    return needed && schedule_is_late(p, needed, op) ? 0 : schedule_seconds(p, op);
+}
+
 double schedule_aside_seconds(const Program *p, const Op *collective)
 {
     Cost cost = {0};

@@ -12,11 +12,6 @@ typedef struct Wire {
     const bool *needed; /* of schedule_needed(), NULL: nothing runs aside */
 } Wire;
 
-static double seconds(const Wire *w, const Op *op)
-{
-    return w->needed && schedule_is_late(w->p, w->needed, op) ? 0 : schedule_seconds(w->p, op);
-}
-
 /* What ops [from, until) send within so many seconds; *enough_out: they take that long. */
 static double sent_within(const Wire *w, int32_t from, int32_t until, double wanted, bool *enough_out)
 {
@@ -26,7 +21,7 @@ static double sent_within(const Wire *w, int32_t from, int32_t until, double wan
         Cost cost = {0};
         if (op->send.active) prog_op_cost(w->p, op, &cost);
         sent += cost.wire_bytes;
-        passed += seconds(w, op);
+        passed += schedule_main_seconds(w->p, w->needed, op);
     }
     *enough_out = passed > wanted;
     return sent;

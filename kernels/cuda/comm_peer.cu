@@ -39,7 +39,7 @@ static Status allocate(Peer *p)
     CUDA_TRY(cudaMemset(p->flags[p->rank], 0, bytes));
     CUDA_TRY(cudaMemset(p->turn, 0, (turns + 1) * sizeof *p->turn));
     p->failed = p->turn + turns;
-    for (int k = 0; k < PEER_CHANNELS; k++) {
+    for (int k = PEER_ASIDE; k <= PEER_BULK; k++) {
         CUDA_TRY(cudaStreamCreateWithFlags(&p->beside[k].stream, cudaStreamNonBlocking));
         CUDA_TRY(cudaEventCreateWithFlags(&p->beside[k].fork, cudaEventDisableTiming));
         CUDA_TRY(cudaEventCreateWithFlags(&p->beside[k].join, cudaEventDisableTiming));

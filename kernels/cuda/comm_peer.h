@@ -1,6 +1,7 @@
 /* Collectives of a model-parallel (DAP) group through memory of the peers: ranks of one host whose GPUs reach one
- * another map each other's workspaces, and a collective is one kernel that writes the slices to where they belong,
- * layout change included. Without ranks (no_comm) the kernel sends to itself. */
+ * another map each other's workspaces, and a collective writes the slices to where they belong, layout change included:
+ * one kernel, or beside a computation copy engines between two meetings of the ranks. Without ranks (no_comm) the
+ * kernel sends to itself. */
 #ifndef FOLDSCALE_KERNELS_CUDA_COMM_PEER_H
 #define FOLDSCALE_KERNELS_CUDA_COMM_PEER_H
 

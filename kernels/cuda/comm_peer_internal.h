@@ -27,7 +27,7 @@ struct Peer {
     double looked_s;
     int most_blocks[PEER_CHANNELS];
     struct {
-        cudaStream_t stream; /* of copies within this GPU while copy engines send */
+        cudaStream_t stream; /* of copies within this GPU while copy engines send beside a computation */
         cudaEvent_t fork, join;
     } beside[PEER_CHANNELS];
 };

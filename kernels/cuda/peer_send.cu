@@ -1,4 +1,4 @@
-/* Ops that send what they compute, seen from the host. */
+/* What kernels need to write to the ranks of their group, seen from the host. */
 #include "kernels/cuda/peer_send.cuh"
 
 #include <string.h>

@@ -4,9 +4,9 @@
  * done, the others may write here;
  *   - meets a rank (PeerSender::meet) before a thread stores there for the first time;
  *   - ends each storing thread, or each block whose threads are synchronized, with PeerSender::finish once its stores
- *     are complete (of tensor copies: tensor_store_wait(), and not until they were read). Each tells all ranks, the
- *     last one waits for those of the other ranks, so that the kernel ends when all has landed here; what runs next
- *     needs no more than its stage_wait().
+ *     are complete (of tensor copies: tensor_store_wait(), and not until they were read). The last one tells all
+ *     ranks and waits for the other ranks, so that the kernel ends when all has landed here; what runs next needs no
+ *     more than its stage_wait().
  * Waiting is for kernels of the same op on the other ranks, whose first block waits for nobody. */
 #ifndef FOLDSCALE_KERNELS_CUDA_PEER_SEND_CUH
 #define FOLDSCALE_KERNELS_CUDA_PEER_SEND_CUH
