@@ -4,6 +4,7 @@
 Status cuda_check(cudaError_t error, const char *what)
 {
     if (error == cudaSuccess) return OK;
+    cudaGetLastError(); /* told here, not again by what is launched next */
     Status code = error == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_INTERNAL;
     return status_fail(code, "CUDA: %s: %s", what, cudaGetErrorString(error));
 }

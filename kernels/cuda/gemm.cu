@@ -212,6 +212,8 @@ static Status quiet(CudaContext *ctx)
     return cuda_check(cudaDeviceSynchronize(), "waiting before a measurement");
 }
 
+/* Where there is no room for operands, laid out as those of the product with what lies between the matrices of a batch
+ * (as far apart as outputs in the arena), the first proposal stays. */
 static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s,
                       const cublasLtMatmulHeuristicResult_t *result, int found, GemmPlan *plan)
 {
@@ -226,7 +228,10 @@ static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s
     TRY_GOTO(status, cuda_check(cudaMalloc(&memory[3], gemm->workspace_bytes), "workspace"), done);
     for (int k = 0; k < 3; k++) {
         int64_t words = (count[k] * (int64_t)(k < 2 ? size : dtype_size((DType)s->type_d)) + 3) / 4;
-        TRY_GOTO(status, cuda_check(cudaMalloc(&memory[k], (size_t)words * 4), "operands of a measured product"), done);
+        if (cudaMalloc(&memory[k], (size_t)words * 4) != cudaSuccess) {
+            cudaGetLastError(); /* forget it */
+            goto done;
+        }
         launch(noise_kernel, blocks_for(words, 256), 256, 0, gemm->stream, (uint32_t *)memory[k], words, size == 2);
     }
     TRY_GOTO(status, cuda_launched("noise_kernel"), done);
