@@ -375,7 +375,7 @@ typedef struct Shape {
     int64_t n, width, heads, groups, axis; /* axis: along which dbias is shared out, of a group's pairs */
     int64_t residues;                      /* of a rank, summed over the ranks */
     int64_t inner;                         /* columns of the gradient behind a norm */
-    bool column;
+    bool column, twice;
     double tolerance; /* of an output's largest value; 0 where sending rounds nothing in another way */
 } Shape;
 typedef Status (*Record)(Trial *trial, int dap, const Shape *shape, Way way);
@@ -407,7 +407,8 @@ static Status compare(Backend *backend, Record record, const Shape *shape, const
     return status;
 }
 
-/* Rows share out their queries behind an attention, gated, over a bias; o stays. Rows enough for several in a block. */
+/* Rows share out their queries behind an attention, gated, over a bias; o stays. Rows enough for several in a block.
+ * Twice: one result goes, the other one stays; apart, it is the other way round, so that each is held against each. */
 static Status record_attention(Trial *trial, int dap, const Shape *c, Way way)
 {
     int64_t size[3] = {24 / dap, c->n, c->heads * c->width};
@@ -416,9 +417,11 @@ static Status record_attention(Trial *trial, int dap, const Shape *c, Way way)
     Val x = trial_input(trial, DT_BF16, 0, 3, size),
         bias = trial_input(trial, DT_BF16, SHARD_NONE, 3, (int64_t[]){c->n, c->n, c->heads});
     prog_add_multi(trial->p, OP_ATTENTION, 6, (Val[]){x, x, x, VAL_NONE, bias, x},
-                   &(OpAttr){.i = {c->heads}, .f = {1 / sqrt((double)c->width), 1e9}}, made);
+                   &(OpAttr){.i = {c->heads, 0, 0, c->twice}, .f = {1 / sqrt((double)c->width), 1e9}}, made);
+    int goes = c->twice && way == WHOLE ? 3 : 0;
     trial_output(trial, "o", made[2]);
-    Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[0], &(OpAttr){.i = {0, 1}});
+    if (c->twice) trial_output(trial, "again", made[3 - goes]);
+    Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[goes], &(OpAttr){.i = {0, 1}});
     if (way == SENT) send(trial->p);
     trial_output(trial, "z", z);
     return OK;
@@ -506,6 +509,12 @@ static Status run_attentions(Backend *backend)
         int64_t share = on_gpu(backend) ? queries[k / 2] : 3;
         Shape c = {.n = share * backend->layout.dap, .width = widths[k % 2], .heads = 8, .groups = 1};
         if (c.n <= 384) TRY(compare(backend, record_attention, &c, "attention"));
+    }
+    static const int64_t widths_twice[] = {32, 16}; /* a kernel sends the first, the second is exchanged behind it */
+    for (int k = 0; k < 2; k++) {
+        int64_t share = on_gpu(backend) ? 48 : 3;
+        Shape c = {.n = share * backend->layout.dap, .width = widths_twice[k], .heads = 8, .groups = 1, .twice = true};
+        TRY(compare(backend, record_attention, &c, "attention, twice"));
     }
     return OK;
 }

@@ -302,6 +302,63 @@ static void sums_of_parts_are_shared_out(void **state)
     recording_free(&r);
 }
 
+static Switches fusing_and_overlapping(void)
+{
+    Switches s = overlapping(2, 1);
+    s.gemm_batching = s.fused_attention = s.fused_pointwise = s.fused_layernorm = true;
+    return s;
+}
+
+/* The wire belongs to the row attention that sends what the computation waits for: the pairs start on their way to rows
+ * behind it, not where they are complete. Two others start at once: that of the MSA, beside which little is sent, and
+ * that of the pairs to columns, which has nothing left to hide behind once their attention has sent. */
+static void a_collective_gives_way_to_an_attention_that_sends(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", false);
+    Switches s = fusing_and_overlapping();
+    Program *p = passed(r.p, &s, PASS_SCHEDULE);
+    int pairs_behind = 0, pairs_at_once = 0, msa_at_once = 0;
+    for (int32_t i = 1; i < p->n_ops; i++) {
+        const Op *op = &p->op[i], *front = &p->op[i - 1];
+        if (op->kind != OP_ALL_TO_ALL || !is_start(op)) continue;
+        bool at_once = p->value[op->in[0]].def_op == i - 1, to_rows = op->attr.i[1] == 0;
+        int64_t channels = tensor_last(out_tensor(p, op, 0));
+        pairs_behind += channels == 128 && to_rows && front->kind == OP_ATTENTION && front->send.active;
+        pairs_at_once += channels == 128 && !to_rows && at_once;
+        msa_at_once += channels == 256 && to_rows && at_once;
+    }
+    assert_true(pairs_behind >= 48 && pairs_at_once >= 4 + 47 && msa_at_once >= 47); /* the last block ends otherwise */
+    prog_destroy(&p);
+    recording_free(&r);
+}
+
+/* Behind the row attention's gradient come gradients of parameters, then the op that reads the sum of the bias'
+ * gradient. Under graphs the former run aside and leave too little to hide it: it is sent. */
+static void what_runs_aside_hides_no_collective(void **state)
+{
+    (void)state;
+    Recording r = recording_model("initial_training", true);
+    for (int graph = 0; graph < 2; graph++) {
+        Switches s = fusing_and_overlapping();
+        s.cuda_graph = graph;
+        Program *p = passed(r.p, &s, PASS_SCHEDULE);
+        int starts = 0, sent = 0;
+        for (int32_t i = 0; i < p->n_ops; i++) {
+            const Op *op = &p->op[i];
+            bool sends = op->kind == OP_ATTENTION_BWD && op->send.active;
+            bool sums = op->kind == OP_REDUCE_SCATTER && writer_kind(p, op->in[0]) == OP_ATTENTION_BWD;
+            if ((!sends && !sums) || tensor_last(out_tensor(p, op, sends ? 3 : 0)) != 8) continue; /* the MSA's heads */
+            sent += sends;
+            starts += is_start(op);
+        }
+        assert_int_equal(sent + starts, 48 + 4);
+        assert_true((graph ? sent : starts) >= 44); /* not all: sums of buckets and ends of stacks lie between */
+        prog_destroy(&p);
+    }
+    recording_free(&r);
+}
+
 /* x -> linear_residual -> all_to_all: part of it, unless somebody else wants what it computes. */
 static void what_others_read_is_not_sent_away(void **state)
 {
@@ -371,6 +428,8 @@ int main(void)
         cmocka_unit_test(ops_send_what_they_compute),
         cmocka_unit_test(sums_of_parts_are_shared_out),
         cmocka_unit_test(what_others_read_is_not_sent_away),
+        cmocka_unit_test(a_collective_gives_way_to_an_attention_that_sends),
+        cmocka_unit_test(what_runs_aside_hides_no_collective),
         cmocka_unit_test(the_verifier_sees_a_missing_wait),
         cmocka_unit_test(weight_gradients_run_aside),
         cmocka_unit_test(the_verifier_sees_a_group_that_nobody_waits_for),
