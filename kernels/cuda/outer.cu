@@ -3,7 +3,7 @@
 #include "kernels/cuda/grouped.cuh"
 #include "kernels/cuda/map.cuh"
 #include "kernels/cuda/norm.h"
-#include "kernels/cuda/outer_chain.cuh"
+#include "kernels/cuda/outer_chain_back.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/tile.cuh"
