@@ -53,7 +53,8 @@ bool peer_send_rows(const OpCall *call, PeerRows *rows_out)
     return true;
 }
 
-Status peer_send_of(const CudaContext *ctx, const OpCall *call, PeerSend *send_out)
+/* channel: whose flags and turns. */
+static Status send_of(const CudaContext *ctx, const OpCall *call, int channel, PeerSend *send_out)
 {
     const Peer *p = ctx->peer;
     PeerSend s;
@@ -68,21 +69,23 @@ Status peer_send_of(const CudaContext *ctx, const OpCall *call, PeerSend *send_o
         s.ranks = p->ranks, s.rank = p->rank, s.loopback = p->loopback;
         for (int r = 0; r < p->ranks; r++) {
             s.out[r] = p->loopback ? target : region->base[r] + (target - region->base[p->rank]);
-            s.flag[r] = p->flags[r] + PEER_SEND * PEER_FLAGS;
+            s.flag[r] = p->flags[r] + channel * PEER_FLAGS;
         }
-        s.turn = p->turn + PEER_SEND * PEER_BLOCKS;
+        s.turn = p->turn + channel * PEER_BLOCKS;
         s.failed = p->failed, s.status = p->status;
     }
     *send_out = s;
     return OK;
 }
 
+Status peer_send_of(const CudaContext *ctx, const OpCall *call, PeerSend *send_out)
+{
+    return send_of(ctx, call, PEER_SEND, send_out);
+}
+
 Status peer_send_blocks_of(const CudaContext *ctx, const OpCall *call, PeerSend *send_out)
 {
-    TRY(peer_send_of(ctx, call, send_out));
-    for (int r = 0; r < send_out->ranks; r++) send_out->flag[r] = ctx->peer->flags[r] + PEER_COMPUTE * PEER_FLAGS;
-    if (send_out->ranks > 0) send_out->turn = ctx->peer->turn + PEER_COMPUTE * PEER_BLOCKS;
-    return OK;
+    return send_of(ctx, call, PEER_COMPUTE, send_out);
 }
 
 PeerExchange peer_exchange_of(const Peer *p, int channel, const Region *region, const void *landing)
