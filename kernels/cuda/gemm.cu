@@ -228,8 +228,9 @@ static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s
     TRY_GOTO(status, cuda_check(cudaMalloc(&memory[3], gemm->workspace_bytes), "workspace"), done);
     for (int k = 0; k < 3; k++) {
         int64_t words = (count[k] * (int64_t)(k < 2 ? size : dtype_size((DType)s->type_d)) + 3) / 4;
-        if (cudaMalloc(&memory[k], (size_t)words * 4) != cudaSuccess) {
-            cudaGetLastError(); /* forget it */
+        status = cuda_check(cudaMalloc(&memory[k], (size_t)words * 4), "operands of a measured product");
+        if (status != OK) {
+            if (status == ERR_MEMORY) status = OK;
             goto done;
         }
         launch(noise_kernel, blocks_for(words, 256), 256, 0, gemm->stream, (uint32_t *)memory[k], words, size == 2);
