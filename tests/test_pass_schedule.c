@@ -3,6 +3,7 @@
 
 #include "engine/backend.h"
 #include "engine/passes/aside.h"
+#include "engine/passes/edit.h"
 
 static Switches overlapping(int dap, int dp)
 {
@@ -406,9 +407,7 @@ static void the_verifier_sees_a_missing_wait(void **state)
     Op moved = p->op[wait]; /* and the wait comes last */
     memmove(p->op + wait, p->op + wait + 1, (size_t)(p->n_ops - wait - 1) * sizeof moved);
     p->op[p->n_ops - 1] = moved;
-    for (int32_t i = wait; i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_out; k++)
-            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = i;
+    edit_renumber(p);
     assert_int_equal(prog_verify(p, PASS_SCHEDULE), ERR_INTERNAL);
     assert_non_null(strstr(status_text(), "before it has arrived"));
     prog_destroy(&p);

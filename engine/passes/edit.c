@@ -27,16 +27,20 @@ Val edit_push_value(Program *p, const Value *value)
     return p->n_values++;
 }
 
+void edit_renumber(Program *p)
+{
+    for (int32_t i = 0; i < p->n_ops; i++)
+        for (int k = 0; k < p->op[i].n_out; k++)
+            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = i;
+}
+
 void edit_close_gaps(Program *p, const bool *gone)
 {
     int32_t count = 0;
-    for (int32_t i = 0; i < p->n_ops; i++) {
-        if (gone[i]) continue;
-        for (int k = 0; k < p->op[i].n_out; k++)
-            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = count;
-        p->op[count++] = p->op[i];
-    }
+    for (int32_t i = 0; i < p->n_ops; i++)
+        if (!gone[i]) p->op[count++] = p->op[i];
     p->n_ops = count;
+    edit_renumber(p);
 }
 
 int32_t *edit_count_uses(const Program *p)

@@ -11,6 +11,9 @@ Op *edit_restart(Program *p, int32_t ops);
 void edit_push_op(Program *p, const Op *op);
 Val edit_push_value(Program *p, const Value *value);
 
+/* Ops have moved in place: their outputs learn where they are written now. */
+void edit_renumber(Program *p);
+
 /* Drops ops in place and renumbers the writers of what is left; gone: per op. Values that a dropped op alone wrote are
  * the caller's to reset (def_op). */
 void edit_close_gaps(Program *p, const bool *gone);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/backend.h"
+#include "engine/passes/edit.h"
 #include "engine/passes/gradient.h"
 
 /* 25 MB of f32, the customary bucket of data-parallel training: large enough for full bandwidth, small enough that the
@@ -85,9 +86,7 @@ static Status interleave(Program *p, int32_t appended, const Bucket *bucket, int
     free(p->op);
     p->op = ordered;
     p->cap_ops = p->n_ops;
-    for (int32_t i = 0; i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_out; k++)
-            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = i;
+    edit_renumber(p);
     return OK;
 }
 

@@ -72,9 +72,7 @@ Status schedule_fill(const Program *in, Program **out)
     }
     for (int32_t i = 0; i < f.p->n_ops; i++)
         if (f.p->op[i].stage == STAGE_FORWARD && schedule_is_collective(&f.p->op[i])) fill(&f, i);
-    for (int32_t i = 0; i < f.p->n_ops; i++)
-        for (int k = 0; k < f.p->op[i].n_out; k++)
-            if (f.p->op[i].out[k] != VAL_NONE) f.p->value[f.p->op[i].out[k]].def_op = i;
+    edit_renumber(f.p);
     free(f.behind);
     *out = f.p;
     return OK;

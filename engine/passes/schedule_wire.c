@@ -2,26 +2,22 @@
  * The collective starts behind it where enough is left to hide behind. */
 #include "engine/passes/schedule.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/passes/edit.h"
 
-typedef struct Wire {
-    Program *p;
-    const bool *needed; /* of schedule_needed(), NULL: nothing runs aside */
-} Wire;
-
-/* What ops [from, until) send within so many seconds; *enough_out: they take that long. */
-static double sent_within(const Wire *w, int32_t from, int32_t until, double wanted, bool *enough_out)
+/* What ops [from, until) send within so many seconds; *enough_out: they take that long. needed: of schedule_needed().
+ */
+static double sent_within(const Program *p, const bool *needed, int32_t from, int32_t until, double wanted,
+                          bool *enough_out)
 {
     double sent = 0, passed = 0;
     for (int32_t i = from; i < until && passed <= wanted; i++) {
-        const Op *op = &w->p->op[i];
+        const Op *op = &p->op[i];
         Cost cost = {0};
-        if (op->send.active) prog_op_cost(w->p, op, &cost);
+        if (op->send.active) prog_op_cost(p, op, &cost);
         sent += cost.wire_bytes;
-        passed += schedule_main_seconds(w->p, w->needed, op);
+        passed += schedule_main_seconds(p, needed, op);
     }
     *enough_out = passed > wanted;
     return sent;
@@ -29,18 +25,17 @@ static double sent_within(const Wire *w, int32_t from, int32_t until, double wan
 
 /* Where collective i starts, whose result is waited for at `wait`: in front of which op. Where less is sent meanwhile
  * than half of what it sends, as early as it can. */
-static int32_t best_start(const Wire *w, int32_t i, int32_t wait)
+static int32_t best_start(const Program *p, const bool *needed, int32_t i, int32_t wait)
 {
-    const Program *p = w->p;
     bool enough;
     Cost cost = {0};
     prog_op_cost(p, &p->op[i], &cost);
-    double wanted = schedule_aside_seconds(p, &p->op[i]), least = sent_within(w, i + 1, wait, wanted, &enough);
+    double wanted = schedule_aside_seconds(p, &p->op[i]), least = sent_within(p, needed, i + 1, wait, wanted, &enough);
     int32_t best = i + 1;
     for (int32_t from = i + 2; from < wait && p->op[from].stage == p->op[i].stage; from++) {
         if (least < cost.wire_bytes / 2) break;
         if (!p->op[from - 1].send.active) continue;
-        double sent = sent_within(w, from, wait, wanted, &enough);
+        double sent = sent_within(p, needed, from, wait, wanted, &enough);
         if (!enough) break;
         if (sent < least) best = from, least = sent;
     }
@@ -56,19 +51,16 @@ static int32_t wait_of(const Program *p, int32_t i)
 
 Status schedule_wire(const Program *in, const bool *needed, Program **out)
 {
-    Wire w = {.needed = needed};
-    TRY(prog_clone(in, &w.p));
-    Program *p = w.p;
+    Program *p = NULL;
+    TRY(prog_clone(in, &p));
     for (int32_t i = p->n_ops; i-- > 0;) { /* what moves, moves behind what was looked at */
         Op op = p->op[i];
         if (op.stream != STREAM_COMM || op.kind == OP_ALL_REDUCE || !schedule_is_collective(&op)) continue;
-        int32_t start = best_start(&w, i, wait_of(p, i));
+        int32_t start = best_start(p, needed, i, wait_of(p, i));
         memmove(&p->op[i], &p->op[i + 1], (size_t)(start - i - 1) * sizeof op);
         p->op[start - 1] = op;
     }
-    for (int32_t i = 0; i < p->n_ops; i++)
-        for (int k = 0; k < p->op[i].n_out; k++)
-            if (p->op[i].out[k] != VAL_NONE) p->value[p->op[i].out[k]].def_op = i;
+    edit_renumber(p);
     *out = p;
     return OK;
 }
