@@ -13,7 +13,7 @@ enum { SUM_GATE = 4 /* input of the sum */, GATE = 5, TWICE = 3, AGAIN = 3 /* at
 typedef struct Branch {
     int32_t sum, attention;
     bool twice; /* others read x, too */
-    Val r;      /* in the other layout; VAL_NONE: it has to be exchanged */
+    Val x, r;   /* what the attention gives to the others; r in the other layout, VAL_NONE: it has to be exchanged */
 } Branch;
 
 static bool stays_unseen(const Program *p, Val v)
@@ -36,6 +36,7 @@ static void branch_of(const Program *p, int32_t i, const int32_t *uses, Branch *
     int last = p->value[op->in[0]].t.rank - 1;
     Val r = sum->in[0], x = sum->in[1];
     if (op->attr.i[0] >= last || op->attr.i[1] >= last || !stays_unseen(p, x)) return;
+    b.x = x;
     b.attention = p->value[x].def_op;
     b.twice = uses[x] > 1;
     const Op *attention = &p->op[b.attention];
@@ -66,12 +67,12 @@ static Val push_exchange(Program *p, const Op *op, Val x)
     return exchange.out[0];
 }
 
-/* The operands' exchanges instead of the sum's, and the sum; x: what the attention gives to the others. */
-static void push_branch(Program *p, const Op *op, Op sum, Val x, Val r)
+/* In place of the sum's exchange those of its operands, and the sum. */
+static void push_branch(Program *p, const Op *op, const Branch *branch, Op sum)
 {
     p->value[sum.out[0]].def_op = -1; /* nobody makes it */
-    sum.in[0] = r == VAL_NONE ? push_exchange(p, op, sum.in[0]) : r;
-    sum.in[1] = push_exchange(p, op, x);
+    sum.in[0] = branch->r == VAL_NONE ? push_exchange(p, op, sum.in[0]) : branch->r;
+    sum.in[1] = push_exchange(p, op, branch->x);
     sum.out[0] = op->out[0];
     edit_push_op(p, &sum);
 }
@@ -88,26 +89,22 @@ static Val give_twice(Program *p, Op *attention)
     return attention->out[0];
 }
 
-static void rebuild(Program *p, const Branch *branch, bool *gone)
+static void rebuild(Program *p, Branch *branch, bool *gone)
 {
     int32_t n = p->n_ops;
-    Val *x = malloc(((size_t)n + 1) * sizeof *x); /* per op, an all_to_all */
-    if (!x) prog_fail(p, ERR_MEMORY, "out of memory for the exchanges of %d ops", n);
-    for (int32_t i = 0; x && i < n; i++) {
+    for (int32_t i = 0; i < n; i++) {
         if (branch[i].sum < 0) continue;
-        Op *attention = &p->op[branch[i].attention];
-        x[i] = branch[i].twice ? give_twice(p, attention) : attention->out[0];
+        if (branch[i].twice) branch[i].x = give_twice(p, &p->op[branch[i].attention]);
         gone[branch[i].sum] = true;
     }
     Op *old = edit_restart(p, n + n / 8);
-    for (int32_t i = 0; x && i < n; i++) {
+    for (int32_t i = 0; i < n; i++) {
         if (branch[i].sum >= 0)
-            push_branch(p, &old[i], old[branch[i].sum], x[i], branch[i].r);
+            push_branch(p, &old[i], &branch[i], old[branch[i].sum]);
         else if (!gone[i])
             edit_push_op(p, &old[i]);
     }
     free(old);
-    free(x);
 }
 
 Status fuse_exchange(Program *p)

@@ -163,19 +163,16 @@ Status pass_schedule(const Program *in, const Switches *switches, Program **out)
     bool aside = switches->cuda_graph && in->loss != VAL_NONE;
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
-    if (switches->comm_overlap) {
-        bool *needed = aside ? schedule_needed(now) : NULL;
-        Status status = OK;
-        if (aside && !needed) {
-            status = status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", now->n_ops);
-            prog_destroy(&now);
-        } else {
-            status = hide_collectives(&now, needed, switches);
-        }
-        free(needed);
-        TRY(status);
+    bool *needed = aside ? schedule_needed(now) : NULL;
+    Status status = OK;
+    if (aside && !needed) {
+        status = status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", now->n_ops);
+        prog_destroy(&now);
     }
-    if (aside) TRY(advance(&now, schedule_aside(now, &next), &next));
+    if (status == OK && switches->comm_overlap) status = hide_collectives(&now, needed, switches);
+    if (status == OK && aside) status = advance(&now, schedule_aside(now, needed, &next), &next);
+    free(needed);
+    TRY(status);
     for (int32_t i = 0; i < now->n_ops; i++) now->op[i].segment = switches->cuda_graph ? 0 : -1;
     *out = now;
     return OK;

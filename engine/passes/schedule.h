@@ -21,7 +21,7 @@ Status schedule_send(const Program *in, Program **out);
 Status schedule_wire(const Program *in, const bool *needed, Program **out);
 
 /* schedule_aside.c: gradients of parameters in groups beside the computation. Program with a loss; last of all. */
-Status schedule_aside(const Program *in, Program **out);
+Status schedule_aside(const Program *in, const bool *needed, Program **out);
 /* Per value: whether it, or what it is another name of, is read by an op that cannot run aside. NULL: out of memory.
  * Good for the program after later steps, too: what they add are other names of values that were there. */
 bool *schedule_needed(const Program *program);

@@ -124,15 +124,14 @@ static void take_aside(Aside *a)
     start_group(a);
 }
 
-Status schedule_aside(const Program *in, Program **out)
+Status schedule_aside(const Program *in, const bool *needed, Program **out)
 {
     Aside a = {.in = in};
     TRY(prog_clone(in, &a.p));
-    bool *needed = schedule_needed(in);
     a.late = calloc((size_t)in->n_ops + 1, sizeof *a.late);
     a.side = malloc(((size_t)in->n_ops + 1) * sizeof *a.side);
     Status status = OK;
-    if (!a.late || !needed || !a.side) {
+    if (!a.late || !a.side) {
         status = status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", in->n_ops);
     } else {
         for (int32_t i = 0; i < in->n_ops; i++) a.late[i] = schedule_is_late(in, needed, &in->op[i]);
@@ -140,7 +139,6 @@ Status schedule_aside(const Program *in, Program **out)
         status = prog_status(a.p);
     }
     free(a.late);
-    free(needed);
     free(a.side);
     if (status == OK)
         *out = a.p;
