@@ -98,12 +98,12 @@ train() { # NAME STEPS SECONDS SWITCH...
     shift 3
     [ "$seconds" -ge 10 ] || { echo "$name: no time left; start again to go on"; return 0; }
     # train.max_seconds counts what earlier runs took
-    local before=0
-    [ ! -s "$out/$name.seconds" ] || before=$(cat "$out/$name.seconds")
+    local until
+    until=$({ cat "$out/$name.seconds" 2>/dev/null || true; } | awk -v now="$seconds" '{ now += $1 } END { print now }')
     "$foldscale" train "$root/experiments/initial_training.yaml" --out "$out/$name" --resume \
         --set "model.preset=$preset" --set "backend=$backend" --set "data.pack=$work/train.pack" --set data.mmcif= \
         --set data.alignments= --set "data.workers=$workers" --set data.queue=16 --set "train.steps=$count" \
-        --set train.seed=7 --set "train.max_seconds=$(awk -v a="$before" -v b="$seconds" 'BEGIN { print a + b }')" --set train.checkpoint_every=0 \
+        --set train.seed=7 --set "train.max_seconds=$until" --set train.checkpoint_every=0 \
         --set "train.checkpoint_last=${CHECKPOINT_LAST:-on}" --set train.keep=1 --set eval.every=0 \
         --set switches.async_eval=off --set "parallel.tune_cache=$out/tune.txt" "${further[@]}" "$@" | tee "$out/$name.last"
     sed -nE 's/.*, ([0-9.]+) s -> .*/\1/p' "$out/$name.last" >"$out/$name.seconds"
