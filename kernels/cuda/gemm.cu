@@ -143,6 +143,26 @@ static Status proposals(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, cu
     return status;
 }
 
+/* Distance of matrices of a batch with nothing in between, unless they lie closer (beside or upon each other). */
+static int64_t stride_without_gap(int64_t rows, int64_t ld, int64_t stride)
+{
+    enum { ALIGNED = 128 }; /* elements: no less than matrices in the arena */
+    int64_t own = (rows * ld + ALIGNED - 1) / ALIGNED * ALIGNED;
+    return stride >= 0 && stride < own ? stride : own;
+}
+
+/* What an algorithm is measured with and kept for. The matrices of a batch can be outputs anywhere in the arena, tens
+ * of GiB apart; the algorithm does not depend on what lies between them. */
+static GemmShape without_gaps(const GemmShape *shape)
+{
+    GemmShape s = *shape;
+    if (s.batch == 1) return s;
+    s.stride_a = stride_without_gap(s.a_t ? s.k : s.m, s.lda, s.stride_a);
+    s.stride_b = stride_without_gap(s.b_t ? s.n : s.k, s.ldb, s.stride_b);
+    s.stride_d = stride_without_gap(s.m, s.ldd, s.stride_d);
+    return s;
+}
+
 /* Elements that an operand touches. */
 static int64_t extent(int64_t rows, int64_t ld, int64_t batch, int64_t stride)
 {
@@ -212,8 +232,7 @@ static Status quiet(CudaContext *ctx)
     return cuda_check(cudaDeviceSynchronize(), "waiting before a measurement");
 }
 
-/* Where there is no room for operands, laid out as those of the product with what lies between the matrices of a batch
- * (as far apart as outputs in the arena), the first proposal stays. */
+/* Where there is no room for operands the first proposal stays. */
 static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s,
                       const cublasLtMatmulHeuristicResult_t *result, int found, GemmPlan *plan)
 {
@@ -311,21 +330,29 @@ static Status cache_load(Gemm *gemm)
     return status;
 }
 
-static Status plan_make(CudaContext *ctx, const GemmDesc *desc, const GemmShape *shape)
+static Status plan_choose(CudaContext *ctx, const GemmDesc *desc, GemmPlan *plan)
 {
     Gemm *gemm = ctx->gemm;
     cublasLtMatmulHeuristicResult_t result[TRIED];
     int found = 0;
+    TRY(proposals(gemm, desc, &plan->shape, result, &found));
+    plan->algo = result[0].algo;
+    if (!gemm->measure) return OK;
+    TRY(measure(ctx, desc, &plan->shape, result, found, plan));
+    return gemm->cache_path ? cache_append(gemm, plan) : OK;
+}
+
+static Status plan_make(CudaContext *ctx, const GemmShape *shape, const void *bias)
+{
     GemmPlan plan;
+    GemmDesc desc;
     memset(&plan, 0, sizeof plan);
     plan.shape = *shape;
-    TRY(proposals(gemm, desc, shape, result, &found));
-    plan.algo = result[0].algo;
-    if (gemm->measure) {
-        TRY(measure(ctx, desc, shape, result, found, &plan));
-        if (gemm->cache_path) TRY(cache_append(gemm, &plan));
-    }
-    return plan_add(gemm, &plan);
+    Status status = desc_create(shape, &desc);
+    if (status == OK) status = epilogue_set(&desc, shape, bias);
+    if (status == OK) status = plan_choose(ctx, &desc, &plan);
+    desc_destroy(&desc);
+    return status == OK ? plan_add(ctx->gemm, &plan) : status;
 }
 
 /* Onto what is there: element (i, j) of matrix z of C. */
@@ -363,12 +390,13 @@ static Status product(CudaContext *ctx, const GemmShape *shape, const void *a, c
     if (plain && s.m * s.n * s.k * s.batch < FEW_MULTIPLICATIONS) return product_of_few(ctx, s, a, b, c, d);
     uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 16;
     s.align = (int32_t)(all & (~all + 1));
+    GemmShape planned = without_gaps(&s);
+    if (!plan_find(gemm, &planned)) TRY(plan_make(ctx, &planned, bias));
     Status status = desc_create(&s, &desc);
     if (status == OK) status = epilogue_set(&desc, &s, bias);
-    if (status == OK && !plan_find(gemm, &s)) status = plan_make(ctx, &desc, &s);
     if (status == OK)
-        status =
-            matmul(gemm, &desc, &s, a, b, c, d, &plan_find(gemm, &s)->algo, gemm->workspace[ctx->aside], ctx->stream);
+        status = matmul(gemm, &desc, &s, a, b, c, d, &plan_find(gemm, &planned)->algo, gemm->workspace[ctx->aside],
+                        ctx->stream);
     desc_destroy(&desc);
     return status;
 }
