@@ -1,6 +1,6 @@
 /* Every op kind of the trunk and the large ones of the structure module: checked at a small size in f32 and bf16, timed
  * at the size of the Evoformer block in bf16, or in f32 what always runs in f32. Arguments: parts of names; --checks
- * first: no times, as under compute-sanitizer; --part I/N before the names: every Nth of the cases.
+ * first: no times, as under compute-sanitizer (gpu_sanitize.sh); --part I/N before the names: every Nth of the cases.
  */
 #include "tests/bench_cuda_front.cuh"
 

@@ -278,7 +278,7 @@ static Group linear_operands(const OpCall *call)
     g.x = call->in[0], g.w[0] = call->in[1], g.y[0] = call->out[0];
     if (call_in(call, 2)) g.bias[0] = (const float *)call->in[2];
     g.type = x->dtype;
-    g.relu = call->op->attr.i[0] != 0, g.early = call_steady(call, 1, 1, 1);
+    g.relu = call->op->attr.i[0] != 0, g.early = call_steady(call, 1, 2);
     front_read(call, linear_front, (char *)call->scratch + bias_room(call, 1), &g);
     return g;
 }
@@ -291,7 +291,7 @@ static Group group_operands(const OpCall *call)
     g.members = (int)call->op->attr.i[0];
     g.rows = tensor_rows(x), g.inner = tensor_last(x);
     g.x = call->in[0];
-    g.type = x->dtype, g.early = call_steady(call, 1, g.members, 2);
+    g.type = x->dtype, g.early = call_steady(call, 1, 2 * g.members);
     for (int k = 0; k < g.members; k++) {
         g.w[k] = call->in[1 + 2 * k];
         g.out[k] = call->in_tensor[1 + 2 * k]->dim[0];

@@ -16,7 +16,7 @@ typedef struct Group {
     const float *bias[GROUP_MAX];
     void *y[GROUP_MAX];
     DType type;
-    bool relu, early; /* early: all of w are steady (OpCall) */
+    bool relu, early; /* early: all of w and bias are steady (OpCall) */
     const float *gamma, *beta;
     float eps, *mean, *rstd;
     void *normal, *room;

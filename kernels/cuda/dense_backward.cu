@@ -40,7 +40,7 @@ static bool product_problem(const OpCall *call, int members, const void *other, 
     memset(o, 0, sizeof *o);
     p->rows = (int)tensor_rows(out), p->columns = (int)tensor_last(out), p->dx = (bf16 *)call->out[0];
     o->members = members, o->w = (const bf16 *)call->in[members];
-    p->early = call_steady(call, members, members, 1);
+    p->early = call_steady(call, members, members);
     p->edge = (const bf16 *)(other ? other : y);
     *edge = other ? EDGE_OTHER : y ? EDGE_RELU : EDGE_NONE;
     if (out->dtype != DT_BF16 || members > PRODUCT_MEMBERS || (other && y)) return false;
@@ -159,6 +159,7 @@ static bool norm_problem(CudaContext *ctx, const OpCall *call, const PeerSend &s
     memset((void *)p, 0, sizeof *p);
     if (!product_problem(&products, (int)call->op->attr.i[2], NULL, NULL, &p->product, o, &edge)) return false;
     p->edge = norm_edge_of(ctx, call, 3), p->send = send;
+    p->early = p->product.early && call_steady(call, NORM_GAMMA, 1);
     int64_t inner = 0;
     for (int k = 0; k < o->members; k++) inner += o->out[k];
     /* products and layer norm one after the other are faster where blocks have few tiles and much to multiply: 54.5 us

@@ -55,12 +55,12 @@ static inline const Tensor *call_in(const OpCall *call, int i)
 {
     return i < call->op->n_in ? call->in_tensor[i] : NULL;
 }
-/* `count` operands from the first-th on, each step-th, are steady (OpCall): a kernel may read them before stage_wait().
- */
-static inline bool call_steady(const OpCall *call, int first, int count, int step)
+/* `count` operands from the first-th on, but for those that are not there, are steady (OpCall): a kernel may read them
+ * before stage_wait(). */
+static inline bool call_steady(const OpCall *call, int first, int count)
 {
     bool all = true;
-    for (int k = 0; k < count; k++) all = all && (call->steady >> (first + k * step) & 1);
+    for (int k = first; k < first + count; k++) all = all && (!call_in(call, k) || (call->steady >> k & 1));
     return all;
 }
 static inline size_t align_up(size_t bytes)

@@ -54,7 +54,7 @@ struct FlowProblem {
     int start[FLOW_MEMBERS + 1]; /* columns of members, multiples of 64 */
     const float *bias[FLOW_MEMBERS];
     float least;                        /* 0 for relu, else -infinity */
-    bool keep, early;                   /* the product before the gate; w before stage_wait() */
+    bool keep, early;                   /* the product before the gate; w and bias before stage_wait() */
     FrontNorm norm;                     /* of x, or of y */
     FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
@@ -309,7 +309,7 @@ template <int K, int NB> __device__ __forceinline__ void flow_carry_normed(const
         flow_store<K, NB, FLOW_NORMED, 1>(p, at, 0);
 }
 
-/* The biases of a block's columns, by the warpgroups that multiply: meanwhile the first tiles are on their way. */
+/* The biases of a block's columns, by the warpgroups that multiply. */
 template <int NB> __device__ __forceinline__ void flow_biases(const FlowProblem &p, int column0, float *bias)
 {
     for (int c = threadIdx.x; c < NB; c += FLOW_GROUPS * 128) {
@@ -341,13 +341,14 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
         if (p.early) flow_weights<K, NB>(p, at);
     }
     __syncthreads();
+    if (p.early && group < FLOW_GROUPS) flow_biases<NB>(p, at.column0, bias);
     stage_wait();
     stage_release();
     if (threadIdx.x == 0 && !p.early) flow_weights<K, NB>(p, at);
     peer_send_begin(p.send);
     if (EDGE == FLOW_NORMED) {
         if (group == FLOW_GROUPS) return flow_carry_normed<K, NB>(p, at);
-        flow_biases<NB>(p, at.column0, bias);
+        if (!p.early) flow_biases<NB>(p, at.column0, bias);
         flow_work<K, NB, EDGE>(p, at, group);
     } else if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -357,7 +358,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
             flow_store<K, NB, EDGE, FLOW_GROUPS>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        flow_biases<NB>(p, at.column0, bias);
+        if (!p.early) flow_biases<NB>(p, at.column0, bias);
         flow_work<K, NB, EDGE>(p, at, group);
     }
 }
@@ -369,7 +370,7 @@ struct FlowOperands {
     const float *bias[FLOW_MEMBERS];
     int64_t rows, inner;
     int members, start[FLOW_MEMBERS + 1];
-    bool relu, early; /* early: w is steady (OpCall) */
+    bool relu, early; /* early: w and bias are steady (OpCall) */
     Dropout drop;
     FrontNorm norm; /* as the edge wants it */
     FlowFew few;

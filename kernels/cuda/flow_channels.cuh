@@ -244,7 +244,7 @@ __device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const 
     if (NORMS_Y) tensor_store_wait();
 }
 
-/* By the warpgroups that multiply: meanwhile the first tiles are on their way. */
+/* By the warpgroups that multiply. */
 template <int C> __device__ __forceinline__ void flow_channels_constants(const FlowChannels &p, float *constants)
 {
     for (int c = threadIdx.x; c < C; c += FLOW_GROUPS * 128) {
@@ -271,6 +271,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
         if (p.flow.early) flow_weights<C, C>(p.flow, at);
     }
     __syncthreads();
+    if (p.flow.early && group < FLOW_GROUPS) flow_channels_constants<C>(p, constants);
     stage_wait();
     stage_release();
     if (threadIdx.x == 0 && !p.flow.early) flow_weights<C, C>(p.flow, at);
@@ -281,7 +282,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
             flow_channels_store<C, NORMS_Y>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        flow_channels_constants<C>(p, constants);
+        if (!p.flow.early) flow_channels_constants<C>(p, constants);
         flow_channels_work<C, NORMS_Y>(p, at, group);
     }
 }

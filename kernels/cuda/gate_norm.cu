@@ -36,7 +36,7 @@ template <int C> static Status gate_norm_launch(const OpCall *call, const PeerSe
     p.edge.gamma = (const float *)call->in[NORM_GAMMA], p.edge.mean = (const float *)call->in[NORM_MEAN];
     p.edge.rstd = (const float *)call->in[NORM_RSTD], p.edge.partial = (float *)call->scratch;
     p.edge.rows = (int)rows, p.places = (int)places, p.send = send;
-    p.early = call_steady(call, W, 1, 1);
+    p.early = call_steady(call, W, 1) && call_steady(call, NORM_GAMMA, 1);
     TRY(tensor_map(call->in[DY], rows, C, GATE_NORM_ROWS, &p.dy));
     TRY(tensor_map(call->in[G], rows, C, GATE_NORM_ROWS, &p.g));
     TRY(tensor_map(call->in[Y], rows, C, GATE_NORM_ROWS, &p.y));

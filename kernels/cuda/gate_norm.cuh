@@ -17,7 +17,7 @@ struct GateNorm {
     CUtensorMap dy, g, y, x, w, dg, d, dx;
     NormEdge edge; /* no more of it than gamma, mean, rstd, partial and rows */
     int places;    /* x[groups][C][places], a multiple of 64 */
-    bool early;    /* W before stage_wait() */
+    bool early;    /* W and gamma before stage_wait() */
     PeerSend send; /* of dx: all ranks get the places, one rank's behind those of another */
     CUtensorMap sent_to[PEER_RANKS];
 };
@@ -201,6 +201,14 @@ __device__ __forceinline__ void gate_norm_work(const GateNorm &p, const GateNorm
     norm_edge_sums<C>(p.edge, reinterpret_cast<float *>(shared), sums);
 }
 
+/* By the warpgroups that multiply. */
+template <int C> __device__ __forceinline__ void gate_norm_gamma(const GateNorm &p, float *gamma)
+{
+    for (int c = threadIdx.x; c < C; c += GATE_NORM_GROUPS * 128) gamma[c] = p.edge.gamma[c];
+    static_assert(GATE_NORM_GROUPS == 2, "their threads");
+    asm volatile("bar.sync 3, 256;" ::: "memory");
+}
+
 template <int C>
 __global__ void __launch_bounds__(GATE_NORM_THREADS, 1) gate_norm_kernel(const __grid_constant__ GateNorm p)
 {
@@ -215,6 +223,7 @@ __global__ void __launch_bounds__(GATE_NORM_THREADS, 1) gate_norm_kernel(const _
     slot_barriers<S::SLOTS>(&at, at.gated + S::SLOTS * 8);
     if (threadIdx.x == 0 && p.early) gate_norm_weights<C>(p, at);
     __syncthreads();
+    if (p.early && group < GATE_NORM_GROUPS) gate_norm_gamma<C>(p, gamma);
     stage_wait();
     stage_release();
     if (threadIdx.x == 0 && !p.early) gate_norm_weights<C>(p, at);
@@ -226,9 +235,7 @@ __global__ void __launch_bounds__(GATE_NORM_THREADS, 1) gate_norm_kernel(const _
         if (threadIdx.x % WARP == 0 && warp > 0 && warp <= GATE_NORM_GROUPS) gate_norm_store<C>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        for (int c = threadIdx.x; c < C; c += GATE_NORM_GROUPS * 128) gamma[c] = p.edge.gamma[c];
-        static_assert(GATE_NORM_GROUPS == 2, "their threads");
-        asm volatile("bar.sync 3, 256;" ::: "memory"); /* the first tiles are on their way */
+        if (!p.early) gate_norm_gamma<C>(p, gamma);
         gate_norm_work<C>(p, at, shared, group);
     }
 }

@@ -17,7 +17,7 @@ struct GatesProblem {
     int rows, columns, pair_blocks, blocks, first[GATES_BLOCKS + 1]; /* of the grid, by block of columns */
     int places, channels;                                            /* a[groups][channels][places] */
     const float *bias[GATES_MEMBERS], *mask;
-    bool early;    /* w before stage_wait() */
+    bool early;    /* w and bias before stage_wait() */
     PeerSend send; /* of pair `sent`, whose places all ranks get, one rank's behind those of another */
     CUtensorMap sent_to[PEER_RANKS];
     int sent;
@@ -221,6 +221,17 @@ __device__ __forceinline__ void gates_work(const GatesProblem &p, const GatesPla
     }
 }
 
+/* The biases of a block's columns, by the warpgroups that multiply. */
+template <int W> __device__ __forceinline__ void gates_biases(const GatesProblem &p, int column0, float *bias)
+{
+    for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_GROUPS * 128) {
+        int column = column0 + c;
+        bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;
+    }
+    static_assert(GATES_GROUPS == 2, "their threads");
+    asm volatile("bar.sync 3, 256;" ::: "memory");
+}
+
 template <int K, int W, bool KEEP>
 __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_constant__ GatesProblem p)
 {
@@ -237,6 +248,7 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
         if (p.early) gates_weights<K>(p, at);
     }
     __syncthreads();
+    if (p.early && group < GATES_GROUPS) gates_biases<W>(p, at.column0, bias);
     stage_wait();
     stage_release();
     if (threadIdx.x == 0 && !p.early) gates_weights<K>(p, at);
@@ -249,12 +261,7 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
         if (threadIdx.x % WARP == 0 && warp > 0 && warp <= GATES_GROUPS) gates_store<K, W, KEEP>(p, at, warp - 1);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        for (int c = threadIdx.x; c < GATES_COLUMNS; c += GATES_GROUPS * 128) { /* the first tiles are on their way */
-            int column = at.column0 + c;
-            bias[c] = column < p.columns && p.bias[column / W] ? p.bias[column / W][column % W] : 0.0f;
-        }
-        static_assert(GATES_GROUPS == 2, "their threads");
-        asm volatile("bar.sync 3, 256;" ::: "memory");
+        if (!p.early) gates_biases<W>(p, at.column0, bias);
         gates_work<K, W, KEEP>(p, at, group);
     }
 }
@@ -266,7 +273,7 @@ struct GatesOperands {
     const float *bias[GATES_MEMBERS], *mask;
     int64_t groups, places, inner, width;
     int members, pairs;
-    bool keep, early; /* early: w is steady (OpCall) */
+    bool keep, early; /* early: w and bias are steady (OpCall) */
     PeerSend send;
     int sent; /* pair */
 };

@@ -38,7 +38,7 @@ static bool gate_operands(const RankLayout *layout, const OpCall *call, GateOper
 {
     const Tensor *dy = call->in_tensor[DY], *w = call->in_tensor[W];
     o->dy = call->in[DY], o->w = call->in[W], o->g = call->in[G], o->x = call->in[X];
-    o->dg = call->out[DG], o->dx = call->out[DX], o->early = call_steady(call, W, 1, 1);
+    o->dg = call->out[DG], o->dx = call->out[DX], o->early = call_steady(call, W, 1);
     o->rows = tensor_rows(dy), o->inner = w->dim[0], o->columns = w->dim[1];
     o->heads = (int)call->op->attr.i[2], o->delta = o->heads ? (float *)call->out[DELTA] : NULL;
     o->drop = {}, o->dropped = NULL;

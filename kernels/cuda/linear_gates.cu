@@ -49,7 +49,7 @@ static Group group_of(const OpCall *call)
     memset(&g, 0, sizeof g);
     g.members = n;
     g.rows = tensor_rows(call->in_tensor[0]), g.inner = tensor_last(call->in_tensor[0]);
-    g.x = call->in[0], g.type = call->in_tensor[0]->dtype, g.early = call_steady(call, 2, n, 2);
+    g.x = call->in[0], g.type = call->in_tensor[0]->dtype, g.early = call_steady(call, 2, 2 * n);
     for (int k = 0; k < n; k++) {
         g.w[k] = call->in[2 + 2 * k];
         g.out[k] = call->in_tensor[2 + 2 * k]->dim[0];

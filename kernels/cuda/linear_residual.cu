@@ -22,7 +22,7 @@ struct Branch {
     int64_t rows, inner, out;
     DType type;
     Dropout drop;
-    bool gated, kept, early; /* early: w is steady (OpCall) */
+    bool gated, kept, early; /* early: w, bias and the layer norm in front are steady (OpCall) */
     bool channels;           /* x[rows / places, inner, places], its layer norm in front */
     FrontNorm front;
     int64_t places;
@@ -50,7 +50,8 @@ static Branch branch_of(const RankLayout *layout, const OpCall *call)
         b.places = x->dim[x->rank - 2] * x->dim[x->rank - 1];
     }
     b.y_tensor = call->out_tensor[0];
-    b.r = call->in[0], b.x = call->in[1], b.w = call->in[2], b.early = call_steady(call, 2, 1, 1);
+    b.r = call->in[0], b.x = call->in[1], b.w = call->in[2],
+    b.early = call_steady(call, 2, 2) && call_steady(call, GAMMA, 2);
     b.bias = (const float *)optional(call, 3), b.g = optional(call, 4);
     b.gated = call_in(call, 4) != NULL, b.kept = call->op->attr.i[2] != 0;
     b.y = call->out[0], b.product = b.kept ? call->out[1] : NULL;

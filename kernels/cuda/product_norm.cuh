@@ -14,6 +14,7 @@ struct ProductNorm {
     CUtensorMap x, other;
     NormEdge edge;
     PeerSend send; /* of dx */
+    bool early;    /* gamma and narrow_w before stage_wait() */
 };
 
 template <int C> struct NormShape {
@@ -145,8 +146,7 @@ __device__ __forceinline__ void product_norm_consume(const ProductNorm &p, char 
     norm_edge_sums<C>(p.edge, reinterpret_cast<float *>(shared), sums);
 }
 
-/* gamma, and the rows of W of a member of four columns in pairs, by the warpgroups that multiply: meanwhile the first
- * tiles are on their way. */
+/* gamma, and the rows of W of a member of four columns in pairs, by the warpgroups that multiply. */
 template <int C> __device__ __forceinline__ void product_norm_constants(const ProductNorm &p, char *shared)
 {
     typedef NormShape<C> S;
@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_norm_kernel(const 
         if (p.product.early) product_weights_early<S, C>(p.product, base, 0);
     }
     __syncthreads();
+    if (p.early && threadIdx.x < 256) product_norm_constants<C>(p, shared);
     stage_wait();
     stage_release();
     if (SENDS) peer_send_begin(p.send);
@@ -195,7 +196,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_norm_kernel(const 
         __syncwarp();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        product_norm_constants<C>(p, shared);
+        if (!p.early) product_norm_constants<C>(p, shared);
         product_norm_consume<C, SENDS>(p, shared, base);
     }
 }

@@ -12,7 +12,7 @@ struct Transition {
     float *mean, *rstd;
     int64_t rows, channels, width;
     float eps;
-    bool kept, early; /* all of x, mean, rstd and hidden are wanted; w1, w2 are steady (OpCall) */
+    bool kept, early; /* all of x, mean, rstd and hidden are wanted; gamma to b2 are steady (OpCall) */
     NormRows behind;  /* of y; no gamma: none */
 };
 
@@ -22,7 +22,7 @@ static Transition transition_of(const OpCall *call)
     t.r = call->in[0], t.gamma = (const float *)call->in[1], t.beta = (const float *)call->in[2];
     t.w1 = call->in[3], t.b1 = (const float *)call->in[4];
     t.w2 = call->in[5], t.b2 = (const float *)call->in[6];
-    t.early = call_steady(call, 3, 2, 2);
+    t.early = call_steady(call, 1, 6);
     t.y = call->out[0];
     if (call->op->attr.i[0]) {
         t.kept = call->out_tensor[1] && call->out_tensor[2] && call->out_tensor[3] && call->out_tensor[4];

@@ -29,7 +29,7 @@ struct TransitionProblem {
     float eps;
     FrontNorm behind; /* of y */
     int rows, width;  /* width: of the hidden layer, a multiple of 128 */
-    bool early;       /* the matrices need no stage_wait() */
+    bool early;       /* matrices and vectors need no stage_wait() */
 };
 
 /* C channels. KEEP: x, its statistics and the hidden layer are stored. */
@@ -148,7 +148,7 @@ template <typename S> struct TransitionFeed {
     }
 };
 
-/* gamma, beta, b2, b1, by both warpgroups: meanwhile the first boxes are on their way. */
+/* gamma, beta, b2, b1, by both warpgroups */
 template <typename S> __device__ __forceinline__ void transition_vectors(const TransitionProblem &p, float *vectors)
 {
     constexpr int THREADS = TRANSITION_GROUPS * 128;
@@ -384,7 +384,7 @@ template <typename S> struct TransitionGroup {
     {
         int tiles = transition_tiles(p), id = 0;
         if (thread == 0 && (int)blockIdx.x < tiles) load(blockIdx.x, 0);
-        transition_vectors<S>(p, vectors);
+        if (!p.early) transition_vectors<S>(p, vectors);
 #pragma unroll 1
         for (int t = blockIdx.x; t < tiles; t += gridDim.x, id++) {
             int now = id % S::BUFFERS;
@@ -428,12 +428,14 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1) transition_kernel(const
         stage_wait();
         if (feeds && !p.early) TransitionFeed<S>{p, at}.run();
     } else {
+        float *vectors = reinterpret_cast<float *>(shared + S::BIAS_AT);
+        if (p.early) transition_vectors<S>(p, vectors);
         stage_wait();
         stage_release();
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         int thread = threadIdx.x % 128, lane = thread % WARP;
         TransitionGroup<S> g = {p, at, group, thread, lane, thread / WARP * 16 + lane / 4};
-        g.run(reinterpret_cast<float *>(shared + S::BIAS_AT));
+        g.run(vectors);
     }
 }
 

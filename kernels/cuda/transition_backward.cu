@@ -20,7 +20,8 @@ template <int C> static Status gradient_launch(const OpCall *call, const NormEdg
     enum { PROCESSORS = 132, ROWS = TRANSITION_GROUPS * TRANSITION_ROWS };
     int64_t width = tensor_last(call->in_tensor[HIDDEN]), rows = edge.rows;
     TransitionGradient p = {};
-    p.edge = edge, p.width = (int)width, p.early = call_steady(call, W2, 1, 1) && call_steady(call, W1, 1, 1);
+    p.edge = edge, p.width = (int)width,
+    p.early = call_steady(call, W2, 1) && call_steady(call, W1, 1) && call_steady(call, NORM_GAMMA, 1);
     int tiles = (edge.rows + ROWS - 1) / ROWS, blocks = tiles < PROCESSORS ? tiles : PROCESSORS;
     if (edge.dropped) p.edge.mask = norm_mask(edge.drop, blocks, ROWS);
     TRY(tensor_map(call->in[NORM_DY], rows, C, TRANSITION_ROWS, &p.dy));

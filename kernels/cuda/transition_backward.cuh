@@ -17,7 +17,7 @@ struct TransitionGradient {
     CUtensorMap dy, w2, h, dh, w1, x;
     NormEdge edge;
     int width;  /* of the hidden layer, a multiple of 128 */
-    bool early; /* the matrices need no stage_wait() */
+    bool early; /* matrices and gamma need no stage_wait() */
 };
 
 template <int C_> struct GradientShape {
@@ -83,6 +83,13 @@ template <typename S> struct GradientFeed {
 };
 
 /* --- a warpgroup */
+
+/* By both warpgroups. */
+template <typename S> __device__ __forceinline__ void gradient_gamma(const TransitionGradient &p, float *gamma)
+{
+    for (int c = threadIdx.x; c < S::C; c += TRANSITION_GROUPS * 128) gamma[c] = p.edge.gamma[c];
+    asm volatile("bar.sync 3, 256;" ::: "memory");
+}
 
 template <typename S> struct GradientGroup {
     const TransitionGradient &p;
@@ -230,7 +237,6 @@ template <typename S> struct GradientGroup {
         return shared + S::GAMMA_AT;
     }
 
-    /* gamma_to: for both warpgroups */
     __device__ __forceinline__ void run(float *room, float *gamma_to)
     {
         NormSums<S::C, S::C <= 64> sums = {};
@@ -241,8 +247,7 @@ template <typename S> struct GradientGroup {
             for (int k = 0; k < HIDDEN_TILES - 1; k++) load_hidden(k);
             if (S::APART) load_x(blockIdx.x);
         }
-        for (int c = threadIdx.x; c < S::C; c += TRANSITION_GROUPS * 128) gamma_to[c] = p.edge.gamma[c];
-        asm volatile("bar.sync 3, 256;" ::: "memory");
+        if (!p.early) gradient_gamma<S>(p, gamma_to);
 #pragma unroll 1
         for (int t = blockIdx.x; t < gradient_tiles(p); t += gridDim.x, id++) tile(t, id, &part, &sums);
         asm volatile("bar.sync 3, 256;" ::: "memory"); /* the ring is empty */
@@ -276,13 +281,15 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1)
         stage_wait();
         if (feeds && !p.early) GradientFeed<S>{p, at}.run();
     } else {
+        float *gamma = reinterpret_cast<float *>(shared + S::GAMMA_AT);
+        if (p.early) gradient_gamma<S>(p, gamma);
         stage_wait();
         stage_release();
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         int thread = threadIdx.x % 128, lane = thread % WARP, tiles = 0;
         for (int t = blockIdx.x; t < gradient_tiles(p); t += gridDim.x) tiles++;
         GradientGroup<S> g = {p, at, group, thread, lane, thread / WARP * 16 + lane / 4, tiles * (p.width / 64)};
-        g.run(reinterpret_cast<float *>(shared + S::RING_AT), reinterpret_cast<float *>(shared + S::GAMMA_AT));
+        g.run(reinterpret_cast<float *>(shared + S::RING_AT), gamma);
     }
 }
 
