@@ -2,6 +2,7 @@
 #include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/transpose.cuh"
+#include "kernels/cuda/tri_product.cuh"
 #include "kernels/cuda/tri_send.cuh"
 
 /* --- triangle product: one matrix product per channel, on channel-first copies
@@ -72,6 +73,8 @@ template <typename U> static Status tri_run(CudaContext *ctx, const OpCall *call
 static Status tri_channels(CudaContext *ctx, const OpCall *call, const Tri &t)
 {
     DType type = call->in_tensor[0]->dtype;
+    TriProductOperands o = {call->in[0], call->in[1], call->out[0], t.g * t.c, t.k, t.n, t.m, t.ta, !t.tb};
+    if (type == DT_BF16 && tri_product_fits(o)) return tri_product_launch(o, ctx->stream);
     GemmShape s = gemm_shape(t.n, t.m, t.k, t.ta, t.tb, type, type);
     s.batch = t.g * t.c;
     s.stride_a = t.rows_a * t.columns_a, s.stride_b = t.rows_b * t.columns_b, s.stride_d = t.n * t.m;
