@@ -123,7 +123,7 @@ static const Case behind_cases[] = {
     {"transition norm small",
      OP_TRANSITION,
      9,
-     {F(5, 7, 12), F(12), F(12), W(0.3, 24, 12), F(24), W(0.3, 12, 24), F(12), F(12), F(12)},
+     {P(1.0, 5, 7, 12), F(12), F(12), W(0.3, 24, 12), F(24), W(0.1, 12, 24), W(0.1, 12), F(12), F(12)},
      {{1}, {1e-5, 1e-5}},
      3},
     {"transition norm k64",
