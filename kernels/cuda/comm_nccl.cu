@@ -253,11 +253,15 @@ static Status exchange(CudaComm *comm, CommGroup group, bool gather, int n, cons
     }
     if (gather) return nccl_check(ncclAllGather(send, receive, bytes, ncclInt8, c, stream), "ncclAllGather");
     NCCL_TRY(ncclGroupStart());
-    for (int r = 0; r < n; r++) {
-        NCCL_TRY(ncclSend((const char *)send + (size_t)r * bytes, bytes, ncclInt8, r, c, stream));
-        NCCL_TRY(ncclRecv((char *)receive + (size_t)r * bytes, bytes, ncclInt8, r, c, stream));
+    Status status = OK;
+    for (int r = 0; r < n && status == OK; r++) {
+        size_t at = (size_t)r * bytes;
+        status = nccl_check(ncclSend((const char *)send + at, bytes, ncclInt8, r, c, stream), "ncclSend");
+        if (status == OK)
+            status = nccl_check(ncclRecv((char *)receive + at, bytes, ncclInt8, r, c, stream), "ncclRecv");
     }
-    return nccl_check(ncclGroupEnd(), "ncclGroupEnd");
+    ncclResult_t end = ncclGroupEnd(); /* an open group would take all that follows */
+    return status == OK ? nccl_check(end, "ncclGroupEnd") : status;
 }
 
 static Status all_gather(CudaComm *comm, const OpCall *call, cudaStream_t stream)

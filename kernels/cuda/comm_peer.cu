@@ -177,11 +177,12 @@ Status peer_share(Peer *p, Comm *host, void *memory, size_t bytes)
     Region *region = &p->region[p->regions];
     *region = (Region){{NULL}, bytes};
     region->base[p->rank] = (char *)memory;
-    if (!p->loopback) TRY(exchange_maps(p, host, (void **)region->base, &joined, why, sizeof why));
+    Status status = OK;
+    if (!p->loopback) status = exchange_maps(p, host, (void **)region->base, &joined, why, sizeof why);
     p->regions++;
-    if (joined) return OK;
+    if (status == OK && joined) return OK;
     peer_unshare(p, memory);
-    return status_fail(ERR_COMM, "%s", why);
+    return status == OK ? status_fail(ERR_COMM, "%s", why) : status;
 }
 
 void peer_unshare(Peer *p, const void *memory)

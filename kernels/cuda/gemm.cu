@@ -36,6 +36,7 @@ typedef struct GemmDesc {
 static Status lt_check(cublasStatus_t status, const char *what)
 {
     if (status == CUBLAS_STATUS_SUCCESS) return OK;
+    cudaGetLastError(); /* told here, or passed over: the next launch is not to tell it again */
     return status_fail(ERR_INTERNAL, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(status));
 }
 #define LT_TRY(call) TRY(lt_check((call), #call))
@@ -232,7 +233,7 @@ static Status quiet(CudaContext *ctx)
     return cuda_check(cudaDeviceSynchronize(), "waiting before a measurement");
 }
 
-/* Where there is no room for operands the first proposal stays. */
+/* Where there is no room for operands or workspace the first proposal stays. */
 static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s,
                       const cublasLtMatmulHeuristicResult_t *result, int found, GemmPlan *plan)
 {
@@ -244,16 +245,17 @@ static Status measure(CudaContext *ctx, const GemmDesc *desc, const GemmShape *s
                         extent(s->m, s->ldd, s->batch, s->stride_d)};
     Status status = OK;
     TRY(quiet(ctx));
-    TRY_GOTO(status, cuda_check(cudaMalloc(&memory[3], gemm->workspace_bytes), "workspace"), done);
-    for (int k = 0; k < 3; k++) {
-        int64_t words = (count[k] * (int64_t)(k < 2 ? size : dtype_size((DType)s->type_d)) + 3) / 4;
-        status = cuda_check(cudaMalloc(&memory[k], (size_t)words * 4), "operands of a measured product");
-        if (status != OK) {
-            if (status == ERR_MEMORY) status = OK;
-            goto done;
-        }
-        launch(noise_kernel, blocks_for(words, 256), 256, 0, gemm->stream, (uint32_t *)memory[k], words, size == 2);
+    int64_t words[4] = {0, 0, 0, (int64_t)gemm->workspace_bytes / 4};
+    for (int k = 0; k < 3; k++) words[k] = (count[k] * (int64_t)(k < 2 ? size : dtype_size((DType)s->type_d)) + 3) / 4;
+    for (int k = 0; k < 4; k++) {
+        status = cuda_check(cudaMalloc(&memory[k], (size_t)words[k] * 4), "memory of a measured product");
+        if (status == OK) continue;
+        if (status == ERR_MEMORY) status = OK;
+        goto done;
     }
+    for (int k = 0; k < 3; k++)
+        launch(noise_kernel, blocks_for(words[k], 256), 256, 0, gemm->stream, (uint32_t *)memory[k], words[k],
+               size == 2);
     TRY_GOTO(status, cuda_launched("noise_kernel"), done);
     status = measure_all(gemm, desc, s, memory, result, found, plan);
 done:
@@ -339,7 +341,7 @@ static Status plan_choose(CudaContext *ctx, const GemmDesc *desc, GemmPlan *plan
     plan->algo = result[0].algo;
     if (!gemm->measure) return OK;
     TRY(measure(ctx, desc, &plan->shape, result, found, plan));
-    return gemm->cache_path ? cache_append(gemm, plan) : OK;
+    return gemm->cache_path && plan->microseconds > 0 ? cache_append(gemm, plan) : OK;
 }
 
 static Status plan_make(CudaContext *ctx, const GemmShape *shape, const void *bias)

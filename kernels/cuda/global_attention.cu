@@ -168,7 +168,7 @@ template <typename T> __device__ GlobalRows<T> global_rows(const Global &g, cons
     return {staged, g.d};
 }
 
-/* p[h][s] in shared memory: scores, then a softmax by one warp per head. q: the residue's [H][D] as floats. */
+/* p[h][s]: scores, then a softmax by one warp per head. q: the residue's [H][D] as floats. */
 template <typename T>
 __device__ void global_probabilities(const Global &g, const float *q, GlobalRows<T> k, const float *mask, int residue,
                                      float *p)
@@ -210,13 +210,27 @@ __device__ void global_weighted(const Global &g, const float *p, GlobalRows<T> x
     }
 }
 
+/* Where a block has what it keeps of each key and head, [H][S] floats: the first `kept` of these arrays in shared
+ * memory in front of all else, the others in memory, where there are too many sequences (fine-tuning: 5120). */
+struct GlobalScores {
+    float *room; /* [residue][array] of those in memory */
+    int arrays, kept;
+    bool staged; /* keys and values in shared memory, too */
+    __device__ __forceinline__ float *array(const Global &g, float *shared, int n) const
+    {
+        int64_t size = (int64_t)g.h * g.s;
+        return n < kept ? shared + n * size : room + ((int64_t)blockIdx.x * (arrays - kept) + n - kept) * size;
+    }
+};
+
 template <typename T>
 __global__ void __launch_bounds__(GLOBAL_THREADS)
-    global_attention_kernel(Global g, const T *q, const T *k, const T *v, const float *mask, T *o, bool staged)
+    global_attention_kernel(Global g, GlobalScores scores, const T *q, const T *k, const T *v, const float *mask, T *o)
 {
     stage_wait();
     extern __shared__ float shared[];
-    float *p = shared, *query = shared + g.h * g.s;
+    float *p = scores.array(g, shared, 0), *query = shared + scores.kept * g.h * g.s;
+    bool staged = scores.staged;
     T *rows = staged ? (T *)(query + g.h * g.d) : NULL;
     int residue = blockIdx.x;
     GlobalRows<T> keys = global_rows(g, k, residue, rows);
@@ -230,12 +244,14 @@ __global__ void __launch_bounds__(GLOBAL_THREADS)
 /* dv = p^T do, dp = do v^T, ds = p (dp - sum p dp), dq = scale ds k, dk = scale ds^T q */
 template <typename T>
 __global__ void __launch_bounds__(GLOBAL_THREADS)
-    global_attention_bwd_kernel(Global g, const T *go, const T *q, const T *k, const T *v, const float *mask, T *dq,
-                                T *dk, T *dv, bool staged)
+    global_attention_bwd_kernel(Global g, GlobalScores scores, const T *go, const T *q, const T *k, const T *v,
+                                const float *mask, T *dq, T *dk, T *dv)
 {
     stage_wait();
     extern __shared__ float shared[];
-    float *p = shared, *ds = p + g.h * g.s, *query = ds + g.h * g.s, *grad = query + g.h * g.d;
+    float *p = scores.array(g, shared, 0), *ds = scores.array(g, shared, 1);
+    float *query = shared + scores.kept * g.h * g.s, *grad = query + g.h * g.d;
+    bool staged = scores.staged;
     T *rows = staged ? (T *)(grad + g.h * g.d) : NULL;
     int residue = blockIdx.x, lane = threadIdx.x % WARP;
     GlobalRows<T> keys = global_rows(g, k, residue, rows);
@@ -279,51 +295,76 @@ __global__ void __launch_bounds__(GLOBAL_THREADS)
     global_weighted(g, ds, keys, residue, g.scale, dq);
 }
 
-/* Whether keys and values fit beside `bytes` of shared memory, which then holds them as well. */
-static bool global_stages(const Global &g, DType type, size_t *bytes)
+/* As much in shared memory as there is room for: scores, then keys and values. *shared_out: its bytes. */
+static GlobalScores global_scores(const Global &g, DType type, int arrays, size_t *shared_out)
 {
-    enum { MOST = 200 * 1024 };
-    size_t rows = (size_t)2 * g.s * g.d * dtype_size(type);
-    if (*bytes + rows > MOST) return false;
-    *bytes += rows;
-    return true;
+    enum { MOST = 227 * 1024, MOST_STAGED = 200 * 1024 };
+    GlobalScores scores = {NULL, arrays, 0, false};
+    size_t array = (size_t)g.h * (size_t)g.s * sizeof(float), rows = (size_t)2 * g.s * g.d * dtype_size(type);
+    size_t shared = (size_t)arrays * g.h * g.d * sizeof(float); /* queries; gradients of what they get */
+    for (; scores.kept < arrays && shared + array <= MOST; shared += array) scores.kept++;
+    scores.staged = scores.kept == arrays && shared + rows <= MOST_STAGED;
+    *shared_out = shared + (scores.staged ? rows : 0);
+    return scores;
 }
+
+static size_t global_room(const Tensor *k, const Op *op, int arrays)
+{
+    size_t shared;
+    Global g = global_make(k, &op->attr);
+    GlobalScores scores = global_scores(g, k->dtype, arrays, &shared);
+    return (size_t)(arrays - scores.kept) * (size_t)g.r * (size_t)g.h * (size_t)g.s * sizeof(float);
+}
+
+enum { FORWARD_ARRAYS = 1 /* p */, BACKWARD_ARRAYS = 2 /* p, ds */ };
 
 static Status global_attention(CudaContext *ctx, const OpCall *call)
 {
+    size_t shared;
     Global g = global_make(call->in_tensor[1], &call->op->attr);
-    size_t shared = (size_t)g.h * (g.s + g.d) * sizeof(float);
-    bool staged = global_stages(g, call->in_tensor[0]->dtype, &shared);
+    GlobalScores scores = global_scores(g, call->in_tensor[1]->dtype, FORWARD_ARRAYS, &shared);
+    scores.room = (float *)call->scratch;
     if (g.r == 0) return OK;
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         CUDA_TRY(
             cudaFuncSetAttribute(global_attention_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-        launch(global_attention_kernel<T>, g.r, GLOBAL_THREADS, shared, ctx->stream, g, (const T *)call->in[0],
-               (const T *)call->in[1], (const T *)call->in[2], (const float *)call->in[3], (T *)call->out[0], staged);
+        launch(global_attention_kernel<T>, g.r, GLOBAL_THREADS, shared, ctx->stream, g, scores, (const T *)call->in[0],
+               (const T *)call->in[1], (const T *)call->in[2], (const float *)call->in[3], (T *)call->out[0]);
     });
     return cuda_launched("global_attention_kernel");
 }
 
+static size_t global_attention_scratch(const OpCall *call)
+{
+    return global_room(call->in_tensor[1], call->op, FORWARD_ARRAYS);
+}
+
 static Status global_attention_bwd(CudaContext *ctx, const OpCall *call)
 {
+    size_t shared;
     Global g = global_make(call->in_tensor[2], &call->op->attr);
-    size_t shared = (size_t)2 * g.h * (g.s + g.d) * sizeof(float);
-    bool staged = global_stages(g, call->in_tensor[0]->dtype, &shared);
+    GlobalScores scores = global_scores(g, call->in_tensor[2]->dtype, BACKWARD_ARRAYS, &shared);
+    scores.room = (float *)call->scratch;
     if (g.r == 0) return OK;
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
         CUDA_TRY(cudaFuncSetAttribute(global_attention_bwd_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)shared));
-        launch(global_attention_bwd_kernel<T>, g.r, GLOBAL_THREADS, shared, ctx->stream, g, (const T *)call->in[0],
-               (const T *)call->in[1], (const T *)call->in[2], (const T *)call->in[3], (const float *)call->in[4],
-               (T *)call->out[0], (T *)call->out[1], (T *)call->out[2], staged);
+        launch(global_attention_bwd_kernel<T>, g.r, GLOBAL_THREADS, shared, ctx->stream, g, scores,
+               (const T *)call->in[0], (const T *)call->in[1], (const T *)call->in[2], (const T *)call->in[3],
+               (const float *)call->in[4], (T *)call->out[0], (T *)call->out[1], (T *)call->out[2]);
     });
     return cuda_launched("global_attention_bwd_kernel");
+}
+
+static size_t global_attention_bwd_scratch(const OpCall *call)
+{
+    return global_room(call->in_tensor[2], call->op, BACKWARD_ARRAYS);
 }
 
 const CudaEntry cuda_global_attention[] = {
     {OP_MASKED_MEAN, masked_mean, NULL},
     {OP_MASKED_MEAN_BWD, masked_mean_bwd, masked_mean_bwd_scratch},
-    {OP_GLOBAL_ATTENTION, global_attention, NULL},
-    {OP_GLOBAL_ATTENTION_BWD, global_attention_bwd, NULL},
+    {OP_GLOBAL_ATTENTION, global_attention, global_attention_scratch},
+    {OP_GLOBAL_ATTENTION_BWD, global_attention_bwd, global_attention_bwd_scratch},
     {OP_COUNT, NULL, NULL},
 };
