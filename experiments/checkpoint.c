@@ -1,6 +1,7 @@
 #include "experiments/checkpoint.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,10 @@
 
 #include "data/folder.h"
 #include "engine/safetensors.h"
+
+#define FORMAT "foldscale-1"
+/* Steps and samples of more than any run: what is made of them stays far from overflow. */
+static const int64_t MOST_COUNTED = INT64_C(1) << 48;
 
 /* Step of "ckpt_STEP.safetensors", -1 for any other name. */
 static int64_t step_of(const char *name)
@@ -40,19 +45,10 @@ static Status list(const char *folder, Arena *arena, char ***names_out, int *cou
     return OK;
 }
 
-Status checkpoint_save(Store *store, const char *folder, const RunState *state, int keep)
+static Status keep_newest(const char *folder, int keep)
 {
-    char path[4096], step[32], samples[32], seed[32], elapsed[40];
-    snprintf(path, sizeof path, "%s/ckpt_%06lld.safetensors", folder, (long long)state->step);
-    snprintf(step, sizeof step, "%lld", (long long)state->step);
-    snprintf(samples, sizeof samples, "%lld", (long long)state->samples);
-    snprintf(seed, sizeof seed, "%lld", (long long)state->seed);
-    snprintf(elapsed, sizeof elapsed, "%.17g", state->elapsed_s);
-    const MetaPair meta[] = {{"format", "foldscale-1"}, {"step", step},           {"samples", samples}, {"seed", seed},
-                             {"elapsed_s", elapsed},    {"loader", state->loader}};
-    TRY(store_save(store, path, sizeof meta / sizeof *meta, meta));
     Arena arena = {0};
-    char **names = NULL;
+    char **names = NULL, path[4096];
     int count = 0;
     Status status = list(folder, &arena, &names, &count);
     for (int i = keep; status == OK && i < count; i++) {
@@ -64,17 +60,81 @@ Status checkpoint_save(Store *store, const char *folder, const RunState *state, 
     return status;
 }
 
-static Status whole_number(const StFile *file, const char *key, int64_t *value_out)
+Status checkpoint_save(Store *store, const char *folder, const RunState *state, int keep)
+{
+    char path[4096], step[32], samples[32], seed[32], elapsed[40];
+    snprintf(path, sizeof path, "%s/ckpt_%06lld.safetensors", folder, (long long)state->step);
+    snprintf(step, sizeof step, "%lld", (long long)state->step);
+    snprintf(samples, sizeof samples, "%lld", (long long)state->samples);
+    snprintf(seed, sizeof seed, "%lld", (long long)state->seed);
+    snprintf(elapsed, sizeof elapsed, "%.17g", state->elapsed_s);
+    const MetaPair meta[] = {{"format", FORMAT}, {"step", step},         {"samples", samples},
+                             {"seed", seed},     {"elapsed_s", elapsed}, {"loader", state->loader}};
+    TRY(store_save(store, path, sizeof meta / sizeof *meta, meta));
+    return keep_newest(folder, keep);
+}
+
+Status checkpoint_remove_all(const char *folder)
+{
+    return keep_newest(folder, 0);
+}
+
+Status checkpoint_newest(const char *folder, int64_t *step_out)
+{
+    Arena arena = {0};
+    char **names = NULL;
+    int count = 0;
+    Status status = list(folder, &arena, &names, &count);
+    if (status == OK) *step_out = count ? step_of(names[0]) : -1;
+    arena_free(&arena);
+    return status;
+}
+
+static Status bad_metadata(const StFile *file, const char *key, const char *expected)
+{
+    const char *text = st_metadata(file, key);
+    return status_fail(ERR_INPUT, "%s: not a checkpoint of foldscale (metadata \"%s\": found %.40s, expected %s)",
+                       st_path(file), key, text ? text : "nothing", expected);
+}
+
+static Status whole_number(const StFile *file, const char *key, int64_t most, int64_t *value_out)
 {
     const char *text = st_metadata(file, key);
     char *end = NULL;
     errno = 0;
     long long value = text ? strtoll(text, &end, 10) : 0;
-    if (!text || end == text || *end || errno || value < 0)
-        return status_fail(ERR_INPUT,
-                           "%s: not a checkpoint of foldscale (metadata \"%s\": found %s, expected a number)",
-                           st_path(file), key, text ? text : "nothing");
+    if (!text || end == text || *end || errno || value < 0 || value > most)
+        return bad_metadata(file, key, "a whole number");
     *value_out = value;
+    return OK;
+}
+
+static Status seconds(const StFile *file, const char *key, double *value_out)
+{
+    const char *text = st_metadata(file, key);
+    char *end = NULL;
+    double value = text ? strtod(text, &end) : 0;
+    if (!text || end == text || *end || !isfinite(value) || value < 0) return bad_metadata(file, key, "seconds");
+    *value_out = value;
+    return OK;
+}
+
+/* All but the tensors. */
+static Status read_state(const StFile *file, int64_t named, RunState *state)
+{
+    const char *format = st_metadata(file, "format"), *loader = st_metadata(file, "loader");
+    if (!format || strcmp(format, FORMAT) != 0) return bad_metadata(file, "format", FORMAT);
+    TRY(whole_number(file, "step", MOST_COUNTED, &state->step));
+    TRY(whole_number(file, "samples", MOST_COUNTED, &state->samples));
+    TRY(whole_number(file, "seed", INT64_MAX, &state->seed));
+    TRY(seconds(file, "elapsed_s", &state->elapsed_s));
+    if (!loader) return bad_metadata(file, "loader", "the loader's state");
+    if (strlen(loader) >= sizeof state->loader)
+        return status_fail(ERR_INPUT, "%s: the loader's state is too long", st_path(file));
+    snprintf(state->loader, sizeof state->loader, "%s", loader);
+    if (named >= 0 && named != state->step)
+        return status_fail(ERR_INPUT, "%s: a checkpoint of step %lld (expected that of its name)", st_path(file),
+                           (long long)state->step);
     return OK;
 }
 
@@ -82,18 +142,9 @@ Status checkpoint_state(const char *path, RunState *state_out)
 {
     StFile *file = NULL;
     RunState state = {0};
+    const char *name = strrchr(path, '/');
     TRY(st_open(path, &file));
-    Status status = whole_number(file, "step", &state.step);
-    if (status == OK) status = whole_number(file, "samples", &state.samples);
-    if (status == OK) status = whole_number(file, "seed", &state.seed);
-    if (status == OK) {
-        const char *elapsed = st_metadata(file, "elapsed_s"), *loader = st_metadata(file, "loader");
-        state.elapsed_s = elapsed ? strtod(elapsed, NULL) : 0;
-        if (loader && strlen(loader) >= sizeof state.loader)
-            status = status_fail(ERR_INPUT, "%s: the loader's state is too long", path);
-        else
-            snprintf(state.loader, sizeof state.loader, "%s", loader ? loader : "");
-    }
+    Status status = read_state(file, step_of(name ? name + 1 : path), &state);
     st_close(&file);
     if (status == OK) *state_out = state;
     return status;

@@ -16,8 +16,15 @@ typedef struct RunState {
 /* Writes ckpt_STEP.safetensors (whole or not at all), then removes all but the newest `keep`. */
 Status checkpoint_save(Store *store, const char *folder, const RunState *state, int keep);
 
-/* Reads the state of one checkpoint without its tensors. */
+/* Reads the state of one checkpoint without its tensors. ERR_INPUT where it is of another format, where something is
+ * missing or no number, or where its step is not that of its name. */
 Status checkpoint_state(const char *path, RunState *state_out);
+
+/* Step of the newest checkpoint of a folder by its name, -1: none. */
+Status checkpoint_newest(const char *folder, int64_t *step_out);
+
+/* Removes all checkpoints of a folder. */
+Status checkpoint_remove_all(const char *folder);
 
 /* Loads the newest checkpoint that is whole; one that is not is named on standard error and passed over. *found_out is
  * false when the folder has none at all; ERR_INPUT when it has only broken ones. */

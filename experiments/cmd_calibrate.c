@@ -208,7 +208,7 @@ static Status profile(const char *experiment, const CalibrateArguments *a)
     snprintf(log, sizeof log, "%s/log.txt", folder);
     snprintf(steps, sizeof steps, "train.steps=%lld", (long long)a->steps);
     TRY(files_make_folder(folder));
-    const char *const fixed[] = {self, "train", experiment, "--profile", "--out", folder};
+    const char *const fixed[] = {self, "train", experiment, "--replace", "--profile", "--out", folder};
     const char *const set[] = {steps,
                                "parallel.ranks=1",
                                "parallel.dap=1",

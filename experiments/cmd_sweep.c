@@ -83,7 +83,7 @@ static Status run_point(Sweep *sweep, const StudyPoint *point)
     snprintf(log, sizeof log, "%s/log.txt", folder);
     if (status == OK) status = files_make_folder(folder);
     if (status == OK) {
-        const char *const fixed[] = {self, "train", sweep->path, "--out", folder};
+        const char *const fixed[] = {self, "train", sweep->path, "--replace", "--out", folder};
         for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) arguments[n++] = (char *)fixed[i];
         for (int i = 0; i < set->count; i++) {
             arguments[n++] = "--set";

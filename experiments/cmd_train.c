@@ -8,7 +8,7 @@
 
 typedef struct TrainArguments {
     const char *folder;
-    bool resume, profile, check_finite, quiet;
+    bool resume, replace, profile, check_finite, quiet;
     int64_t ranks, dap;
     TextList overrides;
     char set_ranks[48], set_dap[48];
@@ -57,6 +57,7 @@ Status cmd_train(int argc, char **argv)
         {"ranks", OPTION_INT, &a.ranks, "N", "ranks to start (parallel.ranks)", 1, 65536},
         {"dap", OPTION_INT, &a.dap, "N", "ranks of a model-parallel group (parallel.dap)", 1, 8},
         {"resume", OPTION_FLAG, &a.resume, NULL, "go on from the newest whole checkpoint in the run directory", 0, 0},
+        {"replace", OPTION_FLAG, &a.replace, NULL, "remove the run that is in the run directory first", 0, 0},
         {"profile", OPTION_FLAG, &a.profile, NULL, "time every op and write ops.csv", 0, 0},
         {"check-finite", OPTION_FLAG, &a.check_finite, NULL,
          "stop at a loss or gradient that is not finite and name the first op", 0, 0},
@@ -76,6 +77,7 @@ Status cmd_train(int argc, char **argv)
         snprintf(folder, sizeof folder, "runs/%s", config->name);
         RunOptions run = {.folder = a.folder ? a.folder : folder,
                           .resume = a.resume,
+                          .replace = a.replace,
                           .profile = a.profile,
                           .check_finite = a.check_finite,
                           .quiet = a.quiet,

@@ -20,7 +20,7 @@ foldscale=build/foldscale
 study_started=$SECONDS
 
 say "training one chain from random parameters"
-"$foldscale" train experiments/overfit.yaml --out "$out/overfit" --set train.max_seconds=60 --set train.checkpoint_every=0
+"$foldscale" train experiments/overfit.yaml --out "$out/overfit" --replace --set train.max_seconds=60 --set train.checkpoint_every=0
 "$foldscale" eval "$out/overfit" --structures "$out/overfit/predicted"
 
 say "calibration of this machine"

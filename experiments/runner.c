@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "engine/clock.h"
 #include "experiments/async_eval.h"
@@ -14,6 +13,7 @@
 #include "experiments/mllog.h"
 #include "experiments/progress.h"
 #include "experiments/provenance.h"
+#include "experiments/run_folder.h"
 #include "experiments/run_log.h"
 #include "kernels/kernels.h"
 
@@ -50,6 +50,7 @@ typedef struct Runner {
     double start_s; /* of this process, minus the time of earlier ones */
     double best, last_lddt, last_loss;
     bool target_reached;
+    int lock; /* of the run directory, -1: none */
 } Runner;
 
 static bool is_root(const Runner *r)
@@ -286,15 +287,16 @@ static Status prepare(Runner *r)
         TRY(checkpoint_resume(r->session->store, r->options->folder, is_root(r), &r->state, &found));
     r->saved_step = found ? r->state.step : -1;
     r->start_s = clock_now_s() - r->state.elapsed_s;
-    if (is_root(r)) TRY(write_provenance(r, found ? r->state.step : -1));
-    TRY(run_log_open(r->options->folder, r->session, r->state.step, &r->log));
     TRY(source_open(c, r->backend, r->state.loader, &r->source));
     if (c->eval.every > 0 && !c->switches.async_eval) TRY(evaluator_create(r->backend, c, &r->evaluator));
+    /* all that can be wrong with the experiment has been said: from here on the folder is this run's */
+    if (is_root(r) && !found) TRY(run_folder_clear(r->options->folder));
+    if (is_root(r)) TRY(write_provenance(r, found ? r->state.step : -1));
+    TRY(run_log_open(r->options->folder, r->session, r->state.step, &r->log));
     if (c->eval.every > 0 && c->switches.async_eval && is_root(r))
         TRY(async_eval_create(c, r->options->folder, &r->async));
     if (!is_root(r)) return OK;
     snprintf(path, sizeof path, "%s/mlperf.log", r->options->folder);
-    if (!found) unlink(path);
     return mllog_open(path, &r->mllog);
 }
 
@@ -317,7 +319,8 @@ static void log_end(Runner *r)
     mllog_number(r->mllog, MLLOG_POINT, "train_samples", (double)r->state.samples);
     mllog_at_step(r->mllog, MLLOG_END, "run_stop", r->last_lddt, r->state.step, r->state.samples);
     if (!is_root(r) || r->options->quiet) return;
-    printf("%s: %lld steps, loss %.6g", r->config->name, (long long)r->state.step, r->last_loss);
+    printf("%s: %lld steps", r->config->name, (long long)r->state.step);
+    if (r->steps_run > 0) printf(", loss %.6g", r->last_loss);
     if (r->best > 0) printf(", lDDT-Ca %.4f (best %.4f)", r->last_lddt, r->best);
     printf(", %.1f s -> %s%s\n", clock_now_s() - r->start_s, r->options->folder,
            stop_requested ? " (stopped by a signal; --resume goes on)" : "");
@@ -331,9 +334,18 @@ static Status check_ranks(const Runner *r)
                        world, expected, expected == 1 ? ", or one under parallel.comm: null" : "");
 }
 
+/* On one rank, for all. */
+static Status claim(Runner *r)
+{
+    const RunOptions *o = r->options;
+    if (!is_root(r)) return OK;
+    TRY(run_folder_claim(o->folder, &r->lock));
+    return o->resume || o->replace ? OK : run_folder_expect_none(o->folder);
+}
+
 Status runner_train(const Config *config, const RunOptions *options)
 {
-    Runner r = {.config = config, .options = options};
+    Runner r = {.config = config, .options = options, .lock = -1};
     KernelOptions kernels = {.dap = config->parallel.dap,
                              .threads = config->parallel.threads,
                              .no_comm = config->parallel.comm == COMM_NULL,
@@ -345,6 +357,7 @@ Status runner_train(const Config *config, const RunOptions *options)
     TRY(files_make_folder(options->folder));
     TRY(kernels_open(config_backend_name(config->backend), &kernels, &r.backend));
     Status status = check_ranks(&r);
+    if (status == OK) status = claim(&r);
     if (status == OK) status = prepare(&r);
     if (status == OK) {
         log_start(&r);
@@ -358,6 +371,7 @@ Status runner_train(const Config *config, const RunOptions *options)
     source_close(&r.source);
     Status logged = run_log_close(&r.log), logged_too = mllog_close(&r.mllog);
     session_destroy(&r.session);
+    run_folder_release(&r.lock);
     if (status == OK) status = logged != OK ? logged : logged_too;
     kernels_close(&r.backend);
     return status;

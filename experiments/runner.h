@@ -7,6 +7,7 @@
 typedef struct RunOptions {
     const char *folder; /* the run directory */
     bool resume;        /* go on from the newest whole checkpoint of it */
+    bool replace;       /* else: a run that it holds is removed first, and refused without this */
     bool profile;       /* time every op: ops.csv */
     bool check_finite;  /* stop at a step that is not finite and name the first op */
     bool quiet;         /* no summary on standard output */

@@ -16,6 +16,7 @@
 
 #include "engine/safetensors.h"
 #include "engine/store.h"
+#include "experiments/checkpoint.h"
 #include "kernels/kernels.h"
 
 static const Place blocks[] = {PLACE_PARAM, PLACE_ADAM_M, PLACE_ADAM_V, PLACE_SWA};
@@ -119,6 +120,52 @@ static void round_trip_is_bit_exact(void **state)
     assert_non_null(st_find(file, "a.weight"));
     assert_non_null(st_find(file, "swa.b.scale"));
     st_close(&file);
+}
+
+/* What goes on from a checkpoint believes none of its metadata unseen. */
+static void metadata_is_checked(void **state)
+{
+    Fixture *f = *state;
+    enum { KEYS = 6 };
+    static const char *const key[KEYS] = {"format", "step", "samples", "seed", "elapsed_s", "loader"};
+    static const char *const good[KEYS] = {"foldscale-1", "4", "8", "1", "1.5", ""};
+    static const struct {
+        int key;
+        const char *value; /* NULL: left out */
+        const char *says;
+    } bad[] = {{0, "foldscale-999", "expected foldscale-1"},
+               {0, NULL, "expected foldscale-1"},
+               {1, "9223372036854775807", "expected a whole number"},
+               {1, "5", "a checkpoint of step 5"},
+               {2, "9223372036854775807", "expected a whole number"},
+               {2, "-1", "expected a whole number"},
+               {3, "seven", "expected a whole number"},
+               {4, "nan", "expected seconds"},
+               {4, "-1e300", "expected seconds"},
+               {4, "1.5s", "expected seconds"},
+               {4, NULL, "expected seconds"},
+               {5, NULL, "expected the loader's state"}};
+    RunState *run = malloc(sizeof *run);
+    char path[160];
+    snprintf(path, sizeof path, "%s/ckpt_000004.safetensors", f->folder);
+    for (int n = -1; n < (int)(sizeof bad / sizeof *bad); n++) {
+        MetaPair meta[KEYS];
+        int count = 0;
+        for (int k = 0; k < KEYS; k++) {
+            const char *value = n >= 0 && bad[n].key == k ? bad[n].value : good[k];
+            if (value) meta[count++] = (MetaPair){key[k], value};
+        }
+        assert_int_equal(store_save(f->store, path, count, meta), OK);
+        if (n < 0) {
+            assert_int_equal(checkpoint_state(path, run), OK);
+            assert_true(run->step == 4 && run->samples == 8 && run->seed == 1 && run->elapsed_s == 1.5);
+            continue;
+        }
+        assert_int_equal(checkpoint_state(path, run), ERR_INPUT);
+        assert_non_null(strstr(status_text(), path));
+        if (!strstr(status_text(), bad[n].says)) fail_msg("case %d: %s", n, status_text());
+    }
+    free(run);
 }
 
 static void f64_round_trip(void **state)
@@ -290,6 +337,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(round_trip_is_bit_exact),
+        TEST(metadata_is_checked),
         TEST(f64_round_trip),
         TEST(evaluation_loads_the_weights_or_their_average),
         TEST(wrong_shapes_are_refused),

@@ -131,6 +131,19 @@ else
     fail "resume is not bit-identical"
 fi
 
+# a run that is there already is lost neither to a new one nor to a start that fails
+expect "a run in the way" 1 "parts: holds a run already .a checkpoint of step 4; expected --resume" \
+    "$foldscale" train good.yaml --out parts --set train.steps=2
+cp -r parts kept
+expect "going on with another seed" 1 "saved data state has seed 1, this run has 9" \
+    "$foldscale" train good.yaml --out parts --resume --set train.seed=9
+expect "replacing by what cannot start" 1 "typo" "$foldscale" train good.yaml --out parts --replace --set data.mmcif=/typo
+if diff -r kept parts >/dev/null; then echo "PASS the run is as it was"; else fail "a start that failed changed the run"; fi
+expect "a folder in use" 1 "parts: another foldscale is writing here" flock parts "$foldscale" train good.yaml --out parts --resume
+expect "nothing left to do" 0 "4 steps, [0-9.]+ s" "$foldscale" train good.yaml --out parts --resume
+expect "replacing" 0 "2 steps, loss" "$foldscale" train good.yaml --out kept --replace --set train.steps=2
+[ -e kept/ckpt_000004.safetensors ] && fail "a checkpoint of the run that was replaced"
+
 cp -r parts damaged
 head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors
 expect "newest checkpoint truncated" 0 "ckpt_000004.safetensors.*trying the one before" "$foldscale" train good.yaml --out damaged --resume

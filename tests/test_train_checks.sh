@@ -37,7 +37,7 @@ expect "an unknown mode of communication" 2 'expected one of all, null' "$foldsc
 cp -r "$examples/alignments" alignments
 chmod -R u+w alignments
 printf '>short\nACD\n' >>alignments/1ubq_A/homologs.a3m
-broken=("$foldscale" train tiny.yaml --out broken --set data.alignments="$out/alignments" --set train.steps=6)
+broken=("$foldscale" train tiny.yaml --out broken --replace --set data.alignments="$out/alignments" --set train.steps=6)
 expect "a broken chain is skipped" 0 'sample [0-9]+ skipped \(1 so far\): .*homologs.a3m:44: row 22 has 3 columns' \
     "${broken[@]}" --set data.on_error=skip
 expect "a broken chain is skipped by a group" 0 '6 steps, loss [0-9]' \

@@ -1,0 +1,70 @@
+#include "experiments/run_folder.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "experiments/checkpoint.h"
+
+Status run_folder_claim(const char *folder, int *lock_out)
+{
+    int lock = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (lock < 0) return status_fail(ERR_IO, "%s: cannot open the folder (%s)", folder, strerror(errno));
+    if (flock(lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+        close(lock);
+        return status_fail(ERR_IO, "%s: another foldscale is writing here (expected one at a time)", folder);
+    }
+    *lock_out = lock;
+    return OK;
+}
+
+void run_folder_release(int *lock)
+{
+    if (*lock >= 0) close(*lock);
+    *lock = -1;
+}
+
+/* Anything behind the line of names. */
+static bool has_rows(const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    int c = 0;
+    if (!file) return false;
+    while ((c = getc(file)) != EOF && c != '\n') continue;
+    bool rows = c == '\n' && getc(file) != EOF;
+    fclose(file);
+    return rows;
+}
+
+static const char refusal[] =
+    "%s: holds a run already (%s; expected --resume to go on with it, --replace to begin again "
+    "without it, or another --out)";
+
+Status run_folder_expect_none(const char *folder)
+{
+    char steps[4096];
+    int64_t newest = 0;
+    TRY(checkpoint_newest(folder, &newest));
+    if (newest >= 0) {
+        snprintf(steps, sizeof steps, "a checkpoint of step %lld", (long long)newest);
+        return status_fail(ERR_IO, refusal, folder, steps);
+    }
+    snprintf(steps, sizeof steps, "%s/steps.csv", folder);
+    return has_rows(steps) ? status_fail(ERR_IO, refusal, folder, "steps.csv") : OK;
+}
+
+Status run_folder_clear(const char *folder)
+{
+    static const char *const files[] = {"steps.csv", "losses.csv", "eval.csv", "ops.csv", "mlperf.log"};
+    char path[4096];
+    TRY(checkpoint_remove_all(folder));
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, files[i]);
+        if (unlink(path) != 0 && errno != ENOENT)
+            return status_fail(ERR_IO, "%s: cannot remove (%s)", path, strerror(errno));
+    }
+    return OK;
+}
