@@ -60,7 +60,7 @@ static Status write_point(const SlurmOptions *options, const Config *config, con
         put_word(out, study);
         snprintf(path, sizeof path, "%s/points/%s", folder, point->id);
         status = files_make_folder(path);
-        fputs(" --out", out);
+        fputs(" --replace --out", out);
         put_word(out, path);
         for (int i = 0; i < set->count; i++) {
             fputs(" --set", out);
