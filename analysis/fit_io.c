@@ -355,3 +355,9 @@ Status fit_read(const char *path, FitModel **model_out)
     *model_out = model;
     return OK;
 }
+
+char *fit_anchored_path(const char *path, Arena *arena)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path, *dot = strrchr(name, '.');
+    return arena_printf(arena, "%.*s_anchored.json", dot ? (int)(dot - path) : (int)strlen(path), path);
+}

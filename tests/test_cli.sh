@@ -108,6 +108,17 @@ mkdir -p study
     done
 } >study/runs.csv
 expect "fit of four runs" 0 "4 runs" "$foldscale" fit study/runs.csv --experiment good.yaml
+for form in amdahl log linear usl anchored 'universal scalability law'; do
+    expect "fit of the form $form" 0 "4 runs" "$foldscale" fit study/runs.csv --experiment good.yaml --form "$form" --draws 50 --out form.json
+done
+expect "unknown form" 2 'unknown form "lgo" \(expected one of amdahl, log, linear, usl, anchored\)' "$foldscale" fit study/runs.csv --form lgo
+mkdir -p dir.2/sub
+expect "fit beside a dot" 0 "4 runs" "$foldscale" fit study/runs.csv --experiment good.yaml --form amdahl --out dir.2/sub/myfit
+[ -e dir.2/sub/myfit_anchored.json ] || fail "the anchored fit is not beside the other"
+expect "another machine from the study's fit" 0 "predictions" "$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 --out own.csv
+expect "another machine from another fit" 0 "predictions" "$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 \
+    --fit dir.2/sub/myfit --out other.csv
+cmp own.csv other.csv || fail "--fit leaves out the anchored fit beside it"
 expect "what-ifs" 0 "3 predictions" "$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 \
     --what-if switches.bf16=on --what-if model.n_res=32,switches.bf16=on --out what.csv
 [ "$(grep -c 'what if' what.csv)" = 2 ] || fail "what.csv does not say which rows are what-ifs"
