@@ -126,6 +126,10 @@ grep -q 'what if switches.bf16=on; another machine.*switches that no run had' wh
 expect "unknown key in a what-if" 2 'unknown key "warp"' "$foldscale" predict study --experiment good.yaml --gpus 2 --what-if warp=9
 expect "time to train" 0 "verdict,twice the GPUs train [0-9.]+ times as fast: more GPUs" "$foldscale" simulate study \
     --experiment good.yaml --machine h100_sxm --gpus 8 --steps 20 --to-target --startup-s 5
+expect "partition that needs quotes" 2 'partition "a b;rm" cannot stand in a job script' "$foldscale" sweep good.yaml --slurm --partition 'a b;rm' --out jobs
+expect "folder that needs quotes" 2 'jobs%j" cannot stand in a job script' "$foldscale" sweep good.yaml --slurm --out jobs%j
+[ -e jobs/slurm ] && fail "job scripts were written all the same"
+expect "job scripts" 0 "job scripts" "$foldscale" sweep good.yaml --slurm --partition gpu-a.1,gpu_b --out jobs
 expect "advice" 0 "next measurement" "$foldscale" advise study --experiment good.yaml --machine h100_sxm --deadline 24 --budget 1e6
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
 expect "runs of two models" 1 'mixed.csv:4: experiment "other", but line 2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
