@@ -74,6 +74,10 @@ write bad.yaml 's/threads: 1/threads: 1, ranks: 3, dap: 2/'
 expect "DAP that does not divide the ranks" 1 "bad.yaml:8: parallel.dap does not divide" "$foldscale" train bad.yaml
 write bad.yaml 's/threads: 1/threads: 1, dap: 3/'
 expect "DAP of 3" 1 "bad.yaml:8: parallel.dap is out of range" "$foldscale" train bad.yaml
+expect "a size below the model's" 2 'set model.n_res=1: model.n_res is out of range \(found 1, expected 2 to 16384' "$foldscale" train good.yaml --set model.n_res=1
+weights=()
+for loss in fape chi distogram masked_msa plddt resolved violation; do weights+=(--set model.w_$loss=0); done
+expect "no loss at all" 2 "set model.w_fape=0: .* weights of all other losses are 0" "$foldscale" train good.yaml "${weights[@]}"
 expect "more ranks than the crop can be split into" 1 "extent 36, which cannot be split over dap = 8" "$foldscale" train good.yaml --ranks 8 --dap 8 --set model.n_res=36
 
 # --- data ------------------------------------------------------------------------------------------------------------------
