@@ -78,6 +78,13 @@ expect "a size below the model's" 2 'set model.n_res=1: model.n_res is out of ra
 weights=()
 for loss in fape chi distogram masked_msa plddt resolved violation; do weights+=(--set model.w_$loss=0); done
 expect "no loss at all" 2 "set model.w_fape=0: .* weights of all other losses are 0" "$foldscale" train good.yaml "${weights[@]}"
+mkfifo fifo
+expect "experiment from a fifo that nobody writes" 1 "fifo: not a regular file" "$foldscale" train fifo
+expect "runs from a fifo" 1 "fifo: not a regular file" "$foldscale" fit fifo --experiment good.yaml
+expect "machine from a fifo" 1 "fifo: not a regular file" "$foldscale" explain good.yaml --machine ./fifo
+expect "checkpoint from a fifo" 1 "fifo: not a regular file" "$foldscale" eval fifo --experiment good.yaml
+expect "pack from a fifo" 1 "fifo: not a regular file" "$foldscale" train good.yaml --set data.pack=fifo --out t0
+expect "experiment from a pipe" 0 "optimizer" "$foldscale" explain <(sleep 0.2; cat good.yaml)
 expect "more ranks than the crop can be split into" 1 "extent 36, which cannot be split over dap = 8" "$foldscale" train good.yaml --ranks 8 --dap 8 --set model.n_res=36
 
 # --- data ------------------------------------------------------------------------------------------------------------------
