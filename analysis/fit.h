@@ -60,7 +60,8 @@ typedef enum FitForm {
 } FitForm;
 
 extern const char *const FIT_PARAM_NAMES[FIT_PARAM_COUNT];
-extern const char *const FIT_FORM_NAMES[FORM_COUNT];
+extern const char *const FIT_FORM_WORDS[FORM_COUNT]; /* on the command line */
+extern const char *const FIT_FORM_NAMES[FORM_COUNT]; /* in files and tables */
 
 /* A row "parameter ~ normal(mean, sd)", from a micro-benchmark or a per-rank noise measurement. */
 typedef struct FitPrior {
@@ -163,6 +164,9 @@ Status fit_predict_draws(const FitModel *model, const StepShape *shape, double e
 /* fit.json: everything above, so that predict needs no refit; numbers round-trip. */
 Status fit_write(const FitModel *model, const char *path);
 Status fit_read(const char *path, FitModel **model_out);
+/* Where the fit of the anchored form lies that belongs to a fit.json: fit_anchored.json beside it. NULL: out of memory.
+ */
+char *fit_anchored_path(const char *path, Arena *arena);
 
 /* Plain-text diagnostics: residuals against N, reduced chi-square, correlations, condition number, leverage, the
  * forward-chaining table, coverage. */

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/input.h"
+
 enum { FORMAT_VERSION = 1, JSON_LIMIT_BYTES = 256 << 20, DRAW_LIMIT = 1000000 };
 
 /* JSON has no NaN: null stands for it. Printed here because cJSON stops at 15 digits when they come close. */
@@ -316,8 +318,8 @@ static Status from_json(const cJSON *root, const char *path, FitModel *m)
 
 static Status read_text(const char *path, char **text_out)
 {
-    FILE *file = fopen(path, "rb");
-    if (!file) return status_fail_at(ERR_IO, path, 0, "cannot open: %s", strerror(errno));
+    FILE *file;
+    TRY(input_open(path, &file));
     long size = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : -1;
     char *text = size >= 0 && size <= JSON_LIMIT_BYTES ? malloc((size_t)size + 1) : NULL;
     bool good = text && fseek(file, 0, SEEK_SET) == 0 && fread(text, 1, (size_t)size, file) == (size_t)size;
@@ -354,4 +356,10 @@ Status fit_read(const char *path, FitModel **model_out)
     }
     *model_out = model;
     return OK;
+}
+
+char *fit_anchored_path(const char *path, Arena *arena)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path, *dot = strrchr(name, '.');
+    return arena_printf(arena, "%.*s_anchored.json", dot ? (int)(dot - path) : (int)strlen(path), path);
 }

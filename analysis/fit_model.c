@@ -7,6 +7,7 @@
 
 const char *const FIT_PARAM_NAMES[FIT_PARAM_COUNT] = {"serial", "work", "latency", "wire", "noise",
                                                       "loader", "host", "extra",   "drift"};
+const char *const FIT_FORM_WORDS[FORM_COUNT] = {"amdahl", "log", "linear", "usl", "anchored"};
 const char *const FIT_FORM_NAMES[FORM_COUNT] = {"amdahl", "amdahl + log N", "amdahl + (N - 1)",
                                                 "universal scalability law", "anchored"};
 

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/input.h"
+
 enum { COLUMN_LIMIT = 4096, CHUNK_BYTES = 1 << 16 };
 
 /* State of one pass of libcsv. The library reports fields and row ends but no line numbers: they are counted from the
@@ -158,8 +160,8 @@ Status table_parse(const char *text, size_t length, const char *label, Table **t
 
 static Status read_all(const char *path, char **text_out, size_t *length_out)
 {
-    FILE *file = fopen(path, "rb");
-    if (!file) return status_fail_at(ERR_IO, path, 0, "cannot open: %s", strerror(errno));
+    FILE *file;
+    TRY(input_open(path, &file));
     char *text = NULL;
     size_t length = 0, capacity = 0, got;
     do {

@@ -1,10 +1,11 @@
 #include "analysis/yamlfile.h"
 
-#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "engine/input.h"
 
 /* libcyaml reports errors as a series of log lines: the fault first, then a backtrace whose first entry has the line.
  */
@@ -54,8 +55,8 @@ static long line_of_unexpected(const char *path, const Log *log)
 
 Status yamlfile_load(const char *path, const cyaml_schema_value_t *schema, void **data_out)
 {
-    FILE *probe = fopen(path, "rb");
-    if (!probe) return status_fail_at(ERR_IO, path, 0, "cannot open: %s", strerror(errno));
+    FILE *probe;
+    TRY(input_open(path, &probe));
     fclose(probe);
     Log log = {0};
     cyaml_config_t config = {.log_fn = take_log,

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "data/archive_internal.h"
+#include "data/date.h"
 #include "data/json.h"
 
 /* One object of a cache while it is read: of a chain or of an entry. */
@@ -27,20 +28,12 @@ static Status item_odd(const CacheItem *cache, const char *expected)
                           "\"%.60s\" is %s, %s", cache->item->string, json_found(cache->item, shown), expected);
 }
 
-static bool is_date(const char *text)
-{
-    if (!text || strlen(text) != 10) return false;
-    for (int i = 0; i < 10; i++)
-        if (i == 4 || i == 7 ? text[i] != '-' : !isdigit((unsigned char)text[i])) return false;
-    int month = 10 * (text[5] - '0') + text[6] - '0', day = 10 * (text[8] - '0') + text[9] - '0';
-    return month >= 1 && month <= 12 && day >= 1 && day <= 31;
-}
-
 /* "" stands for an unknown date in caches written here. */
 static Status take_date(const CacheItem *cache, char *date_out)
 {
     const char *date = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(cache->item, "release_date"));
-    if (!date || (*date && !is_date(date))) return item_fail(cache, "release_date", "a day as \"YYYY-MM-DD\"");
+    if (!date || (*date && !date_is_day(date, strlen(date))))
+        return item_fail(cache, "release_date", "a day as \"YYYY-MM-DD\"");
     strcpy(date_out, date);
     return OK;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "data/date.h"
 /* Makes room for one more item. */
 static Status grow(const MmcifTables *tables, void **items, size_t count, size_t *capacity, size_t size)
 {
@@ -33,26 +34,11 @@ static Status take_entry(void *context, const CifValue *value, const char *at)
     return OK;
 }
 
-/* YYYY-MM-DD of a day that exists. */
-static bool is_date(CifValue value)
-{
-    static const int days[12] = {31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    if (value.length != 10) return false;
-    for (int i = 0; i < 10; i++)
-        if (i == 4 || i == 7 ? value.at[i] != '-' : value.at[i] < '0' || value.at[i] > '9') return false;
-    const char *d = value.at;
-    int year = 1000 * (d[0] - '0') + 100 * (d[1] - '0') + 10 * (d[2] - '0') + d[3] - '0';
-    int month = 10 * (d[5] - '0') + d[6] - '0', day = 10 * (d[8] - '0') + d[9] - '0';
-    if (month < 1 || month > 12 || day < 1 || day > days[month - 1]) return false;
-    bool leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
-    return month != 2 || day < 29 || leap;
-}
-
-/* Dates in this form sort as text. */
 static Status take_earliest(const MmcifTables *tables, CifValue value, const char *at, char *date)
 {
     if (cif_missing(value)) return OK;
-    if (!is_date(value)) return cif_fail(tables->text, at, "revision date", value, "a day as YYYY-MM-DD");
+    if (!date_is_day(value.at, value.length))
+        return cif_fail(tables->text, at, "revision date", value, "a day as YYYY-MM-DD");
     if (*date && memcmp(value.at, date, 10) >= 0) return OK;
     memcpy(date, value.at, 10);
     date[10] = '\0';

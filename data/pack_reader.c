@@ -35,7 +35,7 @@ static Status not_a_pack(const PackFile *file, const char *found)
 static Status map_file(PackFile *file)
 {
     struct stat info;
-    int handle = open(file->path, O_RDONLY | O_CLOEXEC);
+    int handle = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a fifo must not block us */
     if (handle < 0) return status_fail_at(ERR_IO, file->path, 0, "cannot open: %s", strerror(errno));
     Status status = OK;
     if (fstat(handle, &info) != 0 || !S_ISREG(info.st_mode))

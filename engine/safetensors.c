@@ -199,7 +199,7 @@ static Status parse_header(StFile *file)
 
 static Status map_file(StFile *file)
 {
-    int handle = open(file->path, O_RDONLY | O_CLOEXEC);
+    int handle = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a fifo must not block us */
     struct stat info;
     if (handle < 0 || fstat(handle, &info) != 0) {
         int reason = errno;

@@ -27,18 +27,19 @@ static const Usage usage = {
     .min_operands = 1,
     .max_operands = CLI_MAX_ITEMS};
 
+/* The words of --help; the names that fit.json and its diagnostics print are taken as well. */
 static Status form_of(const char *name, int *form_out)
 {
-    const char *names[FORM_COUNT + 1] = {NULL};
+    char list[128] = "";
     *form_out = -1;
     if (!name) return OK;
     for (int i = 0; i < FORM_COUNT; i++) {
-        names[i] = FIT_FORM_NAMES[i];
-        if (strcmp(FIT_FORM_NAMES[i], name) == 0) *form_out = i;
+        if (strcmp(FIT_FORM_WORDS[i], name) == 0 || strcmp(FIT_FORM_NAMES[i], name) == 0) *form_out = i;
+        if (strlen(list) + strlen(FIT_FORM_WORDS[i]) + 3 < sizeof list)
+            strcat(strcat(list, i ? ", " : ""), FIT_FORM_WORDS[i]);
     }
     if (*form_out >= 0) return OK;
-    const char *near = cli_nearest(name, names);
-    return status_fail(ERR_USAGE, "fit: unknown form \"%s\" (did you mean \"%s\"?)", name, near ? near : names[0]);
+    return status_fail(ERR_USAGE, "fit: unknown form \"%s\" (expected one of %s)", name, list);
 }
 
 static Status write_diagnostics(const char *out, const FitModel *model, const FitPoint *points, int count)
@@ -56,27 +57,26 @@ static Status write_diagnostics(const char *out, const FitModel *model, const Fi
 static Status write_anchored(const FitArguments *a, const Pricing *pricing, const FitModel *chosen,
                              const FitPoint *points, int count, const char *out)
 {
-    char path[4096];
+    Arena arena = {0};
     FitModel *model = NULL;
     FitOptions options = {.draws = (int)a->draws, .seed = 1, .form = FORM_ANCHORED};
     pricing_serial_share(pricing, &options);
-    const char *dot = strrchr(out, '.');
-    snprintf(path, sizeof path, "%.*s_anchored.json", dot ? (int)(dot - out) : (int)strlen(out), out);
     TRY(fit_run(points, count, &options, &model));
     model->backend = chosen->backend;
     model->device = chosen->device;
-    Status status = fit_write(model, path);
+    const char *path = fit_anchored_path(out, &arena);
+    Status status = path ? fit_write(model, path) : status_fail(ERR_MEMORY, "fit: out of memory");
     fit_destroy(&model);
+    arena_free(&arena);
     return status;
 }
 
-static Status fit(const FitArguments *a, const RunTable *runs, Pricing *pricing, const char *out)
+static Status fit(const FitArguments *a, int form, const RunTable *runs, Pricing *pricing, const char *out)
 {
     FitPoint *points = NULL;
     int64_t *used = NULL;
-    int count = 0, form;
+    int count = 0;
     FitModel *model = NULL;
-    TRY(form_of(a->form, &form));
     TRY(pricing_points(pricing, runs, a->all, &points, &used, &count));
     FitOptions options = {.draws = (int)a->draws, .seed = 1, .form = form, .totals_only = a->totals};
     pricing_serial_share(pricing, &options);
@@ -100,6 +100,7 @@ Status cmd_fit(int argc, char **argv)
     FitArguments a = {0};
     TextList operands;
     bool help;
+    int form;
     const Option options[] = {
         {"experiment", OPTION_TEXT, &a.experiment, "EXP.yaml",
          "model of the runs (default: run.json of the first point)", 0, 0},
@@ -117,6 +118,7 @@ Status cmd_fit(int argc, char **argv)
         {0}};
     TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
     if (help) return OK;
+    TRY(form_of(a.form, &form));
     Arena arena = {0};
     RunFiles *runs = calloc(1, sizeof *runs);
     Config *config = NULL;
@@ -130,7 +132,7 @@ Status cmd_fit(int argc, char **argv)
     if (status == OK && !ops) status = study_file(folder, "machine/profile/ops.csv", &arena, &ops);
     if (status == OK) status = study_experiment(a.experiment, folder, &a.overrides, &config);
     if (status == OK) status = pricing_open(config, machine ? machine : "cpu", ops, &pricing);
-    if (status == OK) status = fit(&a, &runs->all, pricing, out);
+    if (status == OK) status = fit(&a, form, &runs->all, pricing, out);
     pricing_close(&pricing);
     config_destroy(&config);
     if (runs) study_free_runs(runs);

@@ -156,7 +156,11 @@ static Status check_whole(const Config *config, const Node *root, const char *pa
                  near ? ", did you mean \"" : "", near ? near : "", near ? "\"?" : "");
         return fail_key(root, path, "study.switches", text);
     }
-    if (model_config_check(&config->model.size) != OK) {
+    const ModelConfig *m = &config->model.size;
+    if (m->w_fape + m->w_chi + m->w_distogram + m->w_masked_msa + m->w_plddt + m->w_resolved + m->w_violation == 0)
+        return fail_key(root, path, "model.w_fape",
+                        "model.w_fape and the weights of all other losses are 0 (expected at least one above 0)");
+    if (model_config_check(m) != OK) {
         snprintf(text, sizeof text, "%s", status_text());
         return fail_key(root, path, "model", text);
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "data/date.h"
 #include "experiments/config_emit.h"
 #include "experiments/config_schema.h"
 
@@ -56,6 +57,17 @@ static Status check_enum(const Node *node, const cyaml_schema_value_t *schema, c
     return tree_fail(node, "%s has an unknown value (found \"%s\", expected one of %s)", path, node->text, list);
 }
 
+static Status check_text(const Node *node, const cyaml_schema_value_t *schema, const FieldLimit *limit,
+                         const char *path)
+{
+    if (strlen(node->text) > schema->string.max)
+        return tree_fail(node, "%s is too long (found %zu characters, expected at most %u)", path, strlen(node->text),
+                         schema->string.max);
+    if (limit->text == TEXT_DATE && !date_is_day(node->text, strlen(node->text)))
+        return tree_fail(node, "%s is not a date (found \"%s\", expected a day as YYYY-MM-DD)", path, node->text);
+    return OK;
+}
+
 static Status check_scalar(const Node *node, const cyaml_schema_value_t *schema, const FieldLimit *limit,
                            const char *path)
 {
@@ -70,10 +82,7 @@ static Status check_scalar(const Node *node, const cyaml_schema_value_t *schema,
     case CYAML_ENUM:
         return check_enum(node, schema, path);
     default:
-        if (strlen(node->text) > schema->string.max)
-            return tree_fail(node, "%s is too long (found %zu characters, expected at most %u)", path,
-                             strlen(node->text), schema->string.max);
-        return OK;
+        return check_text(node, schema, limit, path);
     }
 }
 

@@ -55,7 +55,7 @@ static void emit_node_scalar(FILE *out, const cyaml_schema_value_t *schema, cons
         fprintf(out, "%.17g", strtod(node->text, NULL));
         break;
     default:
-        if (limit && limit->path)
+        if (limit && limit->text == TEXT_PATH)
             emit_path(out, node);
         else
             emit_text(out, node->text);

@@ -12,6 +12,7 @@
 #define F_BOOL(key, S, m)             CYAML_FIELD_BOOL(key, FLAGS, S, m),
 #define F_TEXT(key, S, m)             CYAML_FIELD_STRING(key, FLAGS, S, m, 0),
 #define F_PATH(key, S, m)             CYAML_FIELD_STRING(key, FLAGS, S, m, 0),
+#define F_DATE(key, S, m)             CYAML_FIELD_STRING(key, FLAGS, S, m, 0),
 #define F_ENUM(key, S, m, names)      CYAML_FIELD_ENUM(key, FLAGS, S, m, names, COUNT(names)),
 #define F_NAMES(key, S, m)            CYAML_FIELD_SEQUENCE(key, FLAGS, S, m, &name_entry, 0, CONFIG_LIST),
 #define F_INTS(key, S, m, low, high)  CYAML_FIELD_SEQUENCE(key, FLAGS, S, m, &int_entry, 0, CONFIG_LIST),
@@ -19,20 +20,21 @@
 #define F_ENUMS(key, S, m, entry, n)  CYAML_FIELD_SEQUENCE(key, FLAGS, S, m, entry, 0, n),
 
 /* expansion into ranges */
-#define L_INT(key, S, m, low, high)   {low, high, false, NULL},
-#define L_REAL(key, S, m, low, high)  {low, high, false, NULL},
-#define L_BOOL(key, S, m)             {0, 0, false, NULL},
-#define L_TEXT(key, S, m)             {0, 0, false, NULL},
-#define L_PATH(key, S, m)             {0, 0, true, NULL},
-#define L_ENUM(key, S, m, names)      {0, 0, false, NULL},
-#define L_NAMES(key, S, m)            {0, 0, false, NULL},
-#define L_INTS(key, S, m, low, high)  {low, high, false, NULL},
-#define L_MAP(key, S, m, fields, lim) {0, 0, false, lim},
-#define L_ENUMS(key, S, m, entry, n)  {0, 0, false, NULL},
+#define L_INT(key, S, m, low, high)   {low, high, TEXT_ANY, NULL},
+#define L_REAL(key, S, m, low, high)  {low, high, TEXT_ANY, NULL},
+#define L_BOOL(key, S, m)             {0, 0, TEXT_ANY, NULL},
+#define L_TEXT(key, S, m)             {0, 0, TEXT_ANY, NULL},
+#define L_PATH(key, S, m)             {0, 0, TEXT_PATH, NULL},
+#define L_DATE(key, S, m)             {0, 0, TEXT_DATE, NULL},
+#define L_ENUM(key, S, m, names)      {0, 0, TEXT_ANY, NULL},
+#define L_NAMES(key, S, m)            {0, 0, TEXT_ANY, NULL},
+#define L_INTS(key, S, m, low, high)  {low, high, TEXT_ANY, NULL},
+#define L_MAP(key, S, m, fields, lim) {0, 0, TEXT_ANY, lim},
+#define L_ENUMS(key, S, m, entry, n)  {0, 0, TEXT_ANY, NULL},
 
 #define TABLES(name, LIST)                                                                                             \
     static const cyaml_schema_field_t name##_fields[] = {LIST(F) CYAML_FIELD_END};                                     \
-    static const FieldLimit name##_limits[] = {LIST(L){0, 0, false, NULL}};
+    static const FieldLimit name##_limits[] = {LIST(L){0, 0, TEXT_ANY, NULL}};
 
 static const cyaml_schema_value_t name_entry = {CYAML_VALUE_STRING(FLAGS, char[CONFIG_NAME], 0, CONFIG_NAME - 1)};
 static const cyaml_schema_value_t int_entry = {CYAML_VALUE_INT(FLAGS, int64_t)};
@@ -62,10 +64,10 @@ TABLES(pair, PAIR_FIELDS)
 #define M_REAL(X, name, low, high) X##_REAL(#name, ModelSection, size.name, low, high)
 #define MODEL_FIELDS(X) \
     X##_TEXT("preset", ModelSection, preset) \
-    M_INT(X, n_res, 1, 16384) \
+    M_INT(X, n_res, 2, 16384) \
     M_INT(X, n_clust, 1, 65536) \
     M_INT(X, n_extra, 1, 1 << 20) \
-    M_INT(X, n_templ, 0, 64) \
+    M_INT(X, n_templ, 1, 64) \
     M_INT(X, c_m, 1, 8192) \
     M_INT(X, c_z, 1, 8192) \
     M_INT(X, c_s, 1, 8192) \
@@ -73,11 +75,11 @@ TABLES(pair, PAIR_FIELDS)
     M_INT(X, c_t, 1, 8192) \
     M_INT(X, relpos_k, 1, 1024) \
     X##_MAP("template_pair", ModelSection, size.template_pair, pair_fields, pair_limits) \
-    M_INT(X, template_blocks, 0, 512) \
+    M_INT(X, template_blocks, 1, 512) \
     M_INT(X, pointwise_c_hidden, 1, 4096) \
     M_INT(X, pointwise_heads, 1, 256) \
     X##_MAP("extra_pair", ModelSection, size.extra_pair, pair_fields, pair_limits) \
-    M_INT(X, extra_blocks, 0, 512) \
+    M_INT(X, extra_blocks, 1, 512) \
     M_INT(X, extra_c_hidden_att, 1, 4096) \
     M_INT(X, extra_heads, 1, 256) \
     M_INT(X, extra_c_hidden_opm, 1, 1024) \
@@ -96,7 +98,7 @@ TABLES(pair, PAIR_FIELDS)
     M_INT(X, sm_qk_points, 1, 256) \
     M_INT(X, sm_v_points, 1, 256) \
     M_INT(X, sm_c_hidden_resnet, 1, 8192) \
-    M_INT(X, sm_resnet_blocks, 0, 64) \
+    M_INT(X, sm_resnet_blocks, 1, 64) \
     M_REAL(X, sm_dropout, 0, 0.95) \
     M_INT(X, plddt_hidden, 1, 8192) \
     M_REAL(X, w_fape, 0, 1e6) \
@@ -123,7 +125,7 @@ TABLES(model, MODEL_FIELDS)
     X##_INT("queue", DataSection, queue, 1, 4096) \
     X##_BOOL("templates", DataSection, templates) \
     X##_ENUM("on_error", DataSection, on_error, on_error_names) \
-    X##_TEXT("max_release_date", DataSection, max_release_date) \
+    X##_DATE("max_release_date", DataSection, max_release_date) \
     X##_REAL("max_resolution", DataSection, max_resolution, 0.1, 1e6)
 TABLES(data, DATA_FIELDS)
 
@@ -204,5 +206,5 @@ TABLES(predict, PREDICT_FIELDS)
 /* clang-format on */
 
 static const cyaml_schema_field_t config_fields[] = {CONFIG_FIELDS(F) CYAML_FIELD_END};
-const FieldLimit config_limits[] = {CONFIG_FIELDS(L){0, 0, false, NULL}};
+const FieldLimit config_limits[] = {CONFIG_FIELDS(L){0, 0, TEXT_ANY, NULL}};
 const cyaml_schema_value_t config_schema = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, Config, config_fields)};

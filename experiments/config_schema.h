@@ -3,12 +3,17 @@
 #define FOLDSCALE_EXPERIMENTS_CONFIG_SCHEMA_H
 
 #include <cyaml/cyaml.h>
-#include <stdbool.h>
+
+typedef enum TextKind {
+    TEXT_ANY,
+    TEXT_PATH, /* a file or folder, relative to the experiment file */
+    TEXT_DATE  /* YYYY-MM-DD */
+} TextKind;
 
 /* Row i describes field i of the mapping. */
 typedef struct FieldLimit {
     double low, high;                /* of a number (or of each number of a list) */
-    bool path;                       /* a file or folder, relative to the experiment file */
+    TextKind text;                   /* what a text stands for */
     const struct FieldLimit *fields; /* of a nested mapping */
 } FieldLimit;
 

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <yaml.h>
 
+#include "engine/input.h"
+
 enum { MAX_BYTES = 1 << 20, MAX_DEPTH = 12 };
 
 typedef struct Reader {
@@ -152,8 +154,8 @@ static Status tree_parse(const char *text, size_t length, const char *source, bo
 
 Status tree_read(const char *path, Arena *arena, Node **root_out)
 {
-    FILE *file = fopen(path, "rb");
-    if (!file) return status_fail(ERR_IO, "%s: cannot open (%s)", path, strerror(errno));
+    FILE *file;
+    TRY(input_open(path, &file));
     char *text = malloc(MAX_BYTES + 1);
     size_t length = text ? fread(text, 1, MAX_BYTES + 1, file) : 0;
     Status status = OK;

@@ -1,5 +1,6 @@
 /* foldscale: finds the subcommand, runs it, prints its failure, maps it to an exit status. */
 #include <malloc.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +57,9 @@ int main(int argc, char **argv)
      * again: a third of the time of all passes */
     mallopt(M_MMAP_THRESHOLD, 1 << 30);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    /* beyond the limit on file sizes (ulimit -f) a write fails with "File too large", which is reported like a full
+     * disk; the signal would end the process without a word and leave half-written files */
+    signal(SIGXFSZ, SIG_IGN);
     polite_threads(argv);
     if (argc < 2) {
         print_usage(stderr);

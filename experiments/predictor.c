@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "analysis/transfer.h"
+#include "experiments/files.h"
 #include "experiments/study_files.h"
 
 /* What the study's runs.csv measured; nothing known without one. */
@@ -24,13 +25,11 @@ struct Predictor {
 
 static Status open_fits(Predictor *p, const PredictorOptions *o, Arena *arena)
 {
-    char *fit = o->fit ? (char *)o->fit : arena_printf(arena, "%s/fit.json", o->folder), *anchored = NULL;
-    if (!fit) return status_fail(ERR_MEMORY, "out of memory for a prediction");
+    char *fit = o->fit ? (char *)o->fit : arena_printf(arena, "%s/fit.json", o->folder),
+         *anchored = fit ? fit_anchored_path(fit, arena) : NULL;
+    if (!anchored) return status_fail(ERR_MEMORY, "out of memory for a prediction");
     TRY(fit_read(fit, &p->fit));
-    if (o->fit) return OK;
-    TRY(study_file(o->folder, "fit_anchored.json", arena, &anchored));
-    if (!anchored) return OK;
-    return fit_read(anchored, &p->anchored);
+    return file_exists(anchored) ? fit_read(anchored, &p->anchored) : OK;
 }
 
 static Status open_pricing(Predictor *p, const PredictorOptions *o, Arena *arena)

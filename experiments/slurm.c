@@ -1,5 +1,6 @@
 #include "experiments/slurm.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -18,6 +19,18 @@ static void put_word(FILE *out, const char *word)
             fputc(*word, out);
     }
     fputc('\'', out);
+}
+
+/* sbatch reads its lines without a shell: a quote does not protect there, a space ends the value, '%' stands for a
+ * number of the job. What a user gives must need no protection. */
+static Status check_plain(const char *option, const char *text, const char *also)
+{
+    for (const unsigned char *c = (const unsigned char *)text; *c; c++)
+        if (!isalnum(*c) && *c < 0x80 && !strchr("_,.:-", *c) && !strchr(also, *c))
+            return status_fail(ERR_USAGE,
+                               "sweep: %s \"%s\" cannot stand in a job script (expected letters, digits and _,.:-%s)",
+                               option, text, also);
+    return *text ? OK : status_fail(ERR_USAGE, "sweep: %s is empty", option);
 }
 
 static void put_header(FILE *out, const SlurmOptions *o, const StudyPoint *p, bool gpus, const char *folder)
@@ -85,6 +98,8 @@ Status slurm_write(const SlurmOptions *options, const Config *config, const char
     char path[4096];
     Arena arena = {0};
     snprintf(path, sizeof path, "%s/slurm", folder);
+    if (options->partition) TRY(check_plain("--partition", options->partition, ""));
+    TRY(check_plain("the folder", folder, "/+=@~"));
     Status status = files_make_folder(path);
     for (int i = 0; i < count && status == OK; i++)
         status = write_point(options, config, study, overrides, folder, &points[i], &arena);

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "experiments/config.h"
+#include "experiments/config_schema.h"
 #include "experiments/study.h"
 
 static char path[64];
@@ -119,6 +120,13 @@ static void test_refusals(void **state)
         {"a: *b\n", ":1: "},
         {"{a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: 1}}}}}}}}}}}}}}", ":1: nested too deeply"},
         {"a: 1\n---\nb: 2\n", ":2: a second YAML document"},
+        {"data:\n  max_release_date: bogus\n", ":2: data.max_release_date is not a date (found \"bogus\""},
+        {"data:\n  max_release_date: 2021-99-99\n", ":2: data.max_release_date is not a date"},
+        {"data:\n  max_release_date: 2021-02-29\n", ":2: data.max_release_date is not a date"},
+        {"data:\n  max_release_date: 20210916\n", ":2: data.max_release_date is not a date"},
+        {"model:\n  preset: tiny\n  n_templ: 0\n", ":3: model.n_templ is out of range"},
+        {"model:\n  w_chi: 0\n  w_fape: 0\n  w_distogram: 0\n  w_masked_msa: 0\n  w_plddt: 0\n",
+         ":3: model.w_fape and the weights of all other losses are 0"},
         {"parallel:\n  ranks: 6\n  dap: 4\n", ":3: parallel.dap does not divide the ranks"},
         {"name: 0123456789012345678901234567890123456789012345678901234567890123456789\n", ":1: name is too long"},
     };
@@ -135,6 +143,25 @@ static void test_refusals(void **state)
         const TextList set = {.count = 1, .item = {bad[i]}};
         Config *c = NULL;
         assert_int_equal(config_load(path, &set, &c), ERR_USAGE);
+    }
+}
+
+/* The schema's range of a size, which a message names, is one that the model takes. */
+static void test_model_ranges(void **state)
+{
+    (void)state;
+    int model = 0;
+    while (strcmp(config_schema.mapping.fields[model].key, "model") != 0) model++;
+    const cyaml_schema_field_t *fields = config_schema.mapping.fields[model].value.mapping.fields;
+    for (int i = 0; fields[i].key; i++) {
+        const FieldLimit *limit = &config_limits[model].fields[i];
+        if (fields[i].value.type != CYAML_INT) continue;
+        for (int high = 0; high < 2; high++) {
+            char text[100];
+            snprintf(text, sizeof text, "model: {%s: %.0f}\n", fields[i].key, high ? limit->high : limit->low);
+            Config *c = load(text, NULL);
+            config_destroy(&c);
+        }
     }
 }
 
@@ -194,8 +221,9 @@ static void test_overrides(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),   cmocka_unit_test(test_values),
-                                       cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refusals),
-                                       cmocka_unit_test(test_study),      cmocka_unit_test(test_overrides)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),     cmocka_unit_test(test_values),
+                                       cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_model_ranges), cmocka_unit_test(test_study),
+                                       cmocka_unit_test(test_overrides)};
     return cmocka_run_group_tests(tests, make_path, remove_path);
 }
