@@ -131,6 +131,13 @@ else
     fail "resume is not bit-identical"
 fi
 
+ls parts >before
+expect "eval on two ranks" 0 "over 1 chains" "$foldscale" eval parts --ranks 2 --set eval.chains=[1ubq_A]
+ls parts | cmp -s before - || fail "eval wrote into the run directory"
+sed 's/"c_m":/"c_mm":/' parts/run.json >run.json
+cp parts/ckpt_000004.safetensors .
+expect "eval beside a damaged run.json" 1 'run.json:[0-9]+: unknown key "c_mm" in model' "$foldscale" eval ckpt_000004.safetensors
+
 cp -r parts damaged
 head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors
 expect "newest checkpoint truncated" 0 "ckpt_000004.safetensors.*trying the one before" "$foldscale" train good.yaml --out damaged --resume

@@ -97,6 +97,31 @@ static void test_round_trip(void **state)
     config_destroy(&again);
 }
 
+/* A run.json is read where it lies, with its own lines in what is refused. */
+static void test_run(void **state)
+{
+    (void)state;
+    const TextList set = {.count = 1, .item = {"train.steps=9"}};
+    Config *c = NULL;
+    write_file(
+        "{\n\t\"program\":\t\"foldscale\",\n\t\"command\":\t[\"train\", \"a: {b\"],\n"
+        "\t\"experiment\":\t{\n\t\t\"name\":\t\"e\",\n\t\t\"model\":\t{\"preset\": \"tiny\", \"c_m\": 64}\n\t}\n}");
+    assert_int_equal(config_load_run(path, &set, &c), OK);
+    assert_string_equal(c->name, "e");
+    assert_int_equal(c->model.size.c_m, 64);
+    assert_int_equal(c->train.steps, 9);
+    config_destroy(&c);
+    write_file("{\"program\": \"foldscale\",\n\"experiment\": {\n\"modle\": {}}}");
+    assert_int_equal(config_load_run(path, NULL, &c), ERR_INPUT);
+    assert_non_null(strstr(status_text(), ":3: unknown key \"modle\""));
+    write_file("{\"program\": \"foldscale\", \"experiment\": 4}");
+    assert_int_equal(config_load_run(path, NULL, &c), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "no experiment in it"));
+    write_file("{\"program\": \"foldscale\",\n\"experi");
+    assert_int_equal(config_load_run(path, NULL, &c), ERR_INPUT);
+    assert_non_null(strstr(status_text(), ":2: not valid YAML"));
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -196,6 +221,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),   cmocka_unit_test(test_values),
                                        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refusals),
-                                       cmocka_unit_test(test_study),      cmocka_unit_test(test_overrides)};
+                                       cmocka_unit_test(test_run),        cmocka_unit_test(test_study),
+                                       cmocka_unit_test(test_overrides)};
     return cmocka_run_group_tests(tests, make_path, remove_path);
 }
