@@ -119,6 +119,27 @@ expect "advice" 0 "next measurement" "$foldscale" advise study --experiment good
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
 expect "runs of two models" 1 'mixed.csv:4: experiment "other", but line 2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
 
+# --- a sweep that goes on: with more points of its study, not with another experiment ------------------------------------------
+sweep() { # ARGUMENT...
+    "$foldscale" sweep good.yaml --out swept --set study.switches=[fused_attention] --set study.ablations=[] \
+        --set study.repeats=1 --set study.steps=2 "$@"
+}
+export -f sweep
+export foldscale
+expect "sweep" 0 "1 points -> swept/runs.csv" bash -c sweep
+other='points/n1_dap1_s.*_r0/run.json: the study here was measured with model.c_m 32, asked for 64; take another --out'
+for more in "" "--set study.repeats=2" --collect --slurm; do
+    expect "going on with another model $more" 2 "$other" bash -c "sweep --set model.c_m=64 $more"
+done
+expect "going on with more points" 0 "3 points" bash -c 'sweep --set study.repeats=3 --set study.ranks=[1]'
+[ "$(wc -l <swept/runs.csv)" = 4 ] || fail "swept/runs.csv has not three rows"
+tail -n 1 swept/runs.csv >last && sed -i '$d' swept/runs.csv
+sed -i 's/"c_m":\t32/"c_m":\t64/' "swept/points/$(cut -d, -f1 last)/run.json"
+expect "collecting a point of another model" 2 "model.c_m 64, asked for 32" bash -c 'sweep --set study.repeats=3 --collect'
+[ "$(wc -l <swept/runs.csv)" = 3 ] || fail "a point of another model was collected"
+expect "fit with the experiment of run.json" 0 "2 runs" "$foldscale" fit swept/runs.csv
+[ -e swept/experiment.yaml ] && fail "fit wrote an experiment into the study"
+
 # --- checkpoints: resume, damage, full disk, signals, a killed rank -----------------------------------------------------------
 expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
 expect "two steps" 0 "2 steps" "$foldscale" train good.yaml --out parts --set train.steps=2
