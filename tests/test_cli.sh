@@ -116,6 +116,14 @@ expect "unknown key in a what-if" 2 'unknown key "warp"' "$foldscale" predict st
 expect "time to train" 0 "verdict,twice the GPUs train [0-9.]+ times as fast: more GPUs" "$foldscale" simulate study \
     --experiment good.yaml --machine h100_sxm --gpus 8 --steps 20 --to-target --startup-s 5
 expect "advice" 0 "next measurement" "$foldscale" advise study --experiment good.yaml --machine h100_sxm --deadline 24 --budget 1e6
+expect "a degree that the model cannot be split over" 0 "note: DAP 8 is left out: .*extent 4, which cannot be split" "$foldscale" \
+    predict study --experiment good.yaml --set model.n_extra=4 --machine h100_sxm --gpus 8 --dap 1,8 --out what.csv
+grep -q '^1 predictions (what does not divide or fit left out)' log && [ "$(wc -l <what.csv)" = 2 ] ||
+    fail "the other degree was not predicted"
+expect "no degree that the model can be split over" 2 "nothing to predict" "$foldscale" predict study --experiment good.yaml \
+    --set model.n_extra=4 --machine h100_sxm --gpus 8 --dap 8 --out none.csv
+expect "advice without that degree" 0 "DAP 8 is left out" "$foldscale" advise study --experiment good.yaml \
+    --set model.n_extra=4 --set predict.gpus=[8] --set predict.dap=[1,8] --machine h100_sxm --deadline 24
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
 expect "runs of two models" 1 'mixed.csv:4: experiment "other", but line 2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
 
