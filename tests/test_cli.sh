@@ -108,6 +108,9 @@ mkdir -p study
     done
 } >study/runs.csv
 expect "fit of four runs" 0 "4 runs" "$foldscale" fit study/runs.csv --experiment good.yaml
+sed 's/,d,2,2,1,/,d,16,16,1,/' study/runs.csv >wide.csv
+expect "runs on more ranks than the machine has" 1 'wide.csv:4: 16 x 1 ranks do not fit on h200x2 \(2 devices\)' "$foldscale" fit wide.csv \
+    --experiment good.yaml --machine h200x2
 expect "what-ifs" 0 "3 predictions" "$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 \
     --what-if switches.bf16=on --what-if model.n_res=32,switches.bf16=on --out what.csv
 [ "$(grep -c 'what if' what.csv)" = 2 ] || fail "what.csv does not say which rows are what-ifs"
@@ -125,7 +128,7 @@ expect "no degree that the model can be split over" 2 "nothing to predict" "$fol
 expect "advice without that degree" 0 "DAP 8 is left out" "$foldscale" advise study --experiment good.yaml \
     --set model.n_extra=4 --set predict.gpus=[8] --set predict.dap=[1,8] --machine h100_sxm --deadline 24
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
-expect "runs of two models" 1 'mixed.csv:4: experiment "other", but line 2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
+expect "runs of two models" 1 'mixed.csv:4: experiment "other", but mixed.csv:2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
 
 # --- a sweep that goes on: with more points of its study, not with another experiment ------------------------------------------
 sweep() { # ARGUMENT...
