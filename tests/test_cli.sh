@@ -163,6 +163,10 @@ else
     fail "resume is not bit-identical"
 fi
 
+latin=$(printf 'parts\xe9')
+expect "a run directory whose name is not UTF-8" 0 "2 steps" "$foldscale" train good.yaml --out "$latin" --set train.steps=2
+expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$latin" --set eval.chains=[1ubq_A]
+grep -q '"parts?"' "$latin/run.json" || fail "run.json does not hold the command as UTF-8"
 ls parts >before
 expect "eval on two ranks" 0 "over 1 chains" "$foldscale" eval parts --ranks 2 --set eval.chains=[1ubq_A]
 ls parts | cmp -s before - || fail "eval wrote into the run directory"
