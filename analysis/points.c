@@ -4,29 +4,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-Status points_check(const RunRow *rows, int64_t count, const char *file)
+Status points_check(const RunRow *rows, int64_t count)
 {
-    if (count < 1) return status_fail_at(ERR_INPUT, file, 0, "no runs");
+    if (count < 1) return status_fail(ERR_INPUT, "no runs");
     for (int64_t i = 1; i < count; i++) {
         const RunRow *a = &rows[0], *b = &rows[i];
         if (strcmp(a->backend, b->backend))
-            return status_fail_at(ERR_INPUT, file, b->line,
-                                  "backend \"%.40s\", but line %ld has \"%.40s\": fit one backend at a time",
-                                  b->backend, a->line, a->backend);
+            return status_fail_at(ERR_INPUT, b->file, b->line,
+                                  "backend \"%.40s\", but %.200s:%ld has \"%.40s\": fit one backend at a time",
+                                  b->backend, a->file, a->line, a->backend);
         if (strcmp(a->device, b->device))
-            return status_fail_at(ERR_INPUT, file, b->line,
-                                  "device \"%.60s\", but line %ld has \"%.60s\": fit one machine at a time", b->device,
-                                  a->line, a->device);
+            return status_fail_at(ERR_INPUT, b->file, b->line,
+                                  "device \"%.60s\", but %.200s:%ld has \"%.60s\": fit one machine at a time",
+                                  b->device, a->file, a->line, a->device);
         if (a->experiment && b->experiment && strcmp(a->experiment, b->experiment))
-            return status_fail_at(ERR_INPUT, file, b->line,
-                                  "experiment \"%.60s\", but line %ld has \"%.60s\": fit one model at a time",
-                                  b->experiment, a->line, a->experiment);
+            return status_fail_at(ERR_INPUT, b->file, b->line,
+                                  "experiment \"%.60s\", but %.200s:%ld has \"%.60s\": fit one model at a time",
+                                  b->experiment, a->file, a->line, a->experiment);
         for (int64_t j = 0; j < i; j++)
             if (*b->provenance && !strcmp(rows[j].provenance, b->provenance))
                 return status_fail_at(
-                    ERR_INPUT, file, b->line,
-                    "provenance %.40s is also on line %ld: the same run twice would count as a repeat", b->provenance,
-                    rows[j].line);
+                    ERR_INPUT, b->file, b->line,
+                    "provenance %.40s is also in %.200s:%ld: the same run twice would count as a repeat", b->provenance,
+                    rows[j].file, rows[j].line);
     }
     return OK;
 }

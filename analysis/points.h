@@ -6,8 +6,8 @@
 #include "analysis/schema.h"
 
 /* Refuses (ERR_INPUT with the lines) runs of different backends or devices in one fit, and two rows of one measurement
- * (equal provenance). `file` is for messages. */
-Status points_check(const RunRow *rows, int64_t count, const char *file);
+ * (equal provenance). */
+Status points_check(const RunRow *rows, int64_t count);
 
 /* Times of a run without evaluation: computation (all forwards, backward, optimizer), exposed communication, loader,
  * rest as host overhead. Phases of a row that leaves them empty are NAN. The shape is the caller's (predict_shape,

@@ -312,6 +312,7 @@ Status schema_read_runs(const char *path, RunTable *out)
     TRY(read_runs(path, &result));
     Status status = OK;
     for (int64_t r = 0; r < result.count && status == OK; r++) {
+        result.rows[r].file = result.table->file;
         result.rows[r].line = result.table->lines[r];
         status = check_run(result.table, r, &result.rows[r]);
     }

@@ -72,7 +72,8 @@ typedef struct RunRow {
     double wire_bytes;  /* sent by one rank in one step */
     double data_wait_fraction;
     const char *provenance; /* hash of run.json: two rows with the same one are the same measurement */
-    long line;              /* of the file it was read from; not written */
+    const char *file;       /* that it was read from, and the line there; not written */
+    long line;
 } RunRow;
 
 /* ops.csv: one row per op of the profiled program */

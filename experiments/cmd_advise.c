@@ -1,6 +1,7 @@
 /* foldscale advise: which configuration, and which run to measure next. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "analysis/advise.h"
 #include "experiments/commands.h"
@@ -39,15 +40,21 @@ static Status predict_all(Predictor *predictor, const Machine *machine, Choices 
 {
     const Config *c = predictor_config(predictor);
     const PredictSection *p = &c->predict;
+    int64_t dap[CONFIG_LIST];
+    int degrees = (int)p->dap_count;
+    memcpy(dap, p->dap, sizeof dap);
+    TRY(predictor_keep_degrees(predictor, dap, &degrees));
     out->row = arena_array(&out->arena, (size_t)p->gpus_count * p->dap_count + 1, sizeof *out->row);
     if (!out->row) return status_fail(ERR_MEMORY, "advise: out of memory");
     for (unsigned i = 0; i < p->gpus_count; i++)
-        for (unsigned j = 0; j < p->dap_count; j++) {
-            if (p->gpus[i] % p->dap[j] != 0 || p->gpus[i] > machine_devices(machine)) continue;
-            TRY(predictor_row(predictor, machine, &c->switches, p->gpus[i], p->dap[j], &out->arena,
+        for (int j = 0; j < degrees; j++) {
+            if (p->gpus[i] % dap[j] != 0 || p->gpus[i] > machine_devices(machine)) continue;
+            TRY(predictor_row(predictor, machine, &c->switches, p->gpus[i], dap[j], &out->arena,
                               &out->row[out->count++]));
         }
-    return out->count ? OK : status_fail(ERR_USAGE, "advise: no GPU count of predict.gpus fits on %s", machine->name);
+    return out->count ? OK
+                      : status_fail(ERR_USAGE, "advise: nothing of predict.gpus and predict.dap divides and fits on %s",
+                                    machine->name);
 }
 
 static void print_option(const char *what, const AdviseOption *o)

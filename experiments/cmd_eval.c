@@ -34,17 +34,6 @@ static const char *const columns[] = {"chain",  "length", "lddt_ca", "drmsd",  "
                                       "gdt_ts", "gdt_ha", "plddt",   "seconds"};
 enum { COLUMNS = sizeof columns / sizeof *columns };
 
-/* The experiment part of the run.json beside the checkpoint, as a file that config_load reads. */
-static Status experiment_of(const char *checkpoint, Arena *arena, char **path_out)
-{
-    char *folder = study_folder_of(checkpoint, arena);
-    char *run = folder ? arena_printf(arena, "%s/run.json", folder) : NULL;
-    char *path = folder ? arena_printf(arena, "%s/experiment.yaml", folder) : NULL;
-    if (!run || !path) return status_fail(ERR_MEMORY, "eval: out of memory");
-    *path_out = path;
-    return study_extract_experiment(run, path);
-}
-
 static Status write_csv(const char *path, const ChainScore *scores, int count)
 {
     TableWriter *writer = NULL;
@@ -107,11 +96,12 @@ static Status evaluate(const Config *config, const char *checkpoint, const EvalA
 
 static Status load(const EvalArguments *a, const char *checkpoint, Arena *arena, Config **config_out)
 {
-    char *experiment = (char *)a->experiment;
-    if (!experiment) TRY(experiment_of(checkpoint, arena, &experiment));
     if (strcmp(a->weights, "swa") != 0 && strcmp(a->weights, "current") != 0)
         return status_fail(ERR_USAGE, "eval: unknown --weights \"%s\" (expected swa or current)", a->weights);
-    return config_load(experiment, &a->overrides, config_out);
+    if (a->experiment) return config_load(a->experiment, &a->overrides, config_out);
+    const char *folder = study_folder_of(checkpoint, arena);
+    char *run = folder ? arena_printf(arena, "%s/run.json", folder) : NULL;
+    return run ? config_load_run(run, &a->overrides, config_out) : status_fail(ERR_MEMORY, "eval: out of memory");
 }
 
 Status cmd_eval(int argc, char **argv)

@@ -127,7 +127,7 @@ Status cmd_fit(int argc, char **argv)
     char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/fit.json", folder);
     Status status = runs && folder && out ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
     if (status == OK) status = study_read_runs(&operands, runs);
-    if (status == OK) status = points_check(runs->all.rows, runs->all.count, operands.item[0]);
+    if (status == OK) status = points_check(runs->all.rows, runs->all.count);
     if (status == OK && !machine) status = study_file(folder, "machine/machine.yaml", &arena, &machine);
     if (status == OK && !ops) status = study_file(folder, "machine/profile/ops.csv", &arena, &ops);
     if (status == OK) status = study_experiment(a.experiment, folder, &a.overrides, &config);

@@ -80,6 +80,9 @@ static Status fill_lists(PredictJob *job, const PredictArguments *a)
     memcpy(job->dap, p->dap, sizeof job->dap);
     if (a->gpus) TRY(cli_int_list(a->gpus, "GPU counts", 1, 1 << 20, CONFIG_LIST, job->gpus, &job->gpu_count));
     if (a->dap) TRY(cli_int_list(a->dap, "DAP degrees", 1, 8, CONFIG_LIST, job->dap, &job->dap_count));
+    int asked = job->dap_count;
+    TRY(predictor_keep_degrees(job->predictor, job->dap, &job->dap_count));
+    job->skipped += asked - job->dap_count;
     return OK;
 }
 
@@ -137,15 +140,14 @@ static Status run(PredictJob *job, const PredictArguments *a, const char *out)
     if (status == OK) status = predict_what_if(job, a, NULL);
     for (int i = 0; i < a->what_ifs.count && status == OK; i++) status = predict_what_if(job, a, a->what_ifs.item[i]);
     if (status == OK && job->rows == 0)
-        status = status_fail(ERR_USAGE, "predict: nothing to predict (machines with enough GPUs and counts that a DAP "
-                                        "degree divides are needed)");
+        status = status_fail(ERR_USAGE, "predict: nothing to predict (machines with enough GPUs and counts and a model "
+                                        "that a DAP degree divides are needed)");
     if (status != OK) {
         if (job->writer) table_writer_abandon(&job->writer);
         return status;
     }
     TRY(table_writer_close(&job->writer));
-    printf("%d predictions%s -> %s\n", job->rows, job->skipped ? " (counts that do not divide or fit left out)" : "",
-           out);
+    printf("%d predictions%s -> %s\n", job->rows, job->skipped ? " (what does not divide or fit left out)" : "", out);
     return OK;
 }
 

@@ -27,8 +27,8 @@ static const Usage usage = {
     .operands = "STUDY.yaml",
     .text = "Runs the matrix of a study, switches x (ranks, DAP) x repeats, in random order, each point as its own\n"
             "training run below DIR/points, and collects one row per point in DIR/runs.csv. Started again, it goes on\n"
-            "with the points that have no row yet. --slurm writes one job script per point instead; when the jobs are\n"
-            "done, --collect gathers their rows.",
+            "with the points that have no row yet; it may ask for more points then, but not for another experiment.\n"
+            "--slurm writes one job script per point instead; when the jobs are done, --collect gathers their rows.",
     .example = "foldscale sweep experiments/quickstart.yaml --out runs/study",
     .min_operands = 1,
     .max_operands = 1};
@@ -39,6 +39,29 @@ static bool is_done(const Sweep *sweep, const RunTable *done, const char *id)
     for (int64_t i = 0; i < done->count; i++)
         if (strcmp(done->rows[i].run_id, id) == 0) return true;
     return false;
+}
+
+/* What stands in the folder is of this study; a point whose run.json is not here says nothing. */
+static Status check_point(const Sweep *sweep, const char *id)
+{
+    Arena arena = {0};
+    char *run = arena_printf(&arena, "%s/points/%s/run.json", sweep->folder, id);
+    Status status = run ? OK : status_fail(ERR_MEMORY, "sweep: out of memory");
+    if (status == OK && file_exists(run)) status = study_check_same(sweep->config, run);
+    arena_free(&arena);
+    return status;
+}
+
+/* Rows of an earlier start, which all must be of this study. */
+static Status read_done(const Sweep *sweep, RunTable *done)
+{
+    *done = (RunTable){0};
+    if (!file_exists(sweep->runs)) return OK;
+    TRY(schema_read_runs(sweep->runs, done));
+    Status status = OK;
+    for (int64_t i = 0; i < done->count && status == OK; i++) status = check_point(sweep, done->rows[i].run_id);
+    if (status != OK) schema_free_runs(done);
+    return status;
 }
 
 /* The experiment of a point, as its run has it. */
@@ -104,12 +127,6 @@ static Status run_point(Sweep *sweep, const StudyPoint *point)
     return status;
 }
 
-static Status read_done(const Sweep *sweep, RunTable *done)
-{
-    *done = (RunTable){0};
-    return file_exists(sweep->runs) ? schema_read_runs(sweep->runs, done) : OK;
-}
-
 static Status run_points(Sweep *sweep)
 {
     RunTable done;
@@ -159,6 +176,7 @@ static Status collect(Sweep *sweep)
         TextList *set = calloc(1, sizeof *set);
         status =
             set ? point_config(sweep, point, &arena, set, &config) : status_fail(ERR_MEMORY, "sweep: out of memory");
+        if (status == OK) status = check_point(sweep, point->id);
         if (status == OK) status = append_row(sweep, point, config);
         added += status == OK;
         config_destroy(&config);
@@ -178,6 +196,9 @@ static Status run(Sweep *sweep, bool gather, const SlurmOptions *slurm)
     snprintf(sweep->runs, sizeof sweep->runs, "%s/runs.csv", sweep->folder);
     if (slurm->write) { /* jobs start in another folder */
         char study[PATH_MAX], folder[PATH_MAX];
+        RunTable done;
+        TRY(read_done(sweep, &done));
+        schema_free_runs(&done);
         if (!realpath(sweep->path, study) || !realpath(sweep->folder, folder))
             return status_fail(ERR_IO, "%s: cannot make the path absolute", sweep->path);
         return slurm_write(slurm, sweep->config, study, sweep->overrides, folder, sweep->points, sweep->count);

@@ -38,15 +38,6 @@ static Status load(const char *path, TrainArguments *a, Config **config_out)
     return config_load(path, &a->overrides, config_out);
 }
 
-/* Faults of the experiment are said once, before there are ranks to say them. */
-static Status check_split(const Config *config)
-{
-    SessionPlan plan;
-    TRY(session_plan(config, true, PASS_SHARD, &plan));
-    session_plan_free(&plan);
-    return OK;
-}
-
 Status cmd_train(int argc, char **argv)
 {
     TrainArguments a = {0};
@@ -70,7 +61,7 @@ Status cmd_train(int argc, char **argv)
     TRY(load(operands.item[0], &a, &config));
     Status status;
     if (config_processes(config) > 1 && !launch_under_mpi()) {
-        status = check_split(config);
+        status = session_check_split(config); /* said once, before there are ranks to say it */
         if (status == OK) status = launch_ranks(config->parallel.ranks, argc, argv);
     } else {
         char folder[CONFIG_NAME + 8];

@@ -183,13 +183,23 @@ static Status base_config(const Node *root, const char *path, Config *base_out)
     return OK;
 }
 
-Status config_load(const char *path, const TextList *overrides, Config **config_out)
+/* The experiment that a file is, or that a run.json holds among other things (JSON is YAML: its lines are kept). */
+static Status read_tree(const char *path, bool run, Arena *arena, Node **root_out)
+{
+    TRY(tree_read(path, arena, root_out));
+    if (!run) return OK;
+    *root_out = tree_child(*root_out, "experiment");
+    if (*root_out && (*root_out)->kind == NODE_MAP) return OK;
+    return status_fail(ERR_INPUT, "%s: no experiment in it (expected a run.json of foldscale)", path);
+}
+
+static Status load(const char *path, bool run, const TextList *overrides, Config **config_out)
 {
     Arena arena = {0};
     Node *root = NULL;
     Config *base = calloc(1, sizeof *base), *config = NULL;
     char *text = NULL;
-    Status status = base ? tree_read(path, &arena, &root) : status_fail(ERR_MEMORY, "%s: out of memory", path);
+    Status status = base ? read_tree(path, run, &arena, &root) : status_fail(ERR_MEMORY, "%s: out of memory", path);
     for (int i = 0; status == OK && overrides && i < overrides->count; i++)
         status = tree_override(root, overrides->item[i], &arena);
     if (status == OK) status = config_check_tree(root);
@@ -205,6 +215,16 @@ Status config_load(const char *path, const TextList *overrides, Config **config_
     free(base);
     arena_free(&arena);
     return status;
+}
+
+Status config_load(const char *path, const TextList *overrides, Config **config_out)
+{
+    return load(path, false, overrides, config_out);
+}
+
+Status config_load_run(const char *path, const TextList *overrides, Config **config_out)
+{
+    return load(path, true, overrides, config_out);
 }
 
 void config_destroy(Config **config)

@@ -121,6 +121,8 @@ typedef struct Config {
 
 /* `overrides` may be NULL. */
 Status config_load(const char *path, const TextList *overrides, Config **config_out);
+/* The experiment that a run.json holds. */
+Status config_load_run(const char *path, const TextList *overrides, Config **config_out);
 void config_destroy(Config **config);
 
 /* Everything, defaults included, as JSON (which is YAML: config_load reads it back). Caller frees with free(). */

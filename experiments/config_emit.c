@@ -137,6 +137,59 @@ static void emit_map(FILE *out, const cyaml_schema_field_t *fields, const FieldL
     fprintf(out, "\n%*s}", indent, "");
 }
 
+static Status leaf_text(const cyaml_schema_field_t *field, const char *base, Arena *arena, const char **text_out)
+{
+    size_t size = 0;
+    char *text = NULL;
+    FILE *out = open_memstream(&text, &size);
+    if (!out) return status_fail(ERR_MEMORY, "the experiment: out of memory");
+    if (field->value.type == CYAML_SEQUENCE)
+        emit_list(out, field, base, NULL);
+    else
+        emit_data_scalar(out, &field->value, base + field->data_offset);
+    bool whole = fclose(out) == 0;
+    *text_out = whole ? arena_strdup(arena, text) : NULL;
+    free(text);
+    return *text_out ? OK : status_fail(ERR_MEMORY, "the experiment: out of memory");
+}
+
+static bool listed(const char *key, const char *const *list)
+{
+    for (; *list; list++)
+        if (strcmp(key, *list) == 0) return true;
+    return false;
+}
+
+static Status compare(const cyaml_schema_field_t *fields, const FieldLimit *limits, const char *section, const char *a,
+                      const char *b, const char *const *but, Arena *arena, ConfigDifference *out)
+{
+    for (int i = 0; fields[i].key && !out->key; i++) {
+        const cyaml_schema_value_t *value = &fields[i].value;
+        char *key = arena_printf(arena, "%s%s%s", section, *section ? "." : "", fields[i].key);
+        if (!key) return status_fail(ERR_MEMORY, "the experiment: out of memory");
+        if (listed(key, but)) continue;
+        if (value->type == CYAML_MAPPING) {
+            TRY(compare(value->mapping.fields, limits[i].fields, key, a + fields[i].data_offset,
+                        b + fields[i].data_offset, but, arena, out));
+            continue;
+        }
+        const char *path = limits[i].path ? b + fields[i].data_offset : "";
+        if (*path && access(path, F_OK) != 0) continue;
+        TRY(leaf_text(&fields[i], a, arena, &out->a));
+        TRY(leaf_text(&fields[i], b, arena, &out->b));
+        if (strcmp(out->a, out->b) != 0) out->key = key;
+    }
+    return OK;
+}
+
+Status config_compare(const Config *a, const Config *b, const char *const *but, Arena *arena,
+                      ConfigDifference *difference_out)
+{
+    *difference_out = (ConfigDifference){0};
+    return compare(config_schema.mapping.fields, config_limits, "", (const char *)a, (const char *)b, but, arena,
+                   difference_out);
+}
+
 Status config_emit(const Config *config, const Node *root, char **text_out)
 {
     size_t size = 0;

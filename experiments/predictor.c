@@ -1,11 +1,13 @@
 #include "experiments/predictor.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "analysis/transfer.h"
 #include "experiments/files.h"
+#include "experiments/session.h"
 #include "experiments/study_files.h"
 
 /* What the study's runs.csv measured; nothing known without one. */
@@ -98,6 +100,28 @@ void predictor_close(Predictor **predictor)
 const Config *predictor_config(const Predictor *predictor)
 {
     return predictor->target ? predictor->target : predictor->fitted;
+}
+
+Status predictor_keep_degrees(const Predictor *predictor, int64_t *dap, int *count)
+{
+    Config *setting = malloc(sizeof *setting);
+    if (!setting) return status_fail(ERR_MEMORY, "out of memory for a prediction");
+    Status status = OK;
+    int kept = 0;
+    for (int i = 0; i < *count && status == OK; i++) {
+        *setting = *predictor_config(predictor);
+        setting->parallel.ranks = setting->parallel.dap = (int)dap[i];
+        status = session_check_split(setting);
+        if (status == OK)
+            dap[kept++] = dap[i];
+        else if (status == ERR_INPUT) {
+            fprintf(stderr, "foldscale: note: DAP %lld is left out: %s\n", (long long)dap[i], status_text());
+            status = OK;
+        }
+    }
+    free(setting);
+    *count = kept;
+    return status;
 }
 
 static bool is_other(const Predictor *p, const Machine *machine)

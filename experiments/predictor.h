@@ -19,6 +19,9 @@ void predictor_close(Predictor **predictor);
 /* The experiment whose step is predicted. */
 const Config *predictor_config(const Predictor *predictor);
 
+/* Takes the DAP degrees over which that step cannot be split out of the list, each with a note on standard error. */
+Status predictor_keep_degrees(const Predictor *predictor, int64_t *dap, int *count);
+
 /* What predictor_row predicts from: the fit that holds for the machine (borrowed, until the next call for another
  * machine), the shape of the configuration and the log standard deviation of what was not measured there. */
 Status predictor_shape(Predictor *predictor, const Machine *machine, const SwitchSection *switches, int64_t gpus,

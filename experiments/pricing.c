@@ -239,7 +239,10 @@ static Status make_point(Pricing *p, const RunRow *row, FitPoint *point)
     SwitchSection switches;
     TRY(pricing_switches(row, &switches));
     points_fill(row, point);
-    return pricing_shape(p, NULL, p->config, &switches, (int)row->dp, (int)row->dap, &point->shape, NULL);
+    Status status = pricing_shape(p, NULL, p->config, &switches, (int)row->dp, (int)row->dap, &point->shape, NULL);
+    if (status == OK) return OK;
+    /* whatever cannot be priced was asked for by the row */
+    return status_fail_at(status == ERR_USAGE ? ERR_INPUT : status, row->file, row->line, "%s", status_text());
 }
 
 Status pricing_points(Pricing *pricing, const RunTable *runs, bool all, FitPoint **points_out, int64_t **used_out,

@@ -37,7 +37,8 @@ Status pricing_switches(const RunRow *row, SwitchSection *switches_out);
 void pricing_switch_texts(const SwitchSection *switches, const char *texts_out[SCHEMA_SWITCH_COUNT]);
 
 /* Fit points of the rows with the switch setting that was measured at the most rank counts (`all`: of every row);
- * *used_out[i] is the row of point i. Caller frees both. */
+ * *used_out[i] is the row of point i. Caller frees both. ERR_INPUT with the line of a row that the machine has no room
+ * for or that the model cannot be split for. */
 Status pricing_points(Pricing *pricing, const RunTable *runs, bool all, FitPoint **points_out, int64_t **used_out,
                       int *count_out);
 

@@ -54,6 +54,18 @@ static void add_libraries(cJSON *root)
     if (mpi) cJSON_AddStringToObject(libraries, "openmpi", mpi);
 }
 
+/* JSON is UTF-8, but an argument (an old path) may be any bytes: those that are no character become '?'. */
+static void keep_characters(char *text)
+{
+    for (unsigned char *c = (unsigned char *)text; *c;) {
+        int more = *c < 0x7f ? 0 : *c < 0xc2 ? -1 : *c < 0xe0 ? 1 : *c < 0xf0 ? 2 : *c < 0xf5 ? 3 : -1;
+        int k = 0;
+        while (k < more && (c[1 + k] & 0xc0) == 0x80) k++;
+        if (k != more) *c = '?';
+        c += k == more ? 1 + more : 1;
+    }
+}
+
 static void add_run(cJSON *root, const RunFacts *facts)
 {
     char when[32];
@@ -65,7 +77,11 @@ static void add_run(cJSON *root, const RunFacts *facts)
     cJSON_AddStringToObject(root, "commit", version_commit());
     cJSON_AddStringToObject(root, "start", when);
     cJSON *command = cJSON_AddArrayToObject(root, "command");
-    for (int i = 0; i < facts->argc; i++) cJSON_AddItemToArray(command, cJSON_CreateString(facts->argv[i]));
+    for (int i = 0; i < facts->argc; i++) {
+        cJSON *argument = cJSON_CreateString(facts->argv[i]);
+        if (argument) keep_characters(argument->valuestring);
+        cJSON_AddItemToArray(command, argument);
+    }
     cJSON_AddNumberToObject(root, "resumed_from", (double)facts->resumed_from);
     const RankLayout *layout = &facts->backend->layout;
     cJSON_AddNumberToObject(root, "ranks", layout->world);

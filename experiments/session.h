@@ -59,6 +59,8 @@ typedef struct SessionPlan {
 /* training false: the forward program alone, with its outputs (evaluation). `last` stops the passes early. */
 Status session_plan(const Config *config, bool training, PassStage last, SessionPlan *plan_out);
 void session_plan_free(SessionPlan *plan);
+/* ERR_INPUT naming the value when the model cannot be split over parallel.dap ranks. */
+Status session_check_split(const Config *config);
 
 /* ERR_MEMORY when the device of this session's backend has less than store_bytes + workspace_bytes: says how much is
  * missing and which switches would make it fit, found by planning with them (session_memory.c). */

@@ -91,3 +91,11 @@ void session_plan_free(SessionPlan *plan)
     if (plan->registry) registry_destroy(&plan->registry);
     memset(plan, 0, sizeof *plan);
 }
+
+Status session_check_split(const Config *config)
+{
+    SessionPlan plan;
+    TRY(session_plan(config, true, PASS_SHARD, &plan));
+    session_plan_free(&plan);
+    return OK;
+}

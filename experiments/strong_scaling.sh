@@ -62,7 +62,9 @@ else
     timed=(--backend cuda)
     at_once=$gpus
     switches=gemm_batching,fused_attention,fused_layernorm,fused_pointwise,fused_optimizer,bf16,comm_overlap,overlap_clip,cuda_graph,nonblocking_loader
-    common+=(--set "data.workers=$(($(nproc) / gpus > 2 ? $(nproc) / gpus - 1 : 1))" --set "parallel.tune_cache=$out/work/tune.txt")
+    workers=$out/work/workers # a study keeps them, with however many GPUs it goes on
+    [ -f "$workers" ] || echo $(($(nproc) / gpus > 2 ? $(nproc) / gpus - 1 : 1)) >"$workers"
+    common+=(--set "data.workers=$(cat "$workers")" --set "parallel.tune_cache=$out/work/tune.txt")
 fi
 # the recycling counts 0..3 come in shuffled fours: one four to warm up, two to measure
 common+=(--set "study.switches=[$switches]" --set study.steps=12 --set study.warmup=4 --set train.recycling=3)

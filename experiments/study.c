@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "experiments/config_emit.h"
+
 enum { MAX_SETTINGS = 3 * (CONFIG_LIST + 2), MAX_POINTS = 1 << 20 };
 
 typedef struct SettingList {
@@ -158,4 +160,44 @@ Status study_overrides(const Config *config, const StudyPoint *point, Arena *are
     TRY(add_text(arena, out, "train.checkpoint_last", "off"));
     TRY(add_number(arena, out, "train.checkpoint_every", 0));
     return add_number(arena, out, "eval.every", 0);
+}
+
+static const char *const may_differ[] = {
+    /* what study_overrides sets, beside the switches */
+    "parallel.ranks", "parallel.dap", "train.steps", "train.checkpoint_last", "train.checkpoint_every", "eval",
+    /* more points */
+    "study.ablations", "study.switches", "study.ranks", "study.dap", "study.repeats", "study.full_matrix",
+    /* no part of a step */
+    "train.keep", "train.max_seconds", "parallel.tune_cache", "predict"};
+enum { MAY_DIFFER = sizeof may_differ / sizeof *may_differ };
+
+static Status add_switches(const StudySection *study, Arena *arena, const char **keys, int *count)
+{
+    for (unsigned i = 0; i < study->switches_count; i++) {
+        keys[*count] = arena_printf(arena, "switches.%s", study->switches[i]);
+        if (!keys[*count]) return status_fail(ERR_MEMORY, "out of memory for a study");
+        ++*count;
+    }
+    return OK;
+}
+
+Status study_check_same(const Config *asked, const char *run)
+{
+    const char *but[MAY_DIFFER + 2 * CONFIG_LIST + 1] = {NULL};
+    int n = MAY_DIFFER;
+    Arena arena = {0};
+    Config *measured = NULL;
+    ConfigDifference d;
+    memcpy(but, may_differ, sizeof may_differ);
+    TRY(config_load_run(run, NULL, &measured));
+    Status status = add_switches(&asked->study, &arena, but, &n);
+    if (status == OK) status = add_switches(&measured->study, &arena, but, &n);
+    if (status == OK) status = config_compare(asked, measured, but, &arena, &d);
+    if (status == OK && d.key)
+        status = status_fail(ERR_USAGE,
+                             "%s: the study here was measured with %s %.200s, asked for %.200s; take another --out",
+                             run, d.key, d.b, d.a);
+    config_destroy(&measured);
+    arena_free(&arena);
+    return status;
 }

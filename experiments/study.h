@@ -17,4 +17,8 @@ Status study_points(const Config *config, StudyPoint **points_out, int *count_ou
 /* "--set" values that turn the experiment into this point; returns how many (each is malloc'ed). */
 Status study_overrides(const Config *config, const StudyPoint *point, Arena *arena, TextList *out);
 
+/* Whether a study may go on beside a point that was measured before (`run`: its run.json): ERR_USAGE with the first key
+ * that differs, unless a point sets it, it only adds points, or a step does not depend on it. */
+Status study_check_same(const Config *asked, const char *run);
+
 #endif

@@ -1,6 +1,5 @@
 #include "experiments/study_files.h"
 
-#include <cJSON.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,37 +21,20 @@ char *study_folder_of(const char *path, Arena *arena)
     return slash ? arena_strndup(arena, path, (size_t)(slash - path)) : arena_strdup(arena, ".");
 }
 
-Status study_extract_experiment(const char *run, const char *target)
-{
-    enum { LIMIT = 1 << 24 };
-    char *text = NULL;
-    TRY(file_read_whole(run, LIMIT, &text));
-    cJSON *root = cJSON_Parse(text), *experiment = cJSON_GetObjectItemCaseSensitive(root, "experiment");
-    char *json = experiment ? cJSON_Print(experiment) : NULL;
-    cJSON_Delete(root);
-    free(text);
-    if (!json) return status_fail(ERR_INPUT, "%s: no experiment in it (expected a run.json of foldscale)", run);
-    Status status = file_write_whole(target, json, strlen(json));
-    free(json);
-    return status;
-}
-
 Status study_experiment(const char *given, const char *folder, const TextList *overrides, Config **config_out)
 {
-    char points[4096], path[4200], target[4200];
+    char points[4096], path[4200];
     Arena arena = {0};
     FolderList names = {0};
     if (given) return config_load(given, overrides, config_out);
     snprintf(points, sizeof points, "%s/points", folder);
-    snprintf(target, sizeof target, "%s/experiment.yaml", folder);
     Status status = folder_list(points, &arena, &names);
     if (status != OK || names.count == 0)
         status = status_fail(ERR_USAGE, "%s: no runs of a sweep here; name the experiment with --experiment", folder);
     else
         snprintf(path, sizeof path, "%s/%s/run.json", points, names.name[0]);
-    if (status == OK) status = study_extract_experiment(path, target);
     arena_free(&arena);
-    return status == OK ? config_load(target, overrides, config_out) : status;
+    return status == OK ? config_load_run(path, overrides, config_out) : status;
 }
 
 Status study_read_runs(const TextList *paths, RunFiles *files_out)

@@ -10,8 +10,6 @@
 Status study_file(const char *folder, const char *name, Arena *arena, char **path_out);
 /* Folder part of a path, "." when it has none. */
 char *study_folder_of(const char *path, Arena *arena);
-/* Writes the experiment part of a run.json as a file of its own, which config_load reads. */
-Status study_extract_experiment(const char *run, const char *target);
 /* The experiment of a study: `given`, or what run.json of the first point has. */
 Status study_experiment(const char *given, const char *folder, const TextList *overrides, Config **config_out);
 /* The rows of several runs.csv one after the other. */

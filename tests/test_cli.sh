@@ -130,6 +130,9 @@ expect "another machine from the study's fit" 0 "predictions" "$foldscale" predi
 expect "another machine from another fit" 0 "predictions" "$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 \
     --fit dir.2/sub/myfit --out other.csv
 cmp own.csv other.csv || fail "--fit leaves out the anchored fit beside it"
+sed 's/,d,2,2,1,/,d,16,16,1,/' study/runs.csv >wide.csv
+expect "runs on more ranks than the machine has" 1 'wide.csv:4: 16 x 1 ranks do not fit on h200x2 \(2 devices\)' "$foldscale" fit wide.csv \
+    --experiment good.yaml --machine h200x2
 expect "what-ifs" 0 "3 predictions" "$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 \
     --what-if switches.bf16=on --what-if model.n_res=32,switches.bf16=on --out what.csv
 [ "$(grep -c 'what if' what.csv)" = 2 ] || fail "what.csv does not say which rows are what-ifs"
@@ -142,8 +145,37 @@ expect "folder that needs quotes" 2 'jobs%j" cannot stand in a job script' "$fol
 [ -e jobs/slurm ] && fail "job scripts were written all the same"
 expect "job scripts" 0 "job scripts" "$foldscale" sweep good.yaml --slurm --partition gpu-a.1,gpu_b --out jobs
 expect "advice" 0 "next measurement" "$foldscale" advise study --experiment good.yaml --machine h100_sxm --deadline 24 --budget 1e6
+expect "a degree that the model cannot be split over" 0 "note: DAP 8 is left out: .*extent 4, which cannot be split" "$foldscale" \
+    predict study --experiment good.yaml --set model.n_extra=4 --machine h100_sxm --gpus 8 --dap 1,8 --out what.csv
+grep -q '^1 predictions (what does not divide or fit left out)' log && [ "$(wc -l <what.csv)" = 2 ] ||
+    fail "the other degree was not predicted"
+expect "no degree that the model can be split over" 2 "nothing to predict" "$foldscale" predict study --experiment good.yaml \
+    --set model.n_extra=4 --machine h100_sxm --gpus 8 --dap 8 --out none.csv
+expect "advice without that degree" 0 "DAP 8 is left out" "$foldscale" advise study --experiment good.yaml \
+    --set model.n_extra=4 --set predict.gpus=[8] --set predict.dap=[1,8] --machine h100_sxm --deadline 24
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
-expect "runs of two models" 1 'mixed.csv:4: experiment "other", but line 2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
+expect "runs of two models" 1 'mixed.csv:4: experiment "other", but mixed.csv:2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
+
+# --- a sweep that goes on: with more points of its study, not with another experiment ------------------------------------------
+sweep() { # ARGUMENT...
+    "$foldscale" sweep good.yaml --out swept --set study.switches=[fused_attention] --set study.ablations=[] \
+        --set study.repeats=1 --set study.steps=2 "$@"
+}
+export -f sweep
+export foldscale
+expect "sweep" 0 "1 points -> swept/runs.csv" bash -c sweep
+other='points/n1_dap1_s.*_r0/run.json: the study here was measured with model.c_m 32, asked for 64; take another --out'
+for more in "" "--set study.repeats=2" --collect --slurm; do
+    expect "going on with another model $more" 2 "$other" bash -c "sweep --set model.c_m=64 $more"
+done
+expect "going on with more points" 0 "3 points" bash -c 'sweep --set study.repeats=3 --set study.ranks=[1]'
+[ "$(wc -l <swept/runs.csv)" = 4 ] || fail "swept/runs.csv has not three rows"
+tail -n 1 swept/runs.csv >last && sed -i '$d' swept/runs.csv
+sed -i 's/"c_m":\t32/"c_m":\t64/' "swept/points/$(cut -d, -f1 last)/run.json"
+expect "collecting a point of another model" 2 "model.c_m 64, asked for 32" bash -c 'sweep --set study.repeats=3 --collect'
+[ "$(wc -l <swept/runs.csv)" = 3 ] || fail "a point of another model was collected"
+expect "fit with the experiment of run.json" 0 "2 runs" "$foldscale" fit swept/runs.csv
+[ -e swept/experiment.yaml ] && fail "fit wrote an experiment into the study"
 
 # --- checkpoints: resume, damage, full disk, signals, a killed rank -----------------------------------------------------------
 expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
@@ -169,6 +201,16 @@ expect "a folder in use" 1 "parts: another foldscale is writing here" flock part
 expect "nothing left to do" 0 "4 steps, [0-9.]+ s" "$foldscale" train good.yaml --out parts --resume
 expect "replacing" 0 "2 steps, loss" "$foldscale" train good.yaml --out kept --replace --set train.steps=2
 [ -e kept/ckpt_000004.safetensors ] && fail "a checkpoint of the run that was replaced"
+latin=$(printf 'parts\xe9')
+expect "a run directory whose name is not UTF-8" 0 "2 steps" "$foldscale" train good.yaml --out "$latin" --set train.steps=2
+expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$latin" --set eval.chains=[1ubq_A]
+grep -q '"parts?"' "$latin/run.json" || fail "run.json does not hold the command as UTF-8"
+ls parts >before
+expect "eval on two ranks" 0 "over 1 chains" "$foldscale" eval parts --ranks 2 --set eval.chains=[1ubq_A]
+ls parts | cmp -s before - || fail "eval wrote into the run directory"
+sed 's/"c_m":/"c_mm":/' parts/run.json >run.json
+cp parts/ckpt_000004.safetensors .
+expect "eval beside a damaged run.json" 1 'run.json:[0-9]+: unknown key "c_mm" in model' "$foldscale" eval ckpt_000004.safetensors
 
 cp -r parts damaged
 head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors

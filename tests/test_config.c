@@ -98,6 +98,31 @@ static void test_round_trip(void **state)
     config_destroy(&again);
 }
 
+/* A run.json is read where it lies, with its own lines in what is refused. */
+static void test_run(void **state)
+{
+    (void)state;
+    const TextList set = {.count = 1, .item = {"train.steps=9"}};
+    Config *c = NULL;
+    write_file(
+        "{\n\t\"program\":\t\"foldscale\",\n\t\"command\":\t[\"train\", \"a: {b\"],\n"
+        "\t\"experiment\":\t{\n\t\t\"name\":\t\"e\",\n\t\t\"model\":\t{\"preset\": \"tiny\", \"c_m\": 64}\n\t}\n}");
+    assert_int_equal(config_load_run(path, &set, &c), OK);
+    assert_string_equal(c->name, "e");
+    assert_int_equal(c->model.size.c_m, 64);
+    assert_int_equal(c->train.steps, 9);
+    config_destroy(&c);
+    write_file("{\"program\": \"foldscale\",\n\"experiment\": {\n\"modle\": {}}}");
+    assert_int_equal(config_load_run(path, NULL, &c), ERR_INPUT);
+    assert_non_null(strstr(status_text(), ":3: unknown key \"modle\""));
+    write_file("{\"program\": \"foldscale\", \"experiment\": 4}");
+    assert_int_equal(config_load_run(path, NULL, &c), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "no experiment in it"));
+    write_file("{\"program\": \"foldscale\",\n\"experi");
+    assert_int_equal(config_load_run(path, NULL, &c), ERR_INPUT);
+    assert_non_null(strstr(status_text(), ":2: not valid YAML"));
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -219,11 +244,63 @@ static void test_overrides(void **state)
     config_destroy(&c);
 }
 
+/* A study goes on with more points, not with another experiment. */
+static void test_same_study(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *set, *message; /* NULL: the same study */
+    } cases[] = {
+        {"study.repeats=7", NULL},
+        {"study.dap=[1, 2]", NULL},
+        {"study.switches=[bf16, checkpoint]", NULL},
+        {"switches.bf16=off", NULL}, /* of the study: set by every point */
+        {"parallel.ranks=4", NULL},
+        {"train.steps=50", NULL},
+        {"eval.every=3", NULL},
+        {"predict.gpus=[4]", NULL},
+        {"data.pack=/elsewhere/a.pack", NULL}, /* the one measured is not here to compare */
+        {"name=other", "name \"e\", asked for \"other\""},
+        {"backend=cuda", "backend \"cpu\", asked for \"cuda\""},
+        {"model.c_m=64", "model.c_m 32, asked for 64"},
+        {"model.evo_pair.dropout=0.5", "model.evo_pair.dropout 0.25, asked for 0.5"},
+        {"data.mmcif=/usr", "data.mmcif \"/tmp\", asked for \"/usr\""},
+        {"train.recycling=1", "train.recycling 3, asked for 1"},
+        {"parallel.threads=2", "parallel.threads 1, asked for 2"},
+        {"switches.fused_layernorm=on", "switches.fused_layernorm false, asked for true"},
+        {"study.steps=5", "study.steps 9, asked for 5"},
+        {"study.warmup=2", "study.warmup 1, asked for 2"},
+    };
+    static const char experiment[] = "name: e\nmodel: {preset: tiny, c_m: 32}\nparallel: {threads: 1}\n"
+                                     "data: {mmcif: /tmp, pack: /nowhere/a.pack}\nswitches: {bf16: on}\n"
+                                     "study: {switches: [bf16], ranks: [1], dap: [1], steps: 9}\n";
+    char *text = NULL, *run = NULL;
+    Arena arena = {0};
+    Config *measured = load(experiment, NULL), *c = NULL;
+    measured->train.steps = 9;
+    assert_int_equal(config_to_json(measured, &text), OK);
+    assert_non_null(run = arena_printf(&arena, "{\"program\": \"foldscale\", \"experiment\": %s}", text));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const TextList set = {.count = 1, .item = {cases[i].set}};
+        c = load(experiment, &set);
+        write_file(run);
+        Status status = study_check_same(c, path);
+        if (status != (cases[i].message ? ERR_USAGE : OK)) fail_msg("%s: %s", cases[i].set, status_text());
+        if (cases[i].message && !strstr(status_text(), cases[i].message))
+            fail_msg("\"%s\" lacks \"%s\"", status_text(), cases[i].message);
+        config_destroy(&c);
+    }
+    free(text);
+    arena_free(&arena);
+    config_destroy(&measured);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),     cmocka_unit_test(test_values),
                                        cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_refusals),
-                                       cmocka_unit_test(test_model_ranges), cmocka_unit_test(test_study),
-                                       cmocka_unit_test(test_overrides)};
+                                       cmocka_unit_test(test_model_ranges), cmocka_unit_test(test_run),
+                                       cmocka_unit_test(test_study),        cmocka_unit_test(test_overrides),
+                                       cmocka_unit_test(test_same_study)};
     return cmocka_run_group_tests(tests, make_path, remove_path);
 }

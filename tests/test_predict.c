@@ -248,24 +248,25 @@ static void test_points(void **state)
                            .provenance = i == 0   ? "a"
                                          : i == 1 ? "b"
                                                   : "c",
+                           .file = i == 2 ? "more.csv" : "runs.csv",
                            .line = i + 2};
         rows[i].phase_s[PHASE_FORWARD] = 0.6, rows[i].phase_s[PHASE_EVAL] = 0.1;
     }
-    assert_int_equal(points_check(rows, 3, "runs.csv"), OK);
+    assert_int_equal(points_check(rows, 3), OK);
     FitPoint p;
     points_fill(&rows[0], &p);
     assert_true(fabs(p.step_s - 0.9) < 1e-12 && fabs(p.compute_s - 0.6) < 1e-12 && fabs(p.host_s - 0.3) < 1e-12);
     rows[0].experiment = rows[1].experiment = "one", rows[2].experiment = "other";
-    assert_int_equal(points_check(rows, 3, "runs.csv"), ERR_INPUT);
-    assert_non_null(strstr(status_text(), "runs.csv:4: experiment \"other\", but line 2 has \"one\""));
+    assert_int_equal(points_check(rows, 3), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "more.csv:4: experiment \"other\", but runs.csv:2 has \"one\""));
     rows[2].experiment = "one";
     rows[2].provenance = "a";
-    assert_int_equal(points_check(rows, 3, "runs.csv"), ERR_INPUT);
-    assert_non_null(strstr(status_text(), "runs.csv:4: provenance a is also on line 2"));
+    assert_int_equal(points_check(rows, 3), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "more.csv:4: provenance a is also in runs.csv:2"));
     rows[1].backend = "cuda";
-    assert_int_equal(points_check(rows, 3, "runs.csv"), ERR_INPUT);
-    assert_non_null(strstr(status_text(), "runs.csv:3: backend \"cuda\", but line 2 has \"cpu\""));
-    assert_int_equal(points_check(rows, 0, "runs.csv"), ERR_INPUT);
+    assert_int_equal(points_check(rows, 3), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "runs.csv:3: backend \"cuda\", but runs.csv:2 has \"cpu\""));
+    assert_int_equal(points_check(rows, 0), ERR_INPUT);
     StepRow steps[60];
     for (int i = 0; i < 60; i++) {
         steps[i] = (StepRow){.step = i / 2, .rank = i % 2, .step_s = 1};

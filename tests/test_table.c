@@ -166,6 +166,7 @@ static void test_runs(void **state)
     assert_true(table.rows[1].phase_s[PHASE_COMM_EXPOSED] == row.phase_s[PHASE_COMM_EXPOSED]);
     assert_true(isnan(table.rows[1].mfu));
     assert_int_equal(table.rows[1].line, 3);
+    assert_string_equal(table.rows[1].file, path);
     schema_free_runs(&table);
     row.dp = 3;
     write_runs(&row, false);
