@@ -297,10 +297,9 @@ static void test_same_study(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),     cmocka_unit_test(test_values),
-                                       cmocka_unit_test(test_round_trip),   cmocka_unit_test(test_refusals),
-                                       cmocka_unit_test(test_model_ranges), cmocka_unit_test(test_run),
-                                       cmocka_unit_test(test_study),        cmocka_unit_test(test_overrides),
-                                       cmocka_unit_test(test_same_study)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults), cmocka_unit_test(test_values),       cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_model_ranges), cmocka_unit_test(test_run),
+        cmocka_unit_test(test_study),    cmocka_unit_test(test_overrides),    cmocka_unit_test(test_same_study)};
     return cmocka_run_group_tests(tests, make_path, remove_path);
 }
