@@ -59,11 +59,13 @@ Status table_fail(const Table *table, int64_t row, const char *format, ...) __at
  * table_writer_row and table_writer_close. */
 typedef struct TableWriter TableWriter;
 
-/* Writes to PATH.tmp and renames on close: a reader never sees half a table. */
+/* A reader never sees half a table, and only a table whose first column has the same name is replaced
+ * (engine/output.h). */
 Status table_writer_create(const char *path, const char *const *names, int columns, TableWriter **writer_out);
 
 /* Appends whole rows to `path`, flushing each one; writes the header when the file is new or empty, and refuses a
- * file whose header differs. For logs that must survive a crash (steps.csv) and for sweeps that go on (runs.csv). */
+ * file whose header differs. For logs that must survive a crash (steps.csv) and for sweeps
+ * that go on (runs.csv). */
 Status table_writer_append(const char *path, const char *const *names, int columns, TableWriter **writer_out);
 
 void table_put_text(TableWriter *writer, const char *text);
