@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "data/folder.h"
+#include "engine/output.h"
 #include "experiments/files.h"
 
 Status study_file(const char *folder, const char *name, Arena *arena, char **path_out)
@@ -32,7 +33,8 @@ Status study_extract_experiment(const char *run, const char *target)
     cJSON_Delete(root);
     free(text);
     if (!json) return status_fail(ERR_INPUT, "%s: no experiment in it (expected a run.json of foldscale)", run);
-    Status status = file_write_whole(target, json, strlen(json));
+    Status status = output_check("experiment", target, "{", &run, 1); /* a user's own may lie there */
+    if (status == OK) status = file_write_whole(target, json, strlen(json));
     free(json);
     return status;
 }

@@ -116,6 +116,30 @@ expect "unknown key in a what-if" 2 'unknown key "warp"' "$foldscale" predict st
 expect "time to train" 0 "verdict,twice the GPUs train [0-9.]+ times as fast: more GPUs" "$foldscale" simulate study \
     --experiment good.yaml --machine h100_sxm --gpus 8 --steps 20 --to-target --startup-s 5
 expect "advice" 0 "next measurement" "$foldscale" advise study --experiment good.yaml --machine h100_sxm --deadline 24 --budget 1e6
+
+# --- outputs never overwrite inputs or files of another kind ------------------------------------------------------------------
+cp -r study kept
+predict=("$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 --out)
+expect "predictions over the runs" 2 "predict: --out is the input study/runs.csv" "${predict[@]}" study/runs.csv
+expect "predictions over the fit" 2 "predict: --out is the input study/fit.json" "${predict[@]}" ./study/../study/fit.json
+expect "predictions over the experiment" 2 "predict: --out is the input good.yaml" "${predict[@]}" good.yaml
+expect "a simulation over the runs" 2 "simulate: --out is the input study/runs.csv" "$foldscale" simulate study \
+    --experiment good.yaml --gpus 8 --steps 20 --out study/runs.csv
+expect "a fit over the runs" 2 "fit: --out is the input study/runs.csv" "$foldscale" fit study/runs.csv --experiment good.yaml --out study/runs.csv
+echo "my thesis" >thesis.txt
+expect "a fit over another file" 1 "thesis.txt: not replaced" "$foldscale" fit study/runs.csv --experiment good.yaml --out thesis.txt
+expect "predictions over another file" 1 "thesis.txt: not replaced" "${predict[@]}" thesis.txt
+expect "a validation over another file" 1 "thesis.txt: not replaced" "$foldscale" validate --out thesis.txt
+grep -q '^my thesis$' thesis.txt && diff -r study kept || fail "a refused output changed a file"
+expect "a folder as output" 1 "study: cannot write: a folder, not a file" "${predict[@]}" study
+ln -s there.csv link.csv
+expect "a link is followed" 0 "1 predictions" "${predict[@]}" link.csv
+expect "and replaced behind it" 0 "1 predictions" "${predict[@]}" link.csv
+[ -L link.csv ] && grep -q '^machine,' there.csv || fail "the link was replaced"
+expect "standard output" 0 "^machine,gpus" "${predict[@]}" /dev/stdout
+grep -q "^1 predictions" log || fail "standard output was replaced"
+[ -c /dev/null ] && expect "a device" 0 "1 predictions" "${predict[@]}" /dev/null
+[ -c /dev/null ] || fail "the device was replaced"
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
 expect "runs of two models" 1 'mixed.csv:4: experiment "other", but line 2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
 
@@ -124,6 +148,12 @@ expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
 expect "two steps" 0 "2 steps" "$foldscale" train good.yaml --out parts --set train.steps=2
 expect "two more" 0 "4 steps" "$foldscale" train good.yaml --out parts --resume
 cmp -s <(cut -d, -f1-20 whole/losses.csv) <(cut -d, -f1-20 parts/losses.csv) || fail "resumed losses differ"
+expect "scores over the checkpoint" 2 "eval: --csv is the input whole/ckpt_000004" "$foldscale" eval whole --csv whole/ckpt_000004.safetensors
+cp whole/run.json run.json
+expect "scores over another file" 1 "run.json: not replaced" "$foldscale" eval whole --csv whole/run.json
+cmp -s run.json whole/run.json || fail "run.json was replaced"
+cp good.yaml whole/experiment.yaml
+expect "the user's own experiment beside a run" 1 "whole/experiment.yaml: not replaced" "$foldscale" eval whole
 bytes=$(($(stat -c %s whole/ckpt_000004.safetensors) * 8 / 10)) # the tensors; the header holds times
 if cmp -s <(tail -c $bytes whole/ckpt_000004.safetensors) <(tail -c $bytes parts/ckpt_000004.safetensors); then
     echo "PASS resume is bit-identical"
