@@ -95,6 +95,7 @@ static Status check_header(const char *path, const char *const *names, int colum
         if (strcmp(table->names[c], names[c]))
             status = status_fail_at(ERR_INPUT, path, 1, "column %d is \"%s\" (expected \"%s\")", c + 1, table->names[c],
                                     names[c]);
+    if (status == OK) status = table_check_end(table);
     table_destroy(&table);
     return status;
 }

@@ -104,7 +104,7 @@ mkdir -p study
     echo "run_id,experiment,backend,device,ranks,dp,dap,nonblocking_loader,gemm_batching,fused_attention,fused_layernorm,fused_pointwise,fused_optimizer,bf16,checkpoint,comm_overlap,overlap_clip,cuda_graph,async_eval,eval_cache,samples,step_s_mean,step_s_median,step_s_p05,step_s_p95,data_wait_s,forward_nograd_s,forward_s,backward_s,comm_exposed_s,optimizer_s,eval_s,other_s,samples_per_s,peak_bytes,model_flops,mfu,wire_bytes,data_wait_fraction,provenance"
     for run in "1 1.00" "1 1.01" "2 1.10" "2 1.12"; do
         set -- $run
-        echo "r$1_$2,good,cpu,d,$1,$1,1,on,off,off,off,off,off,off,none,off,off,off,off,off,4,$2,$2,$2,$2,,,,,,,,,1,1e9,1e9,,0,0,p$1$2"
+        echo "r$1_$2,good,cpu,d,$1,$1,1,on,off,off,off,off,off,off,none,off,off,off,off,off,4,$2,$2,$2,$2,,,,,,,,,1,1e9,1e9,,0,0,000000000000$1${2/./}"
     done
 } >study/runs.csv
 expect "fit of four runs" 0 "4 runs" "$foldscale" fit study/runs.csv --experiment good.yaml
@@ -179,6 +179,22 @@ export foldscale
 expect "full disk while a checkpoint is written" 1 "ckpt_000006.safetensors.*(write|large|disk)" bash -c full_disk
 [ -e full/ckpt_000006.safetensors ] && fail "half a checkpoint was left"
 expect "the last whole checkpoint is intact" 0 "6 steps" "$foldscale" train good.yaml --out full --resume --set train.steps=6
+
+# --- sweeps: a last row without an end is never continued -----------------------------------------------------------------------
+sweep=("$foldscale" sweep "$source_dir/experiments/quickstart.yaml" --out swept --set model.n_res=16 --set model.n_clust=4
+    --set model.n_extra=4 --set "study.switches=[fused_attention]" --set "study.ranks=[1]" --set "study.dap=[1]"
+    --set "study.ablations=[]" --set study.warmup=1 --set study.steps=4)
+expect "a sweep" 0 "1 points" "${sweep[@]}" --set study.repeats=1
+cp swept/runs.csv runs_whole.csv
+for cut in 1 10; do
+    cp runs_whole.csv swept/runs.csv
+    truncate -s -$cut swept/runs.csv
+    expect "a sweep goes on after a row short of $cut bytes" 1 "runs.csv:2: the last row has no end" "${sweep[@]}" --set study.repeats=2
+done
+echo >>swept/runs.csv
+expect "a row cut short, then ended" 1 "runs.csv:2: provenance is .* \(expected 16" "${sweep[@]}" --set study.repeats=2
+cp runs_whole.csv swept/runs.csv
+expect "the whole table is continued" 0 "2 points" "${sweep[@]}" --set study.repeats=2
 
 wait_for() { # FILE LINES: until the file has that many lines
     for _ in $(seq 300); do

@@ -139,7 +139,7 @@ static RunRow example_run(void)
                   .mfu = NAN,
                   .wire_bytes = 3e8,
                   .data_wait_fraction = 0.01,
-                  .provenance = "abc"};
+                  .provenance = "0123456789abcdef"};
     for (int s = 0; s < SCHEMA_SWITCH_COUNT; s++) row.switches[s] = s == SWITCH_CHECKPOINT ? "block" : "on";
     for (int p = 0; p < SCHEMA_PHASE_COUNT; p++) row.phase_s[p] = row.step_s_mean * p / 28; /* 0 + ... + 7 */
     return row;
@@ -210,6 +210,48 @@ static void check_text(const char *file, const char *text)
     found[fread(found, 1, sizeof found - 1, f)] = '\0';
     fclose(f);
     assert_string_equal(found, text);
+}
+
+/* A row cut short is neither read nor continued. */
+static void test_no_end(void **state)
+{
+    (void)state;
+    const char *names[] = {"a", "b"};
+    TableWriter *w = NULL;
+    Table *t;
+    RunTable runs;
+    long line;
+    write_text(path, "a,b\n1,2\n3,4");
+    assert_int_equal(table_writer_append(path, names, 2, &w), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "t.csv:3: the last row has no end"));
+    check_text(path, "a,b\n1,2\n3,4");
+    assert_int_equal(table_read_ended(path, &line, &t), OK);
+    assert_int_equal(line, 3);
+    assert_int_equal(t->rows, 1);
+    table_destroy(&t);
+    write_text(path, "a,b\n1,2\n3");
+    assert_int_equal(table_read(path, &t), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "t.csv:3: row has 1 cells (expected 2, as in the header) and no end"));
+    write_text(path, "a,b\n1,2\n");
+    assert_int_equal(table_read_ended(path, &line, &t), OK);
+    assert_int_equal(line, 0);
+    table_destroy(&t);
+    RunRow row = example_run();
+    unlink(path);
+    write_runs(&row, true);
+    struct stat info;
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(truncate(path, info.st_size - 1), 0);
+    assert_int_equal(schema_read_runs(path, &runs), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "t.csv:2: the last row has no end"));
+    row.provenance = "0123456789abcde";
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &runs), ERR_INPUT);
+    assert_non_null(strstr(status_text(), ":2: provenance is \"0123456789abcde\" (expected 16 hexadecimal digits"));
+    row.provenance = "";
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &runs), OK);
+    schema_free_runs(&runs);
 }
 
 static Status write_one(const char *file)
@@ -286,7 +328,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_parse),     cmocka_unit_test(test_refused), cmocka_unit_test(test_numbers_round_trip),
-        cmocka_unit_test(test_runs),       cmocka_unit_test(test_what_is_replaced),
+        cmocka_unit_test(test_runs),      cmocka_unit_test(test_no_end),  cmocka_unit_test(test_what_is_replaced),
         cmocka_unit_test(test_full_disk),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
