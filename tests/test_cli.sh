@@ -180,6 +180,15 @@ expect "full disk while a checkpoint is written" 1 "ckpt_000006.safetensors.*(wr
 [ -e full/ckpt_000006.safetensors ] && fail "half a checkpoint was left"
 expect "the last whole checkpoint is intact" 0 "6 steps" "$foldscale" train good.yaml --out full --resume --set train.steps=6
 
+cp -r parts torn
+for table in steps losses eval; do
+    [ -s torn/$table.csv ] || fail "no $table.csv"
+    printf '5,0,1,2.7' >>torn/$table.csv
+done
+expect "a row that a full disk cut short is dropped" 0 "note: torn/steps.csv:6: a last row without an end is dropped" \
+    "$foldscale" train good.yaml --out torn --resume --set train.steps=5
+grep -q "^foldscale: note: torn/losses.csv:6: " log && [ "$(grep -c '^5,' torn/steps.csv)" = 1 ] || fail "the torn rows are still there"
+
 # --- sweeps: a last row without an end is never continued -----------------------------------------------------------------------
 sweep=("$foldscale" sweep "$source_dir/experiments/quickstart.yaml" --out swept --set model.n_res=16 --set model.n_clust=4
     --set model.n_extra=4 --set "study.switches=[fused_attention]" --set "study.ranks=[1]" --set "study.dap=[1]"
