@@ -136,10 +136,14 @@ ln -s there.csv link.csv
 expect "a link is followed" 0 "1 predictions" "${predict[@]}" link.csv
 expect "and replaced behind it" 0 "1 predictions" "${predict[@]}" link.csv
 [ -L link.csv ] && grep -q '^machine,' there.csv || fail "the link was replaced"
-expect "standard output" 0 "^machine,gpus" "${predict[@]}" /dev/stdout
+ln -s /proc/self/fd/1 stdout # as /dev/stdout is
+expect "standard output" 0 "^machine,gpus" "${predict[@]}" stdout
 grep -q "^1 predictions" log || fail "standard output was replaced"
-[ -c /dev/null ] && expect "a device" 0 "1 predictions" "${predict[@]}" /dev/null
-[ -c /dev/null ] || fail "the device was replaced"
+mkfifo pipe
+timeout 60 cat pipe >piped &
+expect "a pipe" 0 "1 predictions" "${predict[@]}" pipe
+[ -p pipe ] || fail "the pipe was replaced"
+wait $! && grep -q '^machine,' piped || fail "nothing came out of the pipe"
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
 expect "runs of two models" 1 'mixed.csv:4: experiment "other", but line 2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
 

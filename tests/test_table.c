@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -300,8 +301,15 @@ static void test_what_is_replaced(void **state)
     assert_int_equal(write_one(folder), ERR_IO);
     assert_non_null(strstr(status_text(), "cannot write: a folder, not a file"));
     assert_int_equal(access(below, F_OK), -1);
-    assert_int_equal(write_one("/dev/null"), OK);
-    assert_true(stat("/dev/null", &info) == 0 && S_ISCHR(info.st_mode));
+    char found[20] = "";
+    assert_int_equal(mkfifo(link, 0600), 0);
+    int pipe = open(link, O_RDWR);
+    assert_true(pipe >= 0);
+    assert_int_equal(write_one(link), OK);
+    assert_int_equal(read(pipe, found, sizeof found - 1), 8);
+    assert_string_equal(found, "a,b\n1,2\n");
+    assert_true(close(pipe) == 0 && lstat(link, &info) == 0 && S_ISFIFO(info.st_mode));
+    unlink(link);
     const char *const inputs[] = {NULL, "/nonexistent", other};
     assert_int_equal(output_check("x: --out", path, NULL, inputs, 2), OK);
     assert_int_equal(output_check("x: --out", path, NULL, inputs, 3), ERR_USAGE);
@@ -320,8 +328,6 @@ static void test_full_disk(void **state)
     Status status = table_writer_append("/dev/full", names, 1, &w);
     assert_int_equal(status, ERR_IO);
     assert_non_null(strstr(status_text(), "No space left"));
-    assert_int_equal(write_one("/dev/full"), ERR_IO);
-    assert_non_null(strstr(status_text(), "/dev/full: cannot write: No space left"));
 }
 
 int main(void)
