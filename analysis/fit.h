@@ -161,7 +161,9 @@ Status fit_predict(const FitModel *model, const StepShape *shape, double extra_s
 /* All draws of the step time (model->draws of them) into step_s: for simulations and time to train. */
 Status fit_predict_draws(const FitModel *model, const StepShape *shape, double extra_sd, double *step_s);
 
-/* fit.json: everything above, so that predict needs no refit; numbers round-trip. */
+/* fit.json: everything above, so that predict needs no refit; numbers round-trip. Replaces nothing but a fit
+ * (engine/output.h). */
+#define FIT_BEGINS "{\"format\": \"foldscale fit\""
 Status fit_write(const FitModel *model, const char *path);
 Status fit_read(const char *path, FitModel **model_out);
 /* Where the fit of the anchored form lies that belongs to a fit.json: fit_anchored.json beside it. NULL: out of memory.

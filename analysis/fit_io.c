@@ -7,7 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "engine/output.h"
 
 #include "engine/input.h"
 
@@ -112,24 +113,13 @@ Status fit_write(const FitModel *model, const char *path)
     cJSON *root = to_json(model);
     char *text = root ? cJSON_Print(root) : NULL;
     cJSON_Delete(root);
-    size_t size = strlen(path) + 5;
-    char *temporary = malloc(size);
-    Status status = OK;
-    FILE *file = NULL;
-    if (!text || !temporary) {
-        status = status_fail_at(ERR_MEMORY, path, 0, "out of memory while writing the fit");
-    } else {
-        snprintf(temporary, size, "%s.tmp", path);
-        file = fopen(temporary, "wb");
-        bool bad = !file || fputs(text, file) == EOF || fputc('\n', file) == EOF || fflush(file) || fsync(fileno(file));
-        if (file && fclose(file)) bad = true;
-        if (!bad && rename(temporary, path)) bad = true;
-        if (bad) {
-            status = status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
-            if (file) unlink(temporary);
-        }
+    Output output;
+    Status status = text ? output_open(path, FIT_BEGINS, &output)
+                         : status_fail_at(ERR_MEMORY, path, 0, "out of memory while writing the fit");
+    if (status == OK) {
+        fprintf(output.file, "%s\n", text);
+        status = output_close(&output);
     }
-    free(temporary);
     cJSON_free(text);
     return status;
 }

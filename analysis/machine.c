@@ -1,13 +1,12 @@
 #include "analysis/machine.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "analysis/collective.h"
 #include "analysis/yamlfile.h"
+#include "engine/output.h"
 
 const char *const COLLECTIVE_NAMES[COLLECTIVE_COUNT] = {"all_reduce", "all_gather", "reduce_scatter", "all_to_all",
                                                         "broadcast"};
@@ -280,14 +279,8 @@ Status machine_write(const Machine *m, const char *path)
         if (!quotable(texts[i]))
             return status_fail_at(ERR_INPUT, path, 0, "a text with quotes or line breaks cannot be written: %s",
                                   texts[i]);
-    char temporary[4096];
-    int used = snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    FILE *file = used < (int)sizeof temporary ? fopen(temporary, "wb") : NULL;
-    if (file) put_machine(file, m);
-    bool bad = !file || ferror(file) || fflush(file) || fsync(fileno(file));
-    if (file && fclose(file)) bad = true;
-    if (!bad && rename(temporary, path)) bad = true;
-    Status status = bad ? status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno)) : OK;
-    if (bad && file) unlink(temporary);
-    return status;
+    Output output;
+    TRY(output_open(path, NULL, &output));
+    put_machine(output.file, m);
+    return output_close(&output);
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "analysis/plot.h"
+#include "engine/output.h"
 
 typedef struct Entry {
     Status (*plot)(const char *folder, const ReportInput *input, Arena *arena);
@@ -197,19 +198,15 @@ static Status write_body(FILE *f, const char *folder, const ReportInput *input)
 
 Status report_write(const char *folder, const ReportInput *input)
 {
-    char path[4096], temporary[4096];
+    char path[4096];
+    Output output;
     if (!plot_available())
         return status_fail(ERR_UNSUPPORTED, "gnuplot cannot be started: install gnuplot-nox to get the plots");
     if (snprintf(path, sizeof path, "%s/report.html", folder) >= (int)sizeof path - 8)
         return status_fail(ERR_USAGE, "report: folder name too long");
-    snprintf(temporary, sizeof temporary, "%.4080s.tmp", path);
-    FILE *f = fopen(temporary, "wb");
-    if (!f) return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
-    Status status = write_body(f, folder, input);
-    bool bad = fflush(f) || ferror(f) || fsync(fileno(f));
-    if (fclose(f)) bad = true;
-    if (status == OK && (bad || rename(temporary, path)))
-        status = status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
-    if (status != OK) unlink(temporary);
+    TRY(output_open(path, NULL, &output));
+    Status status = write_body(output.file, folder, input);
+    if (status == OK) return output_close(&output);
+    output_abandon(&output);
     return status;
 }

@@ -264,6 +264,16 @@ Status schema_read_eval(const char *path, EvalTable *out)
     return read_eval(path, out);
 }
 
+/* The hash of run.json; rows of another origin have none. */
+static Status check_provenance(const Table *t, int64_t r, const RunRow *row)
+{
+    enum { DIGITS = 16 };
+    const char *text = row->provenance;
+    size_t digits = strspn(text, "0123456789abcdef");
+    if (!*text || (digits == DIGITS && !text[digits])) return OK;
+    return table_fail(t, r, "provenance is \"%.40s\" (expected %d hexadecimal digits, or nothing)", text, DIGITS);
+}
+
 /* "on" or "off", checkpointing by name, or nothing: a word that no reader knows would pass for "off". */
 static Status check_switches(const Table *t, int64_t r, const RunRow *row)
 {
@@ -303,6 +313,7 @@ static Status check_run(const Table *t, int64_t r, const RunRow *row)
         return table_fail(t, r, "percentiles out of order: p05 %g, median %g, p95 %g", row->step_s_p05,
                           row->step_s_median, row->step_s_p95);
     TRY(check_switches(t, r, row));
+    TRY(check_provenance(t, r, row));
     return check_phases(t, r, row);
 }
 
@@ -310,7 +321,7 @@ Status schema_read_runs(const char *path, RunTable *out)
 {
     RunTable result;
     TRY(read_runs(path, &result));
-    Status status = OK;
+    Status status = table_check_end(result.table);
     for (int64_t r = 0; r < result.count && status == OK; r++) {
         result.rows[r].file = result.table->file;
         result.rows[r].line = result.table->lines[r];

@@ -71,7 +71,8 @@ typedef struct RunRow {
     double mfu;         /* fraction of the machine's peak */
     double wire_bytes;  /* sent by one rank in one step */
     double data_wait_fraction;
-    const char *provenance; /* hash of run.json: two rows with the same one are the same measurement */
+    const char *provenance; /* hash of run.json, 16 hexadecimal digits, or "": two rows with the same one are the same
+                             * measurement */
     const char *file;       /* that it was read from, and the line there; not written */
     long line;
 } RunRow;
@@ -133,8 +134,9 @@ typedef struct EvalTable {
     int64_t count;
 } EvalTable;
 
-/* Readers. Numbers out of range (a negative time, ranks != dp * dap, percentiles out of order) are refused with their
- * line; an empty cell is NAN where the comment above allows it. */
+/* Readers. Numbers out of range (a negative time, ranks != dp * dap, percentiles out of order) and a last
+ * row of runs.csv without an end are refused with their line; an empty cell is NAN where the comment above allows it.
+ */
 Status schema_read_steps(const char *path, StepTable *out);
 Status schema_read_runs(const char *path, RunTable *out);
 Status schema_read_ops(const char *path, OpTable *out);

@@ -84,8 +84,8 @@ static Status take_row(Parser *p)
     Table *t = p->table;
     if (!p->have_header) return take_header(p);
     if (p->cells != t->columns)
-        return status_fail_at(ERR_INPUT, t->file, p->row_line, "row has %d cells (expected %d, as in the header)",
-                              p->cells, t->columns);
+        return status_fail_at(ERR_INPUT, t->file, p->row_line, "row has %d cells (expected %d, as in the header)%s",
+                              p->cells, t->columns, t->open_line ? " and no end: cut short?" : "");
     if (t->rows == t->row_limit) {
         int64_t limit = t->row_limit ? t->row_limit * 2 : 256;
         char **cells = realloc(t->cells, (size_t)limit * (size_t)t->columns * sizeof *cells);
@@ -103,9 +103,9 @@ static Status take_row(Parser *p)
 
 static void parser_row(int terminator, void *context)
 {
-    (void)terminator;
     Parser *p = context;
     if (p->status != OK) return;
+    if (terminator == -1) p->table->open_line = p->row_line; /* called from csv_fini */
     if (p->cells > 0) p->status = take_row(p);
     p->cells = 0;
     p->row_line = p->line + 1;
@@ -198,6 +198,27 @@ Status table_read(const char *path, Table **table_out)
     Status status = table_parse(text, length, path, table_out);
     free(text);
     return status;
+}
+
+Status table_read_ended(const char *path, long *line_out, Table **table_out)
+{
+    char *text = NULL;
+    size_t length = 0, whole;
+    TRY(read_all(path, &text, &length));
+    for (whole = length; whole > 0 && text[whole - 1] != '\n';) whole--;
+    *line_out = 0;
+    for (size_t i = 0; whole < length && i < whole; i++) *line_out += text[i] == '\n';
+    if (whole < length) ++*line_out;
+    Status status = table_parse(text, whole, path, table_out);
+    free(text);
+    return status;
+}
+
+Status table_check_end(const Table *table)
+{
+    if (!table->open_line) return OK;
+    return status_fail_at(ERR_INPUT, table->file, table->open_line,
+                          "the last row has no end (cut short?): remove it, or end it with a line break");
 }
 
 void table_destroy(Table **table)

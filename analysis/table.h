@@ -19,6 +19,7 @@ typedef struct Table {
     char **cells;      /* [rows * columns], row major; never NULL, "" for an empty cell */
     long *lines;       /* [rows] line of the file on which the row starts, from 1 */
     int64_t row_limit; /* rows that fit in cells */
+    long open_line;    /* line of a last row without an end, as a full disk or a crash leaves it; 0: none */
 } Table;
 
 /* Reads a whole file. A row with more or fewer cells than the header is refused, as are a repeated or empty column
@@ -27,6 +28,12 @@ Status table_read(const char *path, Table **table_out);
 
 /* The same from memory; `label` stands for the file in messages. */
 Status table_parse(const char *text, size_t length, const char *label, Table **table_out);
+
+/* As table_read, without a last line that has no end; *line_out: which, 0 when all have one. */
+Status table_read_ended(const char *path, long *line_out, Table **table_out);
+
+/* ERR_INPUT when the last row has no end. */
+Status table_check_end(const Table *table);
 
 void table_destroy(Table **table);
 
@@ -59,11 +66,13 @@ Status table_fail(const Table *table, int64_t row, const char *format, ...) __at
  * table_writer_row and table_writer_close. */
 typedef struct TableWriter TableWriter;
 
-/* Writes to PATH.tmp and renames on close: a reader never sees half a table. */
+/* A reader never sees half a table, and only a table whose first column has the same name is replaced
+ * (engine/output.h). */
 Status table_writer_create(const char *path, const char *const *names, int columns, TableWriter **writer_out);
 
 /* Appends whole rows to `path`, flushing each one; writes the header when the file is new or empty, and refuses a
- * file whose header differs. For logs that must survive a crash (steps.csv) and for sweeps that go on (runs.csv). */
+ * file whose header differs or whose last row has no end. For logs that must survive a crash (steps.csv) and for sweeps
+ * that go on (runs.csv). */
 Status table_writer_append(const char *path, const char *const *names, int columns, TableWriter **writer_out);
 
 void table_put_text(TableWriter *writer, const char *text);

@@ -6,12 +6,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "engine/output.h"
 
 struct TableWriter {
     Arena arena;
     FILE *file;
-    char *path, *temporary; /* temporary is NULL when appending */
+    char *path;
+    Output output; /* unused when appending */
+    bool appends;
     int columns, cells;
     bool failed;
     int error; /* errno of the first failure */
@@ -61,14 +64,15 @@ Status table_writer_create(const char *path, const char *const *names, int colum
 {
     TableWriter *w = NULL;
     TRY(writer_new(path, columns, &w));
-    w->temporary = arena_printf(&w->arena, "%s.tmp", path);
-    w->file = w->temporary ? fopen(w->temporary, "wb") : NULL;
-    if (!w->file) {
-        Status status = status_fail_at(ERR_IO, path, 0, "cannot create: %s", strerror(errno));
+    char *begins = arena_printf(&w->arena, "%s%s", names[0], columns > 1 ? "," : "");
+    Status status = begins ? output_open(path, begins, &w->output)
+                           : status_fail_at(ERR_MEMORY, path, 0, "out of memory while writing a table");
+    if (status != OK) {
         release(w);
         return status;
     }
-    Status status = put_header(w, names);
+    w->file = w->output.file;
+    status = put_header(w, names);
     if (status != OK) {
         table_writer_abandon(&w);
         return status;
@@ -91,6 +95,7 @@ static Status check_header(const char *path, const char *const *names, int colum
         if (strcmp(table->names[c], names[c]))
             status = status_fail_at(ERR_INPUT, path, 1, "column %d is \"%s\" (expected \"%s\")", c + 1, table->names[c],
                                     names[c]);
+    if (status == OK) status = table_check_end(table);
     table_destroy(&table);
     return status;
 }
@@ -108,6 +113,7 @@ Status table_writer_append(const char *path, const char *const *names, int colum
         return status;
     }
     w->file = file;
+    w->appends = true;
     if (fresh) status = put_header(w, names);
     if (status != OK) {
         release(w);
@@ -150,7 +156,7 @@ Status table_writer_row(TableWriter *w)
         return status_fail_at(ERR_INTERNAL, w->path, 0, "row of %d cells under a header of %d", w->cells, w->columns);
     w->cells = 0;
     note_error(w, fputc('\n', w->file) == EOF);
-    if (!w->temporary) note_error(w, fflush(w->file) != 0);
+    if (w->appends) note_error(w, fflush(w->file) != 0);
     return writer_status(w);
 }
 
@@ -159,12 +165,14 @@ Status table_writer_close(TableWriter **writer)
     if (!writer || !*writer) return OK;
     TableWriter *w = *writer;
     *writer = NULL;
-    note_error(w, fflush(w->file) != 0 || (w->temporary && fsync(fileno(w->file)) != 0));
-    note_error(w, fclose(w->file) != 0);
-    w->file = NULL;
-    if (w->temporary && !w->failed) note_error(w, rename(w->temporary, w->path) != 0);
-    if (w->temporary && w->failed) unlink(w->temporary);
+    note_error(w, fflush(w->file) != 0);
+    if (w->appends) note_error(w, fclose(w->file) != 0);
     Status status = writer_status(w);
+    if (!w->appends && status == OK)
+        status = output_close(&w->output);
+    else if (!w->appends)
+        output_abandon(&w->output);
+    w->file = NULL;
     release(w);
     return status;
 }
@@ -174,6 +182,9 @@ void table_writer_abandon(TableWriter **writer)
     if (!writer || !*writer) return;
     TableWriter *w = *writer;
     *writer = NULL;
-    if (w->temporary) unlink(w->temporary);
+    if (!w->appends) {
+        output_abandon(&w->output);
+        w->file = NULL;
+    }
     release(w);
 }

@@ -18,7 +18,10 @@ Status cache_build(const Archive *archive, int threads, const DataLog *log,
                    void (*progress)(void *context, int64_t done, int64_t total), void *context, Arena *arena,
                    ChainTable *table_out, CacheCounts *counts_out);
 
-/* Written beside the target and renamed, so that a target is always whole. */
+/* What a cache begins with: nothing else is replaced by one (engine/output.h). */
+#define CACHE_BEGINS "{"
+
+/* A target is always whole. */
 Status cache_write_mmcif(const ChainTable *table, const char *path);
 Status cache_write_chains(const ChainTable *table, const char *path);
 

@@ -1,11 +1,10 @@
-#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "data/cache.h"
+#include "engine/output.h"
 
 /* The shortest decimal number that is the same float, with a point, as Python writes it. */
 static void print_real(FILE *stream, float value)
@@ -72,25 +71,10 @@ static void print_table(FILE *stream, const ChainTable *table, bool by_entry)
 
 static Status write_table(const ChainTable *table, bool by_entry, const char *path)
 {
-    size_t room = strlen(path) + sizeof ".tmp";
-    char *temporary = malloc(room);
-    if (!temporary) return status_fail(ERR_MEMORY, "%.400s: out of memory", path);
-    snprintf(temporary, room, "%s.tmp", path);
-    Status status = OK;
-    FILE *stream = fopen(temporary, "w");
-    if (!stream) {
-        status = status_fail_at(ERR_IO, temporary, 0, "cannot create: %s", strerror(errno));
-    } else {
-        print_table(stream, table, by_entry);
-        bool good = fflush(stream) == 0 && !ferror(stream) && fsync(fileno(stream)) == 0;
-        good = (fclose(stream) == 0) && good;
-        if (!good || rename(temporary, path) != 0) {
-            status = status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
-            unlink(temporary);
-        }
-    }
-    free(temporary);
-    return status;
+    Output output;
+    TRY(output_open(path, CACHE_BEGINS, &output));
+    print_table(output.file, table, by_entry);
+    return output_close(&output);
 }
 
 Status cache_write_mmcif(const ChainTable *table, const char *path)

@@ -1,14 +1,13 @@
 #include "data/mmcif_write.h"
 
 #include <ctype.h>
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "data/residue.h"
+#include "engine/output.h"
 
 enum { NAME_SIZE = 64 };
 
@@ -96,25 +95,15 @@ static Status write_all(FILE *file, const char *path, const MmcifChain *s)
     plain_name(s->chain_id, chain);
     write_head(file, name, s);
     write_scheme(file, chain, s);
-    TRY(write_atoms(file, path, chain, s));
-    if (fflush(file) || ferror(file) || fsync(fileno(file)))
-        return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
-    return OK;
+    return write_atoms(file, path, chain, s);
 }
 
 Status mmcif_write_chain(const char *path, const MmcifChain *structure)
 {
-    Arena arena = {0};
-    char *temporary = arena_printf(&arena, "%s.tmp", path);
-    if (!temporary) return status_fail(ERR_MEMORY, "no memory for a path");
-    FILE *file = fopen(temporary, "w");
-    Status status = file ? write_all(file, path, structure)
-                         : status_fail_at(ERR_IO, temporary, 0, "cannot create: %s", strerror(errno));
-    if (file && fclose(file) && status == OK)
-        status = status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
-    if (status == OK && rename(temporary, path))
-        status = status_fail_at(ERR_IO, path, 0, "cannot rename: %s", strerror(errno));
-    if (status != OK && file) unlink(temporary);
-    arena_free(&arena);
+    Output output;
+    TRY(output_open(path, "data_", &output));
+    Status status = write_all(output.file, path, structure);
+    if (status == OK) return output_close(&output);
+    output_abandon(&output);
     return status;
 }

@@ -7,6 +7,7 @@
 enum { PACK_MAGIC_SIZE = 8, PACK_HEAD_SIZE = 56, PACK_TAIL_SIZE = 24, PACK_PAD = 8, PACK_MOST_NAME = 255 };
 
 #define PACK_MAGIC  "FSPACK02"
+#define PACK_BEGINS "FSPACK" /* of any version: what a pack may replace */
 #define PACK_RECORD "FSRECORD"
 #define PACK_INDEX  "FSPACKIX"
 

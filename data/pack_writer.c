@@ -11,6 +11,7 @@
 #include <zstd.h>
 
 #include "data/pack_format.h"
+#include "engine/output.h"
 
 typedef struct Entry {
     PackKind kind;
@@ -126,11 +127,13 @@ Status pack_writer_open(const char *path, int level, PackWriter **writer_out)
     writer->handle = -1;
     writer->level = level;
     pthread_mutex_init(&writer->lock, NULL);
-    writer->path = arena_strdup(&writer->arena, path);
-    writer->part = arena_printf(&writer->arena, "%s.part", path);
-    writer->bucket = arena_array(&writer->arena, BUCKETS, sizeof *writer->bucket);
-    Status status =
-        writer->path && writer->part && writer->bucket ? open_part(writer) : status_fail(ERR_MEMORY, "pack: no memory");
+    Status status = output_place(path, PACK_BEGINS, &writer->arena, &writer->path);
+    if (status == OK && !writer->path) status = status_fail_at(ERR_IO, path, 0, "cannot write a pack: not a file");
+    if (status == OK) {
+        writer->part = arena_printf(&writer->arena, "%s.part", writer->path);
+        writer->bucket = arena_array(&writer->arena, BUCKETS, sizeof *writer->bucket);
+        status = writer->part && writer->bucket ? open_part(writer) : status_fail(ERR_MEMORY, "pack: no memory");
+    }
     if (status != OK) {
         pack_writer_close(&writer);
         return status;

@@ -5,6 +5,7 @@
 
 #include "data/cache.h"
 #include "data/check.h"
+#include "engine/output.h"
 #include "experiments/cli.h"
 #include "experiments/commands.h"
 #include "experiments/data_commands.h"
@@ -100,13 +101,25 @@ static void print_progress(void *context, int64_t done, int64_t total)
         fprintf(stderr, "\r%lld of %lld structures%s", (long long)done, (long long)total, done == total ? "\n" : "");
 }
 
-static Status make_caches(const Archive *archive, int threads, const char *mmcif_cache, const char *chain_cache)
+static Status check_caches(const char *clusters, const char *mmcif_cache, const char *chain_cache)
+{
+    if (output_same(mmcif_cache, chain_cache))
+        return status_fail(ERR_USAGE, "data index: --mmcif-cache and --chain-cache are one file, %s", chain_cache);
+    TRY(output_check("data index: --mmcif-cache", mmcif_cache, CACHE_BEGINS, &clusters, 1));
+    return output_check("data index: --chain-cache", chain_cache, CACHE_BEGINS, &clusters, 1);
+}
+
+static Status make_caches(const Archive *archive, const char *folder, int threads, const char *mmcif_cache,
+                          const char *chain_cache)
 {
     static const DataLog log = {take_remark, NULL};
     Arena arena = {0};
     ChainTable table;
     CacheCounts counts;
     Status status = cache_build(archive, threads, &log, print_progress, NULL, &arena, &table, &counts);
+    if (status == OK && counts.entries == 0)
+        status = status_fail(ERR_INPUT, "%s: no structure in it could be read (%lld left out): no caches are written",
+                             folder, (long long)counts.unreadable);
     if (status == OK) status = cache_write_mmcif(&table, mmcif_cache);
     if (status == OK) status = cache_write_chains(&table, chain_cache);
     if (status == OK)
@@ -143,8 +156,9 @@ static Status index_structures(int argc, char **argv)
     TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
     if (help) return OK;
     if (!paths.mmcif) return status_fail(ERR_USAGE, "data index: --mmcif DIR is missing");
+    TRY(check_caches(paths.clusters, mmcif_cache, chain_cache));
     TRY(archive_open(&paths, NULL, &archive));
-    Status status = make_caches(archive, (int)threads, mmcif_cache, chain_cache);
+    Status status = make_caches(archive, paths.mmcif, (int)threads, mmcif_cache, chain_cache);
     archive_close(&archive);
     return status;
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "analysis/points.h"
+#include "engine/output.h"
 #include "experiments/commands.h"
 #include "experiments/pricing.h"
 #include "experiments/study_files.h"
@@ -126,6 +127,7 @@ Status cmd_fit(int argc, char **argv)
     char *folder = study_folder_of(operands.item[0], &arena), *machine = (char *)a.machine, *ops = (char *)a.ops;
     char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/fit.json", folder);
     Status status = runs && folder && out ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
+    if (status == OK) status = output_check("fit: --out", out, FIT_BEGINS, operands.item, operands.count);
     if (status == OK) status = study_read_runs(&operands, runs);
     if (status == OK) status = points_check(runs->all.rows, runs->all.count);
     if (status == OK && !machine) status = study_file(folder, "machine/machine.yaml", &arena, &machine);

@@ -181,7 +181,9 @@ Status cmd_predict(int argc, char **argv)
     PredictJob job = {0};
     a.from.folder = operands.item[0];
     char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/predictions.csv", a.from.folder);
-    Status status = out ? run(&job, &a, out) : status_fail(ERR_MEMORY, "predict: out of memory");
+    Status status = out ? predictor_check_output("predict: --out", out, &a.from, &a.machines)
+                        : status_fail(ERR_MEMORY, "predict: out of memory");
+    if (status == OK) status = run(&job, &a, out);
     arena_free(&arena);
     return status;
 }

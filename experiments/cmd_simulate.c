@@ -208,7 +208,9 @@ Status cmd_simulate(int argc, char **argv)
     Machine *machine = NULL;
     a.from.folder = operands.item[0];
     a.from.overrides = &a.overrides;
-    Status status = machines_open(a.machine, &machine);
+    const TextList machines = {1, {a.machine}};
+    Status status = a.out ? predictor_check_output("simulate: --out", a.out, &a.from, &machines) : OK;
+    if (status == OK) status = machines_open(a.machine, &machine);
     if (status == OK) status = predictor_open(&a.from, &predictor);
     if (status == OK) status = simulate(&a, predictor, machine);
     predictor_close(&predictor);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "analysis/validate.h"
+#include "engine/output.h"
 #include "experiments/commands.h"
 #include "experiments/openfold.h"
 #include "experiments/published.h"
@@ -251,6 +252,7 @@ Status cmd_validate(int argc, char **argv)
         {0}};
     TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
     if (help) return OK;
+    if (a.out) TRY(output_check("validate: --out", a.out, "set,", (const char *const[]){a.published, a.experiment}, 2));
     Rows rows = {0};
     char *note = NULL;
     Status status = published_steps(&a, &rows);

@@ -173,7 +173,7 @@ static Status compare(const cyaml_schema_field_t *fields, const FieldLimit *limi
                         b + fields[i].data_offset, but, arena, out));
             continue;
         }
-        const char *path = limits[i].path ? b + fields[i].data_offset : "";
+        const char *path = limits[i].text == TEXT_PATH ? b + fields[i].data_offset : "";
         if (*path && access(path, F_OK) != 0) continue;
         TRY(leaf_text(&fields[i], a, arena, &out->a));
         TRY(leaf_text(&fields[i], b, arena, &out->b));

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
+
+#include "engine/output.h"
 
 static Status io_fail(const char *path, const char *what)
 {
@@ -14,17 +15,10 @@ static Status io_fail(const char *path, const char *what)
 
 Status file_write_whole(const char *path, const char *bytes, size_t count)
 {
-    char temporary[4096];
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary)
-        return status_fail(ERR_IO, "%s: the path is too long", path);
-    FILE *file = fopen(temporary, "wb");
-    if (!file) return io_fail(temporary, "cannot create");
-    bool good = fwrite(bytes, 1, count, file) == count && fflush(file) == 0 && fsync(fileno(file)) == 0;
-    Status status = good ? OK : io_fail(temporary, "cannot write");
-    if (fclose(file) != 0 && status == OK) status = io_fail(temporary, "cannot write");
-    if (status == OK && rename(temporary, path) != 0) status = io_fail(path, "cannot rename the finished file");
-    if (status != OK) unlink(temporary);
-    return status;
+    Output output;
+    TRY(output_open(path, NULL, &output));
+    fwrite(bytes, 1, count, output.file);
+    return output_close(&output);
 }
 
 Status file_read_whole(const char *path, size_t limit, char **text_out)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "analysis/transfer.h"
+#include "engine/output.h"
 #include "experiments/files.h"
 #include "experiments/session.h"
 #include "experiments/study_files.h"
@@ -95,6 +96,24 @@ void predictor_close(Predictor **predictor)
     free(p->measured.switches);
     free(p);
     *predictor = NULL;
+}
+
+Status predictor_check_output(const char *what, const char *out, const PredictorOptions *o, const TextList *machines)
+{
+    static const char *const names[] = {"runs.csv",
+                                        "fit.json",
+                                        "experiment.yaml",
+                                        "fit_anchored.json",
+                                        "machine/machine.yaml",
+                                        "machine/profile/ops.csv"};
+    enum { NAMES = sizeof names / sizeof *names };
+    Arena arena = {0};
+    const char *inputs[NAMES + 5] = {o->fit, o->experiment, o->target, o->machine, o->ops};
+    for (int i = 0; i < NAMES; i++) inputs[5 + i] = arena_printf(&arena, "%s/%s", o->folder, names[i]);
+    Status status = output_check(what, out, NULL, inputs, NAMES + 5);
+    if (status == OK && machines) status = output_check(what, out, NULL, machines->item, machines->count);
+    arena_free(&arena);
+    return status;
 }
 
 const Config *predictor_config(const Predictor *predictor)

@@ -16,6 +16,11 @@ typedef struct Predictor Predictor;
 Status predictor_open(const PredictorOptions *options, Predictor **predictor_out);
 void predictor_close(Predictor **predictor);
 
+/* Whether what is predicted may be written to `out`, before any work (output_check, of the study's own files too).
+ * `machines` may be NULL. */
+Status predictor_check_output(const char *what, const char *out, const PredictorOptions *options,
+                              const TextList *machines);
+
 /* The experiment whose step is predicted. */
 const Config *predictor_config(const Predictor *predictor);
 

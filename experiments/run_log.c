@@ -21,14 +21,17 @@ enum { STEP_VALUES = 7 + SCHEMA_PHASE_COUNT, EVAL_COLUMNS = 10 };
 static const char *const eval_columns[EVAL_COLUMNS] = {"step",   "elapsed_s", "chain",  "lddt_ca", "seconds",
                                                        "length", "drmsd",     "gdt_ts", "gdt_ha",  "plddt"};
 
-/* Drops the rows of steps after `last` (a run that was killed between a checkpoint and its end). */
+/* Drops the rows of steps after `last` (a run that was killed between a checkpoint and its end), and a last row without
+ * an end, which a full disk leaves: a row is whole before a later checkpoint begins. */
 static Status cut_back(const char *path, int64_t last)
 {
     Table *table = NULL;
     TableWriter *writer = NULL;
     int step_column;
+    long open_line;
     if (!file_exists(path)) return OK;
-    TRY(table_read(path, &table));
+    TRY(table_read_ended(path, &open_line, &table));
+    if (open_line) fprintf(stderr, "foldscale: note: %s:%ld: a last row without an end is dropped\n", path, open_line);
     Status status = table_column(table, "step", &step_column);
     if (status == OK) status = table_writer_create(path, (const char *const *)table->names, table->columns, &writer);
     for (int64_t row = 0; status == OK && row < table->rows; row++) {

@@ -115,7 +115,7 @@ mkdir -p study
     echo "run_id,experiment,backend,device,ranks,dp,dap,nonblocking_loader,gemm_batching,fused_attention,fused_layernorm,fused_pointwise,fused_optimizer,bf16,checkpoint,comm_overlap,overlap_clip,cuda_graph,async_eval,eval_cache,samples,step_s_mean,step_s_median,step_s_p05,step_s_p95,data_wait_s,forward_nograd_s,forward_s,backward_s,comm_exposed_s,optimizer_s,eval_s,other_s,samples_per_s,peak_bytes,model_flops,mfu,wire_bytes,data_wait_fraction,provenance"
     for run in "1 1.00" "1 1.01" "2 1.10" "2 1.12"; do
         set -- $run
-        echo "r$1_$2,good,cpu,d,$1,$1,1,on,off,off,off,off,off,off,none,off,off,off,off,off,4,$2,$2,$2,$2,,,,,,,,,1,1e9,1e9,,0,0,p$1$2"
+        echo "r$1_$2,good,cpu,d,$1,$1,1,on,off,off,off,off,off,off,none,off,off,off,off,off,4,$2,$2,$2,$2,,,,,,,,,1,1e9,1e9,,0,0,000000000000$1${2/./}"
     done
 } >study/runs.csv
 expect "fit of four runs" 0 "4 runs" "$foldscale" fit study/runs.csv --experiment good.yaml
@@ -153,6 +153,34 @@ expect "no degree that the model can be split over" 2 "nothing to predict" "$fol
     --set model.n_extra=4 --machine h100_sxm --gpus 8 --dap 8 --out none.csv
 expect "advice without that degree" 0 "DAP 8 is left out" "$foldscale" advise study --experiment good.yaml \
     --set model.n_extra=4 --set predict.gpus=[8] --set predict.dap=[1,8] --machine h100_sxm --deadline 24
+
+# --- outputs never overwrite inputs or files of another kind ------------------------------------------------------------------
+cp -r study study_kept
+predict=("$foldscale" predict study --experiment good.yaml --machine h100_sxm --gpus 8 --dap 1 --out)
+expect "predictions over the runs" 2 "predict: --out is the input study/runs.csv" "${predict[@]}" study/runs.csv
+expect "predictions over the fit" 2 "predict: --out is the input study/fit.json" "${predict[@]}" ./study/../study/fit.json
+expect "predictions over the experiment" 2 "predict: --out is the input good.yaml" "${predict[@]}" good.yaml
+expect "a simulation over the runs" 2 "simulate: --out is the input study/runs.csv" "$foldscale" simulate study \
+    --experiment good.yaml --gpus 8 --steps 20 --out study/runs.csv
+expect "a fit over the runs" 2 "fit: --out is the input study/runs.csv" "$foldscale" fit study/runs.csv --experiment good.yaml --out study/runs.csv
+echo "my thesis" >thesis.txt
+expect "a fit over another file" 1 "thesis.txt: not replaced" "$foldscale" fit study/runs.csv --experiment good.yaml --out thesis.txt
+expect "predictions over another file" 1 "thesis.txt: not replaced" "${predict[@]}" thesis.txt
+expect "a validation over another file" 1 "thesis.txt: not replaced" "$foldscale" validate --out thesis.txt
+grep -q '^my thesis$' thesis.txt && diff -r study study_kept || fail "a refused output changed a file"
+expect "a folder as output" 1 "study: cannot write: a folder, not a file" "${predict[@]}" study
+ln -s there.csv link.csv
+expect "a link is followed" 0 "1 predictions" "${predict[@]}" link.csv
+expect "and replaced behind it" 0 "1 predictions" "${predict[@]}" link.csv
+[ -L link.csv ] && grep -q '^machine,' there.csv || fail "the link was replaced"
+ln -s /proc/self/fd/1 stdout # as /dev/stdout is
+expect "standard output" 0 "^machine,gpus" "${predict[@]}" stdout
+grep -q "^1 predictions" log || fail "standard output was replaced"
+mkfifo pipe
+timeout 60 cat pipe >piped &
+expect "a pipe" 0 "1 predictions" "${predict[@]}" pipe
+[ -p pipe ] || fail "the pipe was replaced"
+wait $! && grep -q '^machine,' piped || fail "nothing came out of the pipe"
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
 expect "runs of two models" 1 'mixed.csv:4: experiment "other", but mixed.csv:2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
 
@@ -182,6 +210,12 @@ expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
 expect "two steps" 0 "2 steps" "$foldscale" train good.yaml --out parts --set train.steps=2
 expect "two more" 0 "4 steps" "$foldscale" train good.yaml --out parts --resume
 cmp -s <(cut -d, -f1-20 whole/losses.csv) <(cut -d, -f1-20 parts/losses.csv) || fail "resumed losses differ"
+expect "scores over the checkpoint" 2 "eval: --csv is the input whole/ckpt_000004" "$foldscale" eval whole --csv whole/ckpt_000004.safetensors
+cp whole/run.json run.json
+expect "scores over another file" 1 "run.json: not replaced" "$foldscale" eval whole --csv whole/run.json
+cmp -s run.json whole/run.json || fail "run.json was replaced"
+cp good.yaml whole/experiment.yaml
+expect "the user's own experiment beside a run" 1 "whole/experiment.yaml: not replaced" "$foldscale" eval whole
 bytes=$(($(stat -c %s whole/ckpt_000004.safetensors) * 8 / 10)) # the tensors; the header holds times
 if cmp -s <(tail -c $bytes whole/ckpt_000004.safetensors) <(tail -c $bytes parts/ckpt_000004.safetensors); then
     echo "PASS resume is bit-identical"
@@ -229,6 +263,31 @@ export foldscale
 expect "full disk while a checkpoint is written" 1 "ckpt_000006.safetensors.*(write|large|disk)" bash -c full_disk
 ls full/ckpt_000006.safetensors full/*.tmp 2>/dev/null && fail "half a checkpoint was left"
 expect "the last whole checkpoint is intact" 0 "6 steps" "$foldscale" train good.yaml --out full --resume --set train.steps=6
+
+cp -r parts torn
+for table in steps losses eval; do
+    [ -s torn/$table.csv ] || fail "no $table.csv"
+    printf '5,0,1,2.7' >>torn/$table.csv
+done
+expect "a row that a full disk cut short is dropped" 0 "note: torn/steps.csv:6: a last row without an end is dropped" \
+    "$foldscale" train good.yaml --out torn --resume --set train.steps=5
+grep -q "^foldscale: note: torn/losses.csv:6: " log && [ "$(grep -c '^5,' torn/steps.csv)" = 1 ] || fail "the torn rows are still there"
+
+# --- sweeps: a last row without an end is never continued -----------------------------------------------------------------------
+cut=("$foldscale" sweep "$source_dir/experiments/quickstart.yaml" --out cut_short --set model.n_res=16 --set model.n_clust=4
+    --set model.n_extra=4 --set "study.switches=[fused_attention]" --set "study.ranks=[1]" --set "study.dap=[1]"
+    --set "study.ablations=[]" --set study.warmup=1 --set study.steps=4)
+expect "a sweep" 0 "1 points" "${cut[@]}" --set study.repeats=1
+cp cut_short/runs.csv runs_whole.csv
+for bytes in 1 10; do
+    cp runs_whole.csv cut_short/runs.csv
+    truncate -s -$bytes cut_short/runs.csv
+    expect "a sweep goes on after a row short of $bytes bytes" 1 "runs.csv:2: the last row has no end" "${cut[@]}" --set study.repeats=2
+done
+echo >>cut_short/runs.csv
+expect "a row cut short, then ended" 1 "runs.csv:2: provenance is .* \(expected 16" "${cut[@]}" --set study.repeats=2
+cp runs_whole.csv cut_short/runs.csv
+expect "the whole table is continued" 0 "2 points" "${cut[@]}" --set study.repeats=2
 
 wait_for() { # FILE LINES: until the file has that many lines
     for _ in $(seq 300); do

@@ -71,6 +71,24 @@ printf '2Q2K_2\n1UBQ_1 1A7G_1\n' >"$out/clusters.txt"
     --clusters "$out/clusters.txt" >"$out/log" 2>&1
 grep -A4 '"2q2k_B"' "$out/c_chain.json" >"$out/log"
 expect "a cluster of one entity has the size of its chains" 0 0 "$out/log" '"cluster_size": *2'
+"$foldscale" data index --mmcif "$out/mmcif" --mmcif-cache "$out/one.json" --chain-cache "$out/mmcif/../one.json" >"$out/log" 2>&1
+expect "two caches in one file" 2 $? "$out/log" "--mmcif-cache and --chain-cache are one file"
+mkdir "$out/empty"
+cp "$out/m.json" "$out/kept.json"
+"$foldscale" data index --mmcif "$out/empty" --mmcif-cache "$out/m.json" --chain-cache "$out/c_chain.json" >"$out/log" 2>&1
+expect "index of an empty folder" 1 $? "$out/log" "empty: no structure in it could be read"
+cmp "$out/m.json" "$out/kept.json" || failed=1
+"$foldscale" data index --mmcif "$out/mmcif" --mmcif-cache "$out/m.json" --chain-cache "$out/mmcif/1ubq.cif" >"$out/log" 2>&1
+expect "a cache over a structure" 1 $? "$out/log" "1ubq.cif: not replaced"
+"$foldscale" data index --mmcif "$out/mmcif" --clusters "$out/clusters.txt" --mmcif-cache "$out/m.json" \
+    --chain-cache "$out/clusters.txt" >"$out/log" 2>&1
+expect "a cache over the clusters" 2 $? "$out/log" "--chain-cache is the input .*clusters.txt"
+"$foldscale" data pack "$out/mmcif/1ubq.cif" --mmcif "$out/mmcif" --alignments "$examples/alignments" >"$out/log" 2>&1
+expect "a pack over a structure" 1 $? "$out/log" '1ubq.cif: not replaced: it does not begin with "FSPACK"'
+cmp "$out/mmcif/1ubq.cif" "$examples/mmcif/1ubq.cif" || failed=1
+mkfifo "$out/pipe"
+"$foldscale" data pack "$out/pipe" --mmcif "$out/mmcif" --alignments "$examples/alignments" >"$out/log" 2>&1
+expect "a pack into a pipe" 1 $? "$out/log" "pipe: cannot write a pack: not a file"
 "$foldscale" data index >"$out/log" 2>&1
 expect "index without a folder" 2 $? "$out/log" "--mmcif DIR is missing"
 
@@ -81,6 +99,10 @@ for seconds in 0.03 0.05 0.07 0.04 0.06; do timeout -s KILL $seconds "${pack[@]}
 expect "a pack killed five times is finished" 0 $? "$out/log" "40 chains, 40 structures, 0 left out"
 "$foldscale" data check "$out/x.pack" >"$out/log" 2>&1
 expect "and is whole" 0 $? "$out/log" "0 errors"
+ln -s x.pack "$out/link.pack"
+"${pack[@]/x.pack/link.pack}" >"$out/log" 2>&1
+expect "a pack is replaced behind a link" 0 $? "$out/log" "40 chains"
+[ -L "$out/link.pack" ] || { echo "FAIL the link was replaced"; failed=1; }
 printf 'x' | dd of="$out/x.pack" bs=1 seek=5000 conv=notrunc 2>/dev/null
 "$foldscale" data check "$out/x.pack" >"$out/log" 2>&1
 expect "a changed byte is found" 1 $? "$out/log" "x.pack: .*checksum"

@@ -180,6 +180,11 @@ static void test_json(void **state)
         assert_non_null(strstr(status_text(), wrong[i].says));
         *wrong[i].number = good;
     }
+    f = fopen(path, "wb"); /* what is no fit is not replaced by one */
+    fputs("run_id,experiment\n", f);
+    fclose(f);
+    assert_int_equal(fit_write(m, path), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "not replaced"));
     fit_destroy(&m);
     gsl_rng_free(rng);
     unlink(path);

@@ -52,7 +52,7 @@ static Status write_study(void)
                       .peak_bytes = 1,
                       .model_flops = 1,
                       .wire_bytes = 1,
-                      .provenance = id};
+                      .provenance = ""};
         pricing_switch_texts(&config->switches, row.switches);
         for (int p = 0; p < SCHEMA_PHASE_COUNT; p++) row.phase_s[p] = NAN;
         TRY(schema_write_run(w, &row));

@@ -4,15 +4,18 @@
 #include <stddef.h>
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "analysis/schema.h"
 #include "analysis/table.h"
+#include "engine/output.h"
 
 static char folder[] = "/tmp/foldscale_table_XXXXXX";
 static char path[200];
@@ -137,7 +140,7 @@ static RunRow example_run(void)
                   .mfu = NAN,
                   .wire_bytes = 3e8,
                   .data_wait_fraction = 0.01,
-                  .provenance = "abc"};
+                  .provenance = "0123456789abcdef"};
     for (int s = 0; s < SCHEMA_SWITCH_COUNT; s++) row.switches[s] = s == SWITCH_CHECKPOINT ? "block" : "on";
     for (int p = 0; p < SCHEMA_PHASE_COUNT; p++) row.phase_s[p] = row.step_s_mean * p / 28; /* 0 + ... + 7 */
     return row;
@@ -194,6 +197,126 @@ static void test_runs(void **state)
     assert_int_equal(schema_steps_writer(path, true, &w), ERR_INPUT); /* another schema's log */
 }
 
+static void write_text(const char *file, const char *text)
+{
+    FILE *f = fopen(file, "wb");
+    assert_non_null(f);
+    assert_true(fputs(text, f) >= 0 && fclose(f) == 0);
+}
+
+static void check_text(const char *file, const char *text)
+{
+    char found[200] = "";
+    FILE *f = fopen(file, "rb");
+    assert_non_null(f);
+    found[fread(found, 1, sizeof found - 1, f)] = '\0';
+    fclose(f);
+    assert_string_equal(found, text);
+}
+
+/* A row cut short is neither read nor continued. */
+static void test_no_end(void **state)
+{
+    (void)state;
+    const char *names[] = {"a", "b"};
+    TableWriter *w = NULL;
+    Table *t;
+    RunTable runs;
+    long line;
+    write_text(path, "a,b\n1,2\n3,4");
+    assert_int_equal(table_writer_append(path, names, 2, &w), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "t.csv:3: the last row has no end"));
+    check_text(path, "a,b\n1,2\n3,4");
+    assert_int_equal(table_read_ended(path, &line, &t), OK);
+    assert_int_equal(line, 3);
+    assert_int_equal(t->rows, 1);
+    table_destroy(&t);
+    write_text(path, "a,b\n1,2\n3");
+    assert_int_equal(table_read(path, &t), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "t.csv:3: row has 1 cells (expected 2, as in the header) and no end"));
+    write_text(path, "a,b\n1,2\n");
+    assert_int_equal(table_read_ended(path, &line, &t), OK);
+    assert_int_equal(line, 0);
+    table_destroy(&t);
+    RunRow row = example_run();
+    unlink(path);
+    write_runs(&row, true);
+    struct stat info;
+    assert_int_equal(stat(path, &info), 0);
+    assert_int_equal(truncate(path, info.st_size - 1), 0);
+    assert_int_equal(schema_read_runs(path, &runs), ERR_INPUT);
+    assert_non_null(strstr(status_text(), "t.csv:2: the last row has no end"));
+    row.provenance = "0123456789abcde";
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &runs), ERR_INPUT);
+    assert_non_null(strstr(status_text(), ":2: provenance is \"0123456789abcde\" (expected 16 hexadecimal digits"));
+    row.provenance = "";
+    write_runs(&row, false);
+    assert_int_equal(schema_read_runs(path, &runs), OK);
+    schema_free_runs(&runs);
+}
+
+static Status write_one(const char *file)
+{
+    const char *names[] = {"a", "b"};
+    TableWriter *w = NULL;
+    TRY(table_writer_create(file, names, 2, &w));
+    table_put_int(w, 1);
+    table_put_int(w, 2);
+    TRY(table_writer_row(w));
+    return table_writer_close(&w);
+}
+
+/* Tables replace tables, and what links lead to; everything else stays what it is. */
+static void test_what_is_replaced(void **state)
+{
+    (void)state;
+    char link[220], other[220], below[240];
+    struct stat info;
+    snprintf(link, sizeof link, "%s/link.csv", folder);
+    snprintf(other, sizeof other, "%s/./t.csv", folder);
+    snprintf(below, sizeof below, "%s/t.csv.tmp", folder);
+    unlink(path);
+    assert_int_equal(symlink("t.csv", link), 0);
+    assert_true(output_same(link, other)); /* where nothing is yet */
+    assert_int_equal(write_one(link), OK);
+    check_text(path, "a,b\n1,2\n");
+    assert_int_equal(lstat(link, &info), 0);
+    assert_true(S_ISLNK(info.st_mode));
+    assert_true(output_same(link, other));
+    write_text(path, "a,c\n");
+    assert_int_equal(write_one(link), OK);
+    write_text(path, "");
+    assert_int_equal(write_one(path), OK);
+    const char *const foreign[] = {"My thesis\n", "ab,c\n", "a"};
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
+        write_text(path, foreign[i]);
+        assert_int_equal(write_one(link), ERR_INPUT);
+        assert_non_null(strstr(status_text(), "link.csv: not replaced: it does not begin with \"a,\""));
+        check_text(path, foreign[i]);
+    }
+    unlink(link);
+    assert_int_equal(symlink("link.csv", link), 0);
+    assert_int_equal(write_one(link), ERR_IO);
+    unlink(link);
+    assert_int_equal(write_one(folder), ERR_IO);
+    assert_non_null(strstr(status_text(), "cannot write: a folder, not a file"));
+    assert_int_equal(access(below, F_OK), -1);
+    char found[20] = "";
+    assert_int_equal(mkfifo(link, 0600), 0);
+    int pipe = open(link, O_RDWR);
+    assert_true(pipe >= 0);
+    assert_int_equal(write_one(link), OK);
+    assert_int_equal(read(pipe, found, sizeof found - 1), 8);
+    assert_string_equal(found, "a,b\n1,2\n");
+    assert_true(close(pipe) == 0 && lstat(link, &info) == 0 && S_ISFIFO(info.st_mode));
+    unlink(link);
+    const char *const inputs[] = {NULL, "/nonexistent", other};
+    assert_int_equal(output_check("x: --out", path, NULL, inputs, 2), OK);
+    assert_int_equal(output_check("x: --out", path, NULL, inputs, 3), ERR_USAGE);
+    assert_non_null(strstr(status_text(), "x: --out is the input "));
+}
+
 static void test_full_disk(void **state)
 {
     (void)state;
@@ -211,8 +334,9 @@ static void test_full_disk(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parse), cmocka_unit_test(test_refused),   cmocka_unit_test(test_numbers_round_trip),
-        cmocka_unit_test(test_runs),  cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_parse),     cmocka_unit_test(test_refused), cmocka_unit_test(test_numbers_round_trip),
+        cmocka_unit_test(test_runs),      cmocka_unit_test(test_no_end),  cmocka_unit_test(test_what_is_replaced),
+        cmocka_unit_test(test_full_disk),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
