@@ -9,6 +9,7 @@
 #include "experiments/launch.h"
 #include "experiments/progress.h"
 #include "experiments/run_summary.h"
+#include "experiments/run_folder.h"
 #include "experiments/slurm.h"
 #include "experiments/study.h"
 
@@ -19,6 +20,7 @@ typedef struct Sweep {
     StudyPoint *points;
     int count;
     bool keep_going;
+    int lock; /* of the folder, -1: none */
     char runs[4096];
 } Sweep;
 
@@ -193,6 +195,7 @@ static Status run(Sweep *sweep, bool gather, const SlurmOptions *slurm)
     TRY(config_load(sweep->path, sweep->overrides, &sweep->config));
     TRY(study_points(sweep->config, &sweep->points, &sweep->count));
     TRY(files_make_folder(sweep->folder));
+    TRY(run_folder_claim(sweep->folder, &sweep->lock));
     snprintf(sweep->runs, sizeof sweep->runs, "%s/runs.csv", sweep->folder);
     if (slurm->write) { /* jobs start in another folder */
         char study[PATH_MAX], folder[PATH_MAX];
@@ -209,7 +212,7 @@ static Status run(Sweep *sweep, bool gather, const SlurmOptions *slurm)
 Status cmd_sweep(int argc, char **argv)
 {
     TextList overrides = {0}, operands;
-    Sweep sweep = {.overrides = &overrides, .folder = "runs/study"};
+    Sweep sweep = {.overrides = &overrides, .folder = "runs/study", .lock = -1};
     SlurmOptions slurm = {.gpus_per_node = 8, .minutes = 30};
     bool help, gather = false;
     const Option options[] = {
@@ -226,6 +229,7 @@ Status cmd_sweep(int argc, char **argv)
     if (help) return OK;
     sweep.path = operands.item[0];
     Status status = run(&sweep, gather, &slurm);
+    run_folder_release(&sweep.lock);
     free(sweep.points);
     config_destroy(&sweep.config);
     return status;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "engine/input.h"
 #include "engine/output.h"
 
 static Status io_fail(const char *path, const char *what)
@@ -23,8 +24,8 @@ Status file_write_whole(const char *path, const char *bytes, size_t count)
 
 Status file_read_whole(const char *path, size_t limit, char **text_out)
 {
-    FILE *file = fopen(path, "rb");
-    if (!file) return io_fail(path, "cannot open");
+    FILE *file = NULL;
+    TRY(input_open(path, &file));
     size_t size = 0, room = 65536;
     char *text = malloc(room + 1);
     while (text) {

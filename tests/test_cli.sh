@@ -196,6 +196,7 @@ other='points/n1_dap1_s.*_r0/run.json: the study here was measured with model.c_
 for more in "" "--set study.repeats=2" --collect --slurm; do
     expect "going on with another model $more" 2 "$other" bash -c "sweep --set model.c_m=64 $more"
 done
+expect "a study in use" 1 "swept: another foldscale is writing here" flock swept bash -c sweep
 expect "going on with more points" 0 "3 points" bash -c 'sweep --set study.repeats=3 --set study.ranks=[1]'
 [ "$(wc -l <swept/runs.csv)" = 4 ] || fail "swept/runs.csv has not three rows"
 tail -n 1 swept/runs.csv >last && sed -i '$d' swept/runs.csv
@@ -214,8 +215,6 @@ expect "scores over the checkpoint" 2 "eval: --csv is the input whole/ckpt_00000
 cp whole/run.json run.json
 expect "scores over another file" 1 "run.json: not replaced" "$foldscale" eval whole --csv whole/run.json
 cmp -s run.json whole/run.json || fail "run.json was replaced"
-cp good.yaml whole/experiment.yaml
-expect "the user's own experiment beside a run" 1 "whole/experiment.yaml: not replaced" "$foldscale" eval whole
 bytes=$(($(stat -c %s whole/ckpt_000004.safetensors) * 8 / 10)) # the tensors; the header holds times
 if cmp -s <(tail -c $bytes whole/ckpt_000004.safetensors) <(tail -c $bytes parts/ckpt_000004.safetensors); then
     echo "PASS resume is bit-identical"
@@ -245,6 +244,9 @@ ls parts | cmp -s before - || fail "eval wrote into the run directory"
 sed 's/"c_m":/"c_mm":/' parts/run.json >run.json
 cp parts/ckpt_000004.safetensors .
 expect "eval beside a damaged run.json" 1 'run.json:[0-9]+: unknown key "c_mm" in model' "$foldscale" eval ckpt_000004.safetensors
+
+cp -r parts strange && rm strange/run.json && mkfifo strange/run.json
+expect "a fifo in place of a run.json" 1 "run.json: not a regular file" "$foldscale" eval strange
 
 cp -r parts damaged
 head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors
