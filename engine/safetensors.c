@@ -5,11 +5,13 @@
 #include <fcntl.h>
 #include <math.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <zlib.h>
 
 /* The format caps the header at 100 MB, so that a foreign file cannot ask for more. */
 enum { LARGEST_HEADER_BYTES = 100000000, LENGTH_BYTES = 8, MESSAGE_NAME_LENGTH = 100 };
@@ -281,6 +283,20 @@ const StTensor *st_find(const StFile *file, const char *name)
 const char *st_metadata(const StFile *file, const char *key)
 {
     return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(file->metadata, key));
+}
+
+Status st_verify(const StFile *file)
+{
+    const char *expected = st_metadata(file, "crc32");
+    char digits[9];
+    if (!expected) return OK;
+    uLong crc = crc32_z(0, NULL, 0);
+    for (int64_t i = 0; i < file->count; i++)
+        if (file->tensor[i].bytes > 0) crc = crc32_z(crc, file->tensor[i].data, file->tensor[i].bytes);
+    snprintf(digits, sizeof digits, "%08lx", crc);
+    if (strcmp(digits, expected) == 0) return OK;
+    return status_fail_at(ERR_INPUT, file->path, 0, "the tensors are damaged: their CRC-32 is %s, expected %.40s",
+                          digits, expected);
 }
 
 static Status check_range(const StTensor *tensor, int64_t first, int64_t count)

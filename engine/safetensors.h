@@ -42,6 +42,9 @@ const StTensor *st_at(const StFile *file, int64_t index);      /* in file order 
 const StTensor *st_find(const StFile *file, const char *name); /* NULL when absent */
 const char *st_metadata(const StFile *file, const char *key);  /* NULL when absent */
 
+/* ERR_INPUT when the file has a checksum (st_writer_checksum) and the tensors are not those it was made of. */
+Status st_verify(const StFile *file);
+
 /* Element conversion from any stored dtype (count elements starting at `first`). ERR_INPUT when the elements are not
  * all in the tensor, or (to integers) when a stored value is not an integer that fits. */
 Status st_read_f64(const StTensor *tensor, int64_t first, int64_t count, double *values_out);
@@ -56,6 +59,9 @@ Status st_writer_metadata(StWriter *writer, const char *key, const char *value);
 /* `data` must stay valid until commit. */
 Status st_writer_add(StWriter *writer, const char *name, StDtype dtype, int rank, const int64_t *shape,
                      const void *data);
+/* Metadata "crc32": CRC-32 of the tensors' bytes in the order of the file, eight hexadecimal digits. Behind the last
+ * tensor. */
+Status st_writer_checksum(StWriter *writer);
 /* Writes, fsyncs and renames. On failure (ERR_IO: full disk ...) the temporary file is removed and the old target is
  * untouched. */
 Status st_writer_commit(StWriter *writer);

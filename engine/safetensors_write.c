@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <zlib.h>
 
 /* Tensors start at a multiple of this in the file, so that readers may map them as they are (the format asks for 8). */
 enum { DATA_ALIGNMENT = 64, LENGTH_BYTES = 8 };
@@ -101,6 +102,16 @@ Status st_writer_add(StWriter *writer, const char *name, StDtype dtype, int rank
     writer->tensor[writer->count++] = (WrittenTensor){data, (size_t)bytes};
     writer->offset += bytes;
     return OK;
+}
+
+Status st_writer_checksum(StWriter *writer)
+{
+    char digits[9];
+    uLong crc = crc32_z(0, NULL, 0);
+    for (size_t i = 0; i < writer->count; i++) /* without data it would begin anew */
+        if (writer->tensor[i].bytes > 0) crc = crc32_z(crc, writer->tensor[i].data, writer->tensor[i].bytes);
+    snprintf(digits, sizeof digits, "%08lx", crc);
+    return st_writer_metadata(writer, "crc32", digits);
 }
 
 static int compare_strings(const void *a, const void *b)

@@ -48,6 +48,7 @@ static Status write_file(Store *store, StWriter *writer, unsigned char *host, in
         TRY(store->backend->download(store->backend, copy, source, block_bytes(store)));
         TRY(add_block(store, writer, blocks[b].prefix, copy));
     }
+    TRY(st_writer_checksum(writer));
     return st_writer_commit(writer);
 }
 
@@ -153,9 +154,10 @@ Status store_load(Store *store, const char *path, bool swa_as_params)
     TRY(st_open(path, &file));
     unsigned char *host = calloc(1, BLOCKS * block_bytes(store) + 1);
     Status status;
-    if (host)
-        status = load_blocks(store, file, swa_as_params, host);
-    else
+    if (host) {
+        status = st_verify(file);
+        if (status == OK) status = load_blocks(store, file, swa_as_params, host);
+    } else
         status = status_fail(ERR_MEMORY, "out of memory for a checkpoint of %zu bytes", BLOCKS * block_bytes(store));
     free(host);
     st_close(&file);

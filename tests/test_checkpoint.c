@@ -168,6 +168,35 @@ static void metadata_is_checked(void **state)
     free(run);
 }
 
+/* One bit of a tensor, wherever it is. */
+static void damage_is_noticed(void **state)
+{
+    Fixture *f = *state;
+    fill(f, 0.25);
+    assert_int_equal(store_save(f->store, f->path, 0, NULL), OK);
+    struct stat info;
+    assert_int_equal(stat(f->path, &info), 0);
+    for (long back = 1; back < 4 * 12000; back += 11999) {
+        FILE *file = fopen(f->path, "r+b");
+        assert_non_null(file);
+        for (int once = 0; once < 2; once++) { /* and put right again */
+            fseek(file, (long)info.st_size - back, SEEK_SET);
+            int byte = getc(file);
+            fseek(file, -1, SEEK_CUR);
+            putc(byte ^ 4, file);
+            fflush(file);
+            if (once == 1) break;
+            fill(f, 3);
+            assert_int_equal(store_load(f->store, f->path, false), ERR_INPUT);
+            assert_non_null(strstr(status_text(), "the tensors are damaged"));
+            assert_true(holds(f, 3));
+        }
+        fclose(file);
+    }
+    assert_int_equal(store_load(f->store, f->path, false), OK);
+    assert_true(holds(f, 0.25));
+}
+
 static void f64_round_trip(void **state)
 {
     Fixture *f = *state;
@@ -338,6 +367,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(round_trip_is_bit_exact),
         TEST(metadata_is_checked),
+        TEST(damage_is_noticed),
         TEST(f64_round_trip),
         TEST(evaluation_loads_the_weights_or_their_average),
         TEST(wrong_shapes_are_refused),

@@ -54,7 +54,12 @@ file=run/ckpt_2.safetensors
 length=$(od -An -tu8 -N8 "$file" | tr -d ' ')
 offset=$(head -c $((8 + length)) "$file" | tail -c "$length" | grep -ao "\"[a-z_.]*$name\":{[^}]*}" | grep -v '"adam\|"swa' |
     sed -E 's/.*"data_offsets":\[([0-9]+),.*/\1/')
+expect "a checkpoint with a damaged tensor" 1 'the tensors are damaged: their CRC-32 is [0-9a-f]{8}' \
+    bash -c "cp -r run damaged && printf x | dd of=damaged/${file##*/} bs=1 seek=$((8 + length + offset)) conv=notrunc status=none &&
+        '$foldscale' train tiny.yaml --out damaged --resume"
 printf '\x00\x00\xc0\x7f' | dd of="$file" bs=1 seek=$((8 + length + offset)) conv=notrunc status=none
+# with no checksum, as other tools write them
+printf '"crc--"' | dd of="$file" bs=1 seek="$(grep -abo '"crc32"' "$file" | head -n 1 | cut -d: -f1)" conv=notrunc status=none
 expect "a step that is not finite is skipped" 0 'step 3: .* the update is skipped' \
     "$foldscale" train tiny.yaml --out run --resume --set train.steps=3 --set train.checkpoint_last=off
 expect "its first op is named" 1 'evoformer_stack.blocks.1.core.tri_mul_out/linear.*has the value -?nan' \
