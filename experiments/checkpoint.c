@@ -45,13 +45,16 @@ static Status list(const char *folder, Arena *arena, char ***names_out, int *cou
     return OK;
 }
 
-static Status keep_newest(const char *folder, int keep)
+/* Removes all but the newest `keep` of those up to step `last`. What is later is of a run that was given up: a resume
+ * passes over checkpoints that are damaged. */
+static Status keep_newest(const char *folder, int64_t last, int keep)
 {
     Arena arena = {0};
     char **names = NULL, path[4096];
     int count = 0;
     Status status = list(folder, &arena, &names, &count);
-    for (int i = keep; status == OK && i < count; i++) {
+    for (int i = 0, kept = 0; status == OK && i < count; i++) {
+        if (step_of(names[i]) <= last && kept++ < keep) continue;
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
         if (unlink(path) != 0 && errno != ENOENT)
             status = status_fail(ERR_IO, "%s: cannot remove the old checkpoint (%s)", path, strerror(errno));
@@ -71,12 +74,12 @@ Status checkpoint_save(Store *store, const char *folder, const RunState *state, 
     const MetaPair meta[] = {{"format", FORMAT}, {"step", step},         {"samples", samples},
                              {"seed", seed},     {"elapsed_s", elapsed}, {"loader", state->loader}};
     TRY(store_save(store, path, sizeof meta / sizeof *meta, meta));
-    return keep_newest(folder, keep);
+    return keep_newest(folder, state->step, keep);
 }
 
 Status checkpoint_remove_all(const char *folder)
 {
-    return keep_newest(folder, 0);
+    return keep_newest(folder, 0, 0);
 }
 
 Status checkpoint_newest(const char *folder, int64_t *step_out)

@@ -13,7 +13,8 @@ typedef struct RunState {
     char loader[1 << 18]; /* state of the loader as text, a line per replica, "" when the step says it all */
 } RunState;
 
-/* Writes ckpt_STEP.safetensors (whole or not at all), then removes all but the newest `keep`. */
+/* Writes ckpt_STEP.safetensors (whole or not at all), then removes all but the newest `keep`, and those of later steps:
+ * they were damaged when the run resumed. */
 Status checkpoint_save(Store *store, const char *folder, const RunState *state, int keep);
 
 /* Reads the state of one checkpoint without its tensors. ERR_INPUT where it is of another format, where something is
