@@ -34,6 +34,7 @@ Status async_eval_create(const Config *config, const char *folder, AsyncEval **a
     snprintf(a->folder, sizeof a->folder, "%s/async_eval", folder);
     snprintf(a->experiment, sizeof a->experiment, "%s/experiment.yaml", a->folder);
     Status status = files_make_folder(a->folder);
+    if (status == OK) status = checkpoint_remove_all(a->folder); /* what a run that was killed left waiting */
     if (status == OK) status = config_to_json(config, &text);
     if (status == OK) status = file_write_whole(a->experiment, text, strlen(text));
     free(text);

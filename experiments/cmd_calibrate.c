@@ -3,8 +3,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "experiments/checkpoint.h"
 #include "experiments/commands.h"
 #include "experiments/config.h"
 #include "experiments/files.h"
@@ -198,6 +200,20 @@ static Status probe_all(const Config *config, const CalibrateArguments *a)
 /* --- one training run with every op timed, as a child
  * ------------------------------------------------------------------- */
 
+/* A profile takes the place of an earlier one; one has no checkpoints. */
+static Status expect_no_run(const CalibrateArguments *a)
+{
+    char folder[4096];
+    int64_t newest = -1;
+    struct stat info;
+    snprintf(folder, sizeof folder, "%s/profile", a->folder);
+    if (stat(folder, &info) != 0) return OK;
+    TRY(checkpoint_newest(folder, &newest));
+    if (newest < 0) return OK;
+    return status_fail(ERR_IO, "%s: holds a run (a checkpoint of step %lld; expected another --out, or --no-profile)",
+                       folder, (long long)newest);
+}
+
 static Status profile(const char *experiment, const CalibrateArguments *a)
 {
     char self[4096], folder[4096], log[4200], steps[64];
@@ -259,8 +275,9 @@ Status cmd_calibrate(int argc, char **argv)
                            (int)a.devices, (int)a.ranks);
     Config *config = NULL;
     TRY(config_load(operands.item[0], &a.overrides, &config));
-    Status status = files_make_folder(a.folder);
     bool inside = launch_under_mpi();
+    Status status = a.collectives || a.no_profile ? OK : expect_no_run(&a);
+    if (status == OK) status = files_make_folder(a.folder);
     if (status == OK) status = a.ranks > 1 && !inside ? launch_ranks((int)a.ranks, argc, argv) : probe_all(config, &a);
     if (status == OK && !inside && !a.collectives) {
         if (!a.no_profile) status = profile(operands.item[0], &a);

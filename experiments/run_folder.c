@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "experiments/checkpoint.h"
@@ -60,6 +61,12 @@ Status run_folder_clear(const char *folder)
 {
     static const char *const files[] = {"steps.csv", "losses.csv", "eval.csv", "ops.csv", "mlperf.log"};
     char path[4096];
+    struct stat info;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) { /* nothing is removed where not all can be */
+        snprintf(path, sizeof path, "%s/%s", folder, files[i]);
+        if (lstat(path, &info) == 0 && S_ISDIR(info.st_mode))
+            return status_fail(ERR_IO, "%s: a folder (expected a file of a run)", path);
+    }
     TRY(checkpoint_remove_all(folder));
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         snprintf(path, sizeof path, "%s/%s", folder, files[i]);

@@ -275,6 +275,20 @@ static Status write_provenance(Runner *r, int64_t resumed_from)
     return provenance_write(path, &facts);
 }
 
+/* What would end a run that has just begun, before it takes the place of another. On all ranks: none goes on before
+ * all know. */
+static Status check_start(Runner *r)
+{
+    const Config *c = r->config;
+    Evaluator *trial = NULL;
+    TRY(source_peek(r->source));
+    if (is_root(r) && c->eval.every > 0 && c->switches.async_eval) {
+        TRY(evaluator_create(r->backend, c, &trial)); /* the evaluations' process would say it too late */
+        evaluator_destroy(&trial);
+    }
+    return r->backend->barrier(r->backend);
+}
+
 static Status prepare(Runner *r)
 {
     const Config *c = r->config;
@@ -289,7 +303,8 @@ static Status prepare(Runner *r)
     r->start_s = clock_now_s() - r->state.elapsed_s;
     TRY(source_open(c, r->backend, r->state.loader, &r->source));
     if (c->eval.every > 0 && !c->switches.async_eval) TRY(evaluator_create(r->backend, c, &r->evaluator));
-    /* all that can be wrong with the experiment has been said: from here on the folder is this run's */
+    if (r->options->replace && !found) TRY(check_start(r));
+    /* from here on the folder is this run's */
     if (is_root(r) && !found) TRY(run_folder_clear(r->options->folder));
     if (is_root(r)) TRY(write_provenance(r, found ? r->state.step : -1));
     TRY(run_log_open(r->options->folder, r->session, r->state.step, &r->log));

@@ -20,6 +20,7 @@ struct Source {
     Feed *feed;
     FeedSample sample;
     bool held;   /* sample is handed out */
+    bool peeked; /* sample is there, not handed out yet */
     double *all; /* room for a number of every rank */
 };
 
@@ -112,7 +113,7 @@ void source_close(Source **source)
 {
     Source *s = *source;
     if (!s) return;
-    if (s->held) feed_release(s->feed, &s->sample);
+    if (s->held || s->peeked) feed_release(s->feed, &s->sample);
     if (s->feed) feed_close(&s->feed);
     if (s->dataset) dataset_close(&s->dataset);
     arena_free(&s->arena);
@@ -137,12 +138,41 @@ static Status take(Source *s)
     return feed_take(s->feed, (int64_t)s->all[layout->dp_rank * layout->dap], &s->sample);
 }
 
+/* That the chains the experiment names have a structure each, where one that has none would end the run. */
+static Status find_structures(const DataSection *d)
+{
+    const ArchivePaths paths = {.mmcif = source_given(d->mmcif)};
+    Archive *archive = NULL;
+    Arena arena = {0};
+    if (*d->pack || d->on_error == ON_ERROR_SKIP || d->chains_count == 0) return OK;
+    Status status = archive_open(&paths, NULL, &archive);
+    for (unsigned i = 0; status == OK && i < d->chains_count; i++) {
+        char *entry = arena_strndup(&arena, d->chains[i], strcspn(d->chains[i], "_")), *path = NULL;
+        status = entry ? archive_structure_path(archive, entry, &arena, &path)
+                       : status_fail(ERR_MEMORY, "out of memory for the names of chains");
+        if (status == OK && !path)
+            status = status_fail(ERR_INPUT, "%s: no structure of entry %s (data.chains)", d->mmcif, entry);
+    }
+    archive_close(&archive);
+    arena_free(&arena);
+    return status;
+}
+
+Status source_peek(Source *source)
+{
+    TRY(find_structures(&source->config->data));
+    TRY(take(source));
+    source->peeked = true;
+    return OK;
+}
+
 Status source_next(Source *source, SourceSample *sample_out)
 {
     double start = clock_now_s();
     if (source->held) feed_release(source->feed, &source->sample);
     source->held = false;
-    TRY(take(source));
+    if (!source->peeked) TRY(take(source));
+    source->peeked = false;
     source->held = true;
     *sample_out = (SourceSample){
         .batch = source->sample.batch, .recycling = (int)source->sample.recycling, .wait_s = clock_now_s() - start};

@@ -14,6 +14,10 @@ typedef struct Source Source;
 Status source_open(const Config *config, Backend *backend, const char *state, Source **source_out);
 void source_close(Source **source);
 
+/* Looks for the structures of named chains and reads the first sample, which source_next then hands out: that the data
+ * can be read is known before anything else begins. All ranks call it together, once, before source_next and source_state. */
+Status source_peek(Source *source);
+
 typedef struct SourceSample {
     const Batch *batch; /* valid until the next call */
     int recycling;      /* iterations without gradient: the same on every rank */

@@ -229,11 +229,27 @@ cp -r parts kept
 expect "going on with another seed" 1 "saved data state has seed 1, this run has 9" \
     "$foldscale" train good.yaml --out parts --resume --set train.seed=9
 expect "replacing by what cannot start" 1 "typo" "$foldscale" train good.yaml --out parts --replace --set data.mmcif=/typo
+replacing=("$foldscale" train good.yaml --out parts --replace)
+expect "replacing by a chain that is not in its file" 1 "has no protein chain B" "${replacing[@]}" --set data.chains=[1ubq_B]
+expect "replacing by an entry that is not there" 1 "no structure of entry 9zzz" "${replacing[@]}" --set data.chains=[1ubq_A,9zzz_A]
+expect "replacing by evaluations of no chain" 1 'no chain "9zzz_A"' "${replacing[@]}" --set eval.every=1 --set eval.chains=[9zzz_A] \
+    --set switches.async_eval=on
+expect "replacing on two ranks" 1 "has no protein chain B" "${replacing[@]}" --set data.chains=[1ubq_B] --ranks 2
 if diff -r kept parts >/dev/null; then echo "PASS the run is as it was"; else fail "a start that failed changed the run"; fi
 expect "a folder in use" 1 "parts: another foldscale is writing here" flock parts "$foldscale" train good.yaml --out parts --resume
 expect "nothing left to do" 0 "4 steps, [0-9.]+ s" "$foldscale" train good.yaml --out parts --resume
 expect "replacing" 0 "2 steps, loss" "$foldscale" train good.yaml --out kept --replace --set train.steps=2
 [ -e kept/ckpt_000004.safetensors ] && fail "a checkpoint of the run that was replaced"
+cp -r parts waiting && mkdir waiting/async_eval
+for i in $(seq 100 164); do cp parts/ckpt_000004.safetensors waiting/async_eval/ckpt_000$i.safetensors; done
+expect "replacing a run that was killed while evaluations waited" 0 "2 steps, loss" "$foldscale" train good.yaml --out waiting \
+    --replace --set train.steps=2 --set eval.every=1 --set eval.chains=[1ubq_A] --set switches.async_eval=on
+cp -r parts odd && rm odd/losses.csv && mkdir odd/losses.csv && cp -r odd odd_kept
+expect "replacing what cannot be removed" 1 "losses.csv: a folder" "$foldscale" train good.yaml --out odd --replace
+diff -r odd odd_kept >/dev/null || fail "a run was half removed"
+mkdir tuned && cp -r parts tuned/profile
+expect "a profile over a run" 1 "tuned/profile: holds a run" "$foldscale" calibrate good.yaml --out tuned
+diff -r parts tuned/profile >/dev/null || fail "calibrate changed a run"
 latin=$(printf 'parts\xe9')
 expect "a run directory whose name is not UTF-8" 0 "2 steps" "$foldscale" train good.yaml --out "$latin" --set train.steps=2
 expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$latin" --set eval.chains=[1ubq_A]
@@ -251,6 +267,11 @@ expect "a fifo in place of a run.json" 1 "run.json: not a regular file" "$foldsc
 cp -r parts damaged
 head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors
 expect "newest checkpoint truncated" 0 "ckpt_000004.safetensors.*trying the one before" "$foldscale" train good.yaml --out damaged --resume
+cp -r parts behind
+head -c 5000 parts/ckpt_000004.safetensors >behind/ckpt_000004.safetensors
+expect "a run that ends before a damaged checkpoint" 0 "3 steps" \
+    "$foldscale" train good.yaml --out behind --resume --set train.steps=3 --set train.keep=1
+[ "$(cd behind && ls ckpt_*)" = ckpt_000003.safetensors ] || fail "the checkpoint just written is not the one that stays"
 head -c 5000 parts/ckpt_000004.safetensors >bad.safetensors
 expect "eval of a truncated checkpoint" 1 "bad.safetensors" "$foldscale" eval bad.safetensors --experiment good.yaml
 expect "eval of another model's checkpoint" 1 "shape|parameter|missing" "$foldscale" eval parts --experiment good.yaml --set model.c_m=64
