@@ -238,6 +238,16 @@ latin=$(printf 'parts\xe9')
 expect "a run directory whose name is not UTF-8" 0 "2 steps" "$foldscale" train good.yaml --out "$latin" --set train.steps=2
 expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$latin" --set eval.chains=[1ubq_A]
 grep -q '"parts?"' "$latin/run.json" || fail "run.json does not hold the command as UTF-8"
+# what YAML refuses: U+0084, an overlong form, a surrogate, U+FFFE, one below and one beyond the characters of four bytes,
+# an end in the middle; what it reads: U+0085, U+00A0, U+D7FF, U+E000, U+FFFD, U+1F600, U+10FFFF
+refused=$(printf 'odd\xc2\x84\xe0\x9f\xbf\xed\xa0\x80\xef\xbf\xbe\xf0\x8f\xbf\xbf\xf4\x90\x80\x80\xf5\xc3')
+read=$(printf 'odd\xc2\x85\xc2\xa0\xed\x9f\xbf\xee\x80\x80\xef\xbf\xbd\xf0\x9f\x98\x80\xf4\x8f\xbf\xbf')
+expect "a run directory named by no characters" 0 "2 steps" "$foldscale" train good.yaml --out "$refused" --set train.steps=2
+expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$refused" --set eval.chains=[1ubq_A]
+grep -q '"odd?*"' "$refused/run.json" || fail "run.json holds characters that YAML refuses"
+expect "a run directory of rare characters" 0 "2 steps" "$foldscale" train good.yaml --out "$read" --set train.steps=2
+expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$read" --set eval.chains=[1ubq_A]
+grep -qF "\"$read\"" "$read/run.json" || fail "run.json lost characters that YAML reads"
 ls parts >before
 expect "eval on two ranks" 0 "over 1 chains" "$foldscale" eval parts --ranks 2 --set eval.chains=[1ubq_A]
 ls parts | cmp -s before - || fail "eval wrote into the run directory"
