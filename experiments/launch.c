@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/output.h"
+
 /* The child that signals are passed on to: a handler has no other way to know it. */
 static volatile sig_atomic_t running_child, signal_passed;
 
@@ -74,6 +76,7 @@ Status launch_wait(char *const arguments[], const char *log_path, int *exit_out)
 {
     struct sigaction pass = {.sa_handler = pass_on}, old_int, old_term;
     sigemptyset(&pass.sa_mask);
+    if (log_path) TRY(output_refuse_fifo(log_path));
     fflush(NULL);
     pid_t child = fork();
     if (child < 0) return status_fail(ERR_IO, "cannot start %s (%s)", arguments[0], strerror(errno));

@@ -7,6 +7,8 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "engine/input.h"
+#include "engine/output.h"
 #include "experiments/checkpoint.h"
 
 Status run_folder_claim(const char *folder, int *lock_out)
@@ -30,9 +32,10 @@ void run_folder_release(int *lock)
 /* Anything behind the line of names. */
 static bool has_rows(const char *path)
 {
-    FILE *file = fopen(path, "rb");
+    FILE *file = NULL;
     int c = 0;
-    if (!file) return false;
+    if (output_refuse_fifo(path) != OK) return true; /* somebody's: neither waited for nor removed unasked */
+    if (input_open(path, &file) != OK) return false;
     while ((c = getc(file)) != EOF && c != '\n') continue;
     bool rows = c == '\n' && getc(file) != EOF;
     fclose(file);

@@ -257,6 +257,11 @@ expect "eval beside a damaged run.json" 1 'run.json:[0-9]+: unknown key "c_mm" i
 
 cp -r parts strange && rm strange/run.json && mkfifo strange/run.json
 expect "a fifo in place of a run.json" 1 "run.json: not a regular file" "$foldscale" eval strange
+expect "and in the way of one" 1 "run.json: cannot write: a fifo" "$foldscale" train good.yaml --out strange --resume --set train.steps=5
+mkdir waiting && mkfifo waiting/steps.csv
+expect "a fifo in place of the steps" 1 "waiting: holds a run already .steps.csv" "$foldscale" train good.yaml --out waiting
+cp -r parts logged && rm -f logged/mlperf.log && mkfifo logged/mlperf.log
+expect "a fifo in place of mlperf.log" 1 "mlperf.log: cannot write: a fifo" "$foldscale" train good.yaml --out logged --resume --set train.steps=5
 
 cp -r parts damaged
 head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors
