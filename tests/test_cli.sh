@@ -337,4 +337,20 @@ else
 fi
 last=$(ls killed/ckpt_*.safetensors | tail -n 1 | grep -oE '[0-9]{6}')
 expect "going on after the killed rank" 0 "$((10#$last + 1)) steps" "$foldscale" train good.yaml --out killed --ranks 2 --resume --set train.steps=$((10#$last + 1))
+
+# --- a sweep that is killed takes the run it started with it ----------------------------------------------------------------------
+"$foldscale" sweep good.yaml --out orphan --set "study.switches=[fused_attention]" --set "study.ranks=[1]" --set "study.dap=[1]" \
+    --set "study.ablations=[]" --set study.repeats=1 --set study.warmup=1 --set study.steps=100000 >log 2>&1 &
+pid=$!
+for _ in $(seq 300); do # its folder is named by the point
+    steps=$(find orphan -name steps.csv 2>/dev/null)
+    [ -n "$steps" ] && break
+    sleep 0.1
+done
+wait_for "${steps:-none}" 3 || fail "no steps in the sweep"
+child=$(pgrep -P $pid)
+kill -KILL $pid
+wait $pid 2>/dev/null
+expect "the run of a killed sweep ends" 0 "free" flock --timeout 20 "${steps%/*}" echo free
+kill -KILL "${child:?}" 2>/dev/null # where it did not
 exit $failed
