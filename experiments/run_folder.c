@@ -15,9 +15,14 @@ Status run_folder_claim(const char *folder, int *lock_out)
 {
     int lock = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (lock < 0) return status_fail(ERR_IO, "%s: cannot open the folder (%s)", folder, strerror(errno));
-    if (flock(lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-        close(lock);
-        return status_fail(ERR_IO, "%s: another foldscale is writing here (expected one at a time)", folder);
+    if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK) {
+            close(lock);
+            return status_fail(ERR_IO, "%s: another foldscale is writing here (expected one at a time)", folder);
+        }
+        /* NFS locks only what is open for writing, which a folder never is */
+        fprintf(stderr, "foldscale: note: %s: cannot be locked (%s): let only one foldscale write here\n", folder,
+                strerror(errno));
     }
     *lock_out = lock;
     return OK;

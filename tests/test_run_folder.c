@@ -1,10 +1,12 @@
-/* A run directory: fifos where its files belong, which must not be waited for. */
+/* A run directory: its lock, and fifos where its files belong, which must not be waited for. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,6 +16,17 @@
 #include "experiments/launch.h"
 #include "experiments/mllog.h"
 #include "experiments/run_folder.h"
+
+static int lock_error;
+
+/* In place of the system's: file systems without locks are not at hand. */
+int flock(int handle, int operation)
+{
+    (void)handle;
+    (void)operation;
+    errno = lock_error;
+    return lock_error ? -1 : 0;
+}
 
 static char folder[64], path[128];
 
@@ -33,6 +46,36 @@ static int teardown(void **state)
     alarm(0);
     unlink(path);
     return rmdir(folder);
+}
+
+/* What a claim says on standard error. */
+static Status claim(int error, char *said, size_t size)
+{
+    int lock = -1, screen = dup(STDERR_FILENO);
+    FILE *file = tmpfile();
+    assert_true(file && screen >= 0);
+    dup2(fileno(file), STDERR_FILENO);
+    lock_error = error;
+    Status status = run_folder_claim(folder, &lock);
+    dup2(screen, STDERR_FILENO);
+    close(screen);
+    run_folder_release(&lock);
+    rewind(file);
+    said[fread(said, 1, size - 1, file)] = '\0';
+    fclose(file);
+    return status;
+}
+
+static void a_folder_that_cannot_be_locked_is_told(void **state)
+{
+    (void)state;
+    char said[512];
+    assert_int_equal(claim(0, said, sizeof said), OK);
+    assert_string_equal(said, "");
+    assert_int_equal(claim(EBADF, said, sizeof said), OK);
+    assert_non_null(strstr(said, "cannot be locked (Bad file descriptor)"));
+    assert_int_equal(claim(EWOULDBLOCK, said, sizeof said), ERR_IO);
+    assert_non_null(strstr(status_text(), "another foldscale is writing here"));
 }
 
 static void rows_are_a_run(void **state)
@@ -89,6 +132,7 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
+        TEST(a_folder_that_cannot_be_locked_is_told),
         TEST(rows_are_a_run),
         TEST(fifos_are_refused),
         TEST(devices_and_pipes_are_written),
