@@ -247,10 +247,12 @@ static Status check_kind(Checker *checker, const char *path, DataKind kind, cons
     }
     case DATA_INDEX:
         return check_index(checker, path);
-    case DATA_SAFETENSORS:
+    case DATA_SAFETENSORS: {
         TRY(st_open(path, &tensors));
+        Status status = st_verify(tensors);
         st_close(&tensors);
-        return OK;
+        return status;
+    }
     case DATA_PACK:
         return check_pack(checker, path);
     case DATA_DUPLICATES:

@@ -3,8 +3,10 @@
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 static bool same_file(const struct stat *a, const struct stat *b)
@@ -74,6 +76,16 @@ Status output_place(const char *path, const char *begins, Arena *arena, char **t
     TRY(follow(path, target));
     *target_out = arena_strdup(arena, target);
     return *target_out ? OK : status_fail_at(ERR_MEMORY, path, 0, "out of memory");
+}
+
+Status output_refuse_fifo(const char *path)
+{
+    struct stat info;
+    struct statfs system;
+    bool fifo = stat(path, &info) == 0 && S_ISFIFO(info.st_mode);
+    /* one without a name has its other end already */
+    if (!fifo || (statfs(path, &system) == 0 && system.f_type == PIPEFS_MAGIC)) return OK;
+    return status_fail_at(ERR_IO, path, 0, "cannot write: a fifo, not a file");
 }
 
 static FILE *open_device(const char *path)

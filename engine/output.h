@@ -28,6 +28,10 @@ void output_abandon(Output *output);
  * `path`, NULL for a device or pipe. */
 Status output_place(const char *path, const char *begins, Arena *arena, char **target_out);
 
+/* ERR_IO when `path` is a fifo, which would wait for a reader: for files whose names are ours, not the user's. A pipe
+ * that was handed over (/dev/stdout) is none. */
+Status output_refuse_fifo(const char *path);
+
 /* Both paths lead to one file, which may not be there yet. */
 bool output_same(const char *a, const char *b);
 

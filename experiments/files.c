@@ -17,6 +17,7 @@ static Status io_fail(const char *path, const char *what)
 Status file_write_whole(const char *path, const char *bytes, size_t count)
 {
     Output output;
+    TRY(output_refuse_fifo(path));
     TRY(output_open(path, NULL, &output));
     fwrite(bytes, 1, count, output.file);
     return output_close(&output);

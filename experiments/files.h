@@ -7,7 +7,7 @@
 
 #include "engine/status.h"
 
-/* The file is the old whole one or the new whole one (engine/output.h). */
+/* The file is the old whole one or the new whole one (engine/output.h). ERR_IO for a fifo. */
 Status file_write_whole(const char *path, const char *bytes, size_t count);
 /* The whole file, NUL-terminated; at most `limit` bytes. Caller frees. */
 Status file_read_whole(const char *path, size_t limit, char **text_out);

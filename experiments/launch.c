@@ -6,8 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include "engine/output.h"
 
 /* The child that signals are passed on to: a handler has no other way to know it. */
 static volatile sig_atomic_t running_child, signal_passed;
@@ -54,8 +59,14 @@ bool launch_interrupted(void)
     return signal_passed != 0;
 }
 
-static void start_child(char *const arguments[], const char *log_path)
+static void start_child(char *const arguments[], const char *log_path, pid_t parent)
 {
+#ifdef __linux__
+    /* a parent that is killed passes nothing on: its child would go on, and keep the folder locked */
+    if (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0 || getppid() != parent) _exit(127);
+#else
+    (void)parent;
+#endif
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
     if (log_path) {
@@ -74,10 +85,11 @@ Status launch_wait(char *const arguments[], const char *log_path, int *exit_out)
 {
     struct sigaction pass = {.sa_handler = pass_on}, old_int, old_term;
     sigemptyset(&pass.sa_mask);
+    if (log_path) TRY(output_refuse_fifo(log_path));
     fflush(NULL);
-    pid_t child = fork();
+    pid_t parent = getpid(), child = fork();
     if (child < 0) return status_fail(ERR_IO, "cannot start %s (%s)", arguments[0], strerror(errno));
-    if (child == 0) start_child(arguments, log_path);
+    if (child == 0) start_child(arguments, log_path, parent);
     running_child = child;
     sigaction(SIGINT, &pass, &old_int);
     sigaction(SIGTERM, &pass, &old_term);

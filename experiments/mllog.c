@@ -8,6 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine/output.h"
+
 struct Mllog {
     FILE *file;
     char *path;
@@ -15,6 +17,7 @@ struct Mllog {
 
 Status mllog_open(const char *path, Mllog **log_out)
 {
+    TRY(output_refuse_fifo(path));
     Mllog *log = calloc(1, sizeof *log);
     if (log) log->path = strdup(path);
     if (log && log->path) log->file = fopen(path, "a");

@@ -54,15 +54,46 @@ static void add_libraries(cJSON *root)
     if (mpi) cJSON_AddStringToObject(libraries, "openmpi", mpi);
 }
 
+/* The UTF-8 character at `c`: its bytes, 0 when there is none (or it is written longer than need be). */
+static int read_character(const unsigned char *c, uint32_t *code_out)
+{
+    static const struct {
+        unsigned char mask, mark; /* of the first byte */
+        uint32_t least;           /* a smaller one has a shorter form */
+    } forms[] = {{0x80, 0x00, 0}, {0xe0, 0xc0, 0x80}, {0xf0, 0xe0, 0x800}, {0xf8, 0xf0, 0x10000}};
+    enum { FORMS = sizeof forms / sizeof *forms };
+    int more = 0;
+    while (more < FORMS && (*c & forms[more].mask) != forms[more].mark) more++;
+    if (more == FORMS) return 0;
+    uint32_t code = *c & (unsigned char)~forms[more].mask;
+    for (int k = 1; k <= more; k++) {
+        if ((c[k] & 0xc0) != 0x80) return 0;
+        code = code << 6 | (c[k] & 0x3f);
+    }
+    *code_out = code;
+    return code >= forms[more].least ? 1 + more : 0;
+}
+
+/* YAML 1.1, 5.1: run.json is read as YAML, which refuses a file with any other. Below U+0020 JSON writes \u00... */
+static bool is_readable(uint32_t code)
+{
+    static const uint32_t ranges[][2] = {
+        {0x01, 0x7e}, {0x85, 0x85}, {0xa0, 0xd7ff}, {0xe000, 0xfffd}, {0x10000, 0x10ffff}};
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+        if (code >= ranges[i][0] && code <= ranges[i][1]) return true;
+    return false;
+}
+
 /* JSON is UTF-8, but an argument (an old path) may be any bytes: those that are no character become '?'. */
 static void keep_characters(char *text)
 {
     for (unsigned char *c = (unsigned char *)text; *c;) {
-        int more = *c < 0x7f ? 0 : *c < 0xc2 ? -1 : *c < 0xe0 ? 1 : *c < 0xf0 ? 2 : *c < 0xf5 ? 3 : -1;
-        int k = 0;
-        while (k < more && (c[1 + k] & 0xc0) == 0x80) k++;
-        if (k != more) *c = '?';
-        c += k == more ? 1 + more : 1;
+        uint32_t code = 0;
+        int bytes = read_character(c, &code);
+        if (bytes > 0 && is_readable(code))
+            c += bytes;
+        else
+            *c++ = '?';
     }
 }
 

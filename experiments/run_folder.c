@@ -8,15 +8,22 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/input.h"
+#include "engine/output.h"
 #include "experiments/checkpoint.h"
 
 Status run_folder_claim(const char *folder, int *lock_out)
 {
     int lock = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (lock < 0) return status_fail(ERR_IO, "%s: cannot open the folder (%s)", folder, strerror(errno));
-    if (flock(lock, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-        close(lock);
-        return status_fail(ERR_IO, "%s: another foldscale is writing here (expected one at a time)", folder);
+    if (flock(lock, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK) {
+            close(lock);
+            return status_fail(ERR_IO, "%s: another foldscale is writing here (expected one at a time)", folder);
+        }
+        /* NFS locks only what is open for writing, which a folder never is */
+        fprintf(stderr, "foldscale: note: %s: cannot be locked (%s): let only one foldscale write here\n", folder,
+                strerror(errno));
     }
     *lock_out = lock;
     return OK;
@@ -31,9 +38,10 @@ void run_folder_release(int *lock)
 /* Anything behind the line of names. */
 static bool has_rows(const char *path)
 {
-    FILE *file = fopen(path, "rb");
+    FILE *file = NULL;
     int c = 0;
-    if (!file) return false;
+    if (output_refuse_fifo(path) != OK) return true; /* somebody's: neither waited for nor removed unasked */
+    if (input_open(path, &file) != OK) return false;
     while ((c = getc(file)) != EOF && c != '\n') continue;
     bool rows = c == '\n' && getc(file) != EOF;
     fclose(file);

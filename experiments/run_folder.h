@@ -7,7 +7,7 @@
 #include "engine/status.h"
 
 /* Locks the folder until run_folder_release() or the end of the process: ERR_IO when another process has it. File
- * systems that know no locks are taken at their word. */
+ * systems that know no locks are told of on standard error and taken at their word. */
 Status run_folder_claim(const char *folder, int *lock_out);
 void run_folder_release(int *lock);
 

@@ -254,6 +254,16 @@ latin=$(printf 'parts\xe9')
 expect "a run directory whose name is not UTF-8" 0 "2 steps" "$foldscale" train good.yaml --out "$latin" --set train.steps=2
 expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$latin" --set eval.chains=[1ubq_A]
 grep -q '"parts?"' "$latin/run.json" || fail "run.json does not hold the command as UTF-8"
+# what YAML refuses: U+0084, an overlong form, a surrogate, U+FFFE, one below and one beyond the characters of four bytes,
+# an end in the middle; what it reads: U+0085, U+00A0, U+D7FF, U+E000, U+FFFD, U+1F600, U+10FFFF
+refused=$(printf 'odd\xc2\x84\xe0\x9f\xbf\xed\xa0\x80\xef\xbf\xbe\xf0\x8f\xbf\xbf\xf4\x90\x80\x80\xf5\xc3')
+read=$(printf 'odd\xc2\x85\xc2\xa0\xed\x9f\xbf\xee\x80\x80\xef\xbf\xbd\xf0\x9f\x98\x80\xf4\x8f\xbf\xbf')
+expect "a run directory named by no characters" 0 "2 steps" "$foldscale" train good.yaml --out "$refused" --set train.steps=2
+expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$refused" --set eval.chains=[1ubq_A]
+grep -q '"odd?*"' "$refused/run.json" || fail "run.json holds characters that YAML refuses"
+expect "a run directory of rare characters" 0 "2 steps" "$foldscale" train good.yaml --out "$read" --set train.steps=2
+expect "its run.json" 0 "over 1 chains" "$foldscale" eval "$read" --set eval.chains=[1ubq_A]
+grep -qF "\"$read\"" "$read/run.json" || fail "run.json lost characters that YAML reads"
 ls parts >before
 expect "eval on two ranks" 0 "over 1 chains" "$foldscale" eval parts --ranks 2 --set eval.chains=[1ubq_A]
 ls parts | cmp -s before - || fail "eval wrote into the run directory"
@@ -263,6 +273,11 @@ expect "eval beside a damaged run.json" 1 'run.json:[0-9]+: unknown key "c_mm" i
 
 cp -r parts strange && rm strange/run.json && mkfifo strange/run.json
 expect "a fifo in place of a run.json" 1 "run.json: not a regular file" "$foldscale" eval strange
+expect "and in the way of one" 1 "run.json: cannot write: a fifo" "$foldscale" train good.yaml --out strange --resume --set train.steps=5
+mkdir waiting && mkfifo waiting/steps.csv
+expect "a fifo in place of the steps" 1 "waiting: holds a run already .steps.csv" "$foldscale" train good.yaml --out waiting
+cp -r parts logged && rm -f logged/mlperf.log && mkfifo logged/mlperf.log
+expect "a fifo in place of mlperf.log" 1 "mlperf.log: cannot write: a fifo" "$foldscale" train good.yaml --out logged --resume --set train.steps=5
 
 cp -r parts damaged
 head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors
@@ -343,4 +358,20 @@ else
 fi
 last=$(ls killed/ckpt_*.safetensors | tail -n 1 | grep -oE '[0-9]{6}')
 expect "going on after the killed rank" 0 "$((10#$last + 1)) steps" "$foldscale" train good.yaml --out killed --ranks 2 --resume --set train.steps=$((10#$last + 1))
+
+# --- a sweep that is killed takes the run it started with it ----------------------------------------------------------------------
+"$foldscale" sweep good.yaml --out orphan --set "study.switches=[fused_attention]" --set "study.ranks=[1]" --set "study.dap=[1]" \
+    --set "study.ablations=[]" --set study.repeats=1 --set study.warmup=1 --set study.steps=100000 >log 2>&1 &
+pid=$!
+for _ in $(seq 300); do # its folder is named by the point
+    steps=$(find orphan -name steps.csv 2>/dev/null)
+    [ -n "$steps" ] && break
+    sleep 0.1
+done
+wait_for "${steps:-none}" 3 || fail "no steps in the sweep"
+child=$(pgrep -P $pid)
+kill -KILL $pid
+wait $pid 2>/dev/null
+expect "the run of a killed sweep ends" 0 "free" flock --timeout 20 "${steps%/*}" echo free
+kill -KILL "${child:?}" 2>/dev/null # where it did not
 exit $failed

@@ -57,6 +57,9 @@ offset=$(head -c $((8 + length)) "$file" | tail -c "$length" | grep -ao "\"[a-z_
 expect "a checkpoint with a damaged tensor" 1 'the tensors are damaged: their CRC-32 is [0-9a-f]{8}' \
     bash -c "cp -r run damaged && printf x | dd of=damaged/${file##*/} bs=1 seek=$((8 + length + offset)) conv=notrunc status=none &&
         '$foldscale' train tiny.yaml --out damaged --resume"
+expect "data check of it" 1 "${file##*/}: the tensors are damaged: their CRC-32 is [0-9a-f]{8}" \
+    "$foldscale" data check "damaged/${file##*/}"
+expect "data check of a whole checkpoint" 0 '^0 errors' "$foldscale" data check "$file"
 printf '\x00\x00\xc0\x7f' | dd of="$file" bs=1 seek=$((8 + length + offset)) conv=notrunc status=none
 # with no checksum, as other tools write them
 printf '"crc--"' | dd of="$file" bs=1 seek="$(grep -abo '"crc32"' "$file" | head -n 1 | cut -d: -f1)" conv=notrunc status=none

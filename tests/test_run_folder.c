@@ -1,0 +1,141 @@
+/* A run directory: its lock, and fifos where its files belong, which must not be waited for. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "experiments/files.h"
+#include "experiments/launch.h"
+#include "experiments/mllog.h"
+#include "experiments/run_folder.h"
+
+static int lock_error;
+
+/* In place of the system's: file systems without locks are not at hand. */
+int flock(int handle, int operation)
+{
+    (void)handle;
+    (void)operation;
+    errno = lock_error;
+    return lock_error ? -1 : 0;
+}
+
+static char folder[64], path[128];
+
+static int setup(void **state)
+{
+    (void)state;
+    strcpy(folder, "/tmp/foldscale_run_folder_XXXXXX");
+    if (!mkdtemp(folder)) return -1;
+    snprintf(path, sizeof path, "%s/steps.csv", folder);
+    alarm(60); /* a wait is a failure */
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    alarm(0);
+    unlink(path);
+    return rmdir(folder);
+}
+
+/* What a claim says on standard error. */
+static Status claim(int error, char *said, size_t size)
+{
+    int lock = -1, screen = dup(STDERR_FILENO);
+    FILE *file = tmpfile();
+    assert_true(file && screen >= 0);
+    dup2(fileno(file), STDERR_FILENO);
+    lock_error = error;
+    Status status = run_folder_claim(folder, &lock);
+    dup2(screen, STDERR_FILENO);
+    close(screen);
+    run_folder_release(&lock);
+    rewind(file);
+    said[fread(said, 1, size - 1, file)] = '\0';
+    fclose(file);
+    return status;
+}
+
+static void a_folder_that_cannot_be_locked_is_told(void **state)
+{
+    (void)state;
+    char said[512];
+    assert_int_equal(claim(0, said, sizeof said), OK);
+    assert_string_equal(said, "");
+    assert_int_equal(claim(EBADF, said, sizeof said), OK);
+    assert_non_null(strstr(said, "cannot be locked (Bad file descriptor)"));
+    assert_int_equal(claim(EWOULDBLOCK, said, sizeof said), ERR_IO);
+    assert_non_null(strstr(status_text(), "another foldscale is writing here"));
+}
+
+static void rows_are_a_run(void **state)
+{
+    (void)state;
+    assert_int_equal(run_folder_expect_none(folder), OK);
+    assert_int_equal(file_write_whole(path, "step\n", 5), OK);
+    assert_int_equal(run_folder_expect_none(folder), OK);
+    assert_int_equal(file_write_whole(path, "step\n1\n", 7), OK);
+    assert_int_equal(run_folder_expect_none(folder), ERR_IO);
+    unlink(path);
+    assert_int_equal(symlink("/dev/null", path), 0);
+    assert_int_equal(run_folder_expect_none(folder), OK);
+}
+
+static void fifos_are_refused(void **state)
+{
+    (void)state;
+    Mllog *log = NULL;
+    int code = 0;
+    char *arguments[] = {"true", NULL};
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_int_equal(run_folder_expect_none(folder), ERR_IO);
+    assert_non_null(strstr(status_text(), "steps.csv"));
+    assert_int_equal(file_write_whole(path, "x", 1), ERR_IO);
+    assert_non_null(strstr(status_text(), "steps.csv: cannot write: a fifo, not a file"));
+    assert_int_equal(mllog_open(path, &log), ERR_IO);
+    assert_int_equal(launch_wait(arguments, path, &code), ERR_IO);
+    struct stat info;
+    assert_true(lstat(path, &info) == 0 && S_ISFIFO(info.st_mode));
+}
+
+static void devices_and_pipes_are_written(void **state)
+{
+    (void)state;
+    Mllog *log = NULL;
+    int code = 1, ends[2];
+    char *arguments[] = {"true", NULL}, c = 0;
+    assert_int_equal(mllog_open("/dev/null", &log), OK);
+    assert_int_equal(mllog_close(&log), OK);
+    assert_int_equal(launch_wait(arguments, "/dev/null", &code), OK);
+    assert_int_equal(code, 0);
+    assert_int_equal(pipe(ends), 0);
+    char end[32];
+    snprintf(end, sizeof end, "/proc/self/fd/%d", ends[1]); /* as /dev/stdout is */
+    assert_int_equal(file_write_whole(end, "x", 1), OK);
+    assert_int_equal(read(ends[0], &c, 1), 1);
+    assert_int_equal(c, 'x');
+    close(ends[0]);
+    close(ends[1]);
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(a_folder_that_cannot_be_locked_is_told),
+        TEST(rows_are_a_run),
+        TEST(fifos_are_refused),
+        TEST(devices_and_pipes_are_written),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
