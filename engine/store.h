@@ -46,9 +46,9 @@ typedef struct MetaPair {
     const char *key, *value;
 } MetaPair;
 Status store_save(Store *store, const char *path, int n_meta, const MetaPair *meta);
-/* ERR_INPUT: truncated, damaged or foreign file, missing or extra parameter, wrong shape or dtype, each with its reason; the
- * store is untouched then. Metadata is read by the caller through st_open. `use` FORWARD loads parameters (or the
- * average when `swa_as_params`) alone. */
+/* ERR_INPUT: truncated, damaged or foreign file, missing or extra parameter, wrong shape or dtype, each with its
+ * reason; the store is untouched then. Metadata is read by the caller through st_open. `use` FORWARD loads parameters
+ * (or the average when `swa_as_params`) alone. */
 Status store_load(Store *store, const char *path, bool swa_as_params);
 
 #endif

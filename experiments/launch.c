@@ -6,9 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __linux__
 #include <sys/prctl.h>
-#endif
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -61,12 +59,8 @@ bool launch_interrupted(void)
 
 static void start_child(char *const arguments[], const char *log_path, pid_t parent)
 {
-#ifdef __linux__
     /* a parent that is killed passes nothing on: its child would go on, and keep the folder locked */
     if (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0 || getppid() != parent) _exit(127);
-#else
-    (void)parent;
-#endif
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
     if (log_path) {
