@@ -15,7 +15,8 @@ Status source_open(const Config *config, Backend *backend, const char *state, So
 void source_close(Source **source);
 
 /* Looks for the structures of named chains and reads the first sample, which source_next then hands out: that the data
- * can be read is known before anything else begins. All ranks call it together, once, before source_next and source_state. */
+ * can be read is known before anything else begins. All ranks call it together, once, before source_next and
+ * source_state. */
 Status source_peek(Source *source);
 
 typedef struct SourceSample {
