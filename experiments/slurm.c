@@ -92,10 +92,13 @@ static Status write_point(const SlurmOptions *options, const Config *config, con
 Status slurm_write(const SlurmOptions *options, const Config *config, const char *study, const TextList *overrides,
                    const char *folder, const StudyPoint *points, int count)
 {
-    static const char submit[] = "#!/bin/bash\n# Submits every point that has no steps.csv yet, one after the other.\n"
-                                 "set -eu\ncd \"$(dirname \"$0\")\"\nfor job in n*.sh; do\n"
-                                 "  [ -e \"../points/${job%.sh}/steps.csv\" ] || sbatch \"$job\"\ndone\n";
-    char path[4096];
+    /* steps.csv is there from the first step, and a run that a signal ends has a run_stop too */
+    static const char form[] = "#!/bin/bash\n# Submits every point that is not complete, one after the other.\n"
+                               "set -eu\ncd \"$(dirname \"$0\")\"\nfor job in n*.sh; do\n"
+                               "  grep -qs '\"run_stop\".*\"step_num\":%d,' \"../points/${job%%.sh}/mlperf.log\" || "
+                               "sbatch \"$job\"\ndone\n";
+    char path[4096], submit[sizeof form + 16];
+    int size = snprintf(submit, sizeof submit, form, config->study.steps);
     Arena arena = {0};
     snprintf(path, sizeof path, "%s/slurm", folder);
     if (options->partition) TRY(check_plain("--partition", options->partition, ""));
@@ -105,7 +108,7 @@ Status slurm_write(const SlurmOptions *options, const Config *config, const char
         status = write_point(options, config, study, overrides, folder, &points[i], &arena);
     arena_free(&arena);
     snprintf(path, sizeof path, "%s/slurm/submit.sh", folder);
-    if (status == OK) status = write_script(path, submit, sizeof submit - 1);
+    if (status == OK) status = write_script(path, submit, (size_t)size);
     if (status == OK) printf("%d job scripts; start them with %s\n", count, path);
     return status;
 }

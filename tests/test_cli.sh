@@ -186,7 +186,7 @@ expect "runs of two models" 1 'mixed.csv:4: experiment "other", but mixed.csv:2 
 
 # --- a sweep that goes on: with more points of its study, not with another experiment ------------------------------------------
 sweep() { # ARGUMENT...
-    "$foldscale" sweep good.yaml --out swept --set study.switches=[fused_attention] --set study.ablations=[] \
+    "$foldscale" sweep good.yaml --out "${folder:-swept}" --set study.switches=[fused_attention] --set study.ablations=[] \
         --set study.repeats=1 --set study.steps=2 "$@"
 }
 export -f sweep
@@ -205,6 +205,26 @@ expect "collecting a point of another model" 2 "model.c_m 64, asked for 32" bash
 [ "$(wc -l <swept/runs.csv)" = 3 ] || fail "a point of another model was collected"
 expect "fit with the experiment of run.json" 0 "2 runs" "$foldscale" fit swept/runs.csv
 [ -e swept/experiment.yaml ] && fail "fit wrote an experiment into the study"
+
+# jobs of a sweep, with an sbatch and an srun that run them at once; one ends before its last step
+mkdir bin
+printf '#!/bin/bash\necho "submitted $1"\nexec bash "$1"\n' >bin/sbatch
+printf '#!/bin/bash\nshift\nexec "$@"\n' >bin/srun
+chmod +x bin/*
+jobs() { # ARGUMENT...
+    folder=later sweep --set study.repeats=2 --set study.ranks=[1] "$@"
+}
+export -f jobs
+submit=(env "PATH=$out/bin:$PATH" later/slurm/submit.sh)
+expect "scripts of two jobs" 0 "2 job scripts" bash -c 'jobs --slurm'
+expect "two jobs" 0 "submitted n1.*_r1" "${submit[@]}"
+sed -i '$d' later/points/*_r0/steps.csv
+sed -i 's/"step_num":2/"step_num":1/' later/points/*_r0/mlperf.log
+expect "collecting beside an incomplete point" 0 "^1 rows added, 1 points have not run or are not complete" bash -c 'jobs --collect'
+grep -q '_r0/steps.csv: ' log || fail "what is not complete is not named"
+expect "the incomplete point again" 0 "submitted n1.*_r0" "${submit[@]}"
+[ "$(grep -c ^submitted log)" = 1 ] || fail "a complete point was submitted again"
+expect "collecting it" 0 "^1 rows added, 0 points" bash -c 'jobs --collect'
 
 # --- checkpoints: resume, damage, full disk, signals, a killed rank -----------------------------------------------------------
 expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
