@@ -1,9 +1,12 @@
 #include "experiments/slurm.h"
 
 #include <ctype.h>
+#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "experiments/files.h"
 #include "experiments/launch.h"
@@ -43,7 +46,7 @@ static void put_header(FILE *out, const SlurmOptions *o, const StudyPoint *p, bo
             (long long)o->minutes);
     if (gpus) fprintf(out, "#SBATCH --gpus-per-node=%d\n", per_node);
     if (o->partition) fprintf(out, "#SBATCH --partition=%s\n", o->partition);
-    fprintf(out, "#SBATCH --output=%s/points/%s/log.txt\nset -eu\nsrun --mpi=pmix", folder, p->id);
+    fprintf(out, "#SBATCH --output=%s/points/%s/log.txt\nset -eu\ncd", folder, p->id);
 }
 
 static Status write_script(const char *path, const char *text, size_t size)
@@ -55,7 +58,7 @@ static Status write_script(const char *path, const char *text, size_t size)
 static Status write_point(const SlurmOptions *options, const Config *config, const char *study,
                           const TextList *overrides, const char *folder, const StudyPoint *point, Arena *arena)
 {
-    char path[4096], self[4096], *text = NULL;
+    char path[4096], self[4096], here[PATH_MAX], *text = NULL;
     size_t size = 0;
     TextList *set = calloc(1, sizeof *set);
     FILE *out = set ? open_memstream(&text, &size) : NULL;
@@ -66,8 +69,12 @@ static Status write_point(const SlurmOptions *options, const Config *config, con
     *set = *overrides;
     Status status = study_overrides(config, point, arena, set);
     if (status == OK) status = launch_self(self, sizeof self);
+    if (status == OK && !getcwd(here, sizeof here))
+        status = status_fail(ERR_IO, "sweep: cannot tell the working folder: %s", strerror(errno));
     if (status == OK) {
         put_header(out, options, point, config->backend == BACKEND_CUDA, folder);
+        put_word(out, here); /* paths of the study and of --set may be relative to it */
+        fputs("\nsrun --mpi=pmix", out);
         put_word(out, self);
         fputs(" train", out);
         put_word(out, study);

@@ -211,11 +211,12 @@ mkdir bin
 printf '#!/bin/bash\necho "submitted $1"\nexec bash "$1"\n' >bin/sbatch
 printf '#!/bin/bash\nshift\nexec "$@"\n' >bin/srun
 chmod +x bin/*
+ln -s "$examples/mmcif" relative
 jobs() { # ARGUMENT...
-    folder=later sweep --set study.repeats=2 --set study.ranks=[1] "$@"
+    folder=later sweep --set data.mmcif=relative --set study.repeats=2 --set study.ranks=[1] "$@"
 }
 export -f jobs
-submit=(env "PATH=$out/bin:$PATH" later/slurm/submit.sh)
+submit=(env "PATH=$out/bin:$PATH" later/slurm/submit.sh) # it works in its own folder
 expect "scripts of two jobs" 0 "2 job scripts" bash -c 'jobs --slurm'
 expect "two jobs" 0 "submitted n1.*_r1" "${submit[@]}"
 sed -i '$d' later/points/*_r0/steps.csv
