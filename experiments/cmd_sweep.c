@@ -203,6 +203,7 @@ static Status run(Sweep *sweep, bool gather, const SlurmOptions *slurm)
 {
     TRY(config_load(sweep->path, sweep->overrides, &sweep->config));
     TRY(study_points(sweep->config, &sweep->points, &sweep->count));
+    if (slurm->write) TRY(slurm_check(slurm, sweep->folder));
     TRY(files_make_folder(sweep->folder));
     TRY(run_folder_claim(sweep->folder, &sweep->lock));
     snprintf(sweep->runs, sizeof sweep->runs, "%s/runs.csv", sweep->folder);

@@ -36,6 +36,31 @@ static Status check_plain(const char *option, const char *text, const char *also
     return *text ? OK : status_fail(ERR_USAGE, "sweep: %s is empty", option);
 }
 
+/* As the path will be called: what is there of it made absolute, with the rest behind. */
+static Status absolute(const char *path, char *out, size_t size)
+{
+    char there[PATH_MAX], real[PATH_MAX];
+    if (strlen(path) >= sizeof there) return status_fail(ERR_IO, "%s: the path is too long", path);
+    strcpy(there, path);
+    size_t length = strlen(there);
+    while (!realpath(length ? there : ".", real)) {
+        if (errno != ENOENT || !length) return status_fail(ERR_IO, "%s: cannot make the path absolute", path);
+        while (length && there[length - 1] == '/') length--;
+        while (length && there[length - 1] != '/') length--;
+        there[length] = '\0';
+    }
+    int used = snprintf(out, size, "%s%s%s", real, path[length] ? "/" : "", path + length);
+    return used < (int)size ? OK : status_fail(ERR_IO, "%s: the path is too long", path);
+}
+
+Status slurm_check(const SlurmOptions *options, const char *folder)
+{
+    char path[2 * PATH_MAX];
+    if (options->partition) TRY(check_plain("--partition", options->partition, ""));
+    TRY(absolute(folder, path, sizeof path));
+    return check_plain("the folder", path, "/+=@~");
+}
+
 static void put_header(FILE *out, const SlurmOptions *o, const StudyPoint *p, bool gpus, const char *folder)
 {
     int per_node = p->ranks < (int)o->gpus_per_node ? p->ranks : (int)o->gpus_per_node;
@@ -108,8 +133,7 @@ Status slurm_write(const SlurmOptions *options, const Config *config, const char
     int size = snprintf(submit, sizeof submit, form, config->study.steps);
     Arena arena = {0};
     snprintf(path, sizeof path, "%s/slurm", folder);
-    if (options->partition) TRY(check_plain("--partition", options->partition, ""));
-    TRY(check_plain("the folder", folder, "/+=@~"));
+    TRY(slurm_check(options, folder));
     Status status = files_make_folder(path);
     for (int i = 0; i < count && status == OK; i++)
         status = write_point(options, config, study, overrides, folder, &points[i], &arena);

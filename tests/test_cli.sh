@@ -142,7 +142,8 @@ expect "time to train" 0 "verdict,twice the GPUs train [0-9.]+ times as fast: mo
     --experiment good.yaml --machine h100_sxm --gpus 8 --steps 20 --to-target --startup-s 5
 expect "partition that needs quotes" 2 'partition "a b;rm" cannot stand in a job script' "$foldscale" sweep good.yaml --slurm --partition 'a b;rm' --out jobs
 expect "folder that needs quotes" 2 'jobs%j" cannot stand in a job script' "$foldscale" sweep good.yaml --slurm --out jobs%j
-[ -e jobs/slurm ] && fail "job scripts were written all the same"
+expect "folder below one that needs quotes" 2 'a b/c" cannot stand in a job script' "$foldscale" sweep good.yaml --slurm --out "a b/c"
+ls -d jobs* a* 2>/dev/null && fail "a folder was made all the same"
 expect "job scripts" 0 "job scripts" "$foldscale" sweep good.yaml --slurm --partition gpu-a.1,gpu_b --out jobs
 expect "advice" 0 "next measurement" "$foldscale" advise study --experiment good.yaml --machine h100_sxm --deadline 24 --budget 1e6
 expect "a degree that the model cannot be split over" 0 "note: DAP 8 is left out: .*extent 4, which cannot be split" "$foldscale" \
