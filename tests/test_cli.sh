@@ -237,6 +237,8 @@ expect "scores over the checkpoint" 2 "eval: --csv is the input whole/ckpt_00000
 cp whole/run.json run.json
 expect "scores over another file" 1 "run.json: not replaced" "$foldscale" eval whole --csv whole/run.json
 cmp -s run.json whole/run.json || fail "run.json was replaced"
+expect "a simulation over the steps of a run" 1 "whole/steps.csv: not replaced: .*step,start_s," "$foldscale" simulate study \
+    --experiment good.yaml --gpus 8 --steps 20 --out whole/steps.csv
 bytes=$(($(stat -c %s whole/ckpt_000004.safetensors) * 8 / 10)) # the tensors; the header holds times
 if cmp -s <(tail -c $bytes whole/ckpt_000004.safetensors) <(tail -c $bytes parts/ckpt_000004.safetensors); then
     echo "PASS resume is bit-identical"
