@@ -166,6 +166,12 @@ expect "a simulation over the runs" 2 "simulate: --out is the input study/runs.c
 expect "a fit over the runs" 2 "fit: --out is the input study/runs.csv" "$foldscale" fit study/runs.csv --experiment good.yaml --out study/runs.csv
 echo "my thesis" >thesis.txt
 expect "a fit over another file" 1 "thesis.txt: not replaced" "$foldscale" fit study/runs.csv --experiment good.yaml --out thesis.txt
+for beside in .txt _anchored.json; do
+    echo "my thesis" >new$beside
+    expect "a fit with another file beside it" 1 "new$beside: not replaced" "$foldscale" fit study/runs.csv --experiment good.yaml --out new
+    [ "$(cat new*)" = "my thesis" ] || fail "a refused fit wrote something"
+    rm new*
+done
 expect "predictions over another file" 1 "thesis.txt: not replaced" "${predict[@]}" thesis.txt
 expect "a validation over another file" 1 "thesis.txt: not replaced" "$foldscale" validate --out thesis.txt
 grep -q '^my thesis$' thesis.txt && diff -r study study_kept || fail "a refused output changed a file"
