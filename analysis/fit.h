@@ -173,6 +173,7 @@ char *fit_anchored_path(const char *path, Arena *arena);
 /* Plain-text diagnostics: residuals against N, reduced chi-square, correlations, condition number, leverage, the
  * forward-chaining table, coverage. */
 #include <stdio.h>
+#define FIT_TEXT_BEGINS "form:"
 Status fit_print(const FitModel *model, const FitPoint *point, int count, FILE *stream);
 
 /* Expected largest of n standard normal variables (Blom 1958: Phi^-1((n - 0.375) / (n + 0.25))); 0 for n <= 1. */

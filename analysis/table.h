@@ -66,7 +66,7 @@ Status table_fail(const Table *table, int64_t row, const char *format, ...) __at
  * table_writer_row and table_writer_close. */
 typedef struct TableWriter TableWriter;
 
-/* A reader never sees half a table, and only a table whose first column has the same name is replaced
+/* A reader never sees half a table, and only a table whose first two columns have the same names is replaced
  * (engine/output.h). */
 Status table_writer_create(const char *path, const char *const *names, int columns, TableWriter **writer_out);
 

@@ -64,7 +64,9 @@ Status table_writer_create(const char *path, const char *const *names, int colum
 {
     TableWriter *w = NULL;
     TRY(writer_new(path, columns, &w));
-    char *begins = arena_printf(&w->arena, "%s%s", names[0], columns > 1 ? "," : "");
+    /* one name is not enough to know a table by: several begin with "step" */
+    char *begins = arena_printf(&w->arena, "%s%s%s%s", names[0], columns > 1 ? "," : "", columns > 1 ? names[1] : "",
+                                columns > 2 ? "," : "");
     Status status = begins ? output_open(path, begins, &w->output)
                            : status_fail_at(ERR_MEMORY, path, 0, "out of memory while writing a table");
     if (status != OK) {

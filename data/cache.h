@@ -19,7 +19,7 @@ Status cache_build(const Archive *archive, int threads, const DataLog *log,
                    ChainTable *table_out, CacheCounts *counts_out);
 
 /* What a cache begins with: nothing else is replaced by one (engine/output.h). */
-#define CACHE_BEGINS "{"
+#define CACHE_BEGINS "{\"*\": {\"release_date\":"
 
 /* A target is always whole. */
 Status cache_write_mmcif(const ChainTable *table, const char *path);

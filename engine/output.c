@@ -49,6 +49,10 @@ static Status check_beginning(const char *path, const char *begins)
     while (*at) {
         while (c != EOF && isspace(c)) c = getc(file);
         while (isspace((unsigned char)*at)) at++;
+        if (*at == '*') {
+            while (c != EOF && c != '"') c = getc(file);
+            at++;
+        }
         if (c != (unsigned char)*at) break;
         at++;
         c = ' ';

@@ -17,8 +17,9 @@ typedef struct Output {
     char *temporary; /* NULL: a device or pipe */
 } Output;
 
-/* A file that is there is replaced only when it is empty or begins with `begins`, white space aside: what a user wrote
- * is not ours to overwrite. NULL: whatever it is. ERR_INPUT for another file, ERR_IO when nothing can be written. */
+/* A file that is there is replaced only when it is empty or begins with `begins`, white space aside, where '*' stands
+ * for all up to the next '"': what a user wrote is not ours to overwrite. NULL: whatever it is. ERR_INPUT for another
+ * file, ERR_IO when nothing can be written. */
 Status output_open(const char *path, const char *begins, Output *output_out);
 /* The file is in its place, or its place is as it was: ERR_IO, also when an earlier write to `file` failed. */
 Status output_close(Output *output);

@@ -128,7 +128,8 @@ Status cmd_eval(int argc, char **argv)
     Status status = checkpoint_find(operands.item[0], &arena, &checkpoint);
     if (status == OK) status = load(&a, checkpoint, &arena, &config);
     if (status == OK && a.csv)
-        status = output_check("eval: --csv", a.csv, "chain,", (const char *const[]){checkpoint, a.experiment}, 2);
+        status =
+            output_check("eval: --csv", a.csv, "chain,length,", (const char *const[]){checkpoint, a.experiment}, 2);
     if (status == OK) status = evaluate(config, checkpoint, &a);
     config_destroy(&config);
     arena_free(&arena);

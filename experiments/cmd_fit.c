@@ -43,14 +43,30 @@ static Status form_of(const char *name, int *form_out)
     return status_fail(ERR_USAGE, "fit: unknown form \"%s\" (expected one of %s)", name, list);
 }
 
+/* The fit, its diagnostics and the anchored fit: all can be written, or nothing is. */
+static Status check_outputs(const char *out, const TextList *runs)
+{
+    Arena arena = {0};
+    char *text = arena_printf(&arena, "%s.txt", out), *anchored = fit_anchored_path(out, &arena);
+    Status status = text && anchored ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
+    if (status == OK) status = output_check("fit: --out", out, FIT_BEGINS, runs->item, runs->count);
+    if (status == OK) status = output_check("fit: OUT.txt", text, FIT_TEXT_BEGINS, runs->item, runs->count);
+    if (status == OK) status = output_check("fit: OUT_anchored.json", anchored, FIT_BEGINS, runs->item, runs->count);
+    arena_free(&arena);
+    return status;
+}
+
 static Status write_diagnostics(const char *out, const FitModel *model, const FitPoint *points, int count)
 {
     char path[4096];
+    Output output;
     snprintf(path, sizeof path, "%s.txt", out);
-    FILE *file = fopen(path, "w");
-    if (!file) return status_fail(ERR_IO, "%s: cannot create", path);
-    Status status = fit_print(model, points, count, file);
-    if (fclose(file) != 0 && status == OK) status = status_fail(ERR_IO, "%s: cannot write (is the disk full?)", path);
+    TRY(output_open(path, FIT_TEXT_BEGINS, &output));
+    Status status = fit_print(model, points, count, output.file);
+    if (status == OK)
+        status = output_close(&output);
+    else
+        output_abandon(&output);
     return status == OK ? fit_print(model, points, count, stdout) : status;
 }
 
@@ -127,7 +143,7 @@ Status cmd_fit(int argc, char **argv)
     char *folder = study_folder_of(operands.item[0], &arena), *machine = (char *)a.machine, *ops = (char *)a.ops;
     char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/fit.json", folder);
     Status status = runs && folder && out ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
-    if (status == OK) status = output_check("fit: --out", out, FIT_BEGINS, operands.item, operands.count);
+    if (status == OK) status = check_outputs(out, &operands);
     if (status == OK) status = study_read_runs(&operands, runs);
     if (status == OK) status = points_check(runs->all.rows, runs->all.count);
     if (status == OK && !machine) status = study_file(folder, "machine/machine.yaml", &arena, &machine);

@@ -75,7 +75,8 @@ static Status point_config(const Sweep *sweep, const StudyPoint *point, Arena *a
     return config_load(sweep->path, set, config_out);
 }
 
-static Status append_row(Sweep *sweep, const StudyPoint *point, const Config *config)
+/* *complete_out (may be NULL): whether the point could be summed up; a failure behind that is one of runs.csv. */
+static Status append_row(Sweep *sweep, const StudyPoint *point, const Config *config, bool *complete_out)
 {
     Arena arena = {0};
     TableWriter *writer = NULL;
@@ -83,6 +84,7 @@ static Status append_row(Sweep *sweep, const StudyPoint *point, const Config *co
     char folder[4096];
     snprintf(folder, sizeof folder, "%s/points/%s", sweep->folder, point->id);
     Status status = run_summarize(folder, point->id, config, sweep->config->study.warmup, &arena, &row);
+    if (complete_out) *complete_out = status == OK;
     if (status == OK) status = schema_runs_writer(sweep->runs, true, &writer);
     if (status == OK) {
         status = schema_write_run(writer, &row);
@@ -121,7 +123,7 @@ static Status run_point(Sweep *sweep, const StudyPoint *point)
     if (status == OK && exit_status != 0)
         status =
             status_fail(ERR_COMM, "point %s failed with status %d; its output is in %s", point->id, exit_status, log);
-    if (status == OK) status = append_row(sweep, point, config);
+    if (status == OK) status = append_row(sweep, point, config, NULL);
     config_destroy(&config);
     free(set);
     free(arguments);
@@ -179,14 +181,21 @@ static Status collect(Sweep *sweep)
         status =
             set ? point_config(sweep, point, &arena, set, &config) : status_fail(ERR_MEMORY, "sweep: out of memory");
         if (status == OK) status = check_point(sweep, point->id);
-        if (status == OK) status = append_row(sweep, point, config);
+        bool complete = true;
+        if (status == OK) status = append_row(sweep, point, config, &complete);
         added += status == OK;
+        if (!complete && (status == ERR_INPUT || status == ERR_IO)) { /* it still runs, or its job was ended */
+            fprintf(stderr, "foldscale: %s\n", status_text());
+            missing++;
+            status = OK;
+        }
         config_destroy(&config);
         free(set);
         arena_free(&arena);
     }
     schema_free_runs(&done);
-    if (status == OK) printf("%d rows added, %d points have not run -> %s\n", added, missing, sweep->runs);
+    if (status == OK)
+        printf("%d rows added, %d points have not run or are not complete -> %s\n", added, missing, sweep->runs);
     return status;
 }
 
@@ -194,6 +203,7 @@ static Status run(Sweep *sweep, bool gather, const SlurmOptions *slurm)
 {
     TRY(config_load(sweep->path, sweep->overrides, &sweep->config));
     TRY(study_points(sweep->config, &sweep->points, &sweep->count));
+    if (slurm->write) TRY(slurm_check(slurm, sweep->folder));
     TRY(files_make_folder(sweep->folder));
     TRY(run_folder_claim(sweep->folder, &sweep->lock));
     snprintf(sweep->runs, sizeof sweep->runs, "%s/runs.csv", sweep->folder);

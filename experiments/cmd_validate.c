@@ -252,7 +252,8 @@ Status cmd_validate(int argc, char **argv)
         {0}};
     TRY(cli_parse(&usage, options, argc, argv, &operands, &help));
     if (help) return OK;
-    if (a.out) TRY(output_check("validate: --out", a.out, "set,", (const char *const[]){a.published, a.experiment}, 2));
+    if (a.out)
+        TRY(output_check("validate: --out", a.out, "set,what,", (const char *const[]){a.published, a.experiment}, 2));
     Rows rows = {0};
     char *note = NULL;
     Status status = published_steps(&a, &rows);

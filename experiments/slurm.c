@@ -1,9 +1,12 @@
 #include "experiments/slurm.h"
 
 #include <ctype.h>
+#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "experiments/files.h"
 #include "experiments/launch.h"
@@ -33,6 +36,31 @@ static Status check_plain(const char *option, const char *text, const char *also
     return *text ? OK : status_fail(ERR_USAGE, "sweep: %s is empty", option);
 }
 
+/* As the path will be called: what is there of it made absolute, with the rest behind. */
+static Status absolute(const char *path, char *out, size_t size)
+{
+    char there[PATH_MAX], real[PATH_MAX];
+    if (strlen(path) >= sizeof there) return status_fail(ERR_IO, "%s: the path is too long", path);
+    strcpy(there, path);
+    size_t length = strlen(there);
+    while (!realpath(length ? there : ".", real)) {
+        if (errno != ENOENT || !length) return status_fail(ERR_IO, "%s: cannot make the path absolute", path);
+        while (length && there[length - 1] == '/') length--;
+        while (length && there[length - 1] != '/') length--;
+        there[length] = '\0';
+    }
+    int used = snprintf(out, size, "%s%s%s", real, path[length] ? "/" : "", path + length);
+    return used < (int)size ? OK : status_fail(ERR_IO, "%s: the path is too long", path);
+}
+
+Status slurm_check(const SlurmOptions *options, const char *folder)
+{
+    char path[2 * PATH_MAX];
+    if (options->partition) TRY(check_plain("--partition", options->partition, ""));
+    TRY(absolute(folder, path, sizeof path));
+    return check_plain("the folder", path, "/+=@~");
+}
+
 static void put_header(FILE *out, const SlurmOptions *o, const StudyPoint *p, bool gpus, const char *folder)
 {
     int per_node = p->ranks < (int)o->gpus_per_node ? p->ranks : (int)o->gpus_per_node;
@@ -43,7 +71,7 @@ static void put_header(FILE *out, const SlurmOptions *o, const StudyPoint *p, bo
             (long long)o->minutes);
     if (gpus) fprintf(out, "#SBATCH --gpus-per-node=%d\n", per_node);
     if (o->partition) fprintf(out, "#SBATCH --partition=%s\n", o->partition);
-    fprintf(out, "#SBATCH --output=%s/points/%s/log.txt\nset -eu\nsrun --mpi=pmix", folder, p->id);
+    fprintf(out, "#SBATCH --output=%s/points/%s/log.txt\nset -eu\ncd", folder, p->id);
 }
 
 static Status write_script(const char *path, const char *text, size_t size)
@@ -55,7 +83,7 @@ static Status write_script(const char *path, const char *text, size_t size)
 static Status write_point(const SlurmOptions *options, const Config *config, const char *study,
                           const TextList *overrides, const char *folder, const StudyPoint *point, Arena *arena)
 {
-    char path[4096], self[4096], *text = NULL;
+    char path[4096], self[4096], here[PATH_MAX], *text = NULL;
     size_t size = 0;
     TextList *set = calloc(1, sizeof *set);
     FILE *out = set ? open_memstream(&text, &size) : NULL;
@@ -66,8 +94,12 @@ static Status write_point(const SlurmOptions *options, const Config *config, con
     *set = *overrides;
     Status status = study_overrides(config, point, arena, set);
     if (status == OK) status = launch_self(self, sizeof self);
+    if (status == OK && !getcwd(here, sizeof here))
+        status = status_fail(ERR_IO, "sweep: cannot tell the working folder: %s", strerror(errno));
     if (status == OK) {
         put_header(out, options, point, config->backend == BACKEND_CUDA, folder);
+        put_word(out, here); /* paths of the study and of --set may be relative to it */
+        fputs("\nsrun --mpi=pmix", out);
         put_word(out, self);
         fputs(" train", out);
         put_word(out, study);
@@ -92,20 +124,22 @@ static Status write_point(const SlurmOptions *options, const Config *config, con
 Status slurm_write(const SlurmOptions *options, const Config *config, const char *study, const TextList *overrides,
                    const char *folder, const StudyPoint *points, int count)
 {
-    static const char submit[] = "#!/bin/bash\n# Submits every point that has no steps.csv yet, one after the other.\n"
-                                 "set -eu\ncd \"$(dirname \"$0\")\"\nfor job in n*.sh; do\n"
-                                 "  [ -e \"../points/${job%.sh}/steps.csv\" ] || sbatch \"$job\"\ndone\n";
-    char path[4096];
+    /* steps.csv is there from the first step, and a run that a signal ends has a run_stop too */
+    static const char form[] = "#!/bin/bash\n# Submits every point that is not complete, one after the other.\n"
+                               "set -eu\ncd \"$(dirname \"$0\")\"\nfor job in n*.sh; do\n"
+                               "  grep -qs '\"run_stop\".*\"step_num\":%d,' \"../points/${job%%.sh}/mlperf.log\" || "
+                               "sbatch \"$job\"\ndone\n";
+    char path[4096], submit[sizeof form + 16];
+    int size = snprintf(submit, sizeof submit, form, config->study.steps);
     Arena arena = {0};
     snprintf(path, sizeof path, "%s/slurm", folder);
-    if (options->partition) TRY(check_plain("--partition", options->partition, ""));
-    TRY(check_plain("the folder", folder, "/+=@~"));
+    TRY(slurm_check(options, folder));
     Status status = files_make_folder(path);
     for (int i = 0; i < count && status == OK; i++)
         status = write_point(options, config, study, overrides, folder, &points[i], &arena);
     arena_free(&arena);
     snprintf(path, sizeof path, "%s/slurm/submit.sh", folder);
-    if (status == OK) status = write_script(path, submit, sizeof submit - 1);
+    if (status == OK) status = write_script(path, submit, (size_t)size);
     if (status == OK) printf("%d job scripts; start them with %s\n", count, path);
     return status;
 }

@@ -10,8 +10,11 @@ typedef struct SlurmOptions {
     const char *partition; /* NULL: the cluster's default */
 } SlurmOptions;
 
-/* Writes FOLDER/slurm/ID.sh per point and FOLDER/slurm/submit.sh, which submits those that have not run.
- * ERR_USAGE when the partition or the folder's path needs quoting. */
+/* Before the folder is made: ERR_USAGE when the partition or the folder's path needs quoting. */
+Status slurm_check(const SlurmOptions *options, const char *folder);
+
+/* Writes FOLDER/slurm/ID.sh per point and FOLDER/slurm/submit.sh, which submits those that are not complete.
+ * ERR_USAGE as slurm_check. */
 Status slurm_write(const SlurmOptions *options, const Config *config, const char *study, const TextList *overrides,
                    const char *folder, const StudyPoint *points, int count);
 

@@ -142,7 +142,8 @@ expect "time to train" 0 "verdict,twice the GPUs train [0-9.]+ times as fast: mo
     --experiment good.yaml --machine h100_sxm --gpus 8 --steps 20 --to-target --startup-s 5
 expect "partition that needs quotes" 2 'partition "a b;rm" cannot stand in a job script' "$foldscale" sweep good.yaml --slurm --partition 'a b;rm' --out jobs
 expect "folder that needs quotes" 2 'jobs%j" cannot stand in a job script' "$foldscale" sweep good.yaml --slurm --out jobs%j
-[ -e jobs/slurm ] && fail "job scripts were written all the same"
+expect "folder below one that needs quotes" 2 'a b/c" cannot stand in a job script' "$foldscale" sweep good.yaml --slurm --out "a b/c"
+ls -d jobs* a* 2>/dev/null && fail "a folder was made all the same"
 expect "job scripts" 0 "job scripts" "$foldscale" sweep good.yaml --slurm --partition gpu-a.1,gpu_b --out jobs
 expect "advice" 0 "next measurement" "$foldscale" advise study --experiment good.yaml --machine h100_sxm --deadline 24 --budget 1e6
 expect "a degree that the model cannot be split over" 0 "note: DAP 8 is left out: .*extent 4, which cannot be split" "$foldscale" \
@@ -165,6 +166,12 @@ expect "a simulation over the runs" 2 "simulate: --out is the input study/runs.c
 expect "a fit over the runs" 2 "fit: --out is the input study/runs.csv" "$foldscale" fit study/runs.csv --experiment good.yaml --out study/runs.csv
 echo "my thesis" >thesis.txt
 expect "a fit over another file" 1 "thesis.txt: not replaced" "$foldscale" fit study/runs.csv --experiment good.yaml --out thesis.txt
+for beside in .txt _anchored.json; do
+    echo "my thesis" >new$beside
+    expect "a fit with another file beside it" 1 "new$beside: not replaced" "$foldscale" fit study/runs.csv --experiment good.yaml --out new
+    [ "$(cat new*)" = "my thesis" ] || fail "a refused fit wrote something"
+    rm new*
+done
 expect "predictions over another file" 1 "thesis.txt: not replaced" "${predict[@]}" thesis.txt
 expect "a validation over another file" 1 "thesis.txt: not replaced" "$foldscale" validate --out thesis.txt
 grep -q '^my thesis$' thesis.txt && diff -r study study_kept || fail "a refused output changed a file"
@@ -186,7 +193,7 @@ expect "runs of two models" 1 'mixed.csv:4: experiment "other", but mixed.csv:2 
 
 # --- a sweep that goes on: with more points of its study, not with another experiment ------------------------------------------
 sweep() { # ARGUMENT...
-    "$foldscale" sweep good.yaml --out swept --set study.switches=[fused_attention] --set study.ablations=[] \
+    "$foldscale" sweep good.yaml --out "${folder:-swept}" --set study.switches=[fused_attention] --set study.ablations=[] \
         --set study.repeats=1 --set study.steps=2 "$@"
 }
 export -f sweep
@@ -206,6 +213,27 @@ expect "collecting a point of another model" 2 "model.c_m 64, asked for 32" bash
 expect "fit with the experiment of run.json" 0 "2 runs" "$foldscale" fit swept/runs.csv
 [ -e swept/experiment.yaml ] && fail "fit wrote an experiment into the study"
 
+# jobs of a sweep, with an sbatch and an srun that run them at once; one ends before its last step
+mkdir bin
+printf '#!/bin/bash\necho "submitted $1"\nexec bash "$1"\n' >bin/sbatch
+printf '#!/bin/bash\nshift\nexec "$@"\n' >bin/srun
+chmod +x bin/*
+ln -s "$examples/mmcif" relative
+jobs() { # ARGUMENT...
+    folder=later sweep --set data.mmcif=relative --set study.repeats=2 --set study.ranks=[1] "$@"
+}
+export -f jobs
+submit=(env "PATH=$out/bin:$PATH" later/slurm/submit.sh) # it works in its own folder
+expect "scripts of two jobs" 0 "2 job scripts" bash -c 'jobs --slurm'
+expect "two jobs" 0 "submitted n1.*_r1" "${submit[@]}"
+sed -i '$d' later/points/*_r0/steps.csv
+sed -i 's/"step_num":2/"step_num":1/' later/points/*_r0/mlperf.log
+expect "collecting beside an incomplete point" 0 "^1 rows added, 1 points have not run or are not complete" bash -c 'jobs --collect'
+grep -q '_r0/steps.csv: ' log || fail "what is not complete is not named"
+expect "the incomplete point again" 0 "submitted n1.*_r0" "${submit[@]}"
+[ "$(grep -c ^submitted log)" = 1 ] || fail "a complete point was submitted again"
+expect "collecting it" 0 "^1 rows added, 0 points" bash -c 'jobs --collect'
+
 # --- checkpoints: resume, damage, full disk, signals, a killed rank -----------------------------------------------------------
 expect "four steps" 0 "4 steps" "$foldscale" train good.yaml --out whole
 expect "two steps" 0 "2 steps" "$foldscale" train good.yaml --out parts --set train.steps=2
@@ -215,6 +243,8 @@ expect "scores over the checkpoint" 2 "eval: --csv is the input whole/ckpt_00000
 cp whole/run.json run.json
 expect "scores over another file" 1 "run.json: not replaced" "$foldscale" eval whole --csv whole/run.json
 cmp -s run.json whole/run.json || fail "run.json was replaced"
+expect "a simulation over the steps of a run" 1 "whole/steps.csv: not replaced: .*step,start_s," "$foldscale" simulate study \
+    --experiment good.yaml --gpus 8 --steps 20 --out whole/steps.csv
 bytes=$(($(stat -c %s whole/ckpt_000004.safetensors) * 8 / 10)) # the tensors; the header holds times
 if cmp -s <(tail -c $bytes whole/ckpt_000004.safetensors) <(tail -c $bytes parts/ckpt_000004.safetensors); then
     echo "PASS resume is bit-identical"

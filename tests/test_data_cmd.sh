@@ -80,6 +80,11 @@ expect "index of an empty folder" 1 $? "$out/log" "empty: no structure in it cou
 cmp "$out/m.json" "$out/kept.json" || failed=1
 "$foldscale" data index --mmcif "$out/mmcif" --mmcif-cache "$out/m.json" --chain-cache "$out/mmcif/1ubq.cif" >"$out/log" 2>&1
 expect "a cache over a structure" 1 $? "$out/log" "1ubq.cif: not replaced"
+printf '{\n\t"experiment": {"release": 1}\n}\n' >"$out/run.json"
+"$foldscale" data index --mmcif "$out/mmcif" --mmcif-cache "$out/run.json" --chain-cache "$out/c_chain.json" >"$out/log" 2>&1
+expect "a cache over other JSON" 1 $? "$out/log" "run.json: not replaced"
+"$foldscale" data index --mmcif "$out/mmcif" --mmcif-cache "$out/m.json" --chain-cache "$out/c_chain.json" >"$out/log" 2>&1
+expect "a cache over a cache" 0 $? "$out/log" "of 7 structures (1 left out)"
 "$foldscale" data index --mmcif "$out/mmcif" --clusters "$out/clusters.txt" --mmcif-cache "$out/m.json" \
     --chain-cache "$out/clusters.txt" >"$out/log" 2>&1
 expect "a cache over the clusters" 2 $? "$out/log" "--chain-cache is the input .*clusters.txt"
