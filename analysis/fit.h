@@ -170,10 +170,11 @@ Status fit_read(const char *path, FitModel **model_out);
  */
 char *fit_anchored_path(const char *path, Arena *arena);
 
+/* What the text of fit_print begins with. */
+#define FIT_TEXT_BEGINS "form:"
 /* Plain-text diagnostics: residuals against N, reduced chi-square, correlations, condition number, leverage, the
  * forward-chaining table, coverage. */
 #include <stdio.h>
-#define FIT_TEXT_BEGINS "form:"
 Status fit_print(const FitModel *model, const FitPoint *point, int count, FILE *stream);
 
 /* Expected largest of n standard normal variables (Blom 1958: Phi^-1((n - 0.375) / (n + 0.25))); 0 for n <= 1. */

@@ -270,9 +270,9 @@ expect "a folder in use" 1 "parts: another foldscale is writing here" flock part
 expect "nothing left to do" 0 "4 steps, [0-9.]+ s" "$foldscale" train good.yaml --out parts --resume
 expect "replacing" 0 "2 steps, loss" "$foldscale" train good.yaml --out kept --replace --set train.steps=2
 [ -e kept/ckpt_000004.safetensors ] && fail "a checkpoint of the run that was replaced"
-cp -r parts waiting && mkdir waiting/async_eval
-for i in $(seq 100 164); do cp parts/ckpt_000004.safetensors waiting/async_eval/ckpt_000$i.safetensors; done
-expect "replacing a run that was killed while evaluations waited" 0 "2 steps, loss" "$foldscale" train good.yaml --out waiting \
+cp -r parts queued && mkdir queued/async_eval
+for i in $(seq 100 164); do cp parts/ckpt_000004.safetensors queued/async_eval/ckpt_000$i.safetensors; done
+expect "replacing a run that was killed while evaluations waited" 0 "2 steps, loss" "$foldscale" train good.yaml --out queued \
     --replace --set train.steps=2 --set eval.every=1 --set eval.chains=[1ubq_A] --set switches.async_eval=on
 cp -r parts odd && rm odd/losses.csv && mkdir odd/losses.csv && cp -r odd odd_kept
 expect "replacing what cannot be removed" 1 "losses.csv: a folder" "$foldscale" train good.yaml --out odd --replace
