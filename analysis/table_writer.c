@@ -105,6 +105,7 @@ static Status check_header(const char *path, const char *const *names, int colum
 Status table_writer_append(const char *path, const char *const *names, int columns, TableWriter **writer_out)
 {
     TableWriter *w = NULL;
+    TRY(output_refuse_fifo(path));
     FILE *file = fopen(path, "ab");
     if (!file) return status_fail_at(ERR_IO, path, 0, "cannot open for appending: %s", strerror(errno));
     bool fresh = fseek(file, 0, SEEK_END) == 0 && ftell(file) == 0;

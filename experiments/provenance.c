@@ -3,7 +3,6 @@
 #include <cJSON.h>
 #include <cblas.h>
 #include <cyaml/cyaml.h>
-#include <errno.h>
 #include <gsl/gsl_version.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +11,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "engine/input.h"
 #include "experiments/files.h"
 #include "experiments/version.h"
 
@@ -160,8 +160,8 @@ Status provenance_write(const char *path, const RunFacts *facts)
 
 Status provenance_hash(const char *path, char hash_out[17])
 {
-    FILE *file = fopen(path, "rb");
-    if (!file) return status_fail(ERR_IO, "%s: cannot open (%s)", path, strerror(errno));
+    FILE *file = NULL;
+    TRY(input_open(path, &file));
     uint64_t hash = 0xcbf29ce484222325u;
     for (int c; (c = getc(file)) != EOF;) hash = (hash ^ (uint64_t)c) * 0x100000001b3u;
     fclose(file);

@@ -4,10 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "analysis/cost.h"
-#include "experiments/files.h"
 
 struct RunLog {
     const Session *session;
@@ -29,7 +29,9 @@ static Status cut_back(const char *path, int64_t last)
     TableWriter *writer = NULL;
     int step_column;
     long open_line;
-    if (!file_exists(path)) return OK;
+    struct stat info;
+    /* empty: a power failure takes what only a checkpoint has synced */
+    if (stat(path, &info) != 0 || info.st_size == 0) return OK;
     TRY(table_read_ended(path, &open_line, &table));
     if (open_line) fprintf(stderr, "foldscale: note: %s:%ld: a last row without an end is dropped\n", path, open_line);
     Status status = table_column(table, "step", &step_column);

@@ -341,6 +341,12 @@ expect "a row that a full disk cut short is dropped" 0 "note: torn/steps.csv:6: 
     "$foldscale" train good.yaml --out torn --resume --set train.steps=5
 grep -q "^foldscale: note: torn/losses.csv:6: " log && [ "$(grep -c '^5,' torn/steps.csv)" = 1 ] || fail "the torn rows are still there"
 
+cp -r parts emptied && : >emptied/losses.csv
+expect "a table that is empty is begun again" 0 "5 steps" "$foldscale" train good.yaml --out emptied --resume --set train.steps=5
+[ "$(wc -l <emptied/losses.csv)" = 2 ] || fail "emptied/losses.csv is not a header and a row"
+cp -r parts hung && rm hung/losses.csv && mkfifo hung/losses.csv
+expect "a fifo in place of the losses" 1 "losses.csv: cannot write: a fifo" "$foldscale" train good.yaml --out hung --resume --set train.steps=5
+
 # --- sweeps: a last row without an end is never continued -----------------------------------------------------------------------
 cut=("$foldscale" sweep "$source_dir/experiments/quickstart.yaml" --out cut_short --set model.n_res=16 --set model.n_clust=4
     --set model.n_extra=4 --set "study.switches=[fused_attention]" --set "study.ranks=[1]" --set "study.dap=[1]"
