@@ -39,7 +39,7 @@ static Status list(const char *folder, Arena *arena, char ***names_out, int *cou
     char **names = files.name;
     for (int64_t i = 0; i < files.count; i++)
         if (step_of(names[i]) >= 0) names[kept++] = names[i];
-    qsort(names, (size_t)kept, sizeof *names, newest_first);
+    if (kept) qsort(names, (size_t)kept, sizeof *names, newest_first);
     *names_out = names;
     *count_out = kept;
     return OK;
