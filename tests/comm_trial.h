@@ -7,6 +7,7 @@
 
 #include "engine/convert.h"
 #include "engine/exec.h"
+#include "engine/passes/schedule.h"
 
 /* In one piece, split into start and wait, or part of the op that writes its operand. */
 typedef enum Way { WHOLE, SPLIT, SENT, WAYS } Way;
@@ -19,12 +20,7 @@ static void send(Program *p)
     Op *op = &p->op[p->n_ops - 1];
     int output = 0;
     while (op->out[output] != collective->in[0]) output++;
-    op->send = (Send){.active = true,
-                      .output = (int8_t)output,
-                      .kind = collective->kind,
-                      .attr = collective->attr,
-                      .from = collective->in[0]};
-    op->out[output] = collective->out[0];
+    schedule_merge(p, op, output, collective);
     p->value[op->out[output]].def_op = p->n_ops - 1;
 }
 

@@ -15,6 +15,8 @@ Status schedule_defer(const Program *in, Program **out);
 
 /* schedule_send.c: collectives in line become part of the ops that compute what they exchange. */
 Status schedule_send(const Program *in, Program **out);
+/* The collective becomes part of the op that writes its operand, as output number `output`. */
+void schedule_merge(Program *program, Op *op, int output, const Op *collective);
 
 /* schedule_wire.c: behind schedule_send(): collectives beside the computation start behind ops that send; needed: of
  * schedule_needed(), NULL where nothing runs aside. */

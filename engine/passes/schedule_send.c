@@ -59,7 +59,7 @@ static int32_t sender_of(const Program *p, int32_t i, const int32_t *readers, in
     return -1;
 }
 
-static void merge(Program *p, Op *op, int output, const Op *collective)
+void schedule_merge(Program *p, Op *op, int output, const Op *collective)
 {
     p->value[collective->in[0]].def_op = -1; /* nobody reads it, and it has no memory */
     op->send = (Send){.active = true,
@@ -85,7 +85,7 @@ Status schedule_send(const Program *in, Program **out)
         for (int32_t i = 0; i < p->n_ops; i++) {
             int32_t at = sender_of(p, i, readers, &output);
             if (at < 0) continue;
-            merge(p, &p->op[at], output, &p->op[i]);
+            schedule_merge(p, &p->op[at], output, &p->op[i]);
             merged[i] = true;
         }
         Op *old = edit_restart(p, in->n_ops);
