@@ -8,9 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/output.h"
-
 #include "engine/input.h"
+#include "engine/output.h"
 
 enum { FORMAT_VERSION = 1, JSON_LIMIT_BYTES = 256 << 20, DRAW_LIMIT = 1000000 };
 

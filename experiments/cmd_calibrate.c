@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "experiments/checkpoint.h"
@@ -205,9 +204,8 @@ static Status expect_no_run(const CalibrateArguments *a)
 {
     char folder[4096];
     int64_t newest = -1;
-    struct stat info;
     snprintf(folder, sizeof folder, "%s/profile", a->folder);
-    if (stat(folder, &info) != 0) return OK;
+    if (!file_exists(folder)) return OK;
     TRY(checkpoint_newest(folder, &newest));
     if (newest < 0) return OK;
     return status_fail(ERR_IO, "%s: holds a run (a checkpoint of step %lld; expected another --out, or --no-profile)",

@@ -8,8 +8,8 @@
 #include "experiments/files.h"
 #include "experiments/launch.h"
 #include "experiments/progress.h"
-#include "experiments/run_summary.h"
 #include "experiments/run_folder.h"
+#include "experiments/run_summary.h"
 #include "experiments/slurm.h"
 #include "experiments/study.h"
 
@@ -75,30 +75,27 @@ static Status point_config(const Sweep *sweep, const StudyPoint *point, Arena *a
     return config_load(sweep->path, set, config_out);
 }
 
-/* *complete_out (may be NULL): whether the point could be summed up; a failure behind that is one of runs.csv. */
-static Status append_row(Sweep *sweep, const StudyPoint *point, const Config *config, bool *complete_out)
+/* ERR_INPUT or ERR_IO when the point is not complete. Texts lie in the arena. */
+static Status summarize(const Sweep *sweep, const StudyPoint *point, const Config *config, Arena *arena, RunRow *row)
 {
-    Arena arena = {0};
-    TableWriter *writer = NULL;
-    RunRow row;
     char folder[4096];
     snprintf(folder, sizeof folder, "%s/points/%s", sweep->folder, point->id);
-    Status status = run_summarize(folder, point->id, config, sweep->config->study.warmup, &arena, &row);
-    if (complete_out) *complete_out = status == OK;
-    if (status == OK) status = schema_runs_writer(sweep->runs, true, &writer);
-    if (status == OK) {
-        status = schema_write_run(writer, &row);
-        Status closed = table_writer_close(&writer);
-        if (status == OK) status = closed;
-    }
-    arena_free(&arena);
-    return status;
+    return run_summarize(folder, point->id, config, sweep->config->study.warmup, arena, row);
+}
+
+static Status append_row(const Sweep *sweep, const RunRow *row)
+{
+    TableWriter *writer = NULL;
+    TRY(schema_runs_writer(sweep->runs, true, &writer));
+    Status status = schema_write_run(writer, row), closed = table_writer_close(&writer);
+    return status == OK ? closed : status;
 }
 
 static Status run_point(Sweep *sweep, const StudyPoint *point)
 {
     enum { FIXED = 8 };
     Arena arena = {0};
+    RunRow row;
     Config *config = NULL;
     int n = 0, exit_status = 0;
     char self[4096], folder[4096], log[4200];
@@ -123,7 +120,8 @@ static Status run_point(Sweep *sweep, const StudyPoint *point)
     if (status == OK && exit_status != 0)
         status =
             status_fail(ERR_COMM, "point %s failed with status %d; its output is in %s", point->id, exit_status, log);
-    if (status == OK) status = append_row(sweep, point, config, NULL);
+    if (status == OK) status = summarize(sweep, point, config, &arena, &row);
+    if (status == OK) status = append_row(sweep, &row);
     config_destroy(&config);
     free(set);
     free(arguments);
@@ -159,6 +157,32 @@ static Status run_points(Sweep *sweep)
     return status;
 }
 
+/* *complete_out: whether the point could be summed up; the reason is said. */
+static Status collect_point(const Sweep *sweep, const StudyPoint *point, bool *complete_out)
+{
+    Arena arena = {0};
+    Config *config = NULL;
+    RunRow row;
+    TextList *set = calloc(1, sizeof *set);
+    Status status =
+        set ? point_config(sweep, point, &arena, set, &config) : status_fail(ERR_MEMORY, "sweep: out of memory");
+    if (status == OK) status = check_point(sweep, point->id);
+    if (status == OK) {
+        status = summarize(sweep, point, config, &arena, &row);
+        *complete_out = status == OK;
+        if (status == OK) {
+            status = append_row(sweep, &row);
+        } else if (status == ERR_INPUT || status == ERR_IO) { /* it still runs, or its job was ended */
+            fprintf(stderr, "foldscale: %s\n", status_text());
+            status = OK;
+        }
+    }
+    config_destroy(&config);
+    free(set);
+    arena_free(&arena);
+    return status;
+}
+
 /* Rows of the points that ran elsewhere. */
 static Status collect(Sweep *sweep)
 {
@@ -171,27 +195,12 @@ static Status collect(Sweep *sweep)
         char steps[4096];
         snprintf(steps, sizeof steps, "%s/points/%s/steps.csv", sweep->folder, point->id);
         if (is_done(sweep, &done, point->id)) continue;
-        if (!file_exists(steps)) {
+        bool complete = false;
+        if (file_exists(steps)) status = collect_point(sweep, point, &complete);
+        if (complete)
+            added++;
+        else
             missing++;
-            continue;
-        }
-        Arena arena = {0};
-        Config *config = NULL;
-        TextList *set = calloc(1, sizeof *set);
-        status =
-            set ? point_config(sweep, point, &arena, set, &config) : status_fail(ERR_MEMORY, "sweep: out of memory");
-        if (status == OK) status = check_point(sweep, point->id);
-        bool complete = true;
-        if (status == OK) status = append_row(sweep, point, config, &complete);
-        added += status == OK;
-        if (!complete && (status == ERR_INPUT || status == ERR_IO)) { /* it still runs, or its job was ended */
-            fprintf(stderr, "foldscale: %s\n", status_text());
-            missing++;
-            status = OK;
-        }
-        config_destroy(&config);
-        free(set);
-        arena_free(&arena);
     }
     schema_free_runs(&done);
     if (status == OK)

@@ -10,8 +10,9 @@ bool launch_under_mpi(void);
 /* Number of ranks the launcher (mpirun, srun) was asked for; 1 outside. */
 int launch_world_size(void);
 
-/* Runs `arguments` (NULL-terminated, arguments[0] = program) and waits; SIGINT and SIGTERM are passed on. `quiet` sends
- * its standard output to /dev/null. *exit_out: exit status, or 128 + signal. ERR_IO when it cannot be started. */
+/* Runs `arguments` (NULL-terminated, arguments[0] = program) and waits; SIGINT and SIGTERM are passed on. Its
+ * output goes to `log_path` where that is not NULL. It ends with this process. *exit_out: exit status, or 128 + signal.
+ * ERR_IO when it cannot be started. */
 Status launch_wait(char *const arguments[], const char *log_path, int *exit_out);
 
 /* Whether a signal was passed on by launch_wait: what the caller was doing should end too. */

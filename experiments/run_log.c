@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "analysis/cost.h"
 
@@ -64,10 +63,7 @@ static Status open_files(RunLog *log, const char *folder, int64_t first_step)
     char path[3][4096];
     for (int i = 0; i < 3; i++) {
         snprintf(path[i], sizeof path[i], "%s/%s", folder, names[i]);
-        if (first_step == 0)
-            unlink(path[i]); /* a new run in an old folder */
-        else
-            TRY(cut_back(path[i], first_step));
+        TRY(cut_back(path[i], first_step));
     }
     TRY(schema_steps_writer(path[0], true, &log->steps));
     TRY(open_losses(path[1], log->session, &log->losses));

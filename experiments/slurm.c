@@ -133,7 +133,6 @@ Status slurm_write(const SlurmOptions *options, const Config *config, const char
     int size = snprintf(submit, sizeof submit, form, config->study.steps);
     Arena arena = {0};
     snprintf(path, sizeof path, "%s/slurm", folder);
-    TRY(slurm_check(options, folder));
     Status status = files_make_folder(path);
     for (int i = 0; i < count && status == OK; i++)
         status = write_point(options, config, study, overrides, folder, &points[i], &arena);

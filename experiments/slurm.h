@@ -14,7 +14,7 @@ typedef struct SlurmOptions {
 Status slurm_check(const SlurmOptions *options, const char *folder);
 
 /* Writes FOLDER/slurm/ID.sh per point and FOLDER/slurm/submit.sh, which submits those that are not complete.
- * ERR_USAGE as slurm_check. */
+ * What slurm_check takes. */
 Status slurm_write(const SlurmOptions *options, const Config *config, const char *study, const TextList *overrides,
                    const char *folder, const StudyPoint *points, int count);
 

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "data/folder.h"
-#include "engine/output.h"
 #include "experiments/files.h"
 
 Status study_file(const char *folder, const char *name, Arena *arena, char **path_out)
