@@ -60,6 +60,7 @@ typedef struct Send {
     int8_t output; /* of the op */
     OpKind kind;   /* of the collective, which has no op of its own; never ALL_REDUCE */
     OpAttr attr;   /* of the collective */
+    bool shares;   /* ops aside run beside it, which its kernel leaves room on the device */
     Val from;      /* the operand of the collective: the op computes it and has no memory for it */
 } Send;
 

@@ -36,7 +36,7 @@ static double product_value(int64_t channel, int64_t inner, int64_t column, int 
     return (double)(scattered(channel, column, rank, inner) / 2);
 }
 
-static Status run_product(Backend *backend, const Product *c)
+static Status run_product(Backend *backend, const Product *c, bool shares)
 {
     int ranks = backend->layout.dap, rank = backend->layout.dap_rank;
     int64_t rows = c->share * ranks, size_a[3] = {c->channels, c->inner, rows},
@@ -51,7 +51,7 @@ static Status run_product(Backend *backend, const Product *c)
     }
     Val x = prog_add(p, OP_TRI_PRODUCT, 2, operand, &(OpAttr){.i = {1, 0, 1}});
     Val z = prog_add(p, OP_REDUCE_SCATTER, 1, &x, &(OpAttr){.i = {1}});
-    send(p);
+    send(p, shares);
     prog_output(p, "z", z);
     Values in[2] = {values_of(c->channels * c->inner * rows), values_of(c->channels * c->inner * c->columns)};
     Values expected = values_of(c->channels * c->share * c->columns);
@@ -76,7 +76,7 @@ static Status run_product(Backend *backend, const Product *c)
 static Status run_products(Backend *backend)
 {
     size_t n = on_gpu(backend) ? sizeof products / sizeof *products : 1;
-    for (size_t k = 0; k < n; k++) TRY(run_product(backend, &products[k]));
+    for (size_t k = 0; k < 2 * n; k++) TRY(run_product(backend, &products[k / 2], k % 2));
     return OK;
 }
 
@@ -84,7 +84,7 @@ typedef struct Shape {
     int64_t n, width, heads, groups, axis; /* axis: along which dbias is shared out, of a group's pairs */
     int64_t residues;                      /* of a rank, summed over the ranks */
     int64_t inner;                         /* columns of the gradient behind a norm */
-    bool column, twice;
+    bool column, twice, shares;
     double tolerance; /* of an output's largest value; 0 where sending rounds nothing in another way */
 } Shape;
 typedef Status (*Record)(Trial *trial, int dap, const Shape *shape, Way way);
@@ -131,7 +131,7 @@ static Status record_attention(Trial *trial, int dap, const Shape *c, Way way)
     trial_output(trial, "o", made[2]);
     if (c->twice) trial_output(trial, "again", made[3 - goes]);
     Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[goes], &(OpAttr){.i = {0, 1}});
-    if (way == SENT) send(trial->p);
+    if (way == SENT) send(trial->p, c->shares);
     trial_output(trial, "z", z);
     return OK;
 }
@@ -156,7 +156,7 @@ static Status record_bias_gradient(Trial *trial, int dap, const Shape *c, Way wa
     static const char *const names[] = {"dq", "dk", "dv"};
     for (int k = 0; k < 3; k++) trial_output(trial, names[k], made[k]);
     Val z = prog_add(trial->p, OP_REDUCE_SCATTER, 1, &made[3], &(OpAttr){.i = {off + c->axis}});
-    if (way == SENT) send(trial->p);
+    if (way == SENT) send(trial->p, c->shares);
     trial_output(trial, "z", z);
     return OK;
 }
@@ -180,7 +180,7 @@ static Status record_outer_gradient(Trial *trial, int dap, const Shape *c, Way w
     trial_output(trial, "dW", made[2]);
     trial_output(trial, "dbias", made[3]);
     Val z = prog_add(trial->p, OP_REDUCE_SCATTER, 1, &made[1], &(OpAttr){.i = {1}});
-    if (way == SENT) send(trial->p);
+    if (way == SENT) send(trial->p, c->shares);
     trial_output(trial, "z", z);
     return OK;
 }
@@ -204,8 +204,84 @@ static Status record_norm_gradient(Trial *trial, int dap, const Shape *c, Way wa
     trial_output(trial, "dgamma", made[1]);
     trial_output(trial, "dbeta", made[2]);
     Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[0], &(OpAttr){.i = {1, 0}});
-    if (way == SENT) send(trial->p);
+    if (way == SENT) send(trial->p, c->shares);
     trial_output(trial, "z", z);
+    return OK;
+}
+
+/* The end of a triangle multiplication and the layer norm of it: a rank has n / ranks rows of pairs, which go to where
+ * columns are shared out; what is normalized stays. */
+static Status record_triangle_end(Trial *trial, int dap, const Shape *c, Way way)
+{
+    int64_t pairs[3] = {c->n / dap, c->n, c->width}, channels[3] = {c->width, c->n / dap, c->n};
+    Val made[OP_MAX_OUT];
+    TRY(trial_open(trial, dap));
+    Val r = trial_input(trial, DT_BF16, 0, 3, pairs), g = trial_input(trial, DT_BF16, 0, 3, pairs),
+        x = trial_input(trial, DT_BF16, 1, 3, channels),
+        w = trial_input(trial, DT_BF16, SHARD_NONE, 2, (int64_t[]){c->width, c->width}),
+        gamma = trial_input(trial, DT_F32, SHARD_NONE, 1, &c->width),
+        beta = trial_input(trial, DT_F32, SHARD_NONE, 1, &c->width);
+    prog_add_multi(trial->p, OP_LINEAR_RESIDUAL, 10, (Val[]){r, x, w, VAL_NONE, g, VAL_NONE, gamma, beta, gamma, beta},
+                   &(OpAttr){.f = {0, 1e-5, 1e-5}}, made);
+    trial_output(trial, "normed", made[2]);
+    Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[0], &(OpAttr){.i = {0, 1}});
+    if (way == SENT) send(trial->p, c->shares);
+    trial_output(trial, "z", z);
+    return OK;
+}
+
+/* The gated products in front of one: all ranks get the second. */
+static Status record_triangle_gates(Trial *trial, int dap, const Shape *c, Way way)
+{
+    int64_t pairs[3] = {c->n / dap, c->n, c->width}, matrix[2] = {c->width, c->width};
+    Val in[10] = {0}, made[OP_MAX_OUT];
+    TRY(trial_open(trial, dap));
+    in[0] = trial_input(trial, DT_BF16, 0, 3, pairs), in[1] = trial_input(trial, DT_F32, 0, 2, pairs);
+    for (int k = 0; k < 4; k++)
+        in[2 + 2 * k] = trial_input(trial, DT_BF16, SHARD_NONE, 2, matrix), in[3 + 2 * k] = VAL_NONE;
+    prog_add_multi(trial->p, OP_LINEAR_GATES, 10, in, &(OpAttr){.i = {4, 2, 0, 1}}, made);
+    trial_output(trial, "a", made[0]);
+    Val z = prog_add(trial->p, OP_ALL_GATHER, 1, &made[1], &(OpAttr){.i = {1, 0}});
+    if (way == SENT) send(trial->p, c->shares);
+    trial_output(trial, "z", z);
+    return OK;
+}
+
+/* The gradient of its end: all ranks get that of the product; those of gamma and beta stay. */
+static Status record_triangle_gradient(Trial *trial, int dap, const Shape *c, Way way)
+{
+    int64_t pairs[3] = {c->n / dap, c->n, c->width}, channels[3] = {c->width, c->n / dap, c->n};
+    Val made[OP_MAX_OUT];
+    TRY(trial_open(trial, dap));
+    Val dy = trial_input(trial, DT_BF16, 0, 3, pairs), g = trial_input(trial, DT_BF16, 0, 3, pairs),
+        x = trial_input(trial, DT_BF16, 1, 3, channels),
+        w = trial_input(trial, DT_BF16, SHARD_NONE, 2, (int64_t[]){c->width, c->width}),
+        gamma = trial_input(trial, DT_F32, SHARD_NONE, 1, &c->width), mean = trial_input(trial, DT_F32, 0, 2, pairs),
+        rstd = trial_input(trial, DT_F32, 0, 2, pairs);
+    prog_add_multi(trial->p, OP_GATE_NORM_CHANNELS_DX, 8, (Val[]){x, gamma, mean, rstd, dy, g, dy, w}, NULL, made);
+    trial_output(trial, "dgamma", made[1]);
+    trial_output(trial, "dbeta", made[2]);
+    trial_output(trial, "dg", made[3]);
+    Val z = prog_add(trial->p, OP_ALL_GATHER, 1, &made[0], &(OpAttr){.i = {1, 0}});
+    if (way == SENT) send(trial->p, c->shares);
+    trial_output(trial, "z", z);
+    return OK;
+}
+
+/* Alone on the GPU and sharing it: fewer blocks, each with more tiles, and sums over rows in another order. */
+static Status run_triangles(Backend *backend)
+{
+    bool cuda = on_gpu(backend);
+    for (int shares = 0; shares < (cuda ? 2 : 1); shares++) {
+        Shape c = {.n = cuda ? 128 * backend->layout.dap : 2 * backend->layout.dap,
+                   .width = cuda ? 128 : 4,
+                   .groups = 1,
+                   .shares = shares};
+        TRY(compare(backend, record_triangle_end, &c, "end of a triangle"));
+        TRY(compare(backend, record_triangle_gates, &c, "gates of a triangle"));
+        c.tolerance = shares ? 1e-5 : 0;
+        TRY(compare(backend, record_triangle_gradient, &c, "gradient of a triangle"));
+    }
     return OK;
 }
 

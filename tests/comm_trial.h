@@ -13,8 +13,8 @@
 typedef enum Way { WHOLE, SPLIT, SENT, WAYS } Way;
 static const char *const way_names[WAYS] = {"", " split", " sent"};
 
-/* The last op becomes part of the one before it. */
-static void send(Program *p)
+/* The last op becomes part of the one before it; shares: as if there were ops beside that. */
+static void send(Program *p, bool shares)
 {
     const Op *collective = &p->op[--p->n_ops];
     Op *op = &p->op[p->n_ops - 1];
@@ -22,6 +22,7 @@ static void send(Program *p)
     while (op->out[output] != collective->in[0]) output++;
     schedule_merge(p, op, output, collective);
     p->value[op->out[output]].def_op = p->n_ops - 1;
+    op->send.shares = shares;
 }
 
 /* A program on its way through the executor, its inputs, and its outputs by name. */

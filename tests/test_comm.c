@@ -110,7 +110,7 @@ static Status run_case(Backend *backend, const Case *c)
     Val x = prog_add(p, OP_CAST, 1, &source, &(OpAttr){.i = {c->dtype}});
     p->value[x].t.shard = (int8_t)layout.in_shard;
     Val y = prog_add(p, c->kind, 1, &x, &c->attr), z = y;
-    if (c->way == SENT) send(p);
+    if (c->way == SENT) send(p, false);
     if (c->way == SPLIT) {
         p->op[p->n_ops - 1].stream = 1;
         Val other =
@@ -190,6 +190,7 @@ static int worker(const char *dap, const char *name)
     Status status = kernels_open(name, &(KernelOptions){.dap = atoi(dap)}, &backend);
     if (status == OK) status = run_cases(backend);
     if (status == OK) status = run_products(backend);
+    if (status == OK) status = run_triangles(backend);
     if (status == OK) status = run_attentions(backend);
     if (status == OK) status = run_gradients(backend);
     if (status == OK) status = run_host(backend);

@@ -311,25 +311,26 @@ static Switches fusing_and_overlapping(void)
 }
 
 /* The wire belongs to the row attention that sends what the computation waits for: the pairs start on their way to rows
- * behind it, not where they are complete. Two others start at once: that of the MSA, beside which little is sent, and
- * that of the pairs to columns, which has nothing left to hide behind once their attention has sent. */
+ * behind it, not where they are complete. That of the MSA starts at once: little is sent beside it. The pairs go to
+ * columns beside their own attention, which sends as much: the op in front of it sends them. */
 static void a_collective_gives_way_to_an_attention_that_sends(void **state)
 {
     (void)state;
     Recording r = recording_model("initial_training", false);
     Switches s = fusing_and_overlapping();
     Program *p = passed(r.p, &s, PASS_SCHEDULE);
-    int pairs_behind = 0, pairs_at_once = 0, msa_at_once = 0;
+    int pairs_behind = 0, pairs_sent = 0, msa_at_once = 0;
     for (int32_t i = 1; i < p->n_ops; i++) {
         const Op *op = &p->op[i], *front = &p->op[i - 1];
+        bool sends = op->kind == OP_LINEAR_RESIDUAL && op->send.active;
+        pairs_sent += sends && op->send.kind == OP_ALL_TO_ALL && tensor_last(out_tensor(p, op, 0)) == 128;
         if (op->kind != OP_ALL_TO_ALL || !is_start(op)) continue;
         bool at_once = p->value[op->in[0]].def_op == i - 1, to_rows = op->attr.i[1] == 0;
         int64_t channels = tensor_last(out_tensor(p, op, 0));
         pairs_behind += channels == 128 && to_rows && front->kind == OP_ATTENTION && front->send.active;
-        pairs_at_once += channels == 128 && !to_rows && at_once;
         msa_at_once += channels == 256 && to_rows && at_once;
     }
-    assert_true(pairs_behind >= 48 && pairs_at_once >= 4 + 47 && msa_at_once >= 47); /* the last block ends otherwise */
+    assert_true(pairs_behind >= 48 && pairs_sent >= 48 + 4 && msa_at_once >= 47); /* the last block ends otherwise */
     prog_destroy(&p);
     recording_free(&r);
 }
@@ -358,6 +359,38 @@ static void what_runs_aside_hides_no_collective(void **state)
         prog_destroy(&p);
     }
     recording_free(&r);
+}
+
+/* Beside triangle products that send, and gates where they keep nothing, the next MSA branch begins; in the backward
+ * pass, gradients of parameters. What leaves room is what something runs beside, and that stands in front of it. */
+static void what_needs_nothing_of_a_sum_runs_beside_it(void **state)
+{
+    (void)state;
+    for (int gradient = 0; gradient < 2; gradient++) {
+        Recording r = recording_model("initial_training", gradient);
+        Switches s = fusing_and_overlapping();
+        s.cuda_graph = true;
+        s.precision = PRECISION_BF16;
+        Program *p = passed(r.p, &s, PASS_SCHEDULE);
+        int sums[2] = {0}, gates = 0, norms = 0, groups = 0;
+        for (int32_t i = 1; i < p->n_ops; i++) {
+            const Op *op = &p->op[i];
+            bool forward = op->stage == STAGE_FORWARD, aside = op->stream == STREAM_ASIDE;
+            assert_true(!op->send.shares || p->op[i - 1].stream == STREAM_ASIDE);
+            sums[!forward] += op->kind == OP_TRI_PRODUCT && op->send.shares;
+            gates += op->kind == OP_LINEAR_GATES && op->send.shares;
+            norms += forward && aside && op->kind == OP_LAYER_NORM_FUSED;
+            groups += forward && aside && op->kind == OP_LINEAR_GROUP;
+        }
+        assert_true(sums[0] >= 47 && norms >= 47 && groups >= 47);
+        assert_true(gradient ? sums[1] >= 47 && gates == 0 : sums[1] == 0 && gates >= 47);
+        prog_destroy(&p);
+        s.cuda_graph = false; /* nothing runs aside */
+        p = passed(r.p, &s, PASS_SCHEDULE);
+        for (int32_t i = 0; i < p->n_ops; i++) assert_true(!p->op[i].send.shares && p->op[i].stream != STREAM_ASIDE);
+        prog_destroy(&p);
+        recording_free(&r);
+    }
 }
 
 /* x -> linear_residual -> all_to_all: part of it, unless somebody else wants what it computes. */
@@ -426,6 +459,7 @@ int main(void)
         cmocka_unit_test(graphs_are_one_segment),
         cmocka_unit_test(ops_send_what_they_compute),
         cmocka_unit_test(sums_of_parts_are_shared_out),
+        cmocka_unit_test(what_needs_nothing_of_a_sum_runs_beside_it),
         cmocka_unit_test(what_others_read_is_not_sent_away),
         cmocka_unit_test(a_collective_gives_way_to_an_attention_that_sends),
         cmocka_unit_test(what_runs_aside_hides_no_collective),

@@ -13,11 +13,31 @@ typedef struct Overlap {
     const Program *in;
     const bool *needed; /* of schedule_needed(), NULL: nothing runs aside */
     Program *p;
+    int32_t *readers;    /* of schedule_readers() */
     int32_t *first_read; /* per value: first op that reads it after it was written, n_ops when none */
     int32_t *waits;      /* per op position: first collective to wait for there, -1 = none */
     int32_t *next_wait;  /* per collective */
     Val *arrived;        /* per value: what readers take after the wait */
 } Overlap;
+
+/* Whether an op could send what the collective takes, while beside the computation it would share the wire with another
+ * one, in line, in front of its reader. In the forward pass: sending gradients of layer norms took longer than it
+ * saved.
+ */
+static bool better_sent(const Overlap *o, int32_t collective, int32_t reader)
+{
+    Cost own = {0}, other = {0};
+    int output;
+    if (o->in->op[collective].stage != STAGE_FORWARD) return false;
+    if (schedule_sender(o->in, collective, o->readers, &output) < 0) return false;
+    prog_op_cost(o->in, &o->in->op[collective], &own);
+    for (int32_t i = collective + 1; i < reader; i++) {
+        if (!schedule_is_collective(&o->in->op[i]) || o->p->op[i].stream) continue;
+        prog_op_cost(o->in, &o->in->op[i], &other);
+        if (other.wire_bytes >= own.wire_bytes / 2) return true;
+    }
+    return false;
+}
 
 /* Whether enough runs between a collective and the first reader of its result, at `reader`. What runs aside does not
  * stay there; but the sum of a bucket of gradients comes behind it anyway. */
@@ -40,7 +60,7 @@ static void find_waits(Overlap *o)
         o->waits[i] = o->next_wait[i] = -1;
         if (schedule_is_collective(op)) {
             int32_t at = o->first_read[op->out[0]];
-            if (pays(o, i, at)) {
+            if (pays(o, i, at) && !better_sent(o, i, at)) {
                 o->next_wait[i] = o->waits[at];
                 o->waits[at] = i;
                 o->p->op[i].stream = STREAM_COMM;
@@ -114,12 +134,14 @@ static Status split_collectives(const Program *in, const bool *needed, Program *
     o.waits = malloc(ops * sizeof *o.waits);
     o.next_wait = malloc(ops * sizeof *o.next_wait);
     Status status = OK;
-    if (!o.first_read || !o.arrived || !o.waits || !o.next_wait) {
+    o.readers = schedule_readers(in);
+    if (!o.readers || !o.first_read || !o.arrived || !o.waits || !o.next_wait) {
         status = status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", in->n_ops);
     } else {
         overlap(&o);
         status = prog_status(o.p);
     }
+    free(o.readers);
     free(o.first_read);
     free(o.arrived);
     free(o.waits);
@@ -154,13 +176,14 @@ static Status hide_collectives(Program **now, const bool *needed, const Switches
         TRY(advance(now, schedule_defer(*now, &next), &next));
     TRY(advance(now, split_collectives(*now, needed, &next), &next));
     if (groups) TRY(advance(now, schedule_send(*now, &next), &next));
-    return groups ? advance(now, schedule_wire(*now, needed, &next), &next) : OK;
+    if (groups) TRY(advance(now, schedule_wire(*now, needed, &next), &next));
+    return groups && switches->cuda_graph ? advance(now, schedule_beside(*now, &next), &next) : OK;
 }
 
 Status pass_schedule(const Program *in, const Switches *switches, Program **out)
 {
     Program *now = NULL, *next = NULL;
-    bool aside = switches->cuda_graph && in->loss != VAL_NONE;
+    bool aside = switches->cuda_graph && (in->loss != VAL_NONE || in->dap > 1);
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
     bool *needed = aside ? schedule_needed(now) : NULL;

@@ -15,6 +15,10 @@ Status schedule_defer(const Program *in, Program **out);
 
 /* schedule_send.c: collectives in line become part of the ops that compute what they exchange. */
 Status schedule_send(const Program *in, Program **out);
+/* Index of the op that could send what collective i takes, -1: none; *output_out: which of its outputs. */
+int32_t schedule_sender(const Program *program, int32_t i, const int32_t *readers, int *output_out);
+/* Per value: how many ops read it, and one more where it is kept for others. NULL: out of memory. */
+int32_t *schedule_readers(const Program *program);
 /* The collective becomes part of the op that writes its operand, as output number `output`. */
 void schedule_merge(Program *program, Op *op, int output, const Op *collective);
 
@@ -22,7 +26,14 @@ void schedule_merge(Program *program, Op *op, int output, const Op *collective);
  * schedule_needed(), NULL where nothing runs aside. */
 Status schedule_wire(const Program *in, const bool *needed, Program **out);
 
-/* schedule_aside.c: gradients of parameters in groups beside the computation. Program with a loss; last of all. */
+/* schedule_beside.c: in the forward pass, what can run aside while an op that sends waits for the wire. */
+Status schedule_beside(const Program *in, Program **out);
+/* Seconds of the whole GPU that the kernel of an op leaves to ops aside if it shares it with them (Send.shares); 0:
+ * none. */
+double schedule_room(const Program *program, const Op *op);
+
+/* schedule_aside.c: gradients of parameters in groups beside the computation, and what runs aside by schedule_beside();
+ * last of all. */
 Status schedule_aside(const Program *in, const bool *needed, Program **out);
 /* Per value: whether it, or what it is another name of, is read by an op that cannot run aside. NULL: out of memory.
  * Good for the program after later steps, too: what they add are other names of values that were there. */
@@ -37,6 +48,8 @@ double schedule_main_seconds(const Program *program, const bool *needed, const O
 /* How long a collective takes beside a computation: with less than that to do meanwhile it stays in line, where it is
  * faster. */
 double schedule_aside_seconds(const Program *program, const Op *collective);
+/* How long an op that sends keeps the wire busy. */
+double schedule_wire_seconds(const Program *program, const Op *op);
 static inline bool schedule_is_collective(const Op *op)
 {
     return (op_def(op->kind)->flags & OPF_COMM) && op->kind != OP_COMM_WAIT && op->out[0] != VAL_NONE;

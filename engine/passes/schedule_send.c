@@ -41,11 +41,10 @@ static bool is_temporary(const Value *v)
     return v->place == PLACE_ARENA && v->alias == VAL_NONE;
 }
 
-/* Index of the op that is to send what collective i takes, -1: none; *output_out: which of its outputs. */
-static int32_t sender_of(const Program *p, int32_t i, const int32_t *readers, int *output_out)
+int32_t schedule_sender(const Program *p, int32_t i, const int32_t *readers, int *output_out)
 {
     const Op *collective = &p->op[i];
-    if (!schedule_is_collective(collective) || collective->stream) return -1; /* what is hidden costs less */
+    if (!schedule_is_collective(collective)) return -1;
     Val x = collective->in[0];
     if (readers[x] != 1 || !is_temporary(&p->value[x]) || !is_temporary(&p->value[collective->out[0]])) return -1;
     int32_t writer = p->value[x].def_op;
@@ -70,21 +69,27 @@ void schedule_merge(Program *p, Op *op, int output, const Op *collective)
     op->out[output] = collective->out[0];
 }
 
+int32_t *schedule_readers(const Program *p)
+{
+    int32_t *readers = edit_count_uses(p);
+    for (int32_t v = 0; readers && v < p->n_values; v++) /* kept for others than ops */
+        readers[v] += p->value[v].name || p->value[v].output || v == p->loss;
+    return readers;
+}
+
 Status schedule_send(const Program *in, Program **out)
 {
     Program *p = NULL;
     int output;
     TRY(prog_clone(in, &p));
-    int32_t *readers = edit_count_uses(p);
+    int32_t *readers = schedule_readers(p);
     bool *merged = calloc((size_t)p->n_ops + 1, sizeof *merged);
     if (!readers || !merged) {
         prog_fail(p, ERR_MEMORY, "out of memory for the schedule of %d ops", p->n_ops);
     } else {
-        for (int32_t v = 0; v < p->n_values; v++) /* kept for others than ops */
-            readers[v] += p->value[v].name || p->value[v].output || v == p->loss;
         for (int32_t i = 0; i < p->n_ops; i++) {
-            int32_t at = sender_of(p, i, readers, &output);
-            if (at < 0) continue;
+            int32_t at = schedule_sender(p, i, readers, &output);
+            if (at < 0 || p->op[i].stream) continue; /* what is hidden costs less */
             schedule_merge(p, &p->op[at], output, &p->op[i]);
             merged[i] = true;
         }

@@ -27,3 +27,10 @@ double schedule_aside_seconds(const Program *p, const Op *collective)
     prog_op_cost(p, collective, &cost);
     return ASIDE_S + cost.wire_bytes / WIRE_BYTES_PER_S;
 }
+
+double schedule_wire_seconds(const Program *p, const Op *op)
+{
+    Cost cost = {0};
+    prog_op_cost(p, op, &cost);
+    return LATENCY_S + cost.wire_bytes / WIRE_BYTES_PER_S;
+}

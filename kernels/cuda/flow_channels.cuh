@@ -49,13 +49,16 @@ template <int C, bool NORMS_Y>
 __device__ __forceinline__ void flow_channels_store(const FlowChannels &p, const FlowPlace &at, int group)
 {
     typedef FlowChannelsShape<C> S;
+    PeerSender sender(p.flow.send);
+    bool sends = p.flow.send.ranks > 0;
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS, row = tile * FLOW_ROWS;
         uint32_t from = at.slots + slot * S::SLOT;
         barrier_wait(at.done + slot * 8, round & 1);
+        if (sends) flow_send<C>(p.flow, &sender, from + S::R_AT, row, 0);
         for (int c = 0; c < C / 64; c++, from += FLOW_CHUNK) {
-            tensor_store(&p.flow.y[0], from + S::R_AT, row, c * 64);
+            if (!sends) tensor_store(&p.flow.y[0], from + S::R_AT, row, c * 64);
             if (p.flow.keep) tensor_store(&p.flow.product, from + S::G_AT, row, c * 64);
             if (NORMS_Y)
                 tensor_store(&p.flow.normal, from, row, c * 64);
@@ -67,6 +70,7 @@ __device__ __forceinline__ void flow_channels_store(const FlowChannels &p, const
         barrier_arrive(at.empty + slot * 8);
     }
     tensor_store_wait();
+    if (sends) sender.finish(gridDim.x * FLOW_GROUPS);
 }
 
 /* Where this thread's words of a row-major tile lie: columns 8 j + 2 (lane % 4) and the next of row lane / 4 + 8 h of
@@ -274,6 +278,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
     if (p.flow.early && group < FLOW_GROUPS) flow_channels_constants<C>(p, constants);
     stage_wait();
     stage_release();
+    peer_send_begin(p.flow.send);
     if (threadIdx.x == 0 && !p.flow.early) flow_weights<C, C>(p.flow, at);
     if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");

@@ -87,6 +87,7 @@ template <int C> __device__ __forceinline__ void gate_norm_load(const GateNorm &
         }
         tensor_load(to + S::X_AT, &p.x, row / p.places * C, row % p.places, full);
     }
+    if (p.send.shares) stage_release();
 }
 
 /* Where the number of slots is odd, the tile before in a slot is the other warpgroup's: its turn has to be over before
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(GATE_NORM_THREADS, 1) gate_norm_kernel(const _
     __syncthreads();
     if (p.early && group < GATE_NORM_GROUPS) gate_norm_gamma<C>(p, gamma);
     stage_wait();
-    stage_release();
+    if (!p.send.shares) stage_release();
     if (threadIdx.x == 0 && !p.early) gate_norm_weights<C>(p, at);
     peer_send_begin(p.send);
     /* registers of the copying warps go to the products */

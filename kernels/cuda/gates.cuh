@@ -73,6 +73,7 @@ template <int K, bool KEEP> __device__ __forceinline__ void gates_load(const Gat
         for (int k = 0; k < K / 64; k++)
             tensor_load(at.slots + slot * S::SLOT + k * GATES_CHUNK, &p.x, tile * GATES_ROWS, k * 64, full);
     }
+    if (p.send.shares) stage_release();
 }
 
 /* What of a tile's products is wanted, 64 columns at a time. */
@@ -250,7 +251,7 @@ __global__ void __launch_bounds__(GATES_THREADS, 1) gates_kernel(const __grid_co
     __syncthreads();
     if (p.early && group < GATES_GROUPS) gates_biases<W>(p, at.column0, bias);
     stage_wait();
-    stage_release();
+    if (!p.send.shares) stage_release();
     if (threadIdx.x == 0 && !p.early) gates_weights<K>(p, at);
     peer_send_begin(p.send);
     /* registers of the copying warps go to the products */
@@ -306,7 +307,7 @@ static inline Status gates_maps(const GatesOperands &o, GatesProblem *p)
 /* Multiprocessors shared out to blocks of columns by their width. */
 static inline void gates_share(GatesProblem *p)
 {
-    enum { PROCESSORS = 132 };
+    const int PROCESSORS = p->send.shares ? (getenv("FS_GATES") ? atoi(getenv("FS_GATES")) : 100) : 132;
     int pair_columns = p->pair_blocks * GATES_COLUMNS, tiles = p->rows / GATES_ROWS, before = 0;
     p->blocks = p->pair_blocks + (p->columns - pair_columns + GATES_LOOSE - 1) / GATES_LOOSE;
     int total = pair_columns + (p->blocks - p->pair_blocks) * GATES_LOOSE, until = 0;

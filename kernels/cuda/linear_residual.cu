@@ -193,6 +193,7 @@ static Status linear_residual(CudaContext *ctx, const OpCall *call)
     if (b.normed && call->in_tensor[6]->dtype != DT_F32) return cuda_bad_type(call, call->in_tensor[6]->dtype);
     if (b.channels) {
         FlowOperands o = flow_operands(b);
+        TRY(peer_send_of(ctx, call, &o.send));
         if (branch_flows(b, o, b.normed)) return flow_channels_launch(o, b.front, b.places, ctx->stream);
         TRY(branch_front(ctx, call, &b));
     }
@@ -203,17 +204,15 @@ static Status linear_residual(CudaContext *ctx, const OpCall *call)
     return norm_rows_run(ctx, call, &b.norm);
 }
 
-/* Without a layer norm behind, which would read y here; nor with one in front: in no model does what ends a triangle
- * multiplication go to other ranks. */
+/* A layer norm behind reads y here, unless the kernel makes it on the way. */
 static bool linear_residual_sends(const OpCall *call)
 {
     PeerRows rows;
     Branch b = branch_of(NULL, call);
     int last = b.y_tensor->rank - 1;
     bool drops_alike = !call_in(call, 5) || (call->op->attr.i[1] != last && b.y_tensor->shard != last);
-    bool alone = !b.normed && !b.channels;
-    return call->op->send.output == 0 && drops_alike && alone && branch_flows(b, flow_operands(b), false) &&
-           peer_send_rows(call, &rows) && flow_can_send(rows);
+    return call->op->send.output == 0 && drops_alike && (b.channels || !b.normed) &&
+           branch_flows(b, flow_operands(b), b.normed) && peer_send_rows(call, &rows) && flow_can_send(rows);
 }
 
 const CudaEntry cuda_linear_residual[] = {

@@ -107,6 +107,7 @@ template <int BN> __device__ __forceinline__ void tri_load(const TriProblem &p, 
                 tensor_load(to + (TRI_GROUPS + j) * TRI_PANEL, &p.b, row, tile.column * BN + j * PANEL, full);
         }
     }
+    if (p.send.shares) stage_release();
 }
 
 /* Rows of a chunk. */
@@ -354,7 +355,7 @@ __global__ void __launch_bounds__(TRI_THREADS, 1) tri_send_kernel(const __grid_c
         tensor_prefetch(&p.a), tensor_prefetch(&p.b);
     }
     stage_wait();
-    stage_release();
+    if (!p.send.shares) stage_release();
     PeerBlock block(p.send);
     __syncthreads();
     if (warp < TRI_GROUPS * 4) tri_work<BN>(p, at, block, warp / 4);
@@ -397,7 +398,8 @@ static inline TriCut tri_cut(const TriProblem &p, int columns_of_tile)
 template <int BN> static Status tri_send_launch_shape(TriProblem p, cudaStream_t stream)
 {
     constexpr int BYTES = TriShape<BN>::BYTES;
-    int each = (p.channels + TRI_BLOCKS - 1) / TRI_BLOCKS, blocks = (p.channels + each - 1) / each;
+    int most = p.send.shares ? (getenv("FS_TRI") ? atoi(getenv("FS_TRI")) : 66) : TRI_BLOCKS;
+    int each = (p.channels + most - 1) / most, blocks = (p.channels + each - 1) / each;
     p.cut = tri_cut(p, BN);
     CUDA_TRY(cudaFuncSetAttribute(tri_send_kernel<BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
     launch(tri_send_kernel<BN>, blocks, TRI_THREADS, BYTES, stream, p);
