@@ -16,10 +16,10 @@ typedef struct Room {
     double part;
 } Room;
 
-static const Room rooms[] = {{OP_LINEAR_GATES, 0.25}, {OP_TRI_PRODUCT, 0.5}, {OP_GATE_NORM_CHANNELS_DX, 0.33}};
+static const Room rooms[] = {{OP_LINEAR_GATES, 1.0 / 6}, {OP_TRI_PRODUCT, 0.5}, {OP_GATE_NORM_CHANNELS_DX, 0.5}};
 
 /* A kernel loses time by leaving room unless it waits for the wire at least that long, in its own time. */
-static const double LEAST_IDLE = 0.4;
+static const double LEAST_IDLE = 0.25;
 
 /* Ops looked at behind one that sends. */
 enum { WINDOW = 16 };

@@ -10,6 +10,8 @@
 #include "kernels/cuda/peer_send.cuh"
 
 enum { GATES_ROWS = 64, GATES_COLUMNS = 256, GATES_LOOSE = 128, GATES_MEMBERS = 6, GATES_PAIRS = 3, GATES_BLOCKS = 8 };
+/* Multiprocessors; those taken where ops run aside beside what is sent (PeerSend.shares). */
+enum { GATES_PROCESSORS = 132, GATES_SHARING = 110 };
 enum { GATES_GROUPS = 2, GATES_THREADS = GATES_GROUPS * 128 + 128, GATES_CHUNK = GATES_ROWS * 128 /* bytes */ };
 
 struct GatesProblem {
@@ -307,13 +309,13 @@ static inline Status gates_maps(const GatesOperands &o, GatesProblem *p)
 /* Multiprocessors shared out to blocks of columns by their width. */
 static inline void gates_share(GatesProblem *p)
 {
-    const int PROCESSORS = p->send.shares ? (getenv("FS_GATES") ? atoi(getenv("FS_GATES")) : 100) : 132;
+    int processors = p->send.shares ? GATES_SHARING : GATES_PROCESSORS;
     int pair_columns = p->pair_blocks * GATES_COLUMNS, tiles = p->rows / GATES_ROWS, before = 0;
     p->blocks = p->pair_blocks + (p->columns - pair_columns + GATES_LOOSE - 1) / GATES_LOOSE;
     int total = pair_columns + (p->blocks - p->pair_blocks) * GATES_LOOSE, until = 0;
     for (int b = 0; b < p->blocks; b++) {
         until += b < p->pair_blocks ? GATES_COLUMNS : GATES_LOOSE;
-        int share = PROCESSORS * until / total - before;
+        int share = processors * until / total - before;
         before += share;
         p->first[b + 1] = p->first[b] + (share < tiles ? share : tiles);
     }

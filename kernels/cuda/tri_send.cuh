@@ -398,7 +398,7 @@ static inline TriCut tri_cut(const TriProblem &p, int columns_of_tile)
 template <int BN> static Status tri_send_launch_shape(TriProblem p, cudaStream_t stream)
 {
     constexpr int BYTES = TriShape<BN>::BYTES;
-    int most = p.send.shares ? (getenv("FS_TRI") ? atoi(getenv("FS_TRI")) : 66) : TRI_BLOCKS;
+    int most = p.send.shares ? TRI_BLOCKS / 2 : TRI_BLOCKS;
     int each = (p.channels + most - 1) / most, blocks = (p.channels + each - 1) / each;
     p.cut = tri_cut(p, BN);
     CUDA_TRY(cudaFuncSetAttribute(tri_send_kernel<BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
