@@ -1,7 +1,6 @@
 #include "analysis/fit_internal.h"
 
 #include <gsl/gsl_cdf.h>
-#include <gsl/gsl_linalg.h>
 #include <gsl/gsl_randist.h>
 #include <gsl/gsl_rng.h>
 #include <gsl/gsl_sort.h>
@@ -108,51 +107,30 @@ static Status prepare(const FitPoint *point, int count, const FitOptions *option
 }
 
 /* Diagnostics at the solution of the chosen form: J'J gives correlations and leverage, its singular values the
- * condition number (columns scaled to unit length, so that units do not matter). */
-static Status diagnose_jacobian(FitModel *model, const FitProblem *problem, const double *jacobian,
-                                const FitSolution *fit)
+ * condition number. */
+static Status diagnose_jacobian(FitModel *model, const FitProblem *problem, const double *jacobian)
 {
-    size_t rows = (size_t)problem->rows, cols = (size_t)problem->free_count;
-    gsl_matrix *u = gsl_matrix_alloc(rows, cols), *v = gsl_matrix_alloc(cols, cols);
-    gsl_vector *s = gsl_vector_alloc(cols), *work = gsl_vector_alloc(cols);
-    Status status = u && v && s && work ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
-    double scale[FIT_PARAM_COUNT] = {0};
-    if (status == OK) {
-        for (size_t c = 0; c < cols; c++) {
-            for (size_t r = 0; r < rows; r++) scale[c] += pow(jacobian[r * cols + c], 2);
-            scale[c] = scale[c] > 0 ? sqrt(scale[c]) : 1;
-            for (size_t r = 0; r < rows; r++) gsl_matrix_set(u, r, c, jacobian[r * cols + c] / scale[c]);
-        }
-        if (gsl_linalg_SV_decomp(u, v, s, work)) status = status_fail(ERR_NUMERIC, "fit: singular value decomposition");
-    }
-    if (status == OK) {
-        double smallest = gsl_vector_get(s, cols - 1);
-        model->condition = smallest > 0 ? gsl_vector_get(s, 0) / smallest : INFINITY;
-        for (int a = 0; a < FIT_PARAM_COUNT; a++)
-            for (int b = 0; b < FIT_PARAM_COUNT; b++) {
-                int i = problem->index[a], j = problem->index[b];
-                if (i < 0 || j < 0) continue;
-                double ab = 0, aa = 0, bb = 0;
-                for (size_t k = 0; k < cols; k++) {
-                    double inverse = pow(fmax(gsl_vector_get(s, k), 1e-300), -2);
-                    double vi = gsl_matrix_get(v, (size_t)i, k), vj = gsl_matrix_get(v, (size_t)j, k);
-                    ab += vi * vj * inverse, aa += vi * vi * inverse, bb += vj * vj * inverse;
-                }
-                model->correlation[a][b] = ab / sqrt(aa * bb);
+    FitSpectrum f;
+    TRY(fit_decompose(problem, jacobian, &f));
+    size_t cols = (size_t)problem->free_count;
+    double smallest = gsl_vector_get(f.s, cols - 1);
+    model->condition = smallest > 0 ? gsl_vector_get(f.s, 0) / smallest : INFINITY;
+    for (int a = 0; a < FIT_PARAM_COUNT; a++)
+        for (int b = 0; b < FIT_PARAM_COUNT; b++) {
+            int i = problem->index[a], j = problem->index[b];
+            if (i < 0 || j < 0) continue;
+            double ab = 0, aa = 0, bb = 0;
+            for (size_t k = 0; k < cols; k++) {
+                double inverse = pow(fmax(gsl_vector_get(f.s, k), 1e-300), -2);
+                double vi = gsl_matrix_get(f.v, (size_t)i, k), vj = gsl_matrix_get(f.v, (size_t)j, k);
+                ab += vi * vj * inverse, aa += vi * vi * inverse, bb += vj * vj * inverse;
             }
-        for (size_t r = 0, k = 0; r < rows; r++) {
-            if (problem->row[r].kind >= ROW_PRIOR) continue;
-            double h = 0;
-            for (size_t c = 0; c < cols; c++) h += pow(gsl_matrix_get(u, r, c), 2);
-            model->residual[k++].leverage = h;
+            model->correlation[a][b] = ab / sqrt(aa * bb);
         }
-    }
-    (void)fit;
-    gsl_matrix_free(u);
-    gsl_matrix_free(v);
-    gsl_vector_free(s);
-    gsl_vector_free(work);
-    return status;
+    for (int r = 0, k = 0; r < problem->rows; r++)
+        if (problem->row[r].kind < ROW_PRIOR) model->residual[k++].leverage = fit_leverage(&f, r);
+    fit_spectrum_free(&f);
+    return OK;
 }
 
 static void take_residuals(FitModel *model, const FitProblem *problem, const FitSolution *fit)
@@ -195,7 +173,7 @@ static Status final_fit(const FitSetup *setup, FitModel *model)
     /* all rows count, the priors' included: their parameters are free */
     int freedom = problem.rows - problem.free_count;
     model->reduced_chi2 = freedom > 0 ? fit.chi2 / freedom : NAN;
-    return diagnose_jacobian(model, &problem, jacobian, &fit);
+    return diagnose_jacobian(model, &problem, jacobian);
 }
 
 Status fit_finish_draws(FitModel *model)

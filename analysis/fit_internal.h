@@ -2,6 +2,9 @@
 #ifndef FOLDSCALE_ANALYSIS_FIT_INTERNAL_H
 #define FOLDSCALE_ANALYSIS_FIT_INTERNAL_H
 
+#include <gsl/gsl_matrix.h>
+#include <gsl/gsl_vector.h>
+
 #include "analysis/fit.h"
 
 typedef enum RowKind { ROW_STEP, ROW_COMPUTE, ROW_COMM, ROW_LOADER, ROW_HOST, ROW_PRIOR, ROW_SHARE } RowKind;
@@ -49,6 +52,18 @@ typedef struct FitSolution {
 
 /* Solves; optionally the Jacobian at the solution as a GSL matrix copied into jacobian[rows * free_count]. */
 Status fit_solve(const FitProblem *problem, FitSolution *out, double *jacobian);
+
+/* Singular value decomposition U S V' of a Jacobian [rows, free_count] whose columns are scaled to unit length, so that
+ * units do not matter. The caller frees all three. */
+typedef struct FitSpectrum {
+    gsl_matrix *u, *v;
+    gsl_vector *s;
+} FitSpectrum;
+Status fit_decompose(const FitProblem *problem, const double *jacobian, FitSpectrum *out);
+void fit_spectrum_free(FitSpectrum *spectrum);
+
+/* Leverage of a row, the diagonal of the hat matrix U U': summed over rows, the number of parameters they settle. */
+double fit_leverage(const FitSpectrum *spectrum, int row);
 
 typedef struct FitSetup {
     const FitPoint *point;

@@ -2,6 +2,7 @@
 #include "analysis/fit_internal.h"
 
 #include <gsl/gsl_errno.h>
+#include <gsl/gsl_linalg.h>
 #include <gsl/gsl_multifit_nlinear.h>
 #include <math.h>
 #include <string.h>
@@ -117,4 +118,40 @@ Status fit_solve(const FitProblem *problem, FitSolution *out, double *jacobian)
     if (status == OK) take_solution(problem, w, out, jacobian);
     gsl_multifit_nlinear_free(w);
     return status;
+}
+
+Status fit_decompose(const FitProblem *problem, const double *jacobian, FitSpectrum *out)
+{
+    size_t rows = (size_t)problem->rows, cols = (size_t)problem->free_count;
+    FitSpectrum f = {gsl_matrix_alloc(rows, cols), gsl_matrix_alloc(cols, cols), gsl_vector_alloc(cols)};
+    gsl_vector *work = gsl_vector_alloc(cols);
+    Status status = f.u && f.v && f.s && work ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
+    for (size_t c = 0; c < cols && status == OK; c++) {
+        double square = 0;
+        for (size_t r = 0; r < rows; r++) square += pow(jacobian[r * cols + c], 2);
+        for (size_t r = 0; r < rows; r++)
+            gsl_matrix_set(f.u, r, c, jacobian[r * cols + c] / (square > 0 ? sqrt(square) : 1));
+    }
+    if (status == OK && gsl_linalg_SV_decomp(f.u, f.v, f.s, work))
+        status = status_fail(ERR_NUMERIC, "fit: singular value decomposition");
+    gsl_vector_free(work);
+    if (status == OK)
+        *out = f;
+    else
+        fit_spectrum_free(&f);
+    return status;
+}
+
+void fit_spectrum_free(FitSpectrum *spectrum)
+{
+    gsl_matrix_free(spectrum->u);
+    gsl_matrix_free(spectrum->v);
+    gsl_vector_free(spectrum->s);
+}
+
+double fit_leverage(const FitSpectrum *spectrum, int row)
+{
+    double square = 0;
+    for (size_t c = 0; c < spectrum->u->size2; c++) square += pow(gsl_matrix_get(spectrum->u, (size_t)row, c), 2);
+    return square;
 }
