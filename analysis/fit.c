@@ -135,7 +135,6 @@ static Status diagnose_jacobian(FitModel *model, const FitProblem *problem, cons
 
 static void take_residuals(FitModel *model, const FitProblem *problem, const FitSolution *fit)
 {
-    static const char *const names[] = {"step", "compute", "communication", "loader", "host"};
     double param[FIT_PARAM_COUNT];
     for (int i = 0; i < FIT_PARAM_COUNT; i++) param[i] = isnan(fit->param[i]) ? -INFINITY : fit->param[i];
     if (isinf(param[FIT_DRIFT])) param[FIT_DRIFT] = 0;
@@ -148,7 +147,7 @@ static void take_residuals(FitModel *model, const FitProblem *problem, const Fit
                                  parts.loader_s, parts.host_s};
         FitResidual *out = &model->residual[model->residuals++];
         *out = (FitResidual){.point = row->point,
-                             .what = names[row->kind],
+                             .what = FIT_PHASE_NAMES[row->kind],
                              .measured_s = exp(row->target),
                              .fitted_s = fitted[row->kind]};
         out->standardized = (row->target - log(fmax(out->fitted_s, FIT_TINY_S))) / row->sd;
@@ -178,25 +177,37 @@ static Status final_fit(const FitSetup *setup, FitModel *model)
 
 Status fit_finish_draws(FitModel *model)
 {
+    static const double SPAN = 2 * 1.6448536269514722; /* standard deviations of a 90 % interval */
     gsl_rng *rng = gsl_rng_alloc(gsl_rng_mt19937);
-    model->draw_z = arena_array(&model->arena, (size_t)model->draws * 3, sizeof *model->draw_z);
+    model->draw_z = arena_array(&model->arena, (size_t)model->draws * FIT_Z_COUNT, sizeof *model->draw_z);
     if (!rng || !model->draw_z) {
         if (rng) gsl_rng_free(rng);
         return status_fail(ERR_MEMORY, "fit: out of memory for %d draws", model->draws);
     }
     gsl_rng_set(rng, (unsigned long)(model->seed ^ 0x9e3779b9u));
-    for (int i = 0; i < model->draws * 3; i++) model->draw_z[i] = gsl_ran_gaussian_ziggurat(rng, 1);
-    gsl_rng_free(rng);
-    for (int i = 0; i < FIT_PARAM_COUNT; i++) {
-        double sum = 0, squares = 0;
-        int used = 0;
-        for (int b = 0; b < model->draws; b++) {
-            double value = model->draw[(size_t)b * FIT_PARAM_COUNT + (size_t)i];
-            if (isnan(value) || model->draw_form[b] != (int)model->form) continue;
-            sum += value, squares += value * value, used++;
-        }
-        model->param_sd[i] = used > 1 ? sqrt(fmax(0, squares / used - pow(sum / used, 2))) : NAN;
+    for (int b = 0; b < model->draws; b++) {
+        double *z = model->draw_z + (size_t)b * FIT_Z_COUNT;
+        const FitLack *lack = model->candidate[model->draw_form[b]].lack;
+        for (int i = 0; i < FIT_Z_LACK; i++) z[i] = gsl_ran_gaussian_ziggurat(rng, 1);
+        for (int k = 0; k < FIT_PHASE_COUNT; k++)
+            z[FIT_Z_LACK + k] = lack[k].configurations > 0 ? gsl_ran_tdist(rng, fit_lack_freedom(&lack[k])) : 0;
     }
+    gsl_rng_free(rng);
+    double *value = malloc((size_t)model->draws * sizeof *value);
+    if (!value) return status_fail(ERR_MEMORY, "fit: out of memory for %d draws", model->draws);
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) {
+        size_t used = 0;
+        for (int b = 0; b < model->draws; b++) {
+            double drawn = model->draw[(size_t)b * FIT_PARAM_COUNT + (size_t)i];
+            if (!isnan(drawn) && model->draw_form[b] == (int)model->form) value[used++] = drawn;
+        }
+        gsl_sort(value, 1, used);
+        model->param_sd[i] = used > 1 ? (gsl_stats_quantile_from_sorted_data(value, 1, used, 0.95) -
+                                         gsl_stats_quantile_from_sorted_data(value, 1, used, 0.05)) /
+                                            SPAN
+                                      : NAN;
+    }
+    free(value);
     return OK;
 }
 

@@ -59,6 +59,18 @@ typedef enum FitForm {
     FORM_COUNT
 } FitForm;
 
+/* What of a step is measured and fitted: the whole, where phases were not timed apart or the form has none; else the
+ * others, which add up to it. */
+typedef enum FitPhase {
+    FIT_PHASE_STEP,
+    FIT_PHASE_COMPUTE,
+    FIT_PHASE_COMM, /* stragglers included */
+    FIT_PHASE_LOADER,
+    FIT_PHASE_HOST,
+    FIT_PHASE_COUNT
+} FitPhase;
+
+extern const char *const FIT_PHASE_NAMES[FIT_PHASE_COUNT]; /* in files and tables */
 extern const char *const FIT_PARAM_NAMES[FIT_PARAM_COUNT];
 extern const char *const FIT_FORM_WORDS[FORM_COUNT]; /* on the command line */
 extern const char *const FIT_FORM_NAMES[FORM_COUNT]; /* in files and tables */
@@ -91,6 +103,21 @@ typedef struct StepParts {
     double step_s; /* their sum */
 } StepParts;
 
+/* How far configurations lie off a form, as a standard deviation of the logarithm of a phase beyond what repeats of one
+ * of them scatter: the form is not the machine, and more repeats do not make it so. With r_c the mean residual of the
+ * n_c runs of configuration c, v_c their variance and h_c their leverage,
+ *
+ *   sd^2 = sum(w_c (r_c^2 - (1 - h_c) / w_c)) / sum(w_c (1 - h_c)),   w_c = n_c / v_c,
+ *
+ * never below 0: the residual sum of squares less what noise alone would leave in it, over what a unit of variance adds
+ * to it (analysis of variance estimator of a variance component: Searle, Casella and McCulloch, "Variance Components",
+ * 1992). */
+typedef struct FitLack {
+    double sd;          /* 0: none seen */
+    double freedom;     /* degrees of freedom left to residuals, sum(1 - h_c); below 1 there is little to see it by */
+    int configurations; /* with such rows; 0: none, or the form is not drawn */
+} FitLack;
+
 /* Score of one candidate form. */
 typedef struct FitCandidate {
     FitForm form;
@@ -101,22 +128,27 @@ typedef struct FitCandidate {
     double aicc;
     double weight; /* share of bootstrap draws that use this form */
     double param[FIT_PARAM_COUNT];
+    FitLack lack[FIT_PHASE_COUNT]; /* of the forms that are drawn */
 } FitCandidate;
 
 /* One residual row of the chosen fit. */
 typedef struct FitResidual {
     int point;        /* index of the FitPoint */
-    const char *what; /* "step", "compute", "communication", "loader", "host" */
+    const char *what; /* FIT_PHASE_NAMES */
     double measured_s, fitted_s;
     double standardized; /* log residual / its standard deviation */
     double leverage;     /* diagonal of the hat matrix, 0..1 */
 } FitResidual;
 
+/* Random deviates of a draw: normals, and for the lack of fit of each phase Student's t of the drawn form's degrees of
+ * freedom, since the standard deviation that they multiply is itself known from few configurations. */
+enum { FIT_Z_BEYOND, FIT_Z_NOISE, FIT_Z_EXTRA, FIT_Z_LACK, FIT_Z_COUNT = FIT_Z_LACK + FIT_PHASE_COUNT };
+
 typedef struct FitModel {
     Arena arena;
     FitForm form;
     double param[FIT_PARAM_COUNT];    /* NAN where the form has none */
-    double param_sd[FIT_PARAM_COUNT]; /* from the bootstrap */
+    double param_sd[FIT_PARAM_COUNT]; /* of the normal with the bootstrap's 90 % interval: its tails are Student's */
     bool has_loader, has_host;        /* these phases were measured */
     double n_min, n_max;              /* smallest and largest measured ranks */
     int counts, points;               /* distinct rank counts, measured runs */
@@ -125,8 +157,8 @@ typedef struct FitModel {
     int draws;
     double *draw;   /* [draws, FIT_PARAM_COUNT] */
     int *draw_form; /* [draws] FitForm */
-    double *draw_z; /* [draws, 3] normals of each draw: discrepancy, repeat noise, extra; equal for all predictions,
-                       so that differences between configurations are not blurred by sampling */
+    double *draw_z; /* [draws, FIT_Z_COUNT]; equal for all predictions, so that differences between configurations are
+                       not blurred by sampling */
     uint64_t seed;
     /* diagnostics */
     FitCandidate candidate[FORM_COUNT];
@@ -154,8 +186,16 @@ typedef struct FitInterval {
     bool flagged; /* beyond 8 x the largest measured count */
 } FitInterval;
 
-/* Prediction interval: bootstrap draws x discrepancy beyond the measured range x repeat noise. `extra_sd` is a further
- * log standard deviation on the whole step (another machine, unmeasured kernels); 0 for none. */
+/* Prediction interval of a run: bootstrap draws x discrepancy beyond the measured range, each phase off the drawn form
+ * by its lack of fit, x repeat noise:
+ *
+ *   T = (A exp(s_compute t_1) + B exp(s_comm t_2) + loader exp(s_loader t_3) + host exp(s_host t_4))
+ *       x exp(s_step t_5 + noise z_1 + extra_sd z_2)
+ *   A = serial + compute,   B = (communication + straggler) exp(tau z_3 log8(N / N_max) / 2) beyond N_max
+ *
+ * with s the lack of fit (FitLack; that of the step where only the step is fitted), t Student's and z normal. A
+ * configuration that was measured has it as well: where the form misses it, so does the estimate. `extra_sd` is a
+ * further log standard deviation on the whole step (another machine, unmeasured kernels); 0 for none. */
 Status fit_predict(const FitModel *model, const StepShape *shape, double extra_sd, FitInterval *out);
 
 /* All draws of the step time (model->draws of them) into step_s: for simulations and time to train. */

@@ -1,6 +1,6 @@
 /* Uncertainty of the parameters: a cluster bootstrap. Clusters are whole runs within a configuration and, above them,
  * configurations: runs are resampled inside each configuration, every configuration shifts as a whole by the lack of
- * fit that its residuals show, priors are redrawn, forms are drawn by their weight. Iterations inside a run are never
+ * fit that the residuals show, priors are redrawn, forms are drawn by their weight. Iterations inside a run are never
  * resampled: they share that run's luck. */
 #include "analysis/fit_internal.h"
 
@@ -26,9 +26,8 @@ static int find_clusters(const FitSetup *setup, int *cluster)
 typedef struct FormState {
     FitProblem problem;
     FitSolution fit;
-    double *variance;             /* [ROW_HOST + 1][clusters] of the rows of one run */
-    double lack_sd[ROW_HOST + 1]; /* of configurations, beyond the noise of repeats */
-    bool solved;
+    double *variance; /* [FIT_PHASE_COUNT][clusters] of the rows of one run */
+    FitLack lack[FIT_PHASE_COUNT];
 } FormState;
 
 static double row_residual(const FitProblem *problem, const FitSolution *fit, const FitRow *row)
@@ -46,35 +45,53 @@ static double row_residual(const FitProblem *problem, const FitSolution *fit, co
     return row->target - log(value + FIT_TINY_S * 1e-3);
 }
 
-/* Lack of fit per kind of row: variance of the configurations' mean residuals beyond noise / runs. Configurations count
- * by their precision: the logarithm of a phase that hardly exists in one of them says little of the others. */
-static void measure_lack(FormState *state, const int *cluster, int clusters, double *sum, int *runs)
+/* What the rows of one configuration and phase say together. */
+typedef struct Deviation {
+    double sum, leverage; /* of the residuals of its runs */
+    int runs;
+} Deviation;
+
+/* FitLack of every phase. Configurations count by their precision: the logarithm of a phase that hardly exists in one
+ * of them says little of the others. */
+static Status measure_lack(FormState *state, const double *jacobian, const int *cluster, int clusters)
 {
-    for (int kind = ROW_STEP; kind <= ROW_HOST; kind++) {
+    const FitProblem *problem = &state->problem;
+    FitSpectrum spectrum;
+    Deviation *of = calloc((size_t)clusters, sizeof *of);
+    if (!of) return status_fail(ERR_MEMORY, "fit: out of memory");
+    Status status = fit_decompose(problem, jacobian, &spectrum);
+    for (int kind = 0; kind < FIT_PHASE_COUNT && status == OK; kind++) {
         double *variance = state->variance + (size_t)kind * (size_t)clusters;
-        memset(sum, 0, (size_t)clusters * sizeof *sum);
-        memset(runs, 0, (size_t)clusters * sizeof *runs);
-        double square = 0, weights = 0;
-        int used = 0;
-        for (int r = 0; r < state->problem.rows; r++) {
-            const FitRow *row = &state->problem.row[r];
+        memset(of, 0, (size_t)clusters * sizeof *of);
+        for (int r = 0; r < problem->rows; r++) {
+            const FitRow *row = &problem->row[r];
             if (row->kind != (RowKind)kind) continue;
-            sum[cluster[row->point]] += row_residual(&state->problem, &state->fit, row);
+            Deviation *d = &of[cluster[row->point]];
+            d->sum += row_residual(problem, &state->fit, row);
+            d->leverage += fit_leverage(&spectrum, r);
+            d->runs++;
             variance[cluster[row->point]] += row->sd * row->sd;
-            runs[cluster[row->point]]++;
         }
+        double square = 0, weights = 0, left = 0, freedom = 0;
+        int used = 0;
         for (int c = 0; c < clusters; c++) {
-            if (!runs[c]) continue;
-            variance[c] /= runs[c];
-            double noise = variance[c] / runs[c];
-            square += (pow(sum[c] / runs[c], 2) - noise) / noise;
+            if (!of[c].runs) continue;
+            variance[c] /= of[c].runs;
+            double noise = variance[c] / of[c].runs, share = 1 - of[c].leverage;
+            square += (pow(of[c].sum / of[c].runs, 2) - share * noise) / noise;
             weights += 1 / noise;
+            left += share / noise;
+            freedom += share;
             used++;
         }
-        /* degrees of freedom are too few to subtract the parameters; two are taken by level and slope */
-        double excess = used > 0 ? square / weights * used / fmax(1, used - 2) : 0;
-        state->lack_sd[kind] = sqrt(fmax(0, excess));
+        if (!used) continue;
+        /* at least one degree of freedom is divided by: where parameters meet every configuration, 0 / 0 is at hand */
+        double excess = square / fmax(left, weights / used);
+        state->lack[kind] = (FitLack){.sd = sqrt(fmax(0, excess)), .freedom = freedom, .configurations = used};
     }
+    if (status == OK) fit_spectrum_free(&spectrum);
+    free(of);
+    return status;
 }
 
 typedef struct Draw {
@@ -83,7 +100,7 @@ typedef struct Draw {
     int clusters, points;
     int *pick;     /* [points] which run stands in for each */
     int *member;   /* [points] scratch */
-    double *shift; /* [clusters * (ROW_HOST + 1)] */
+    double *shift; /* [clusters * FIT_PHASE_COUNT] */
 } Draw;
 
 static void draw_runs(const Draw *d)
@@ -97,16 +114,27 @@ static void draw_runs(const Draw *d)
     }
 }
 
+/* The standard deviation of the lack of fit is drawn as well, from the scaled inverse chi-square of its degrees of
+ * freedom, for the parameters' errors are Student's as those of configurations are. Six times its estimate, 3 % of
+ * draws at two degrees, is as far as the solver has to follow. */
+static double draw_lack(gsl_rng *rng, const FitLack *lack)
+{
+    double freedom = fit_lack_freedom(lack);
+    return lack->sd > 0 ? lack->sd * fmin(sqrt(freedom / gsl_ran_chisq(rng, freedom)), 6) : 0;
+}
+
 /* Resampling n runs gives (n-1)/n of their variance and none at all for n = 1: the rest is added as noise. */
 static void draw_shifts(const Draw *d, const FormState *state)
 {
+    double lack_sd[FIT_PHASE_COUNT];
+    for (int k = 0; k < FIT_PHASE_COUNT; k++) lack_sd[k] = draw_lack(d->rng, &state->lack[k]);
     for (int c = 0; c < d->clusters; c++) {
         int runs = 0;
         for (int i = 0; i < d->points; i++) runs += d->cluster[i] == c;
-        for (int kind = 0; kind <= ROW_HOST; kind++) {
+        for (int kind = 0; kind < FIT_PHASE_COUNT; kind++) {
             double missing = state->variance[kind * d->clusters + c] / runs / runs;
-            double total = sqrt(missing + pow(state->lack_sd[kind], 2));
-            d->shift[c * (ROW_HOST + 1) + kind] = gsl_ran_gaussian_ziggurat(d->rng, total);
+            double total = sqrt(missing + pow(lack_sd[kind], 2));
+            d->shift[c * FIT_PHASE_COUNT + kind] = gsl_ran_gaussian_ziggurat(d->rng, total);
         }
     }
 }
@@ -130,7 +158,7 @@ static Status draw_once(const Draw *d, const FormState *state, FitRow *scratch, 
         FitRow *row = &scratch[r];
         if (row->kind <= ROW_HOST)
             row->target = target_of(&state->problem, row->kind, d->pick[row->point]) +
-                          d->shift[d->cluster[row->point] * (ROW_HOST + 1) + (int)row->kind];
+                          d->shift[d->cluster[row->point] * FIT_PHASE_COUNT + (int)row->kind];
         else
             row->target += gsl_ran_gaussian_ziggurat(d->rng, row->sd);
     }
@@ -151,23 +179,22 @@ static int pick_form(const FitModel *model, double u)
     return (int)model->form;
 }
 
-static Status prepare_forms(const FitSetup *setup, const FitModel *model, const int *cluster, int clusters,
-                            FitRow *rows, FormState *state)
+static Status prepare_forms(const FitSetup *setup, FitModel *model, const int *cluster, int clusters, FitRow *rows,
+                            FormState *state)
 {
-    double *sum = calloc((size_t)clusters, sizeof *sum);
-    int *runs = calloc((size_t)clusters, sizeof *runs);
-    Status status = sum && runs ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
+    Status status = OK;
+    double *jacobian = calloc((size_t)FIT_ROW_LIMIT(setup->points) * FIT_PARAM_COUNT, sizeof *jacobian);
+    if (!jacobian) status = status_fail(ERR_MEMORY, "fit: out of memory");
     for (int f = 0; f < FORM_COUNT && status == OK; f++) {
         if (model->candidate[f].weight <= 0) continue;
         fit_problem_build(setup, (FitForm)f, INFINITY, rows + f * FIT_ROW_LIMIT(setup->points), &state[f].problem);
-        status = fit_solve(&state[f].problem, &state[f].fit, NULL);
-        state[f].variance = calloc((size_t)clusters * (ROW_HOST + 1), sizeof *state[f].variance);
+        status = fit_solve(&state[f].problem, &state[f].fit, jacobian);
+        state[f].variance = calloc((size_t)clusters * FIT_PHASE_COUNT, sizeof *state[f].variance);
         if (status == OK && !state[f].variance) status = status_fail(ERR_MEMORY, "fit: out of memory");
-        if (status == OK) measure_lack(&state[f], cluster, clusters, sum, runs);
-        state[f].solved = status == OK;
+        if (status == OK) status = measure_lack(&state[f], jacobian, cluster, clusters);
+        memcpy(model->candidate[f].lack, state[f].lack, sizeof state[f].lack);
     }
-    free(sum);
-    free(runs);
+    free(jacobian);
     return status;
 }
 
@@ -197,7 +224,7 @@ Status fit_bootstrap(const FitSetup *setup, FitModel *model)
     FitRow *rows = calloc((size_t)limit * (FORM_COUNT + 1), sizeof *rows);
     d.pick = calloc((size_t)n, sizeof *d.pick);
     d.member = calloc((size_t)n, sizeof *d.member);
-    d.shift = calloc((size_t)n * (ROW_HOST + 1), sizeof *d.shift);
+    d.shift = calloc((size_t)n * FIT_PHASE_COUNT, sizeof *d.shift);
     Status status = OK;
     if (!d.rng || !cluster || !rows || !d.pick || !d.member || !d.shift)
         status = status_fail(ERR_MEMORY, "fit: out of memory for %d points", n);

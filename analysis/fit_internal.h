@@ -7,7 +7,16 @@
 
 #include "analysis/fit.h"
 
-typedef enum RowKind { ROW_STEP, ROW_COMPUTE, ROW_COMM, ROW_LOADER, ROW_HOST, ROW_PRIOR, ROW_SHARE } RowKind;
+/* Those up to ROW_HOST are the phases of FitPhase. */
+typedef enum RowKind {
+    ROW_STEP = FIT_PHASE_STEP,
+    ROW_COMPUTE = FIT_PHASE_COMPUTE,
+    ROW_COMM = FIT_PHASE_COMM,
+    ROW_LOADER = FIT_PHASE_LOADER,
+    ROW_HOST = FIT_PHASE_HOST,
+    ROW_PRIOR,
+    ROW_SHARE
+} RowKind;
 
 /* One row of the least-squares problem: (log model - log measured) / sd, or (parameter - mean) / sd. */
 typedef struct FitRow {
@@ -88,10 +97,15 @@ void fit_problem_build(const FitSetup *setup, FitForm form, double n_limit, FitR
 /* Forward chaining, AICc and weights of all candidate forms; calibrates setup->tau. */
 Status fit_choose(FitSetup *setup, FitModel *model);
 
-/* Bootstrap draws of the parameters into model->draw. */
+/* Degrees of freedom of Student's t where the lack of fit is drawn: at least 2. The 90 % limits of one degree lie
+ * at 6.3 standard deviations, where two or three configurations whose communication disagrees by a factor of 2 would
+ * widen it by one of 80; those of two lie at 2.9. */
+double fit_lack_freedom(const FitLack *lack);
+
+/* Bootstrap draws of the parameters into model->draw; lack of fit of the forms that are drawn. */
 Status fit_bootstrap(const FitSetup *setup, FitModel *model);
 
-/* Normals of the draws and standard deviations of the parameters, after the draws are there. */
+/* Random deviates of the draws and standard deviations of the parameters, after the draws are there. */
 Status fit_finish_draws(FitModel *model);
 
 #endif

@@ -11,7 +11,7 @@
 #include "engine/input.h"
 #include "engine/output.h"
 
-enum { FORMAT_VERSION = 1, JSON_LIMIT_BYTES = 256 << 20, DRAW_LIMIT = 1000000 };
+enum { FORMAT_VERSION = 2, JSON_LIMIT_BYTES = 256 << 20, DRAW_LIMIT = 1000000 };
 
 /* JSON has no NaN: null stands for it. Printed here because cJSON stops at 15 digits when they come close. */
 static cJSON *number(double value)
@@ -36,6 +36,18 @@ static cJSON *params(const double *value)
     return object;
 }
 
+static cJSON *lacks(const FitLack *lack)
+{
+    cJSON *object = cJSON_CreateObject();
+    for (int k = 0; k < FIT_PHASE_COUNT; k++) {
+        cJSON *item = cJSON_AddObjectToObject(object, FIT_PHASE_NAMES[k]);
+        cJSON_AddItemToObject(item, "sd", number(lack[k].sd));
+        cJSON_AddItemToObject(item, "freedom", number(lack[k].freedom));
+        cJSON_AddNumberToObject(item, "configurations", lack[k].configurations);
+    }
+    return object;
+}
+
 static cJSON *candidates(const FitModel *m)
 {
     cJSON *array = cJSON_CreateArray();
@@ -50,6 +62,7 @@ static cJSON *candidates(const FitModel *m)
         cJSON_AddItemToObject(item, "aicc", number(c->aicc));
         cJSON_AddItemToObject(item, "weight", number(c->weight));
         cJSON_AddItemToObject(item, "param", params(c->param));
+        cJSON_AddItemToObject(item, "lack", lacks(c->lack));
         cJSON_AddItemToArray(array, item);
     }
     return array;
@@ -222,9 +235,27 @@ static Status read_draws(const cJSON *root, const char *path, FitModel *m)
     return fit_finish_draws(m);
 }
 
+static Status get_lacks(const cJSON *object, const char *path, FitLack *out)
+{
+    const cJSON *lack = cJSON_GetObjectItemCaseSensitive(object, "lack");
+    for (int k = 0; k < FIT_PHASE_COUNT; k++) {
+        const cJSON *item = cJSON_GetObjectItemCaseSensitive(lack, FIT_PHASE_NAMES[k]);
+        if (!item)
+            return status_fail_at(ERR_INPUT, path, 0, "a candidate has no \"lack\" of its \"%s\"", FIT_PHASE_NAMES[k]);
+        TRY(get_spread(item, "sd", path, &out[k].sd));
+        TRY(get_number(item, "freedom", path, &out[k].freedom));
+        TRY(get_int(item, "configurations", path, 0, 1 << 20, &out[k].configurations));
+        if (!(fabs(out[k].freedom) <= out[k].configurations))
+            return status_fail_at(ERR_INPUT, path, 0, "\"freedom\" is %g of %d configurations (expected no more)",
+                                  out[k].freedom, out[k].configurations);
+    }
+    return OK;
+}
+
 static Status read_candidates(const cJSON *root, const char *path, FitModel *m)
 {
     const cJSON *array = cJSON_GetObjectItemCaseSensitive(root, "candidates"), *item;
+    bool seen[FORM_COUNT] = {false};
     cJSON_ArrayForEach(item, array)
     {
         FitForm form;
@@ -238,13 +269,16 @@ static Status read_candidates(const cJSON *root, const char *path, FitModel *m)
         TRY(get_number(item, "aicc", path, &c->aicc));
         TRY(get_number(item, "weight", path, &c->weight));
         TRY(get_params(item, "param", path, c->param));
+        TRY(get_lacks(item, path, c->lack));
+        seen[form] = true;
     }
+    for (int f = 0; f < FORM_COUNT; f++)
+        if (!seen[f]) return status_fail_at(ERR_INPUT, path, 0, "\"candidates\" has no form \"%s\"", FIT_FORM_NAMES[f]);
     return OK;
 }
 
 static Status read_residuals(const cJSON *root, const char *path, FitModel *m)
 {
-    static const char *const names[] = {"step", "compute", "communication", "loader", "host"};
     const cJSON *array = cJSON_GetObjectItemCaseSensitive(root, "residuals"), *item;
     int count = cJSON_IsArray(array) ? cJSON_GetArraySize(array) : 0;
     m->residual = arena_array(&m->arena, (size_t)count + 1, sizeof *m->residual);
@@ -253,8 +287,8 @@ static Status read_residuals(const cJSON *root, const char *path, FitModel *m)
     {
         FitResidual *e = &m->residual[m->residuals];
         const cJSON *what = cJSON_GetObjectItemCaseSensitive(item, "what");
-        for (int i = 0; i < 5; i++)
-            if (cJSON_IsString(what) && !strcmp(what->valuestring, names[i])) e->what = names[i];
+        for (int k = 0; k < FIT_PHASE_COUNT; k++)
+            if (cJSON_IsString(what) && !strcmp(what->valuestring, FIT_PHASE_NAMES[k])) e->what = FIT_PHASE_NAMES[k];
         if (!e->what) return status_fail_at(ERR_INPUT, path, 0, "residual %d has no known phase", m->residuals + 1);
         TRY(get_int(item, "point", path, 0, 1 << 20, &e->point));
         TRY(get_number(item, "measured_s", path, &e->measured_s));
@@ -273,7 +307,12 @@ static Status from_json(const cJSON *root, const char *path, FitModel *m)
     const cJSON *format = cJSON_GetObjectItemCaseSensitive(root, "format");
     if (!cJSON_IsString(format) || strcmp(format->valuestring, "foldscale fit"))
         return status_fail_at(ERR_INPUT, path, 0, "not a fit of foldscale (no \"format\": \"foldscale fit\")");
-    TRY(get_int(root, "version", path, FORMAT_VERSION, FORMAT_VERSION, &version));
+    TRY(get_int(root, "version", path, 1, FORMAT_VERSION, &version));
+    if (version < FORMAT_VERSION) /* its intervals would be too narrow */
+        return status_fail_at(
+            ERR_INPUT, path, 0,
+            "a fit of version %d, which knows no lack of fit (expected %d: run \"foldscale fit\" again)", version,
+            (int)FORMAT_VERSION);
     TRY(get_form(root, path, &m->form));
     TRY(get_text(m, root, "backend", path, &m->backend));
     TRY(get_text(m, root, "device", path, &m->device));

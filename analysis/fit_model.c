@@ -5,11 +5,17 @@
 #include <math.h>
 #include <string.h>
 
+const char *const FIT_PHASE_NAMES[FIT_PHASE_COUNT] = {"step", "compute", "communication", "loader", "host"};
 const char *const FIT_PARAM_NAMES[FIT_PARAM_COUNT] = {"serial", "work", "latency", "wire", "noise",
                                                       "loader", "host", "extra",   "drift"};
 const char *const FIT_FORM_WORDS[FORM_COUNT] = {"amdahl", "log", "linear", "usl", "anchored"};
 const char *const FIT_FORM_NAMES[FORM_COUNT] = {"amdahl", "amdahl + log N", "amdahl + (N - 1)",
                                                 "universal scalability law", "anchored"};
+
+double fit_lack_freedom(const FitLack *lack)
+{
+    return fmax(2, lack->freedom);
+}
 
 double fit_expected_max(double n)
 {

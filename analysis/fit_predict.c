@@ -34,21 +34,30 @@ static Status check_shape(const StepShape *s)
     return OK;
 }
 
+/* Factor by which a phase of a configuration lies off the drawn form. */
+static double off(const FitLack *lack, const double *z, FitPhase phase)
+{
+    return exp(lack[phase].sd * z[FIT_Z_LACK + phase]);
+}
+
 Status fit_predict_draws(const FitModel *model, const StepShape *shape, double extra_sd, double *step_s)
 {
     TRY(check_shape(shape));
     double beyond = fmax(0, log(shape->ranks / model->n_max) / log(8));
     for (int b = 0; b < model->draws; b++) {
         double param[FIT_PARAM_COUNT];
-        const double *z = model->draw_z + (size_t)b * 3;
+        const double *z = model->draw_z + (size_t)b * FIT_Z_COUNT;
+        const FitLack *lack = model->candidate[model->draw_form[b]].lack;
         clean_params(model->draw + (size_t)b * FIT_PARAM_COUNT, param);
         StepParts parts =
             fit_parts((FitForm)model->draw_form[b], param, model->has_loader, model->has_host, model->n_max, shape);
         /* communication x exp(tau z log8(N / N_max)): forms without a communication term miss it in all they have */
-        double growth = exp(BEYOND_SHARE * model->tau * z[0] * beyond) - 1;
-        double comm = parts.comm_s + parts.straggler_s;
-        double time = parts.step_s + comm * growth;
-        step_s[b] = time * exp(model->noise_sd * z[1] + extra_sd * z[2]);
+        double growth = BEYOND_SHARE * model->tau * z[FIT_Z_BEYOND] * beyond;
+        double time = (parts.serial_s + parts.compute_s) * off(lack, z, FIT_PHASE_COMPUTE) +
+                      (parts.comm_s + parts.straggler_s) * exp(growth) * off(lack, z, FIT_PHASE_COMM) +
+                      parts.loader_s * off(lack, z, FIT_PHASE_LOADER) + parts.host_s * off(lack, z, FIT_PHASE_HOST);
+        step_s[b] =
+            time * off(lack, z, FIT_PHASE_STEP) * exp(model->noise_sd * z[FIT_Z_NOISE] + extra_sd * z[FIT_Z_EXTRA]);
     }
     return OK;
 }

@@ -19,6 +19,17 @@ static void print_params(const FitModel *m, FILE *f)
                     m->param_sd[i]);
     }
     fprintf(f, "repeat noise %.2f %% of a step; discrepancy tau %.3f per factor of 8\n", 100 * m->noise_sd, m->tau);
+    fprintf(f, "lack of fit of a configuration, sd of the logarithm:");
+    const FitLack *lack = m->candidate[m->form].lack;
+    for (int k = 0, listed = 0; k < FIT_PHASE_COUNT; k++) {
+        if (!lack[k].configurations) continue;
+        fprintf(f, "%s %s ", listed++ ? "," : "", FIT_PHASE_NAMES[k]);
+        if (lack[k].freedom < 1)
+            fprintf(f, "unknown (%d configurations for as many parameters)", lack[k].configurations);
+        else
+            fprintf(f, "%.3g (%.1f degrees of freedom)", lack[k].sd, lack[k].freedom);
+    }
+    fputc('\n', f);
 }
 
 static void print_candidates(const FitModel *m, FILE *f)

@@ -216,7 +216,9 @@ static void test_transfer(void **state)
     (void)state;
     FitModel *fit = example_fit();
     Machine *m = open_machine("h100_sxm");
-    double work = fit->param[FIT_WORK];
+    FitLack *lack = fit->candidate[FORM_ANCHORED].lack;
+    double work = fit->param[FIT_WORK], compute_lack = lack[FIT_PHASE_COMPUTE].sd = 0.03;
+    lack[FIT_PHASE_COMM].sd = 0.5;
     assert_int_equal(fit->form, FORM_ANCHORED);
     assert_int_equal(transfer_fit(fit, m, 0.2), OK);
     assert_true(fit->param[FIT_WORK] == work && fit->param[FIT_LATENCY] == 0 && fit->param[FIT_DRIFT] == 0);
@@ -227,6 +229,7 @@ static void test_transfer(void **state)
         sum += x, squares += x * x;
     }
     assert_true(fabs(sqrt(squares / fit->draws - pow(sum / fit->draws, 2)) - 0.2) < 0.02);
+    assert_true(lack[FIT_PHASE_COMM].sd == 0 && lack[FIT_PHASE_COMPUTE].sd == compute_lack);
     fit->form = FORM_LOG;
     assert_int_equal(transfer_fit(fit, m, 0.2), ERR_USAGE);
     machine_destroy(&m);
