@@ -1,8 +1,11 @@
 #include "analysis/advise.h"
 
 #include <gsl/gsl_cdf.h>
+#include <gsl/gsl_sort.h>
+#include <gsl/gsl_statistics.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const double Z90 = 1.6448536269514722; /* two-sided 90 % of a normal */
 
@@ -62,41 +65,65 @@ static int by_width(const void *a, const void *b)
     return x->candidate - y->candidate;
 }
 
-typedef struct Moments {
-    double var_x, var_y, cov;
-} Moments;
+/* Standard deviation of the normal with the 90 % interval of the logarithms: of heavy tails the part that is used. */
+static double spread(const double *draws, double *scratch, int count)
+{
+    memcpy(scratch, draws, (size_t)count * sizeof *scratch);
+    gsl_sort(scratch, 1, (size_t)count);
+    double low = gsl_stats_quantile_from_sorted_data(scratch, 1, (size_t)count, 0.05);
+    return log(gsl_stats_quantile_from_sorted_data(scratch, 1, (size_t)count, 0.95) / low) / (2 * Z90);
+}
 
-static Moments moments(const double *x, const double *y, int count)
+static double correlation(const double *x, const double *y, int count)
 {
     double sx = 0, sy = 0, sxx = 0, syy = 0, sxy = 0, n = count;
     for (int i = 0; i < count; i++) {
         double a = log(x[i]), b = log(y[i]);
         sx += a, sy += b, sxx += a * a, syy += b * b, sxy += a * b;
     }
-    return (Moments){fmax(0, sxx / n - sx * sx / n / n), fmax(0, syy / n - sy * sy / n / n), sxy / n - sx * sy / n / n};
+    double squares = (sxx - sx * sx / n) * (syy - sy * sy / n);
+    return squares > 0 ? (sxy - sx * sy / n) / sqrt(squares) : 0;
+}
+
+/* Draws of repeat noise and of lack of fit are shared between configurations and would look like correlation. */
+static FitModel without(const FitModel *fit, bool lack)
+{
+    FitModel quiet = *fit;
+    quiet.noise_sd = 0;
+    for (int f = 0; f < FORM_COUNT && lack; f++)
+        for (int k = 0; k < FIT_PHASE_COUNT; k++) quiet.candidate[f].lack[k].sd = 0;
+    return quiet;
 }
 
 Status advise_next_run(const FitModel *fit, const StepShape *candidates, int count, const StepShape *target,
                        double extra_sd, int repeats, AdviseRun *out)
 {
     if (count < 1 || repeats < 1) return status_fail(ERR_USAGE, "advise: %d candidates, %d repeats", count, repeats);
-    /* the draws of repeat noise are shared between configurations and would look like correlation */
-    FitModel quiet = *fit;
-    quiet.noise_sd = 0;
-    double *x = malloc((size_t)fit->draws * sizeof *x), *y = malloc((size_t)fit->draws * sizeof *y);
-    Status status =
-        x && y ? fit_predict_draws(&quiet, target, extra_sd, y) : status_fail(ERR_MEMORY, "advise: out of memory");
+    const FitModel quiet = without(fit, false), form = without(fit, true);
+    size_t bytes = (size_t)fit->draws * sizeof(double);
+    double *x = malloc(bytes), *y = malloc(bytes), *scratch = malloc(bytes);
+    Status status = x && y && scratch ? OK : status_fail(ERR_MEMORY, "advise: out of memory");
+    if (status == OK) status = fit_predict_draws(&quiet, target, extra_sd, x);
+    double sd_y = status == OK ? spread(x, scratch, fit->draws) : 0;
+    if (status == OK) status = fit_predict_draws(&form, target, extra_sd, y);
+    double form_y = status == OK ? spread(y, scratch, fit->draws) : 0;
     for (int i = 0; i < count && status == OK; i++) {
-        status = fit_predict_draws(&quiet, &candidates[i], extra_sd, x);
+        const StepShape *c = &candidates[i];
+        status = fit_predict_draws(&quiet, c, extra_sd, x);
         if (status != OK) break;
-        Moments m = moments(x, y, fit->draws);
-        double noise = fit->noise_sd * fit->noise_sd / repeats, left = m.var_y - m.cov * m.cov / (m.var_x + noise);
-        out[i] = (AdviseRun){.candidate = i,
-                             .width_now = exp(2 * Z90 * sqrt(m.var_y)),
-                             .width_expected = exp(2 * Z90 * sqrt(fmax(0, left)))};
+        double sd_x = spread(x, scratch, fit->draws);
+        status = fit_predict_draws(&form, c, extra_sd, x);
+        if (status != OK) break;
+        double cov = memcmp(c, target, sizeof *c)
+                         ? correlation(x, y, fit->draws) * spread(x, scratch, fit->draws) * form_y
+                         : sd_y * sd_y;
+        double noise = fit->noise_sd * fit->noise_sd / repeats, left = sd_y * sd_y - cov * cov / (sd_x * sd_x + noise);
+        out[i] = (AdviseRun){
+            .candidate = i, .width_now = exp(2 * Z90 * sd_y), .width_expected = exp(2 * Z90 * sqrt(fmax(0, left)))};
     }
     if (status == OK) qsort(out, (size_t)count, sizeof *out, by_width);
     free(x);
     free(y);
+    free(scratch);
     return status;
 }

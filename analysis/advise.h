@@ -24,12 +24,14 @@ int64_t advise_cheapest(AdviseOption *options, int64_t count, double deadline_s)
 int64_t advise_fastest(AdviseOption *options, int64_t count, double budget_gpu_hours);
 
 /* Expected effect of measuring a configuration `repeats` times on the interval at `target`: the draws of the fit give
- * the joint distribution of both log times; conditioning on one (normal approximation, repeat noise included) leaves
- * var - cov^2 / (var + noise^2 / repeats) of the other. `extra_sd` as in fit_predict: what is not known of a machine
- * that was not measured is common to all configurations there, so that one run on it teaches much. */
+ * the joint distribution of both log times; conditioning on one (normal approximation to their 90 % intervals, repeat
+ * noise included) leaves var - cov^2 / (var + noise^2 / repeats) of the other. A configuration's lack of fit is its
+ * own: it is in both variances, which no number of repeats elsewhere takes away, and in the covariance of a
+ * configuration with itself. `extra_sd` as in fit_predict: what is not known of a machine that was not measured is
+ * common to all configurations there, so that one run on it teaches much. */
 typedef struct AdviseRun {
     int candidate;         /* index into candidates */
-    double width_now;      /* hi90 / lo90 at the target, without repeat noise */
+    double width_now;      /* hi90 / lo90 at the target, without repeat noise, with lack of fit */
     double width_expected; /* after the measurement */
 } AdviseRun;
 /* Sorted by width_expected, the best first. */

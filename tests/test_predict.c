@@ -207,6 +207,12 @@ static void test_advice(void **state)
     double known = next[2].width_expected / next[2].width_now;
     assert_int_equal(advise_next_run(fit, candidates, 3, &target, 0.3, 3, next), OK);
     assert_true(next[2].width_expected / next[2].width_now < known);
+    /* what a configuration has of its own is learnt from itself alone */
+    StepShape also[] = {candidates[1], target};
+    for (int f = 0; f < FORM_COUNT; f++) fit->candidate[f].lack[FIT_PHASE_COMPUTE].sd = 0.1;
+    double own = exp(2 * 1.6449 * 0.09);
+    assert_int_equal(advise_next_run(fit, also, 2, &target, 0, 100, next), OK);
+    assert_true(next[0].candidate == 1 && next[0].width_expected < own && next[1].width_expected > own);
     assert_int_equal(advise_next_run(fit, candidates, 0, &target, 0, 3, next), ERR_USAGE);
     fit_destroy(&fit);
 }
