@@ -402,9 +402,9 @@ template <typename T> static AttOperands<T> backward_operands(const OpCall *call
     return x;
 }
 
-static bool takes_mma(const Att &a, DType type)
+static bool takes_mma(const Att &a, DType type, bool bias)
 {
-    return type == DT_BF16 && att_mma_fits(a);
+    return type == DT_BF16 && att_mma_fits(a, bias);
 }
 
 static bool takes_f32(const Att &a, DType type)
@@ -416,7 +416,7 @@ static Status attention_here(CudaContext *ctx, const OpCall *call)
 {
     Att a = forward_shape(call);
     DType type = call->in_tensor[0]->dtype;
-    if (takes_mma(a, type))
+    if (takes_mma(a, type, call_in(call, 4)))
         return att_mma_forward_launch(a, forward_operands<bf16>(call), PeerSend{}, call->scratch, ctx->stream);
     if (takes_f32(a, type)) return att_f32_forward_launch(a, forward_operands<float>(call), call->scratch, ctx->stream);
     DISPATCH_REAL(call, type, { return att_any_forward(a, forward_operands<T>(call), ctx->stream); });
@@ -445,7 +445,7 @@ static bool attention_sends(const OpCall *call)
     PeerRows rows;
     bool queries = send->output == 0 && send->kind == OP_ALL_TO_ALL && call->op->attr.i[1] == 0 &&
                    send->attr.i[1] == call->out_tensor[0]->rank - 2;
-    return queries && takes_mma(a, call->in_tensor[0]->dtype) && peer_send_rows(call, &rows) &&
+    return queries && takes_mma(a, call->in_tensor[0]->dtype, call_in(call, 4)) && peer_send_rows(call, &rows) &&
            att_mma_sends(a, forward_operands<bf16>(call), rows);
 }
 
@@ -454,16 +454,17 @@ static size_t attention_scratch(const OpCall *call)
     Att a = forward_shape(call);
     DType type = call->in_tensor[0]->dtype;
     bool bias = call_in(call, 4) != NULL;
-    return takes_mma(a, type)   ? att_mma_forward_scratch(a, bias)
-           : takes_f32(a, type) ? att_f32_forward_scratch(a, bias)
-                                : 0;
+    return takes_mma(a, type, bias) ? att_mma_forward_scratch(a, bias)
+           : takes_f32(a, type)     ? att_f32_forward_scratch(a, bias)
+                                    : 0;
 }
 
 static Status attention_bwd(CudaContext *ctx, const OpCall *call)
 {
     Att a = backward_shape(call);
     DType type = call->in_tensor[1]->dtype;
-    if (takes_mma(a, type)) return att_mma_backward_launch(ctx, call, a, backward_operands<bf16>(call));
+    if (takes_mma(a, type, call_in(call, 5)))
+        return att_mma_backward_launch(ctx, call, a, backward_operands<bf16>(call));
     if (takes_f32(a, type))
         return att_f32_backward_launch(a, backward_operands<float>(call), call->scratch, ctx->stream);
     DISPATCH_REAL(call, type, {
@@ -476,14 +477,15 @@ static Status attention_bwd(CudaContext *ctx, const OpCall *call)
 static bool attention_bwd_sends(const OpCall *call)
 {
     Att a = backward_shape(call);
-    return takes_mma(a, call->in_tensor[1]->dtype) && att_wgmma_sends(a, call);
+    return takes_mma(a, call->in_tensor[1]->dtype, call_in(call, 5)) && att_wgmma_sends(a, call);
 }
 
 static size_t attention_bwd_scratch(const OpCall *call)
 {
     Att a = backward_shape(call);
     DType type = call->in_tensor[1]->dtype;
-    if (takes_mma(a, type)) return att_mma_backward_scratch(a, call_in(call, 5) != NULL, call_in(call, 8) != NULL);
+    bool bias = call_in(call, 5) != NULL;
+    if (takes_mma(a, type, bias)) return att_mma_backward_scratch(a, bias, call_in(call, 8) != NULL);
     if (takes_f32(a, type)) return att_f32_backward_scratch(a, call_in(call, 5) != NULL);
     return (size_t)a.g * a.b * a.h * a.n * 3 * sizeof(float);
 }

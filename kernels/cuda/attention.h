@@ -55,7 +55,7 @@ template <typename T> struct AttOperands {
 };
 
 /* Tensor core kernels for bf16 (attention_mma_*.cu): whether they take a shape, their scratch, and their launches. */
-bool att_mma_fits(const Att &a);
+bool att_mma_fits(const Att &a, bool bias);
 size_t att_mma_forward_scratch(const Att &a, bool bias);
 /* Whether the result can leave for other ranks, spread like this, of which run x ranks are the queries of a row: with
  * bias and gate, as rows of an MSA and of pairs attend. */

@@ -76,10 +76,12 @@ __global__ void __launch_bounds__(128)
 
 /* --- host */
 
-bool att_mma_fits(const Att &a)
+/* A bias takes registers here, shared memory in the backward pass. */
+bool att_mma_fits(const Att &a, bool bias)
 {
     bool d = a.d == 8 || a.d == 16 || a.d == 32;
-    return d && a.n >= 16 && a.m >= 16 && a.n <= 384 && a.m <= 384;
+    int most = bias ? 384 : 512;
+    return d && a.n >= 16 && a.m >= 16 && a.n <= most && a.m <= most;
 }
 
 bool att_mma_sends(const Att &a, const AttOperands<bf16> &x, const PeerRows &rows)
@@ -146,6 +148,8 @@ static Status forward_by_keys(const Att &a, const AttOperands<bf16> &x, const Pe
 {
     if (plan.pieces == 2) return forward_launch<ForwardLayout<D, BIAS, 2, SEND>>(a, x, send, p, plan, stream);
     if (plan.pieces == 4) return forward_launch<ForwardLayout<D, BIAS, 4, SEND>>(a, x, send, p, plan, stream);
+    if constexpr (!BIAS)
+        if (plan.pieces == 8) return forward_launch<ForwardLayout<D, BIAS, 8, SEND>>(a, x, send, p, plan, stream);
     return forward_launch<ForwardLayout<D, BIAS, 6, SEND>>(a, x, send, p, plan, stream);
 }
 

@@ -393,7 +393,7 @@ static Status backward_launch(const Att &a, const AttOperands<bf16> &x, char *sc
     if (att_padded(a.m) <= 4 * KEY_BLOCK)
         TRY((dq_launch<D, BIAS, 4>(a, x, s, p, scratch, stream)));
     else
-        TRY((dq_launch<D, BIAS, 6>(a, x, s, p, scratch, stream)));
+        TRY((dq_launch < D, BIAS, BIAS ? 6 : 8 > (a, x, s, p, scratch, stream)));
     if (!BIAS) return dkv_launch<D, BIAS, 8>(a, x, p, stats, stream);
     if (a.m > 128 && a.n <= 256)
         TRY((dkv_launch < D, BIAS, BIAS ? 16 : 8 > (a, x, p, stats, stream)));
