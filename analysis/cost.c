@@ -192,6 +192,24 @@ static void land(Flight *flight, Val value)
     while (flight->first < flight->count && flight->value[flight->first] == VAL_NONE) flight->first++;
 }
 
+static void cover(CostClass *collective, const CostClass *by)
+{
+    collective->cover_flops += by->flops;
+    collective->cover_bytes += by->bytes;
+    collective->cover_kernels += 1;
+}
+
+/* What an op sends is also covered by the ops aside that it shares the device with: those in front of it. */
+static Status add_sent(StepCost *cost, const Program *p, int32_t i, double times, bool nograd)
+{
+    CostClass item = cost_classify_sent(p, &p->op[i], times, nograd);
+    for (int32_t k = i; p->op[i].send.shares && k-- > 0 && p->op[k].stream == STREAM_ASIDE;) {
+        CostClass beside = cost_classify(p, &p->op[k], times, nograd);
+        cover(&item, &beside);
+    }
+    return cost_add(cost, &item);
+}
+
 static Status walk(StepCost *cost, const Program *p, double times, bool nograd, Flight *flight)
 {
     for (int32_t i = 0; i < p->n_ops; i++) {
@@ -210,16 +228,9 @@ static Status walk(StepCost *cost, const Program *p, double times, bool nograd, 
             land(flight, VAL_NONE);
             continue;
         }
-        if (flight->first < flight->count) {
-            CostClass *oldest = &flight->item[flight->first];
-            oldest->cover_flops += item.flops;
-            oldest->cover_bytes += item.bytes;
-            oldest->cover_kernels += 1;
-        }
+        if (flight->first < flight->count) cover(&flight->item[flight->first], &item);
         TRY(cost_add(cost, &item));
-        if (!item.sends) continue;
-        item = cost_classify_sent(p, op, times, nograd);
-        TRY(cost_add(cost, &item));
+        if (item.sends) TRY(add_sent(cost, p, i, times, nograd));
     }
     for (int i = 0; i < flight->count; i++) TRY(cost_add(cost, &flight->item[i]));
     return OK;

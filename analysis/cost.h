@@ -63,14 +63,16 @@ Status cost_add(StepCost *cost, const CostClass *item);
 CostStage cost_stage(const Op *op, bool nograd);
 
 /* The class of one op that runs `calls` times per step; without what covers a collective, which needs the schedule. Of
- * an op that sends, that of its computation, and that of its collective, which this computation covers. */
+ * an op that sends, that of its computation, and that of its collective, which this computation covers; not what runs
+ * beside it. */
 CostClass cost_classify(const Program *program, const Op *op, double calls, bool nograd);
 CostClass cost_classify_sent(const Program *program, const Op *op, double calls, bool nograd);
 
 /* Adds a program that has gone through the passes up to schedule, run `times` times per step (the mean number of
  * no-gradient forwards, 1 for the gradient program and the optimizer). `nograd` books its forward ops as
  * COST_FORWARD_NOGRAD. The computation that hides a collective is read off the schedule: ops on the compute stream
- * between the collective and its wait, each counted for the oldest collective in flight. */
+ * between the collective and its wait, each counted for the oldest collective in flight; what an op sends, by the op
+ * and by those that run beside it (Send.shares). */
 Status cost_add_program(StepCost *cost, const Program *program, double times, bool nograd);
 
 #endif
