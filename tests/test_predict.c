@@ -59,7 +59,8 @@ static void test_op_prices(void **state)
     machine_destroy(&h100);
 }
 
-static StepCost *layer_cost(int dap, bool overlap)
+/* beside: what stands in front of the op that sends runs beside it */
+static StepCost *layer_cost(int dap, bool overlap, bool beside)
 {
     Registry *registry;
     Program *recorded, *lowered;
@@ -76,6 +77,11 @@ static StepCost *layer_cost(int dap, bool overlap)
     prog_output(recorded, "y", x);
     Switches s = {.dap = dap, .dp = 1, .comm_overlap = overlap};
     if (passes_run(recorded, &s, PASS_SCHEDULE, &lowered) != OK) fail_msg("%s", status_text());
+    for (int32_t i = 1; beside && i < lowered->n_ops; i++) {
+        if (!lowered->op[i].send.active) continue;
+        lowered->op[i].send.shares = true;
+        lowered->op[i - 1].stream = STREAM_ASIDE;
+    }
     assert_int_equal(cost_create(dap, false, &cost), OK);
     assert_int_equal(cost_add_program(cost, lowered, 2, true), OK);
     prog_destroy(&lowered);
@@ -84,10 +90,40 @@ static StepCost *layer_cost(int dap, bool overlap)
     return cost;
 }
 
+static const CostClass *sent_class(const StepCost *cost)
+{
+    for (int i = 0; i < cost->count; i++)
+        if (cost->item[i].sender) return &cost->item[i];
+    fail_msg("nothing is sent");
+    return NULL;
+}
+
+/* The last layer sends its result and covers that itself; the one in front of it does so too where it runs beside. */
+static void test_what_runs_beside_covers(void **state)
+{
+    (void)state;
+    StepCost *alone = layer_cost(4, true, false), *beside = layer_cost(4, true, true);
+    const CostClass *a = sent_class(alone), *b = sent_class(beside);
+    assert_true(a->cover_kernels == 1 && b->cover_kernels == 2);
+    assert_true(b->cover_flops == 2 * a->cover_flops && b->cover_bytes > a->cover_bytes);
+    Machine *m = open_machine("h100_sxm");
+    OpPrices *p;
+    StepPrice of[2];
+    assert_int_equal(opprice_assume(m, 0.5, 1, 0.1, &p), OK);
+    assert_int_equal(opprice_step(p, m, alone, 1, &of[0]), OK);
+    assert_int_equal(opprice_step(p, m, beside, 1, &of[1]), OK);
+    assert_true(of[0].compute_s == of[1].compute_s && of[0].comm_total_s == of[1].comm_total_s);
+    assert_true(of[1].latency_s + of[1].wire_s < of[0].latency_s + of[0].wire_s);
+    opprice_destroy(&p);
+    machine_destroy(&m);
+    cost_destroy(&alone);
+    cost_destroy(&beside);
+}
+
 static void test_cost(void **state)
 {
     (void)state;
-    StepCost *one = layer_cost(1, false), *four = layer_cost(4, false);
+    StepCost *one = layer_cost(1, false, false), *four = layer_cost(4, false, false);
     double layer = 2.0 * 4096 * 512 * 512;
     assert_true(fabs(one->flops - 2 * 3 * layer) < 1e-3 * layer);
     assert_true(fabs(four->flops - 2 * (1 + 2.0 / 4) * layer) < 1e-3 * layer); /* the first layer is not split */
@@ -290,8 +326,13 @@ static void test_points(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_op_prices),  cmocka_unit_test(test_cost),   cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_train_time), cmocka_unit_test(test_advice), cmocka_unit_test(test_transfer),
+        cmocka_unit_test(test_op_prices),
+        cmocka_unit_test(test_cost),
+        cmocka_unit_test(test_what_runs_beside_covers),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_train_time),
+        cmocka_unit_test(test_advice),
+        cmocka_unit_test(test_transfer),
         cmocka_unit_test(test_points),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
