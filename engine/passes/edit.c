@@ -1,6 +1,7 @@
 #include "engine/passes/edit.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 Op *edit_restart(Program *p, int32_t ops)
 {
@@ -25,6 +26,16 @@ Val edit_push_value(Program *p, const Value *value)
     if (p->status != OK || prog_reserve(p, 0, 1) != OK) return VAL_NONE;
     p->value[p->n_values] = *value;
     return p->n_values++;
+}
+
+void edit_move_op(Program *p, int32_t from, int32_t to)
+{
+    Op op = p->op[from];
+    if (from < to)
+        memmove(&p->op[from], &p->op[from + 1], (size_t)(to - from) * sizeof op);
+    else
+        memmove(&p->op[to + 1], &p->op[to], (size_t)(from - to) * sizeof op);
+    p->op[to] = op;
 }
 
 void edit_renumber(Program *p)

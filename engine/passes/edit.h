@@ -11,6 +11,9 @@ Op *edit_restart(Program *p, int32_t ops);
 void edit_push_op(Program *p, const Op *op);
 Val edit_push_value(Program *p, const Value *value);
 
+/* Moves an op to another place in the list; those between close up. */
+void edit_move_op(Program *p, int32_t from, int32_t to);
+
 /* Ops have moved in place: their outputs learn where they are written now. */
 void edit_renumber(Program *p);
 

@@ -5,8 +5,8 @@
 #include "engine/passes/schedule.h"
 
 #include <stdlib.h>
-#include <string.h>
 
+#include "engine/passes/behind.h"
 #include "engine/passes/edit.h"
 
 /* Kinds whose kernels leave multiprocessors free where something runs beside them (Send.shares), and the part of all
@@ -38,19 +38,6 @@ typedef struct Beside {
     int32_t *behind; /* per value: the op (position + 1) behind which it has to stay */
 } Beside;
 
-static bool reads_behind(const Beside *b, const Op *op, int32_t mark)
-{
-    for (int k = 0; k < op->n_in; k++)
-        if (op->in[k] != VAL_NONE && b->behind[op->in[k]] == mark) return true;
-    return false;
-}
-
-static void keep_behind(Beside *b, const Op *op, int32_t mark)
-{
-    for (int k = 0; k < op->n_out; k++)
-        if (op->out[k] != VAL_NONE) b->behind[op->out[k]] = mark;
-}
-
 static bool can_run_aside(const Program *p, const Op *op)
 {
     if (op->stream || op->send.active || (op_def(op->kind)->flags & (OPF_COMM | OPF_EFFECT | OPF_ALIAS))) return false;
@@ -71,13 +58,6 @@ static bool has_arrived(const Program *p, const Op *wait, int32_t at)
     return false;
 }
 
-static void move_ahead(Program *p, int32_t from, int32_t to)
-{
-    Op op = p->op[from];
-    memmove(&p->op[to + 1], &p->op[to], (size_t)(from - to) * sizeof op);
-    p->op[to] = op;
-}
-
 /* What runs beside the op at `sender` moves ahead of it, with the waits that come before: its position afterwards. */
 static int32_t take_beside(Beside *b, int32_t sender, double room)
 {
@@ -85,12 +65,12 @@ static int32_t take_beside(Beside *b, int32_t sender, double room)
     int32_t mark = sender + 1, end = sender + WINDOW;
     uint8_t stage = p->op[sender].stage;
     double taken = 0;
-    keep_behind(b, &p->op[sender], mark);
+    behind_keep(b->behind, &p->op[sender], mark);
     for (int32_t i = sender + 1; i < p->n_ops && i <= end && p->op[i].stage == stage && taken < room; i++) {
         Op *op = &p->op[i];
         bool waits = op->kind == OP_COMM_WAIT && has_arrived(p, op, sender), beside = can_run_aside(p, op);
-        if (reads_behind(b, op, mark) || !(waits || beside)) {
-            keep_behind(b, op, mark);
+        if (behind_reads(b->behind, op, mark) || !(waits || beside)) {
+            behind_keep(b->behind, op, mark);
             continue;
         }
         if (beside) {
@@ -98,7 +78,7 @@ static int32_t take_beside(Beside *b, int32_t sender, double room)
             p->op[sender].send.shares = true;
             taken += schedule_seconds(p, op);
         }
-        move_ahead(p, i, sender++);
+        edit_move_op(p, i, sender++);
     }
     return sender;
 }

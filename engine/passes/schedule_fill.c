@@ -3,8 +3,8 @@
 #include "engine/passes/schedule.h"
 
 #include <stdlib.h>
-#include <string.h>
 
+#include "engine/passes/behind.h"
 #include "engine/passes/edit.h"
 
 /* Ops looked at behind a collective: the start of the next block, not more, for operands stay in memory that much
@@ -17,25 +17,12 @@ typedef struct Fill {
     int32_t *behind; /* per value: the collective (position + 1) behind which it has to stay */
 } Fill;
 
-static bool reads_behind(const Fill *f, const Op *op, int32_t mark)
-{
-    for (int k = 0; k < op->n_in; k++)
-        if (op->in[k] != VAL_NONE && f->behind[op->in[k]] == mark) return true;
-    return false;
-}
-
 static bool writes_persistent(const Program *p, const Op *op)
 {
     if (op_def(op->kind)->flags & OPF_EFFECT) return true;
     for (int k = 0; k < op->n_out; k++)
         if (op->out[k] != VAL_NONE && p->value[op->out[k]].place != PLACE_ARENA) return true;
     return false;
-}
-
-static void keep_behind(Fill *f, const Op *op, int32_t mark)
-{
-    for (int k = 0; k < op->n_out; k++)
-        if (op->out[k] != VAL_NONE) f->behind[op->out[k]] = mark;
 }
 
 static void fill(Fill *f, int32_t collective)
@@ -45,19 +32,18 @@ static void fill(Fill *f, int32_t collective)
     double wanted = schedule_aside_seconds(p, start), found = 0;
     int32_t mark = collective + 1, first = -1; /* first op that has to stay */
     if (wanted <= SHORT_S) return;             /* what could move is kept for a longer one */
-    keep_behind(f, start, mark);
+    behind_keep(f->behind, start, mark);
     for (int32_t i = collective + 1; i < p->n_ops && i <= collective + WINDOW && found < wanted; i++) {
         Op op = p->op[i];
         if (op.stage != start->stage || writes_persistent(p, &op)) return;
-        if (schedule_is_collective(&op) || reads_behind(f, &op, mark)) {
+        if (schedule_is_collective(&op) || behind_reads(f->behind, &op, mark)) {
             if (first < 0) first = i;
-            keep_behind(f, &op, mark);
+            behind_keep(f->behind, &op, mark);
             continue;
         }
         found += schedule_seconds(p, &op);
         if (first < 0) continue;
-        memmove(&p->op[first + 1], &p->op[first], (size_t)(i - first) * sizeof op);
-        p->op[first++] = op;
+        edit_move_op(p, i, first++);
     }
 }
 

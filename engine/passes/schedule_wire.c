@@ -2,8 +2,6 @@
  * The collective starts behind it where enough is left to hide behind. */
 #include "engine/passes/schedule.h"
 
-#include <string.h>
-
 #include "engine/passes/edit.h"
 
 /* What ops [from, until) send within so many seconds; *enough_out: they take that long. needed: of schedule_needed().
@@ -54,11 +52,9 @@ Status schedule_wire(const Program *in, const bool *needed, Program **out)
     Program *p = NULL;
     TRY(prog_clone(in, &p));
     for (int32_t i = p->n_ops; i-- > 0;) { /* what moves, moves behind what was looked at */
-        Op op = p->op[i];
-        if (op.stream != STREAM_COMM || op.kind == OP_ALL_REDUCE || !schedule_is_collective(&op)) continue;
-        int32_t start = best_start(p, needed, i, wait_of(p, i));
-        memmove(&p->op[i], &p->op[i + 1], (size_t)(start - i - 1) * sizeof op);
-        p->op[start - 1] = op;
+        const Op *op = &p->op[i];
+        if (op->stream != STREAM_COMM || op->kind == OP_ALL_REDUCE || !schedule_is_collective(op)) continue;
+        edit_move_op(p, i, best_start(p, needed, i, wait_of(p, i)) - 1);
     }
     edit_renumber(p);
     *out = p;
