@@ -110,25 +110,40 @@ static Status add_op(Builder *b, const Program *p, const Op *op, const CostClass
     return OK;
 }
 
-/* Where ops can send while they run, the collective is beside the computation; else it follows. */
-static Status add_sending(Builder *b, const Program *p, const Op *op, bool nograd)
+/* Where ops can send while they run, the collective is beside the computation; else it follows. sent_out: that which
+ * is, -1: none. */
+static Status begin_sending(Builder *b, const Program *p, const Op *op, bool nograd, int *sent_out)
 {
-    CostClass c = cost_classify(p, op, 1, nograd), sent = cost_classify_sent(p, op, 1, nograd);
-    Op computation = prog_op_computation(op), collective = prog_op_collective(op);
-    double computing = price(b, &c);
-    if (!group_shares_memory(b->machine, machine_group(b, sent.group))) {
-        TRY(add_op(b, p, &computation, &c, computing, 0));
-        return add_op(b, p, &collective, &sent, price(b, &sent), 0);
-    }
-    int first = b->trace->count;
+    CostClass sent = cost_classify_sent(p, op, 1, nograd);
+    *sent_out = -1;
+    if (!group_shares_memory(b->machine, machine_group(b, sent.group))) return OK;
     double queued_s = b->stream_s[1];
+    *sent_out = b->trace->count;
     b->stream_s[1] = 0; /* it waits for no collective of the other stream, nor do those for it */
     TRY(add_op(b, p, op, &sent, price(b, &sent), 1));
     b->stream_s[1] = queued_s;
-    TRY(add_op(b, p, &computation, &c, computing, 0));
-    b->sender[collective.out[0]] = first + 1;
-    b->stream_s[0] = fmax(b->stream_s[0], b->end_s[first]);
     return OK;
+}
+
+static Status end_sending(Builder *b, const Program *p, const Op *op, bool nograd, int sent)
+{
+    CostClass c = cost_classify(p, op, 1, nograd), by = cost_classify_sent(p, op, 1, nograd);
+    Op computation = prog_op_computation(op), collective = prog_op_collective(op);
+    TRY(add_op(b, p, &computation, &c, price(b, &c), 0));
+    if (sent < 0) return add_op(b, p, &collective, &by, price(b, &by), 0);
+    b->sender[collective.out[0]] = b->trace->count - 1;
+    b->stream_s[0] = fmax(b->stream_s[0], b->end_s[sent]);
+    return OK;
+}
+
+/* The op that shares the device with the group aside that begins here (Send.shares): p->n_ops: none. What it sends is
+ * on its way beside that group, too. */
+static int32_t shares_at(const Program *p, int32_t i)
+{
+    bool begins = p->op[i].stream == STREAM_ASIDE && (i == 0 || p->op[i - 1].stream != STREAM_ASIDE);
+    if (!begins) return p->n_ops;
+    while (i < p->n_ops && p->op[i].stream == STREAM_ASIDE) i++;
+    return i < p->n_ops && p->op[i].send.shares ? i : p->n_ops;
 }
 
 static Status add_plain(Builder *b, const Program *p, const Op *op, bool nograd)
@@ -144,12 +159,20 @@ static Status run_program(Builder *b, const Program *p, bool nograd)
     b->sender = malloc(values * sizeof *b->sender);
     Status status = b->writer && b->sender ? OK : status_fail(ERR_MEMORY, "trace: out of memory");
     for (int v = 0; v < p->n_values && status == OK; v++) b->writer[v] = b->sender[v] = -1;
+    int32_t sender = p->n_ops; /* one that sends already, as op `sent` of the trace */
+    int sent = -1;
     for (int32_t i = 0; i < p->n_ops && status == OK; i++) {
         const Op *op = &p->op[i];
+        int32_t begins = op->send.active && sender != i ? i : shares_at(p, i);
+        if (begins < p->n_ops) {
+            sender = begins;
+            status = begin_sending(b, p, &p->op[sender], nograd, &sent);
+        }
+        if (status != OK) break;
         if (op_def(op->kind)->flags & OPF_ALIAS)
             pass_through(b, op);
         else
-            status = op->send.active ? add_sending(b, p, op, nograd) : add_plain(b, p, op, nograd);
+            status = op->send.active ? end_sending(b, p, op, nograd, sent) : add_plain(b, p, op, nograd);
     }
     free(b->writer);
     free(b->sender);

@@ -50,7 +50,7 @@ static void dump_attr(OpKind kind, const OpAttr *attr, FILE *f)
     if (*between == ' ') fputc(')', f);
 }
 
-/* Behind the output: what is computed, and the collective that takes it there. */
+/* Behind the output: the collective that takes there what is computed, and whether ops aside run meanwhile. */
 static void dump_send(const Program *p, const Send *send, FILE *f)
 {
     fputs(" by ", f);
@@ -58,6 +58,7 @@ static void dump_send(const Program *p, const Send *send, FILE *f)
     dump_attr(send->kind, &send->attr, f);
     fputs(" of ", f);
     dump_type(&p->value[send->from].t, f);
+    if (send->shares) fputs(" shares", f);
 }
 
 static void dump_op(const Program *p, int32_t index, FILE *f)

@@ -93,6 +93,53 @@ static void test_trace(void **state)
     assert_int_equal(trace_create(NULL, 0, prices, machine, 1 << 20, 8, true, &bad), ERR_USAGE);
 }
 
+/* v, then u, which goes to all ranks as it is computed: bytes that take the wire longer than either takes the GPU; then
+ * what is made of v. beside: v runs beside u. Seconds of the step; *sent_out: when u begins to be sent. */
+static double two_layers(bool beside, double *sent_out)
+{
+    Registry *registry;
+    Program *recorded, *lowered;
+    Trace *of = NULL;
+    assert_int_equal(registry_create(&registry), OK);
+    assert_int_equal(prog_create(registry, &recorded), OK);
+    Val x = prog_input(recorded, "x", DT_F32, 2, (int64_t[]){ROWS, 16});
+    x = prog_add(recorded, OP_RESHARD, 1, &x, &(OpAttr){.i = {0}});
+    static const char *const names[] = {"v", "u", "w"};
+    static const int64_t widths[] = {16, WIDTH, 16};
+    Val y[3];
+    for (int k = 0; k < 3; k++) {
+        Val w = prog_param(recorded, names[k], 2, (int64_t[]){widths[k], 16}, INIT_NORMAL, 0.02);
+        y[k] = prog_add(recorded, OP_LINEAR, 3, (Val[]){k == 2 ? y[0] : x, w, VAL_NONE}, NULL);
+        if (k == 1) y[k] = prog_add(recorded, OP_RESHARD, 1, &y[k], &(OpAttr){.i = {-1}});
+        if (k > 0) prog_output(recorded, names[k], y[k]);
+    }
+    Switches s = {.dap = DAP, .dp = DP, .precision = PRECISION_F32, .comm_overlap = true};
+    if (passes_run(recorded, &s, PASS_SCHEDULE, &lowered) != OK) fail_msg("%s", status_text());
+    Op *v = &lowered->op[1], *u = &lowered->op[2];
+    assert_true(v->kind == OP_LINEAR && !v->send.active && u->send.active);
+    if (beside) v->stream = STREAM_ASIDE, u->send.shares = true;
+    TracePart part = {lowered, 1, true};
+    if (trace_create(&part, 1, prices, machine, DP, DAP, true, &of) != OK) fail_msg("%s", status_text());
+    int first = 0;
+    while (first < of->count && !of->op[first].comm) first++;
+    assert_true(first < of->count);
+    *sent_out = of->op[first].start_s;
+    double total = of->total_s;
+    trace_destroy(&of);
+    prog_destroy(&lowered);
+    prog_destroy(&recorded);
+    registry_destroy(&registry);
+    return total;
+}
+
+static void test_what_runs_beside_a_sender(void **state)
+{
+    (void)state;
+    double sent[2], alone = two_layers(false, &sent[0]), beside = two_layers(true, &sent[1]);
+    assert_true(sent[1] < sent[0]);
+    assert_true(fabs((alone - beside) - (sent[0] - sent[1])) < 1e-12); /* v is hidden, the wire is what is waited for */
+}
+
 static unsigned char *read_file(const char *name, long *size)
 {
     char path[300];
@@ -210,7 +257,8 @@ static void test_simgrid(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_trace), cmocka_unit_test(test_chakra),
-                                       cmocka_unit_test(test_perfetto), cmocka_unit_test(test_simgrid)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_trace), cmocka_unit_test(test_what_runs_beside_a_sender),
+                                       cmocka_unit_test(test_chakra), cmocka_unit_test(test_perfetto),
+                                       cmocka_unit_test(test_simgrid)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }
