@@ -3,11 +3,11 @@
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
-#include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
+
+#include "engine/pipe.h"
 
 static bool same_file(const struct stat *a, const struct stat *b)
 {
@@ -85,10 +85,7 @@ Status output_place(const char *path, const char *begins, Arena *arena, char **t
 Status output_refuse_fifo(const char *path)
 {
     struct stat info;
-    struct statfs system;
-    bool fifo = stat(path, &info) == 0 && S_ISFIFO(info.st_mode);
-    /* one without a name has its other end already */
-    if (!fifo || (statfs(path, &system) == 0 && system.f_type == PIPEFS_MAGIC)) return OK;
+    if (stat(path, &info) != 0 || !S_ISFIFO(info.st_mode) || pipe_path_is_handed_over(path)) return OK;
     return status_fail_at(ERR_IO, path, 0, "cannot write: a fifo, not a file");
 }
 

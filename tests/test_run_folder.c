@@ -1,5 +1,6 @@
 /* A run directory: its lock, and fifos where its files belong, which must not be waited for. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "engine/pipe.h"
 #include "experiments/files.h"
 #include "experiments/launch.h"
 #include "experiments/mllog.h"
@@ -128,6 +130,27 @@ static void devices_and_pipes_are_written(void **state)
     close(ends[1]);
 }
 
+/* Inputs and outputs take the same pipes for handed over. */
+static void handed_over_pipes_are_known(void **state)
+{
+    (void)state;
+    int ends[2];
+    char end[32];
+    assert_int_equal(pipe(ends), 0);
+    snprintf(end, sizeof end, "/dev/fd/%d", ends[1]);
+    assert_true(pipe_is_handed_over(ends[0]) && pipe_path_is_handed_over(end));
+    close(ends[0]);
+    close(ends[1]);
+    assert_false(pipe_is_handed_over(ends[0]));
+    assert_false(pipe_path_is_handed_over(end));
+    assert_false(pipe_path_is_handed_over("/dev/null"));
+    assert_int_equal(mkfifo(path, 0600), 0);
+    assert_false(pipe_path_is_handed_over(path));
+    int fifo = open(path, O_RDWR);
+    assert_true(fifo >= 0 && !pipe_is_handed_over(fifo));
+    close(fifo);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -136,6 +159,7 @@ int main(void)
         TEST(rows_are_a_run),
         TEST(fifos_are_refused),
         TEST(devices_and_pipes_are_written),
+        TEST(handed_over_pipes_are_known),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
