@@ -1,7 +1,6 @@
 #include "experiments/async_eval.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +19,8 @@ struct AsyncEval {
     const Config *config;
     char folder[3072]; /* RUN/async_eval */
     char experiment[3200];
+    char log_path[3200]; /* what all evaluations say */
+    int log;
     int64_t waiting[MAX_WAITING]; /* steps handed over, oldest first */
     int count;
     pid_t child; /* evaluates waiting[0]; 0: none */
@@ -33,10 +34,14 @@ Status async_eval_create(const Config *config, const char *folder, AsyncEval **a
     a->config = config;
     snprintf(a->folder, sizeof a->folder, "%s/async_eval", folder);
     snprintf(a->experiment, sizeof a->experiment, "%s/experiment.yaml", a->folder);
+    snprintf(a->log_path, sizeof a->log_path, "%s/log.txt", a->folder);
+    a->log = -1;
     Status status = files_make_folder(a->folder);
     if (status == OK) status = checkpoint_remove_all(a->folder); /* what a run that was killed left waiting */
     if (status == OK) status = config_to_json(config, &text);
     if (status == OK) status = file_write_whole(a->experiment, text, strlen(text));
+    /* now, as a log that cannot be written should not end a run that is under way */
+    if (status == OK) status = launch_log_open(a->log_path, true, &a->log);
     free(text);
     if (status == OK)
         *async_out = a;
@@ -53,6 +58,7 @@ void async_eval_destroy(AsyncEval **async)
         kill(a->child, SIGTERM);
         waitpid(a->child, NULL, 0);
     }
+    close(a->log);
     free(a);
     *async = NULL;
 }
@@ -71,21 +77,16 @@ static void scores_path(const AsyncEval *a, int64_t step, char *path, size_t siz
 static void become_evaluation(const AsyncEval *a, int64_t step)
 {
     extern char **environ;
-    char self[4096], weights[4096], scores[4096], log[4096];
+    char self[4096], weights[4096], scores[4096];
     weights_path(a, step, weights, sizeof weights);
     scores_path(a, step, scores, sizeof scores);
-    snprintf(log, sizeof log, "%s/log.txt", a->folder);
     for (char **e = environ; *e;) {
         char name[256];
         snprintf(name, sizeof name, "%.*s", (int)strcspn(*e, "="), *e);
         bool launcher = strncmp(name, "OMPI_", 5) == 0 || strncmp(name, "PMI", 3) == 0 || strncmp(name, "ORTE", 4) == 0;
         if (!launcher || unsetenv(name) != 0) e++;
     }
-    int out = open(log, O_WRONLY | O_CREAT | O_APPEND, 0644);
-    if (out >= 0) {
-        dup2(out, STDOUT_FILENO);
-        dup2(out, STDERR_FILENO);
-    }
+    if (dup2(a->log, STDOUT_FILENO) < 0 || dup2(a->log, STDERR_FILENO) < 0) _exit(127);
     if (launch_self(self, sizeof self) != OK) _exit(127);
     const char *weights_of = a->config->eval.swa ? "swa" : "current";
     execl(self, self, "eval", weights, "--experiment", a->experiment, "--csv", scores, "--weights", weights_of,
@@ -153,8 +154,8 @@ Status async_eval_poll(AsyncEval *async, bool wait, int64_t *step_out, ChainScor
     if (done == 0 || (done < 0 && errno == EINTR)) return OK;
     async->child = 0;
     if (done < 0 || !WIFEXITED(state) || WEXITSTATUS(state) != 0)
-        return status_fail(ERR_COMM, "the evaluation of step %lld failed; its output is in %s/log.txt",
-                           (long long)async->waiting[0], async->folder);
+        return status_fail(ERR_COMM, "the evaluation of step %lld failed; its output is in %s",
+                           (long long)async->waiting[0], async->log_path);
     int64_t step = async->waiting[0];
     char weights[4096];
     memmove(async->waiting, async->waiting + 1, (size_t)--async->count * sizeof *async->waiting);

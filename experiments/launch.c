@@ -57,19 +57,23 @@ bool launch_interrupted(void)
     return signal_passed != 0;
 }
 
-static void start_child(char *const arguments[], const char *log_path, pid_t parent)
+Status launch_log_open(const char *path, bool keep, int *handle_out)
+{
+    TRY(output_refuse_fifo(path));
+    int handle = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | (keep ? O_APPEND : O_TRUNC), 0644);
+    if (handle < 0) return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
+    *handle_out = handle;
+    return OK;
+}
+
+/* log: -1 for none */
+static void start_child(char *const arguments[], int log, pid_t parent)
 {
     /* a parent that is killed passes nothing on: its child would go on, and keep the folder locked */
     if (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0 || getppid() != parent) _exit(127);
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
-    if (log_path) {
-        int file = open(log_path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
-        if (file < 0 || dup2(file, STDOUT_FILENO) < 0 || dup2(file, STDERR_FILENO) < 0) {
-            fprintf(stderr, "foldscale: %s: cannot write (%s)\n", log_path, strerror(errno));
-            _exit(127);
-        }
-    }
+    if (log >= 0 && (dup2(log, STDOUT_FILENO) < 0 || dup2(log, STDERR_FILENO) < 0)) _exit(127);
     execvp(arguments[0], arguments);
     fprintf(stderr, "foldscale: cannot start %s (%s)\n", arguments[0], strerror(errno));
     _exit(127);
@@ -79,11 +83,14 @@ Status launch_wait(char *const arguments[], const char *log_path, int *exit_out)
 {
     struct sigaction pass = {.sa_handler = pass_on}, old_int, old_term;
     sigemptyset(&pass.sa_mask);
-    if (log_path) TRY(output_refuse_fifo(log_path));
+    int log = -1;
+    if (log_path) TRY(launch_log_open(log_path, false, &log));
     fflush(NULL);
     pid_t parent = getpid(), child = fork();
-    if (child < 0) return status_fail(ERR_IO, "cannot start %s (%s)", arguments[0], strerror(errno));
-    if (child == 0) start_child(arguments, log_path, parent);
+    int error = errno;
+    if (child == 0) start_child(arguments, log, parent);
+    if (log >= 0) close(log);
+    if (child < 0) return status_fail(ERR_IO, "cannot start %s (%s)", arguments[0], strerror(error));
     running_child = child;
     sigaction(SIGINT, &pass, &old_int);
     sigaction(SIGTERM, &pass, &old_term);

@@ -308,6 +308,9 @@ mkdir waiting && mkfifo waiting/steps.csv
 expect "a fifo in place of the steps" 1 "waiting: holds a run already .steps.csv" "$foldscale" train good.yaml --out waiting
 cp -r parts logged && rm -f logged/mlperf.log && mkfifo logged/mlperf.log
 expect "a fifo in place of mlperf.log" 1 "mlperf.log: cannot write: a fifo" "$foldscale" train good.yaml --out logged --resume --set train.steps=5
+cp -r queued evaluated && rm evaluated/async_eval/log.txt && mkfifo evaluated/async_eval/log.txt
+expect "a fifo in place of the log of the evaluations" 1 "async_eval/log.txt: cannot write: a fifo" "$foldscale" train good.yaml \
+    --out evaluated --resume --set train.steps=3 --set eval.every=1 --set eval.chains=[1ubq_A] --set switches.async_eval=on
 
 cp -r parts damaged
 head -c 5000 parts/ckpt_000004.safetensors >damaged/ckpt_000004.safetensors
