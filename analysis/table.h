@@ -70,9 +70,9 @@ typedef struct TableWriter TableWriter;
  * (engine/output.h). */
 Status table_writer_create(const char *path, const char *const *names, int columns, TableWriter **writer_out);
 
-/* Appends whole rows to `path`, flushing each one; writes the header when the file is new or empty, and refuses a
- * file whose header differs or whose last row has no end. For logs that must survive a crash (steps.csv) and for sweeps
- * that go on (runs.csv). */
+/* Appends whole rows to `path` (a log of engine/output.h), flushing each one; writes the header when the file is new or
+ * empty, and refuses a file whose header differs or whose last row has no end. For logs that must survive a crash
+ * (steps.csv) and for sweeps that go on (runs.csv). */
 Status table_writer_append(const char *path, const char *const *names, int columns, TableWriter **writer_out);
 
 void table_put_text(TableWriter *writer, const char *text);

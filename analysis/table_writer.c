@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/output.h"
 
@@ -105,10 +106,14 @@ static Status check_header(const char *path, const char *const *names, int colum
 Status table_writer_append(const char *path, const char *const *names, int columns, TableWriter **writer_out)
 {
     TableWriter *w = NULL;
-    TRY(output_refuse_fifo(path));
-    FILE *file = fopen(path, "ab");
-    if (!file) return status_fail_at(ERR_IO, path, 0, "cannot open for appending: %s", strerror(errno));
-    bool fresh = fseek(file, 0, SEEK_END) == 0 && ftell(file) == 0;
+    int handle;
+    bool fresh;
+    TRY(output_open_log(path, true, NULL, &handle, &fresh)); /* check_header says what differs */
+    FILE *file = fdopen(handle, "ab");
+    if (!file) {
+        close(handle);
+        return status_fail_at(ERR_MEMORY, path, 0, "out of memory while writing a table");
+    }
     Status status = fresh ? OK : check_header(path, names, columns);
     if (status == OK) status = writer_new(path, columns, &w);
     if (status != OK) {

@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -40,7 +41,8 @@ static Status follow(const char *path, char target[PATH_MAX])
     return status_fail_at(ERR_IO, path, 0, "cannot write: a link that leads too far");
 }
 
-static Status check_beginning(const char *path, const char *begins)
+/* `refusal`: what does not happen to a file that begins otherwise. */
+static Status check_beginning(const char *path, const char *begins, const char *refusal)
 {
     FILE *file = fopen(path, "rb");
     if (!file) return status_fail_at(ERR_IO, path, 0, "cannot read what would be replaced: %s", strerror(errno));
@@ -61,12 +63,11 @@ static Status check_beginning(const char *path, const char *begins)
     fclose(file);
     if (same) return OK;
     return status_fail_at(ERR_INPUT, path, 0,
-                          "not replaced: it does not begin with \"%s\", so it is something else; remove it or name "
-                          "another file",
-                          begins);
+                          "%s: it does not begin with \"%s\", so it is something else; remove it or name another file",
+                          refusal, begins);
 }
 
-Status output_place(const char *path, const char *begins, Arena *arena, char **target_out)
+static Status place(const char *path, const char *begins, const char *refusal, Arena *arena, char **target_out)
 {
     struct stat info;
     char target[PATH_MAX];
@@ -76,10 +77,15 @@ Status output_place(const char *path, const char *begins, Arena *arena, char **t
     if (there && !S_ISREG(info.st_mode))
         return status_fail_at(ERR_IO, path, 0, "cannot write: %s, not a file",
                               S_ISDIR(info.st_mode) ? "a folder" : "a device or socket");
-    if (there && begins) TRY(check_beginning(path, begins));
+    if (there && begins) TRY(check_beginning(path, begins, refusal));
     TRY(follow(path, target));
     *target_out = arena_strdup(arena, target);
     return *target_out ? OK : status_fail_at(ERR_MEMORY, path, 0, "out of memory");
+}
+
+Status output_place(const char *path, const char *begins, Arena *arena, char **target_out)
+{
+    return place(path, begins, "not replaced", arena, target_out);
 }
 
 Status output_refuse_fifo(const char *path)
@@ -89,12 +95,36 @@ Status output_refuse_fifo(const char *path)
     return status_fail_at(ERR_IO, path, 0, "cannot write: a fifo, not a file");
 }
 
-static FILE *open_device(const char *path)
+/* Standard output once more where `path` leads there: opened by its path, a file would be written from its beginning.
+ */
+static int open_handle(const char *path, int flags)
 {
     struct stat info;
-    if (stat(path, &info) != 0 || !is_stdout(&info)) return fopen(path, "wb");
-    int handle = fflush(stdout) == 0 ? dup(STDOUT_FILENO) : -1;
+    if (stat(path, &info) != 0 || !is_stdout(&info)) return open(path, flags | O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    return fflush(stdout) == 0 ? fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1) : -1;
+}
+
+static FILE *open_device(const char *path)
+{
+    int handle = open_handle(path, 0);
     return handle < 0 ? NULL : fdopen(handle, "wb");
+}
+
+Status output_open_log(const char *path, bool keep, const char *begins, int *handle_out, bool *fresh_out)
+{
+    Arena arena = {0};
+    char *target;
+    struct stat info;
+    TRY(output_refuse_fifo(path));
+    TRY(place(path, begins, keep ? "not continued" : "not replaced", &arena, &target));
+    int handle = open_handle(target ? target : path, keep ? O_APPEND : O_TRUNC);
+    Status status = handle >= 0 ? OK : status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
+    bool fresh = !target || (handle >= 0 && fstat(handle, &info) == 0 && info.st_size == 0);
+    arena_free(&arena);
+    if (status != OK) return status;
+    *handle_out = handle;
+    if (fresh_out) *fresh_out = fresh;
+    return OK;
 }
 
 Status output_open(const char *path, const char *begins, Output *output_out)

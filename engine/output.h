@@ -29,6 +29,12 @@ void output_abandon(Output *output);
  * `path`, NULL for a device or pipe. */
 Status output_place(const char *path, const char *begins, Arena *arena, char **target_out);
 
+/* Logs, which grow by lines and are never whole, at the same places behind the same links: begun again, or continued
+ * (`keep`). `begins` as for output_open. Devices, standard output and pipes that were handed over take the bytes as
+ * they come. The handle is the caller's to close, and no program that is started inherits it. *fresh_out (may be NULL):
+ * no lines of the log stand before what will be written. Errors as output_open, and ERR_IO for a fifo, see below. */
+Status output_open_log(const char *path, bool keep, const char *begins, int *handle_out, bool *fresh_out);
+
 /* ERR_IO when `path` is a fifo, which would wait for a reader: for files whose names are ours, not the user's. A pipe
  * that was handed over (/dev/stdout) is none. */
 Status output_refuse_fifo(const char *path);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "analysis/schema.h"
+#include "engine/output.h"
 #include "experiments/files.h"
 #include "experiments/launch.h"
 
@@ -41,7 +42,7 @@ Status async_eval_create(const Config *config, const char *folder, AsyncEval **a
     if (status == OK) status = config_to_json(config, &text);
     if (status == OK) status = file_write_whole(a->experiment, text, strlen(text));
     /* now, as a log that cannot be written should not end a run that is under way */
-    if (status == OK) status = launch_log_open(a->log_path, true, &a->log);
+    if (status == OK) status = output_open_log(a->log_path, true, NULL, &a->log, NULL);
     free(text);
     if (status == OK)
         *async_out = a;

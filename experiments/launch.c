@@ -1,7 +1,6 @@
 #include "experiments/launch.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,15 +56,6 @@ bool launch_interrupted(void)
     return signal_passed != 0;
 }
 
-Status launch_log_open(const char *path, bool keep, int *handle_out)
-{
-    TRY(output_refuse_fifo(path));
-    int handle = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | (keep ? O_APPEND : O_TRUNC), 0644);
-    if (handle < 0) return status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
-    *handle_out = handle;
-    return OK;
-}
-
 /* log: -1 for none */
 static void start_child(char *const arguments[], int log, pid_t parent)
 {
@@ -84,7 +74,7 @@ Status launch_wait(char *const arguments[], const char *log_path, int *exit_out)
     struct sigaction pass = {.sa_handler = pass_on}, old_int, old_term;
     sigemptyset(&pass.sa_mask);
     int log = -1;
-    if (log_path) TRY(launch_log_open(log_path, false, &log));
+    if (log_path) TRY(output_open_log(log_path, false, NULL, &log, NULL));
     fflush(NULL);
     pid_t parent = getpid(), child = fork();
     int error = errno;

@@ -11,14 +11,9 @@ bool launch_under_mpi(void);
 int launch_world_size(void);
 
 /* Runs `arguments` (NULL-terminated, arguments[0] = program) and waits; SIGINT and SIGTERM are passed on. Its
- * output goes to `log_path` where that is not NULL. It ends with this process. *exit_out: exit status, or 128 + signal.
- * ERR_IO when it cannot be started or its log cannot be opened. */
+ * output goes to `log_path` (a log of engine/output.h, begun again) where that is not NULL. It ends with this process.
+ * *exit_out: exit status, or 128 + signal. ERR_IO when it cannot be started or its log cannot be opened. */
 Status launch_wait(char *const arguments[], const char *log_path, int *exit_out);
-
-/* The log of a program that is started: what it says goes behind what the log holds (`keep`), or in place of it. The
- * caller closes the handle, which no program that is started inherits. ERR_IO when it cannot be written, and for a
- * fifo, which would wait for a reader. */
-Status launch_log_open(const char *path, bool keep, int *handle_out);
 
 /* Whether a signal was passed on by launch_wait: what the caller was doing should end too. */
 bool launch_interrupted(void);

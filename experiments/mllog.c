@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "engine/output.h"
 
@@ -17,18 +18,19 @@ struct Mllog {
 
 Status mllog_open(const char *path, Mllog **log_out)
 {
-    TRY(output_refuse_fifo(path));
+    int handle;
+    TRY(output_open_log(path, true, ":::MLLOG", &handle, NULL));
     Mllog *log = calloc(1, sizeof *log);
     if (log) log->path = strdup(path);
-    if (log && log->path) log->file = fopen(path, "a");
+    if (log && log->path) log->file = fdopen(handle, "a");
     if (log && log->file) {
         *log_out = log;
         return OK;
     }
-    Status status = status_fail(ERR_IO, "%s: cannot open (%s)", path, strerror(errno));
+    close(handle);
     if (log) free(log->path);
     free(log);
-    return status;
+    return status_fail_at(ERR_MEMORY, path, 0, "out of memory for the log");
 }
 
 Status mllog_close(Mllog **log)

@@ -9,7 +9,8 @@
 typedef struct Mllog Mllog;
 typedef enum MllogEvent { MLLOG_POINT, MLLOG_START, MLLOG_END } MllogEvent;
 
-/* Appends to `path`; every line is flushed. */
+/* Appends to `path`; every line is flushed. ERR_INPUT when what is there is no such log, ERR_IO when it cannot be
+ * written. */
 Status mllog_open(const char *path, Mllog **log_out);
 Status mllog_close(Mllog **log);
 

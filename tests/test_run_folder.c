@@ -13,6 +13,8 @@
 
 #include <cmocka.h>
 
+#include "analysis/table.h"
+#include "engine/output.h"
 #include "engine/pipe.h"
 #include "experiments/files.h"
 #include "experiments/launch.h"
@@ -130,6 +132,100 @@ static void devices_and_pipes_are_written(void **state)
     close(ends[1]);
 }
 
+static void write_file(const char *at, const char *text)
+{
+    FILE *file = fopen(at, "wb");
+    assert_true(file && fputs(text, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+static void check_file(const char *at, const char *text)
+{
+    char found[512] = "";
+    FILE *file = fopen(at, "rb");
+    assert_non_null(file);
+    found[fread(found, 1, sizeof found - 1, file)] = '\0';
+    fclose(file);
+    assert_string_equal(found, text);
+}
+
+static void log_is_refused(const char *begins, const char *message)
+{
+    int handle;
+    assert_int_not_equal(output_open_log(path, true, begins, &handle, NULL), OK);
+    if (!strstr(status_text(), message)) fail_msg("\"%s\" does not contain \"%s\"", status_text(), message);
+}
+
+/* Logs lie where other outputs would: behind links, which stay, and never in a file of another kind. */
+static void logs_follow_links_as_outputs_do(void **state)
+{
+    (void)state;
+    char other[128];
+    int handle, code = 1;
+    bool fresh;
+    struct stat info;
+    Mllog *log = NULL;
+    char *arguments[] = {"echo", "said", NULL};
+    snprintf(other, sizeof other, "%s/other", folder);
+    assert_int_equal(symlink("other", path), 0);
+    assert_int_equal(output_open_log(path, true, "a", &handle, &fresh), OK); /* nothing is there yet */
+    assert_true(fresh && write(handle, "a\n", 2) == 2 && close(handle) == 0);
+    assert_int_equal(output_open_log(path, true, "a", &handle, &fresh), OK);
+    assert_true(!fresh && write(handle, "b\n", 2) == 2 && close(handle) == 0);
+    check_file(other, "a\nb\n");
+    assert_int_equal(launch_wait(arguments, path, &code), OK);
+    check_file(other, "said\n");
+    write_file(other, "My thesis\n");
+    log_is_refused("a", "steps.csv: not continued: it does not begin with \"a\"");
+    assert_int_equal(mllog_open(path, &log), ERR_INPUT);
+    check_file(other, "My thesis\n");
+    assert_true(lstat(path, &info) == 0 && S_ISLNK(info.st_mode));
+    unlink(other);
+    assert_int_equal(mkdir(other, 0700), 0);
+    log_is_refused(NULL, "cannot write: a folder, not a file");
+    assert_int_equal(launch_wait(arguments, path, &code), ERR_IO);
+    rmdir(other);
+    assert_int_equal(symlink("other", other), 0);
+    log_is_refused(NULL, "a link that leads too far");
+    unlink(other);
+}
+
+/* Its file is neither emptied nor written from its beginning, and a pipe is not read. */
+static void logs_go_to_standard_output(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"a", "b"};
+    char other[128], *arguments[] = {"echo", "said", NULL};
+    int code = 1, ends[2], screen = dup(STDOUT_FILENO);
+    TableWriter *writer = NULL;
+    snprintf(other, sizeof other, "%s/other", folder);
+    assert_int_equal(symlink("/proc/self/fd/1", path), 0); /* as /dev/stdout is */
+    fflush(stdout);
+    int file = open(other, O_WRONLY | O_CREAT, 0600);
+    dup2(file, STDOUT_FILENO);
+    printf("before\n");
+    Status launched = launch_wait(arguments, path, &code);
+    Status appended = table_writer_append(path, names, 2, &writer);
+    if (appended == OK) appended = table_writer_close(&writer);
+    printf("behind\n");
+    fflush(stdout);
+    assert_int_equal(pipe(ends), 0);
+    dup2(ends[1], STDOUT_FILENO);
+    close(ends[1]);
+    Status piped = table_writer_append(path, names, 2, &writer);
+    if (piped == OK) piped = table_writer_close(&writer);
+    dup2(screen, STDOUT_FILENO);
+    close(screen);
+    close(file);
+    assert_true(launched == OK && appended == OK && piped == OK);
+    check_file(other, "before\nsaid\na,b\nbehind\n");
+    char found[16] = "";
+    assert_int_equal(read(ends[0], found, sizeof found - 1), 4);
+    assert_string_equal(found, "a,b\n");
+    close(ends[0]);
+    unlink(other);
+}
+
 /* Inputs and outputs take the same pipes for handed over. */
 static void handed_over_pipes_are_known(void **state)
 {
@@ -160,6 +256,8 @@ int main(void)
         TEST(fifos_are_refused),
         TEST(devices_and_pipes_are_written),
         TEST(handed_over_pipes_are_known),
+        TEST(logs_follow_links_as_outputs_do),
+        TEST(logs_go_to_standard_output),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
