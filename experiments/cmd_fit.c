@@ -12,6 +12,7 @@
 typedef struct FitArguments {
     const char *experiment, *machine, *ops, *out, *form;
     bool all, totals;
+    bool alone; /* --out is a pipe or device: nothing can lie beside it */
     int64_t draws;
     TextList overrides;
 } FitArguments;
@@ -43,15 +44,20 @@ static Status form_of(const char *name, int *form_out)
     return status_fail(ERR_USAGE, "fit: unknown form \"%s\" (expected one of %s)", name, list);
 }
 
-/* The fit, its diagnostics and the anchored fit: all can be written, or nothing is. */
-static Status check_outputs(const char *out, const TextList *runs)
+/* The fit, its diagnostics and the anchored fit: all can be written, or nothing is. *alone_out: the fit itself only. */
+static Status check_outputs(const char *out, const TextList *runs, bool *alone_out)
 {
     Arena arena = {0};
-    char *text = arena_printf(&arena, "%s.txt", out), *anchored = fit_anchored_path(out, &arena);
+    char *target = NULL, *text = arena_printf(&arena, "%s.txt", out), *anchored = fit_anchored_path(out, &arena);
     Status status = text && anchored ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
     if (status == OK) status = output_check("fit: --out", out, FIT_BEGINS, runs->item, runs->count);
-    if (status == OK) status = output_check("fit: OUT.txt", text, FIT_TEXT_BEGINS, runs->item, runs->count);
-    if (status == OK) status = output_check("fit: OUT_anchored.json", anchored, FIT_BEGINS, runs->item, runs->count);
+    if (status == OK) status = output_place(out, FIT_BEGINS, &arena, &target);
+    *alone_out = status == OK && !target;
+    if (*alone_out)
+        fprintf(stderr, "foldscale: note: %s is not a file: no diagnostics and no anchored fit beside it\n", out);
+    if (status == OK && target) status = output_check("fit: OUT.txt", text, FIT_TEXT_BEGINS, runs->item, runs->count);
+    if (status == OK && target)
+        status = output_check("fit: OUT_anchored.json", anchored, FIT_BEGINS, runs->item, runs->count);
     arena_free(&arena);
     return status;
 }
@@ -67,7 +73,7 @@ static Status write_diagnostics(const char *out, const FitModel *model, const Fi
         status = output_close(&output);
     else
         output_abandon(&output);
-    return status == OK ? fit_print(model, points, count, stdout) : status;
+    return status;
 }
 
 /* Other machines are only reached through the form that knows collectives and devices: kept beside the chosen one. */
@@ -103,8 +109,9 @@ static Status fit(const FitArguments *a, int form, const RunTable *runs, Pricing
         model->device = runs->rows[used[0]].device;
         status = fit_write(model, out);
     }
-    if (status == OK) status = write_diagnostics(out, model, points, count);
-    if (status == OK) status = write_anchored(a, pricing, model, points, count, out);
+    if (status == OK && !a->alone) status = write_diagnostics(out, model, points, count);
+    if (status == OK) status = fit_print(model, points, count, stdout);
+    if (status == OK && !a->alone) status = write_anchored(a, pricing, model, points, count, out);
     if (status == OK) printf("%d runs -> %s\n", count, out);
     if (model) fit_destroy(&model);
     free(points);
@@ -143,7 +150,7 @@ Status cmd_fit(int argc, char **argv)
     char *folder = study_folder_of(operands.item[0], &arena), *machine = (char *)a.machine, *ops = (char *)a.ops;
     char *out = a.out ? (char *)a.out : arena_printf(&arena, "%s/fit.json", folder);
     Status status = runs && folder && out ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
-    if (status == OK) status = check_outputs(out, &operands);
+    if (status == OK) status = check_outputs(out, &operands, &a.alone);
     if (status == OK) status = study_read_runs(&operands, runs);
     if (status == OK) status = points_check(runs->all.rows, runs->all.count);
     if (status == OK && !machine) status = study_file(folder, "machine/machine.yaml", &arena, &machine);

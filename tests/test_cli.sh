@@ -188,6 +188,11 @@ timeout 60 cat pipe >piped &
 expect "a pipe" 0 "1 predictions" "${predict[@]}" pipe
 [ -p pipe ] || fail "the pipe was replaced"
 wait $! && grep -q '^machine,' piped || fail "nothing came out of the pipe"
+fit=("$foldscale" fit study/runs.csv --experiment good.yaml --form amdahl --draws 50 --out)
+expect "a fit into a pipe" 0 '"format":.*"foldscale fit"' bash -c 'set -o pipefail; "$@" /dev/fd/1 | cat' - "${fit[@]}"
+grep -q "note: /dev/fd/1 is not a file: no diagnostics and no anchored fit" log && grep -q "^4 runs" log || fail "it is not said what is left out"
+expect "a fit to standard output" 0 '"format":.*"foldscale fit"' "${fit[@]}" stdout
+ls stdout?* 2>/dev/null && fail "files beside standard output"
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
 expect "runs of two models" 1 'mixed.csv:4: experiment "other", but mixed.csv:2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
 
