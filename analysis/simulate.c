@@ -118,29 +118,33 @@ static void state_free(State *s)
 /* --- one step
  * -------------------------------------------------------------------------------------------------------------- */
 
-static double rank_compute(const SimConfig *c, const State *s, int64_t rank, int64_t step)
+static double rank_compute(const SimConfig *c, const State *s, int64_t rank, int64_t step, double *pause_out)
 {
     Random x = random_at(c->seed, (uint64_t)rank, (uint64_t)step, STREAM_STEP);
-    double time = c->compute_s * s->rank_factor[rank] * exp(c->step_sd * x.normal - c->step_sd * c->step_sd / 2);
-    if (x.uniform < c->hiccup_rate) time += c->hiccup_s * x.exponential;
-    return time;
+    *pause_out = x.uniform < c->hiccup_rate ? c->hiccup_s * x.exponential : 0;
+    return c->compute_s * s->rank_factor[rank] * exp(c->step_sd * x.normal - c->step_sd * c->step_sd / 2);
 }
 
 static SimStep run_step(const SimConfig *c, State *s, int64_t step, double now)
 {
     double last = 0, longest = 0;
+    double behind = 0; /* sum over ranks of longest - computation, of terms >= 0: rounding cannot turn it negative */
     SimStep out = {.start_s = now};
     for (int64_t k = 0; k < s->replicas; k++) {
         double wait = s->loader ? take_sample(c, &s->loader[k], (uint64_t)k, now) - now : 0;
         for (int64_t r = k * c->dap; r < (k + 1) * c->dap; r++) {
-            double compute = rank_compute(c, s, r, step);
-            longest = fmax(longest, compute);
-            if (wait + compute > last) last = wait + compute, out.slowest = r;
+            double pause, compute = rank_compute(c, s, r, step, &pause), busy = compute + pause;
+            if (busy > longest) behind += (double)r * (busy - longest), longest = busy;
+            behind += longest - compute;
+            if (wait + busy > last) last = wait + busy, out.slowest = r;
         }
     }
-    /* without waits the step would end with the longest computation; without spread with the mean one */
+    /* Without waits the step would end with the longest computation; without spread with the mean one, of these very
+     * ranks. Against the mean that all draws share (compute_s of the configuration) the maximum of a few ranks falls
+     * short as often as not. */
     out.loader_s = last - longest;
-    out.straggler_s = longest - c->compute_s;
+    out.straggler_s = behind / (double)c->ranks;
+    out.compute_s = longest - out.straggler_s;
     out.step_s = last + c->comm_s + c->host_s;
     return out;
 }
@@ -213,7 +217,7 @@ static void run_all(const SimConfig *c, State *s, SimResult *r)
         step.stall_s = stall_after(c, s, i, now, &eval, &checkpoint);
         now += step.stall_s;
         r->step[i] = step;
-        r->compute_s += c->compute_s;
+        r->compute_s += step.compute_s;
         r->comm_s += c->comm_s;
         r->host_s += c->host_s;
         r->loader_s += step.loader_s;
@@ -257,16 +261,17 @@ void simulate_free(SimResult *result)
 
 Status simulate_write(const SimResult *r, const char *path)
 {
-    static const char *const names[] = {"step",        "start_s", "step_s",      "loader_s",
-                                        "straggler_s", "stall_s", "slowest_rank"};
+    static const char *const names[] = {"step",     "start_s",     "step_s",  "compute_s",
+                                        "loader_s", "straggler_s", "stall_s", "slowest_rank"};
     TableWriter *w;
-    TRY(table_writer_create(path, names, 7, &w));
+    TRY(table_writer_create(path, names, 8, &w));
     Status status = OK;
     for (int64_t i = 0; i < r->steps && status == OK; i++) {
         const SimStep *s = &r->step[i];
         table_put_int(w, i);
         table_put_double(w, s->start_s);
         table_put_double(w, s->step_s);
+        table_put_double(w, s->compute_s);
         table_put_double(w, s->loader_s);
         table_put_double(w, s->straggler_s);
         table_put_double(w, s->stall_s);

@@ -22,7 +22,7 @@ typedef struct SimLoader {
 typedef struct SimConfig {
     int64_t ranks, dap; /* dap ranks share one sample and one loader */
     int64_t steps;
-    double compute_s;      /* mean computation of a rank */
+    double compute_s;      /* expected computation of a rank */
     double rank_sd;        /* relative spread between ranks that stays for the whole job */
     double step_sd;        /* relative spread from step to step */
     double hiccup_rate;    /* probability per rank and step of a pause (garbage collection, a page fault storm) */
@@ -42,8 +42,10 @@ typedef struct SimConfig {
 
 typedef struct SimStep {
     double start_s, step_s; /* since the start of the job; without evaluation and checkpoint */
-    double loader_s;        /* lost because some rank waited for data */
-    double straggler_s;     /* lost because some rank computed longer than the mean */
+    double compute_s;       /* mean over the ranks, without pauses: spreads around that of SimConfig */
+    double loader_s;        /* >= 0: lost because some rank waited for data */
+    double straggler_s;     /* >= 0: the longest computation, a pause included, less that mean; 0 on one rank without
+                             * pauses */
     double stall_s;         /* evaluation, hand-over, checkpoint after this step */
     int64_t slowest;        /* rank that decided the step */
 } SimStep;

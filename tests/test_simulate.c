@@ -50,6 +50,35 @@ static void test_stragglers(void **state)
     }
 }
 
+/* What stragglers cost is never negative, however few ranks, and nothing where there is no other rank to wait for. */
+static void test_few_ranks(void **state)
+{
+    (void)state;
+    for (int64_t n = 1; n <= 4; n++) {
+        SimConfig c = plain();
+        c.ranks = n, c.compute_s = 0.1, c.rank_sd = 0.05, c.step_sd = 0.1;
+        SimResult r = run(&c);
+        double compute = 0, straggler = 0;
+        for (int64_t i = 0; i < r.steps; i++) {
+            assert_true(r.step[i].straggler_s >= 0 && (n > 1 || r.step[i].straggler_s == 0));
+            assert_true(fabs(r.step[i].compute_s + r.step[i].straggler_s - r.step[i].step_s) < 1e-12);
+            compute += r.step[i].compute_s, straggler += r.step[i].straggler_s;
+        }
+        assert_true(fabs(compute - r.compute_s) < 1e-9 && fabs(straggler - r.straggler_s) < 1e-9);
+        assert_true(n == 1 || straggler > 0);
+        simulate_free(&r);
+        c.rank_sd = c.step_sd = 0; /* nothing is lost to rounding either */
+        r = run(&c);
+        assert_true(r.straggler_s == 0);
+        simulate_free(&r);
+        c.hiccup_rate = 1, c.hiccup_s = 0.01; /* a pause is no computation */
+        r = run(&c);
+        assert_true(fabs(r.compute_s - 400 * 0.1) < 1e-9);
+        assert_true(r.straggler_s > 400 * 0.01 * 0.8);
+        simulate_free(&r);
+    }
+}
+
 /* One worker slower than the step: every step waits for the difference; enough workers: none does. */
 static void test_loader(void **state)
 {
@@ -128,8 +157,9 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plain),      cmocka_unit_test(test_stragglers),    cmocka_unit_test(test_loader),
-        cmocka_unit_test(test_evaluation), cmocka_unit_test(test_deterministic), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_plain),   cmocka_unit_test(test_stragglers), cmocka_unit_test(test_few_ranks),
+        cmocka_unit_test(test_loader),  cmocka_unit_test(test_evaluation), cmocka_unit_test(test_deterministic),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
