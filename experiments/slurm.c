@@ -71,7 +71,8 @@ static void put_header(FILE *out, const SlurmOptions *o, const StudyPoint *p, bo
             (long long)o->minutes);
     if (gpus) fprintf(out, "#SBATCH --gpus-per-node=%d\n", per_node);
     if (o->partition) fprintf(out, "#SBATCH --partition=%s\n", o->partition);
-    fprintf(out, "#SBATCH --output=%s/points/%s/log.txt\nset -eu\ncd", folder, p->id);
+    /* submit.sh knows a job by its name and this folder, from wherever it was submitted */
+    fprintf(out, "#SBATCH --chdir=%s/slurm\n#SBATCH --output=%s/points/%s/log.txt\nset -eu\ncd", folder, folder, p->id);
 }
 
 static Status write_script(const char *path, const char *text, size_t size)
@@ -121,24 +122,45 @@ static Status write_point(const SlurmOptions *options, const Config *config, con
     return status;
 }
 
+static Status submit_script(const char *folder, int steps, char **text_out, size_t *size_out)
+{
+    /* steps.csv is there from the first step, and a run that a signal ends has a run_stop too */
+    static const char form[] =
+        "#!/bin/bash\n"
+        "# Submits every point that is not complete, queued or running, one after the other.\n"
+        "set -eu\n"
+        "cd \"$(dirname \"$0\")\"\n"
+        "queued=\n"
+        "if command -v squeue >/dev/null; then queued=$(squeue -a -h -u \"$(id -un)\" -o '%%j %%Z'); fi\n"
+        "for job in n*.sh; do\n"
+        "  point=${job%%.sh}\n"
+        "  grep -qs '\"run_stop\".*\"step_num\":%d,' \"../points/$point/mlperf.log\" && continue\n"
+        "  if grep -qxF \"$point %s/slurm\" <<<\"$queued\"; then # points of other studies have the same names\n"
+        "    echo \"$point: left out, queued or running\"\n"
+        "  else\n"
+        "    sbatch \"$job\"\n"
+        "  fi\n"
+        "done\n";
+    FILE *out = open_memstream(text_out, size_out);
+    if (out) fprintf(out, form, steps, folder);
+    return out && fclose(out) == 0 ? OK : status_fail(ERR_MEMORY, "sweep: out of memory");
+}
+
 Status slurm_write(const SlurmOptions *options, const Config *config, const char *study, const TextList *overrides,
                    const char *folder, const StudyPoint *points, int count)
 {
-    /* steps.csv is there from the first step, and a run that a signal ends has a run_stop too */
-    static const char form[] = "#!/bin/bash\n# Submits every point that is not complete, one after the other.\n"
-                               "set -eu\ncd \"$(dirname \"$0\")\"\nfor job in n*.sh; do\n"
-                               "  grep -qs '\"run_stop\".*\"step_num\":%d,' \"../points/${job%%.sh}/mlperf.log\" || "
-                               "sbatch \"$job\"\ndone\n";
-    char path[4096], submit[sizeof form + 16];
-    int size = snprintf(submit, sizeof submit, form, config->study.steps);
+    char path[4096], *submit = NULL;
+    size_t size = 0;
+    Status status = submit_script(folder, config->study.steps, &submit, &size);
     Arena arena = {0};
     snprintf(path, sizeof path, "%s/slurm", folder);
-    Status status = files_make_folder(path);
+    if (status == OK) status = files_make_folder(path);
     for (int i = 0; i < count && status == OK; i++)
         status = write_point(options, config, study, overrides, folder, &points[i], &arena);
     arena_free(&arena);
     snprintf(path, sizeof path, "%s/slurm/submit.sh", folder);
-    if (status == OK) status = write_script(path, submit, (size_t)size);
+    if (status == OK) status = write_script(path, submit, size);
+    free(submit);
     if (status == OK) printf("%d job scripts; start them with %s\n", count, path);
     return status;
 }

@@ -235,6 +235,16 @@ sed -i '$d' later/points/*_r0/steps.csv
 sed -i 's/"step_num":2/"step_num":1/' later/points/*_r0/mlperf.log
 expect "collecting beside an incomplete point" 0 "^1 rows added, 1 points have not run or are not complete" bash -c 'jobs --collect'
 grep -q '_r0/steps.csv: ' log || fail "what is not complete is not named"
+# an squeue that lists what the file says, in the format it is asked for
+printf '#!/bin/bash\n[ "${*: -2}" = "-o %%j %%Z" ] && cat "%s/queue"\n' "$out" >bin/squeue
+chmod +x bin/squeue
+expect "a queue that cannot be asked" 1 "queue: No such file" "${submit[@]}"
+point=$(basename later/points/*_r0)
+echo "$point $(realpath later)/slurm" >queue
+expect "a point that is queued" 0 "^$point: left out, queued or running" "${submit[@]}"
+grep -q ^submitted log && fail "a queued point was submitted again"
+grep -q "^#SBATCH --chdir=$(realpath later)/slurm$" "later/slurm/$point.sh" || fail "a job is not known by its folder"
+printf '%s\n' "$point /elsewhere/slurm" "${point}1 $(realpath later)/slurm" >queue
 expect "the incomplete point again" 0 "submitted n1.*_r0" "${submit[@]}"
 [ "$(grep -c ^submitted log)" = 1 ] || fail "a complete point was submitted again"
 expect "collecting it" 0 "^1 rows added, 0 points" bash -c 'jobs --collect'
