@@ -40,7 +40,7 @@ typedef struct CpuBackend {
     const CpuEntry *entry[2][OP_COUNT]; /* [0] float, [1] double */
     double *mark;
     int marks;
-    uint64_t dither; /* state of the row of numbers that rounds bf16; 0 = to nearest even */
+    uint64_t dither; /* state of the row of numbers that rounds (KernelOptions); 0: none */
     char device[128];
 } CpuBackend;
 
@@ -188,6 +188,26 @@ static void round_dithered(const float *x, int64_t count, uint64_t *state, uint1
     }
 }
 
+/* What an op computed in double, to float at random; what a float holds stays. */
+static void round_to_float_dithered(double *x, int64_t count, uint64_t *state)
+{
+    const uint64_t dropped = (UINT64_C(1) << 29) - 1; /* of 52 bits of a double, beyond a float's 23 */
+    for (int64_t i = 0; i < count; i++) {
+        if (!isfinite(x[i])) continue;
+        uint64_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bits = (bits + (next_bits(state) & dropped)) & ~dropped;
+        memcpy(&x[i], &bits, sizeof bits);
+    }
+}
+
+static void dither_outputs(CpuBackend *cpu, const OpCall *call)
+{
+    for (int k = 0; k < call->op->n_out; k++)
+        if (call->out[k] && call->out_tensor[k] && call->out_tensor[k]->dtype == DT_F64)
+            round_to_float_dithered(call->out[k], tensor_count(call->out_tensor[k]), &cpu->dither);
+}
+
 static Status convert(CpuBackend *cpu, const Tensor *from, const void *source, const Tensor *to, void *target)
 {
     if (!cpu->dither || from->dtype != DT_F32 || to->dtype != DT_BF16)
@@ -249,7 +269,9 @@ static Status cpu_run(Backend *backend, const OpCall *call)
         if (call->out_tensor[k]) note_type(&types, call->out_tensor[k]->dtype);
     const CpuEntry *entry = cpu->entry[types.f64][op->kind];
     if (!entry) return status_fail(ERR_UNSUPPORTED, "cpu: there is no kernel for %s", op_def(op->kind)->name);
-    return types.bf16 ? run_widened(cpu, entry, call) : entry->run(&backend->layout, call);
+    TRY(types.bf16 ? run_widened(cpu, entry, call) : entry->run(&backend->layout, call));
+    if (cpu->dither && types.f64) dither_outputs(cpu, call);
+    return OK;
 }
 
 static Status cpu_finish(Backend *backend)
