@@ -228,7 +228,8 @@ static Status walk(StepCost *cost, const Program *p, double times, bool nograd, 
             land(flight, VAL_NONE);
             continue;
         }
-        if (flight->first < flight->count) cover(&flight->item[flight->first], &item);
+        bool shared = prog_sharing_op(p, i) < p->n_ops; /* covers what that op sends, see add_sent() */
+        if (flight->first < flight->count && !shared) cover(&flight->item[flight->first], &item);
         TRY(cost_add(cost, &item));
         if (item.sends) TRY(add_sent(cost, p, i, times, nograd));
     }

@@ -136,16 +136,6 @@ static Status end_sending(Builder *b, const Program *p, const Op *op, bool nogra
     return OK;
 }
 
-/* The op that shares the device with the group aside that begins here (Send.shares): p->n_ops: none. What it sends is
- * on its way beside that group, too. */
-static int32_t shares_at(const Program *p, int32_t i)
-{
-    bool begins = p->op[i].stream == STREAM_ASIDE && (i == 0 || p->op[i - 1].stream != STREAM_ASIDE);
-    if (!begins) return p->n_ops;
-    while (i < p->n_ops && p->op[i].stream == STREAM_ASIDE) i++;
-    return i < p->n_ops && p->op[i].send.shares ? i : p->n_ops;
-}
-
 static Status add_plain(Builder *b, const Program *p, const Op *op, bool nograd)
 {
     CostClass c = cost_classify(p, op, 1, nograd);
@@ -163,9 +153,10 @@ static Status run_program(Builder *b, const Program *p, bool nograd)
     int sent = -1;
     for (int32_t i = 0; i < p->n_ops && status == OK; i++) {
         const Op *op = &p->op[i];
-        int32_t begins = op->send.active && sender != i ? i : shares_at(p, i);
-        if (begins < p->n_ops) {
-            sender = begins;
+        /* what shares the device sends beside the whole group in front of it */
+        int32_t sends = op->send.active ? i : prog_sharing_op(p, i);
+        if (sends < p->n_ops && sends != sender) {
+            sender = sends;
             status = begin_sending(b, p, &p->op[sender], nograd, &sent);
         }
         if (status != OK) break;

@@ -30,6 +30,7 @@ typedef struct OpCall {
                           aside, one per slot */
     int32_t op_index;  /* in the program: the key of timings */
     int32_t comm_slot; /* pairs a started collective (stream 1) with its COMM_WAIT; reused afterwards; -1 otherwise */
+    bool beside;       /* of an op with Send.shares: the ops aside run beside it, not in a line with it */
     uint32_t steady;   /* bit k: in[k] may be read while the call before this one still runs (engine/steady.h) */
 } OpCall;
 

@@ -103,6 +103,12 @@ static Status resolve(const Exec *exec, Val v, void **address_out, size_t *arena
     return OK;
 }
 
+/* Groups aside run beside the computation. Times and values of single ops are for ops in a line. */
+static bool runs_beside(const Exec *exec)
+{
+    return exec->backend->aside_begin && !exec->options.time_ops && !exec->options.check_finite;
+}
+
 static Status make_call(Exec *exec, int32_t index, const ScratchPlan *plan, unsigned char *scratch, OpCall *call,
                         size_t *end_out)
 {
@@ -122,6 +128,7 @@ static Status make_call(Exec *exec, int32_t index, const ScratchPlan *plan, unsi
         call->out_tensor[k] = &p->value[op->out[k]].t;
     }
     if (op->send.active) send_make_call(p, scratch + plan->at[index], call);
+    call->beside = op->send.shares && runs_beside(exec);
     return OK;
 }
 
@@ -242,7 +249,7 @@ static Status check_finite(Exec *exec, const OpCall *call)
     return OK;
 }
 
-/* Groups aside, of one run. Times and values of single ops are for ops in a line. */
+/* Groups aside, of one run. */
 typedef struct Groups {
     bool beside, within; /* there are groups; the last call belongs to one */
     int begun, joined;
@@ -266,7 +273,7 @@ static Status run_calls(Exec *exec, const Flight *flight)
     Backend *backend = exec->backend;
     const Timeline *timeline = flight->timeline;
     const Interval *next = timeline->interval;
-    Groups groups = {.beside = backend->aside_begin && !exec->options.time_ops && !exec->options.check_finite};
+    Groups groups = {.beside = runs_beside(exec)};
     for (int n = 0; n < exec->n_calls; n++) {
         if (next->first_call == n) {
             TRY(backend->mark(backend, flight->first_mark + (int)(next - timeline->interval)));

@@ -448,6 +448,13 @@ Op prog_op_collective(const Op *op)
     return collective;
 }
 
+int32_t prog_sharing_op(const Program *p, int32_t i)
+{
+    if (p->op[i].stream != STREAM_ASIDE) return p->n_ops;
+    while (i < p->n_ops && p->op[i].stream == STREAM_ASIDE) i++;
+    return i < p->n_ops && p->op[i].send.shares ? i : p->n_ops;
+}
+
 static void own_cost(const Program *program, const Op *op, Cost *cost_out)
 {
     *cost_out = (Cost){0};

@@ -181,6 +181,8 @@ int prog_op_name(const Program *program, int32_t op, char *buffer, size_t size);
  */
 Op prog_op_computation(const Op *op);
 Op prog_op_collective(const Op *op);
+/* The op that shares the device with the group aside that op i belongs to (Send.shares), n_ops where none does. */
+int32_t prog_sharing_op(const Program *program, int32_t i);
 
 /* Cost of one op under the current shapes (op table). An op that sends: the flops and bytes on the wire of both halves,
  * the bytes moved of the computation. */

@@ -8,9 +8,9 @@ typedef struct KernelOptions {
     int dap;         /* ranks per model-parallel group; must divide the number of ranks */
     int threads;     /* CPU threads of this rank; 0 = OMP_NUM_THREADS, else cores / ranks on this host */
     bool no_comm;    /* leave collectives out: time one rank's share of a DAP n step alone (dap is taken as given) */
-    uint64_t dither; /* cpu: results are rounded up or down at random, by their distance to either, drawn from this
-                        seed, in bf16 programs to bf16, in f64 ones to f32: a sample of what rounding may do to a
-                        program; 0 = to nearest even, in f64 not at all */
+    uint64_t dither; /* cpu: what ops compute is rounded up or down at random, by its distance to either, drawn from
+                        this seed, in bf16 programs to bf16, in f64 ones to f32 (its digits, not its range): a sample
+                        of what rounding may do to a program; 0 = to nearest even, in f64 not at all */
     const char *tune_cache; /* file with measured GEMM choices (cuda), or NULL */
 } KernelOptions;
 

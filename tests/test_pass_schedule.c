@@ -318,6 +318,7 @@ static void a_collective_gives_way_to_an_attention_that_sends(void **state)
     (void)state;
     Recording r = recording_model("initial_training", false);
     Switches s = fusing_and_overlapping();
+    s.precision = PRECISION_BF16; /* what kernels send */
     Program *p = passed(r.p, &s, PASS_SCHEDULE);
     int pairs_behind = 0, pairs_sent = 0, msa_at_once = 0;
     for (int32_t i = 1; i < p->n_ops; i++) {
@@ -366,9 +367,11 @@ static void what_runs_aside_hides_no_collective(void **state)
 static void what_needs_nothing_of_a_sum_runs_beside_it(void **state)
 {
     (void)state;
-    for (int gradient = 0; gradient < 2; gradient++) {
+    for (int k = 0; k < 6; k++) {
+        bool gradient = k % 2;
         Recording r = recording_model("initial_training", gradient);
         Switches s = fusing_and_overlapping();
+        s.dap = 2 << k / 2;
         s.cuda_graph = true;
         s.precision = PRECISION_BF16;
         Program *p = passed(r.p, &s, PASS_SCHEDULE);
@@ -383,7 +386,8 @@ static void what_needs_nothing_of_a_sum_runs_beside_it(void **state)
             groups += forward && aside && op->kind == OP_LINEAR_GROUP;
         }
         assert_true(sums[0] >= 47 && norms >= 47 && groups >= 47);
-        assert_true(gates >= 47 && (gradient ? sums[1] >= 47 : sums[1] == 0));
+        assert_true(gradient ? sums[1] >= 47 : sums[1] == 0);
+        assert_true(gates >= 47 || s.dap > 2); /* the more ranks, the later the MSA arrives */
         prog_destroy(&p);
         s.cuda_graph = false; /* nothing runs aside */
         p = passed(r.p, &s, PASS_SCHEDULE);

@@ -59,7 +59,7 @@ static void test_op_prices(void **state)
     machine_destroy(&h100);
 }
 
-/* beside: what stands in front of the op that sends runs beside it */
+/* beside: as if what stands in front of the op that sends ran beside it, which reads it here: prices do not ask */
 static StepCost *layer_cost(int dap, bool overlap, bool beside)
 {
     Registry *registry;

@@ -21,16 +21,16 @@ typedef struct Overlap {
 } Overlap;
 
 /* Whether an op could send what the collective takes, while beside the computation it would share the wire with another
- * one, in line, in front of its reader. In the forward pass: sending gradients of layer norms took longer than it
- * saved.
- */
+ * one, in line, in front of its reader. Of bf16, which is what kernels send; where they cannot reach the other ranks'
+ * memory, it is exposed instead. In the forward pass: sending gradients of layer norms took longer than it saved. */
 static bool better_sent(const Overlap *o, int32_t collective, int32_t reader)
 {
     Cost own = {0}, other = {0};
     int output;
-    if (o->in->op[collective].stage != STAGE_FORWARD) return false;
+    const Op *op = &o->in->op[collective];
+    if (op->stage != STAGE_FORWARD || o->in->value[op->in[0]].t.dtype != DT_BF16) return false;
     if (schedule_sender(o->in, collective, o->readers, &output) < 0) return false;
-    prog_op_cost(o->in, &o->in->op[collective], &own);
+    prog_op_cost(o->in, op, &own);
     for (int32_t i = collective + 1; i < reader; i++) {
         if (!schedule_is_collective(&o->in->op[i]) || o->p->op[i].stream) continue;
         prog_op_cost(o->in, &o->in->op[i], &other);
@@ -183,7 +183,7 @@ static Status hide_collectives(Program **now, const bool *needed, const Switches
 Status pass_schedule(const Program *in, const Switches *switches, Program **out)
 {
     Program *now = NULL, *next = NULL;
-    bool aside = switches->cuda_graph && (in->loss != VAL_NONE || in->dap > 1);
+    bool aside = switches->cuda_graph && (in->loss != VAL_NONE || in->dap > 1); /* gradients; schedule_beside() */
     bool clip = switches->overlap_clip && in->loss != VAL_NONE;
     TRY(clip ? schedule_clip(in, &now) : prog_clone(in, &now));
     bool *needed = aside ? schedule_needed(now) : NULL;

@@ -95,7 +95,8 @@ static void push_main(Aside *a, const Op *op)
     bool held_up = false;
     for (int32_t i = a->started; i < a->count && !held_up; i++) held_up = aside_conflicts(a->in, &a->side[i], op);
     if (held_up) start_group(a, a->count);
-    if (op->stage != STAGE_FORWARD && a->started < a->count && schedule_room(a->in, op) > 0) {
+    bool backward = op->stage != STAGE_FORWARD && !op->recomputed; /* what is made again has not been tried */
+    if (backward && a->started < a->count && schedule_room(a->in, op) > 0) {
         start_group(a, BESIDE_OPS);
         main.send.shares = true;
     }

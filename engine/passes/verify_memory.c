@@ -48,6 +48,8 @@ Status verify_groups(const Program *p, PassStage after)
         if (aside && op->joins) return verify_fail(p, i, after, "waits for a group within a group");
         if (aside && (op->send.active || (op_def(op->kind)->flags & (OPF_COMM | OPF_ALIAS))))
             return verify_fail(p, i, after, "cannot run aside");
+        if (op->send.shares && (i == 0 || p->op[i - 1].stream != STREAM_ASIDE))
+            return verify_fail(p, i, after, "leaves room to nothing");
         groups += aside && (i == 0 || p->op[i - 1].stream != STREAM_ASIDE);
         if (groups > ASIDE_GROUPS) return verify_fail(p, i, after, "too many groups run aside");
         for (int32_t k = oldest; !aside && groups && k < i; k++)

@@ -168,7 +168,7 @@ __device__ __forceinline__ void stage_wait()
     asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 /* By all blocks: the next kernel may be launched now and not when this one ends. Pays where that one is small: its
- * blocks take room. */
+ * blocks take room, which is why a kernel that shares the GPU with ops aside calls it late (PeerSend.shares). */
 __device__ __forceinline__ void stage_release()
 {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -31,7 +31,7 @@ template <int C> static Status gate_norm_launch(const OpCall *call, const PeerSe
     typedef GateNormShape<C> S;
     int64_t rows = tensor_rows(call->in_tensor[DY]), places = places_of(call), channels = rows / places * C;
     int64_t tiles = rows / GATE_NORM_ROWS;
-    int most = send.shares ? GATE_NORM_BLOCKS / 2 : GATE_NORM_BLOCKS;
+    int most = send.shares ? GATE_NORM_SHARING : GATE_NORM_BLOCKS;
     unsigned blocks = (unsigned)(tiles < most ? tiles : most);
     GateNorm p = {};
     p.edge.gamma = (const float *)call->in[NORM_GAMMA], p.edge.mean = (const float *)call->in[NORM_MEAN];

@@ -11,7 +11,9 @@
 #include "kernels/cuda/peer_send.cuh"
 
 enum { GATE_NORM_ROWS = 64, GATE_NORM_PANEL = GATE_NORM_ROWS * 128 /* bytes of 64 columns of a tile */ };
-enum { GATE_NORM_GROUPS = 2, GATE_NORM_THREADS = GATE_NORM_GROUPS * 128 + 128, GATE_NORM_BLOCKS = 132 };
+enum { GATE_NORM_GROUPS = 2, GATE_NORM_THREADS = GATE_NORM_GROUPS * 128 + 128 };
+/* Blocks at most; where ops aside run beside it (PeerSend.shares): schedule_beside.c knows. */
+enum { GATE_NORM_BLOCKS = 132, GATE_NORM_SHARING = GATE_NORM_BLOCKS / 2 };
 
 struct GateNorm {
     CUtensorMap dy, g, y, x, w, dg, d, dx;

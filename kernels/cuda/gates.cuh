@@ -10,7 +10,7 @@
 #include "kernels/cuda/peer_send.cuh"
 
 enum { GATES_ROWS = 64, GATES_COLUMNS = 256, GATES_LOOSE = 128, GATES_MEMBERS = 6, GATES_PAIRS = 3, GATES_BLOCKS = 8 };
-/* Multiprocessors; those taken where ops run aside beside what is sent (PeerSend.shares). */
+/* Multiprocessors; those taken where ops aside run beside what is sent (PeerSend.shares): schedule_beside.c knows. */
 enum { GATES_PROCESSORS = 132, GATES_SHARING = 110 };
 enum { GATES_GROUPS = 2, GATES_THREADS = GATES_GROUPS * 128 + 128, GATES_CHUNK = GATES_ROWS * 128 /* bytes */ };
 

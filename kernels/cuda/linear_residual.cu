@@ -198,6 +198,7 @@ static Status linear_residual(CudaContext *ctx, const OpCall *call)
         TRY(branch_front(ctx, call, &b));
     }
     if (!b.normed) return branch_alone(ctx, call, b);
+    if (call->op->send.active) return status_fail(ERR_INTERNAL, "linear_residual was to send and cannot");
     FlowOperands o = flow_operands(b);
     if (branch_flows(b, o, true)) return flow_launch(o, edge_of(b, true), ctx->stream);
     TRY(branch_alone(ctx, call, b));

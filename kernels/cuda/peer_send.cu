@@ -67,7 +67,7 @@ static Status send_of(const CudaContext *ctx, const OpCall *call, int channel, P
             return status_fail(ERR_INTERNAL, "%s cannot send its output %d", op_def(call->op->kind)->name,
                                (int)call->op->send.output);
         s.ranks = p->ranks, s.rank = p->rank, s.loopback = p->loopback;
-        s.shares = call->op->send.shares && !p->loopback;
+        s.shares = call->beside && !p->loopback; /* in loopback nothing is on the wire */
         for (int r = 0; r < p->ranks; r++) {
             s.out[r] = p->loopback ? target : region->base[r] + (target - region->base[p->rank]);
             s.flag[r] = p->flags[r] + channel * PEER_FLAGS;

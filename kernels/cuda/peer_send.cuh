@@ -23,8 +23,8 @@ struct PeerRows {
 struct PeerSend {
     int ranks, rank; /* ranks 0: the op does not send */
     bool loopback;   /* the other ranks do not exist: what they would send is what this one sends them */
-    bool shares; /* the GPU with ops aside, while the wire is what it waits for (Send.shares): it takes fewer blocks,
-                    and the next kernel, whose blocks would take their room, is released with its last tile */
+    bool shares;     /* ops aside run beside this one (OpCall.beside): it takes fewer blocks, and calls stage_release()
+                        behind the last tile that it asks for, or blocks of the next kernel would take the room */
     PeerRows rows;
     void *out[PEER_RANKS];      /* of every rank: the output, or where parts of a sum land */
     uint32_t *flag[PEER_RANKS]; /* of every rank: [turn that is here, turn that has finished][rank] */

@@ -15,7 +15,9 @@
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/peer_block.cuh"
 
-enum { TRI_BLOCKS = PEER_BLOCKS, TRI_GROUPS = 2, TRI_THREADS = TRI_GROUPS * 128 + 128 };
+/* Blocks at most; where ops aside run beside it (PeerSend.shares): schedule_beside.c knows. */
+enum { TRI_BLOCKS = PEER_BLOCKS, TRI_SHARING = PEER_BLOCKS / 2 };
+enum { TRI_GROUPS = 2, TRI_THREADS = TRI_GROUPS * 128 + 128 };
 enum { TRI_STEP = 32, TRI_PANEL = TRI_STEP * 128 /* bytes of 64 columns of a step */, TRI_CHUNK = 64 * 128 };
 /* Parts of a block's work: tiles with rows of other ranks, and without. */
 enum { TRI_SENT, TRI_KEPT, TRI_PARTS };
@@ -398,7 +400,7 @@ static inline TriCut tri_cut(const TriProblem &p, int columns_of_tile)
 template <int BN> static Status tri_send_launch_shape(TriProblem p, cudaStream_t stream)
 {
     constexpr int BYTES = TriShape<BN>::BYTES;
-    int most = p.send.shares ? TRI_BLOCKS / 2 : TRI_BLOCKS;
+    int most = p.send.shares ? TRI_SHARING : TRI_BLOCKS;
     int each = (p.channels + most - 1) / most, blocks = (p.channels + each - 1) / each;
     p.cut = tri_cut(p, BN);
     CUDA_TRY(cudaFuncSetAttribute(tri_send_kernel<BN>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
