@@ -143,14 +143,12 @@ static void take_residuals(FitModel *model, const FitProblem *problem, const Fit
         if (row->kind >= ROW_PRIOR) continue;
         StepParts parts = fit_parts(problem->form, param, problem->free[FIT_LOADER], problem->free[FIT_HOST],
                                     problem->n_max, &problem->point[row->point].shape);
-        const double fitted[] = {parts.step_s, parts.serial_s + parts.compute_s, parts.comm_s + parts.straggler_s,
-                                 parts.loader_s, parts.host_s};
         FitResidual *out = &model->residual[model->residuals++];
         *out = (FitResidual){.point = row->point,
                              .what = FIT_PHASE_NAMES[row->kind],
-                             .measured_s = exp(row->target),
-                             .fitted_s = fitted[row->kind]};
-        out->standardized = (row->target - log(fmax(out->fitted_s, FIT_TINY_S))) / row->sd;
+                             .measured_s = row->unit_s > 0 ? row->target * row->unit_s : exp(row->target),
+                             .fitted_s = fit_row_seconds(row, &parts)};
+        out->standardized = (row->target - fit_row_value(row, &parts)) / row->sd;
     }
 }
 

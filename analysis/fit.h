@@ -4,7 +4,8 @@
  *
  * A configuration enters as a StepShape: how many ranks, which share of the parallel work each one does, and what its
  * collectives would take at the machine's nominal constants. What those constants do not know (kernel efficiency,
- * achieved latency and bandwidth, noise) is fitted with gsl_multifit_nlinear on logarithms of parameters and times.
+ * achieved latency and bandwidth, noise) is fitted with gsl_multifit_nlinear on logarithms of parameters and times (of
+ * the waits for loader and host on seconds, as these come near zero).
  *
  * Total times alone cannot tell serial / N from a ring's (N-1)/N, nor log N from the expected maximum of N delays;
  * therefore phases are fitted apart where they were timed, and priors (micro-benchmarks, per-rank noise) enter as rows
@@ -104,7 +105,10 @@ typedef struct StepParts {
 } StepParts;
 
 /* How far configurations lie off a form, as a standard deviation of the logarithm of a phase beyond what repeats of one
- * of them scatter: the form is not the machine, and more repeats do not make it so. With r_c the mean residual of the
+ * of them scatter: the form is not the machine, and more repeats do not make it so. Of the waits for loader and host,
+ * which come near zero, it is a standard deviation in seconds over the fitted ones: one run in seven that waited twenty
+ * times as long as the others tells of twenty such waits, not of a factor of twenty, let alone of its square, on any
+ * wait. With r_c the mean residual of the
  * n_c runs of configuration c, v_c their variance and h_c their leverage,
  *
  *   sd^2 = sum(w_c (r_c^2 - (1 - h_c) / w_c)) / sum(w_c (1 - h_c)),   w_c = n_c / v_c,
@@ -189,11 +193,12 @@ typedef struct FitInterval {
 /* Prediction interval of a run: bootstrap draws x discrepancy beyond the measured range, each phase off the drawn form
  * by its lack of fit, x repeat noise:
  *
- *   T = (A exp(s_compute t_1) + B exp(s_comm t_2) + loader exp(s_loader t_3) + host exp(s_host t_4))
+ *   T = (A exp(s_compute t_1) + B exp(s_comm t_2) + max(0, loader + s_loader t_3 L) + max(0, host + s_host t_4 H))
  *       x exp(s_step t_5 + noise z_1 + extra_sd z_2)
  *   A = serial + compute,   B = (communication + straggler) exp(tau z_3 log8(N / N_max) / 2) beyond N_max
  *
- * with s the lack of fit (FitLack; that of the step where only the step is fitted), t Student's and z normal. A
+ * with s the lack of fit (FitLack; that of the step where only the step is fitted), L and H the form's estimates of the
+ * two waits (the draws' own would multiply two errors), t Student's and z normal. A
  * configuration that was measured has it as well: where the form misses it, so does the estimate. `extra_sd` is a
  * further log standard deviation on the whole step (another machine, unmeasured kernels); 0 for none. */
 Status fit_predict(const FitModel *model, const StepShape *shape, double extra_sd, FitInterval *out);

@@ -37,12 +37,7 @@ static double row_residual(const FitProblem *problem, const FitSolution *fit, co
     if (!problem->free[FIT_DRIFT]) param[FIT_DRIFT] = 0;
     StepParts parts = fit_parts(problem->form, param, problem->free[FIT_LOADER], problem->free[FIT_HOST],
                                 problem->n_max, &problem->point[row->point].shape);
-    double value = row->kind == ROW_STEP      ? parts.step_s
-                   : row->kind == ROW_COMPUTE ? parts.serial_s + parts.compute_s
-                   : row->kind == ROW_COMM    ? parts.comm_s + parts.straggler_s
-                   : row->kind == ROW_LOADER  ? parts.loader_s
-                                              : parts.host_s;
-    return row->target - log(value + FIT_TINY_S * 1e-3);
+    return row->target - fit_row_value(row, &parts);
 }
 
 /* What the rows of one configuration and phase say together. */
@@ -123,6 +118,13 @@ static double draw_lack(gsl_rng *rng, const FitLack *lack)
     return lack->sd > 0 ? lack->sd * fmin(sqrt(freedom / gsl_ran_chisq(rng, freedom)), 6) : 0;
 }
 
+/* A wait that is drawn below zero is none. The parameter is a logarithm: a twentieth of the mean stands for it, or what
+ * was measured where that is less. */
+static double shifted(const FitRow *row, double target, double shift)
+{
+    return row->unit_s > 0 ? fmax(target + shift, fmin(target, 0.05)) : target + shift;
+}
+
 /* Resampling n runs gives (n-1)/n of their variance and none at all for n = 1: the rest is added as noise. */
 static void draw_shifts(const Draw *d, const FormState *state)
 {
@@ -157,8 +159,8 @@ static Status draw_once(const Draw *d, const FormState *state, FitRow *scratch, 
     for (int r = 0; r < problem.rows; r++) {
         FitRow *row = &scratch[r];
         if (row->kind <= ROW_HOST)
-            row->target = target_of(&state->problem, row->kind, d->pick[row->point]) +
-                          d->shift[d->cluster[row->point] * FIT_PHASE_COUNT + (int)row->kind];
+            row->target = shifted(row, target_of(&state->problem, row->kind, d->pick[row->point]),
+                                  d->shift[d->cluster[row->point] * FIT_PHASE_COUNT + (int)row->kind]);
         else
             row->target += gsl_ran_gaussian_ziggurat(d->rng, row->sd);
     }

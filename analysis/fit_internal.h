@@ -18,12 +18,15 @@ typedef enum RowKind {
     ROW_SHARE
 } RowKind;
 
-/* One row of the least-squares problem: (log model - log measured) / sd, or (parameter - mean) / sd. */
+/* One row of the least-squares problem: (log model - log measured) / sd, or (parameter - mean) / sd. The waits for the
+ * loader and the host are compared in seconds: they come near zero, where a logarithm makes a millisecond that is
+ * missing as large as a factor of a thousand. */
 typedef struct FitRow {
     RowKind kind;
     int point;      /* ROW_STEP .. ROW_HOST */
     FitParam param; /* ROW_PRIOR */
-    double target;  /* log measured, or the prior's mean */
+    double target;  /* log measured, measured / unit_s, or the prior's mean */
+    double unit_s;  /* ROW_LOADER, ROW_HOST: mean of what is fitted; else 0 */
     double sd;
 } FitRow;
 
@@ -58,6 +61,10 @@ typedef struct FitSolution {
     double chi2_data;
     int data_rows;
 } FitSolution;
+
+/* What a row of a measured phase is compared with, in seconds and as its target is written. */
+double fit_row_seconds(const FitRow *row, const StepParts *parts);
+double fit_row_value(const FitRow *row, const StepParts *parts);
 
 /* Solves; optionally the Jacobian at the solution as a GSL matrix copied into jacobian[rows * free_count]. */
 Status fit_solve(const FitProblem *problem, FitSolution *out, double *jacobian);

@@ -11,7 +11,7 @@
 #include "engine/input.h"
 #include "engine/output.h"
 
-enum { FORMAT_VERSION = 2, JSON_LIMIT_BYTES = 256 << 20, DRAW_LIMIT = 1000000 };
+enum { FORMAT_VERSION = 3, JSON_LIMIT_BYTES = 256 << 20, DRAW_LIMIT = 1000000 };
 
 /* JSON has no NaN: null stands for it. Printed here because cJSON stops at 15 digits when they come close. */
 static cJSON *number(double value)
@@ -308,11 +308,11 @@ static Status from_json(const cJSON *root, const char *path, FitModel *m)
     if (!cJSON_IsString(format) || strcmp(format->valuestring, "foldscale fit"))
         return status_fail_at(ERR_INPUT, path, 0, "not a fit of foldscale (no \"format\": \"foldscale fit\")");
     TRY(get_int(root, "version", path, 1, FORMAT_VERSION, &version));
-    if (version < FORMAT_VERSION) /* its intervals would be too narrow */
-        return status_fail_at(
-            ERR_INPUT, path, 0,
-            "a fit of version %d, which knows no lack of fit (expected %d: run \"foldscale fit\" again)", version,
-            (int)FORMAT_VERSION);
+    if (version < FORMAT_VERSION) /* 1 knows no lack of fit, 2 has that of waits in logarithms */
+        return status_fail_at(ERR_INPUT, path, 0,
+                              "a fit of version %d, whose intervals would be wrong (expected %d: run \"foldscale fit\" "
+                              "again)",
+                              version, (int)FORMAT_VERSION);
     TRY(get_form(root, path, &m->form));
     TRY(get_text(m, root, "backend", path, &m->backend));
     TRY(get_text(m, root, "device", path, &m->device));

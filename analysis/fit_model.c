@@ -79,7 +79,7 @@ static bool form_has_phases(FitForm form)
 }
 
 /* Timers and the accounting between phases are good to about a two-thousandth of a step: a phase that small has a
- * logarithm without meaning. */
+ * logarithm without meaning. The result is relative to the phase. */
 static double phase_sd(double phase_s, double step_s, double sd)
 {
     double absolute = 5e-4 * step_s / fmax(phase_s, FIT_TINY_S);
@@ -91,6 +91,15 @@ static void add_row(FitProblem *problem, RowKind kind, int point, double measure
     double floor_s = measured_s > FIT_TINY_S ? measured_s : FIT_TINY_S;
     problem->row[problem->rows++] =
         (FitRow){.kind = kind, .point = point, .target = log(floor_s), .sd = sd > FIT_SD_FLOOR ? sd : FIT_SD_FLOOR};
+}
+
+/* All runs weigh the same, as their waits are compared in seconds: the fit is the mean, which is what adds up to steps.
+ */
+static void add_wait(FitProblem *problem, RowKind kind, int point, double measured_s, double mean_s, double sd)
+{
+    double unit_s = fmax(mean_s, FIT_TINY_S), target = fmax(measured_s, FIT_TINY_S) / unit_s;
+    problem->row[problem->rows++] =
+        (FitRow){.kind = kind, .point = point, .target = target, .unit_s = unit_s, .sd = fmax(sd, FIT_SD_FLOOR)};
 }
 
 static void add_prior(FitProblem *problem, const FitSetup *setup, FitParam param, double mean, double sd)
@@ -121,7 +130,7 @@ static void add_priors(FitProblem *problem, const FitSetup *setup, double typica
     add_prior(problem, setup, FIT_DRIFT, 0, setup->tau);
 }
 
-static void add_point(FitProblem *problem, const FitSetup *setup, int i, bool phases)
+static void add_point(FitProblem *problem, const FitSetup *setup, int i, bool phases, const StepParts *mean)
 {
     const FitPoint *p = &setup->point[i];
     double sd = p->sd_log > 0 ? p->sd_log : setup->noise_sd;
@@ -133,9 +142,10 @@ static void add_point(FitProblem *problem, const FitSetup *setup, int i, bool ph
     add_row(problem, ROW_COMPUTE, i, p->compute_s, p->sd_log > 0 ? sd : setup->phase_sd);
     if (p->shape.ranks > 1) add_row(problem, ROW_COMM, i, p->comm_s, phase_sd(p->comm_s, p->step_s, setup->comm_sd));
     if (problem->free[FIT_LOADER])
-        add_row(problem, ROW_LOADER, i, p->loader_s, phase_sd(p->loader_s, p->step_s, setup->comm_sd));
+        add_wait(problem, ROW_LOADER, i, p->loader_s, mean->loader_s,
+                 phase_sd(mean->loader_s, mean->step_s, setup->comm_sd));
     if (problem->free[FIT_HOST])
-        add_row(problem, ROW_HOST, i, p->host_s, phase_sd(p->host_s, p->step_s, setup->comm_sd));
+        add_wait(problem, ROW_HOST, i, p->host_s, mean->host_s, phase_sd(mean->host_s, mean->step_s, setup->comm_sd));
 }
 
 void fit_problem_build(const FitSetup *setup, FitForm form, double n_limit, FitRow *row, FitProblem *problem)
@@ -143,21 +153,24 @@ void fit_problem_build(const FitSetup *setup, FitForm form, double n_limit, FitR
     *problem = (FitProblem){.point = setup->point, .points = setup->points, .form = form, .row = row};
     bool phases = setup->phases && form_has_phases(form);
     fit_problem_params(problem, phases, setup->has_loader, setup->has_host);
-    double typical_s = 0, work = 0, loader = 0, host = 0, used = 0;
+    StepParts mean = {0};
+    double work = 0, used = 0;
     for (int i = 0; i < setup->points; i++) {
         const FitPoint *p = &setup->point[i];
         if (p->shape.ranks > n_limit) continue;
-        add_point(problem, setup, i, phases);
         double compute = phases ? p->compute_s : p->step_s;
-        typical_s += p->step_s;
+        mean.step_s += p->step_s;
         work += log(compute / p->shape.work);
-        loader += phases && setup->has_loader ? p->loader_s : 0;
-        host += phases && setup->has_host ? p->host_s : 0;
+        mean.loader_s += phases && setup->has_loader ? p->loader_s : 0;
+        mean.host_s += phases && setup->has_host ? p->host_s : 0;
         used++;
         if (p->shape.ranks > problem->n_max) problem->n_max = p->shape.ranks;
     }
+    mean.step_s /= used, mean.loader_s /= used, mean.host_s /= used;
+    for (int i = 0; i < setup->points; i++)
+        if (setup->point[i].shape.ranks <= n_limit) add_point(problem, setup, i, phases, &mean);
     problem->start[FIT_WORK] = work / used;
-    problem->start[FIT_LOADER] = log(loader / used + FIT_TINY_S);
-    problem->start[FIT_HOST] = log(host / used + FIT_TINY_S);
-    add_priors(problem, setup, typical_s / used);
+    problem->start[FIT_LOADER] = log(fmax(mean.loader_s, FIT_TINY_S));
+    problem->start[FIT_HOST] = log(fmax(mean.host_s, FIT_TINY_S));
+    add_priors(problem, setup, mean.step_s);
 }

@@ -40,6 +40,13 @@ static double off(const FitLack *lack, const double *z, FitPhase phase)
     return exp(lack[phase].sd * z[FIT_Z_LACK + phase]);
 }
 
+/* A wait of a configuration, `lack` of the drawn form's own estimate off the drawn one. */
+static double wait_s(const FitCandidate *form, FitPhase phase, FitParam param, double drawn_s, const double *z)
+{
+    if (!form->lack[phase].configurations || !(drawn_s > 0)) return drawn_s;
+    return fmax(0, drawn_s + form->lack[phase].sd * z[FIT_Z_LACK + phase] * exp(form->param[param]));
+}
+
 Status fit_predict_draws(const FitModel *model, const StepShape *shape, double extra_sd, double *step_s)
 {
     TRY(check_shape(shape));
@@ -47,7 +54,8 @@ Status fit_predict_draws(const FitModel *model, const StepShape *shape, double e
     for (int b = 0; b < model->draws; b++) {
         double param[FIT_PARAM_COUNT];
         const double *z = model->draw_z + (size_t)b * FIT_Z_COUNT;
-        const FitLack *lack = model->candidate[model->draw_form[b]].lack;
+        const FitCandidate *form = &model->candidate[model->draw_form[b]];
+        const FitLack *lack = form->lack;
         clean_params(model->draw + (size_t)b * FIT_PARAM_COUNT, param);
         StepParts parts =
             fit_parts((FitForm)model->draw_form[b], param, model->has_loader, model->has_host, model->n_max, shape);
@@ -55,7 +63,8 @@ Status fit_predict_draws(const FitModel *model, const StepShape *shape, double e
         double growth = BEYOND_SHARE * model->tau * z[FIT_Z_BEYOND] * beyond;
         double time = (parts.serial_s + parts.compute_s) * off(lack, z, FIT_PHASE_COMPUTE) +
                       (parts.comm_s + parts.straggler_s) * exp(growth) * off(lack, z, FIT_PHASE_COMM) +
-                      parts.loader_s * off(lack, z, FIT_PHASE_LOADER) + parts.host_s * off(lack, z, FIT_PHASE_HOST);
+                      wait_s(form, FIT_PHASE_LOADER, FIT_LOADER, parts.loader_s, z) +
+                      wait_s(form, FIT_PHASE_HOST, FIT_HOST, parts.host_s, z);
         step_s[b] =
             time * off(lack, z, FIT_PHASE_STEP) * exp(model->noise_sd * z[FIT_Z_NOISE] + extra_sd * z[FIT_Z_EXTRA]);
     }

@@ -19,7 +19,7 @@ static void print_params(const FitModel *m, FILE *f)
                     m->param_sd[i]);
     }
     fprintf(f, "repeat noise %.2f %% of a step; discrepancy tau %.3f per factor of 8\n", 100 * m->noise_sd, m->tau);
-    fprintf(f, "lack of fit of a configuration, sd of the logarithm:");
+    fprintf(f, "lack of fit of a configuration, relative sd:");
     const FitLack *lack = m->candidate[m->form].lack;
     for (int k = 0, listed = 0; k < FIT_PHASE_COUNT; k++) {
         if (!lack[k].configurations) continue;

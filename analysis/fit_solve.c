@@ -16,7 +16,7 @@ static void unpack(const FitProblem *problem, const gsl_vector *x, double *param
     if (!problem->free[FIT_DRIFT]) param[FIT_DRIFT] = 0;
 }
 
-static double modelled(const FitRow *row, const StepParts *parts)
+double fit_row_seconds(const FitRow *row, const StepParts *parts)
 {
     switch (row->kind) {
     case ROW_STEP:
@@ -32,6 +32,12 @@ static double modelled(const FitRow *row, const StepParts *parts)
     default:
         return 1;
     }
+}
+
+double fit_row_value(const FitRow *row, const StepParts *parts)
+{
+    double seconds = fit_row_seconds(row, parts);
+    return row->unit_s > 0 ? seconds / row->unit_s : log(seconds + FIT_TINY_S * 1e-3);
 }
 
 static bool residuals(const FitProblem *problem, const double *param, gsl_vector *out)
@@ -50,7 +56,7 @@ static bool residuals(const FitProblem *problem, const double *param, gsl_vector
                 parts = fit_parts(problem->form, param, problem->free[FIT_LOADER], problem->free[FIT_HOST],
                                   problem->n_max, &problem->point[row->point].shape);
             have = row->point;
-            value = log(modelled(row, &parts) + FIT_TINY_S * 1e-3);
+            value = fit_row_value(row, &parts);
         }
         value = (value - row->target) / row->sd;
         if (!isfinite(value)) return false;

@@ -114,6 +114,45 @@ static void test_lack_of_fit(void **state)
     }
 }
 
+/* Waits of 0.1 % of a step in all configurations but one, which waits 2 %: they widen the interval by waits of that
+ * size. As a factor their deviation would have no bound, with few degrees of freedom to draw it by. */
+static void test_rare_wait(void **state)
+{
+    (void)state;
+    for (int counts = 3; counts <= 6; counts++) {
+        gsl_rng *rng = gsl_rng_alloc(gsl_rng_mt19937);
+        gsl_rng_set(rng, 13);
+        Truth t = truth_draw(rng, TRUTH_ANCHORED, 1);
+        t.run_sd = 0.005;
+        FitPoint point[POINTS];
+        double width[2];
+        int count = truth_measure(rng, &t, 1 << (counts - 1), point);
+        for (int waits = 0; waits < 2; waits++) {
+            for (int i = 0; i < count && waits; i++) {
+                point[i].loader_s = (point[i].shape.ranks == 2 ? 0.02 : 0.001) * point[i].step_s;
+                point[i].step_s += point[i].loader_s;
+            }
+            FitOptions options = {.draws = 400, .seed = 1, .form = FORM_ANCHORED};
+            FitModel *m = NULL;
+            FitInterval interval;
+            if (fit_run(point, count, &options, &m) != OK) fail_msg("%s", status_text());
+            assert_int_equal(fit_predict(m, &point[0].shape, 0, &interval), OK);
+            width[waits] = interval.hi90_s / interval.lo90_s;
+            if (waits) {
+                double mean = 0;
+                for (int i = 0; i < count; i++) mean += point[i].loader_s / count;
+                assert_true(m->has_loader && fabs(exp(m->param[FIT_LOADER]) / mean - 1) < 1e-3);
+                assert_true(m->param_sd[FIT_LOADER] < 1.2);
+            }
+            fit_destroy(&m);
+        }
+        printf("one wait of 2 %% in %d configurations: interval a factor of %.3f without, %.3f with it\n", counts,
+               width[0], width[1]);
+        assert_true(width[1] < width[0] + 0.1);
+        gsl_rng_free(rng);
+    }
+}
+
 static FitModel *fit(const FitPoint *point, int count, const FitOptions *options)
 {
     FitModel *m = NULL;
@@ -209,13 +248,13 @@ static void test_json(void **state)
     free(text);
     free(again);
     fit_destroy(&back);
-    /* what version 1 left out would make intervals too narrow */
-    const char *broken[] = {"{\"format\": \"foldscale fit\", \"version\": 1}",
+    /* what versions 1 and 2 say of the lack of fit would make wrong intervals */
+    const char *broken[] = {"{\"format\": \"foldscale fit\", \"version\": 2}",
                             "",
                             "{",
                             "[]",
                             "{\"format\": \"foldscale fit\"}",
-                            "{\"format\": \"foldscale fit\", \"version\": 2, \"form\": \"nonsense\"}"};
+                            "{\"format\": \"foldscale fit\", \"version\": 3, \"form\": \"nonsense\"}"};
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++) {
         f = fopen(path, "wb");
         fputs(broken[i], f);
@@ -293,10 +332,15 @@ static void test_deterministic(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_noiseless),     cmocka_unit_test(test_few_counts),
-        cmocka_unit_test(test_json),          cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_deterministic), cmocka_unit_test(test_lack_of_fit),
-        cmocka_unit_test(test_recovery),      cmocka_unit_test(test_recovery_worse_communication),
+        cmocka_unit_test(test_noiseless),
+        cmocka_unit_test(test_few_counts),
+        cmocka_unit_test(test_json),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_deterministic),
+        cmocka_unit_test(test_lack_of_fit),
+        cmocka_unit_test(test_rare_wait),
+        cmocka_unit_test(test_recovery),
+        cmocka_unit_test(test_recovery_worse_communication),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
