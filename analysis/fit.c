@@ -173,6 +173,13 @@ static Status final_fit(const FitSetup *setup, FitModel *model)
     return diagnose_jacobian(model, &problem, jacobian);
 }
 
+/* gsl_ran_tdist rejects nearly all it draws just above two degrees of freedom and may not come back. */
+static double draw_student(gsl_rng *rng, double freedom)
+{
+    double normal = gsl_ran_gaussian_ziggurat(rng, 1);
+    return normal / sqrt(gsl_ran_chisq(rng, freedom) / freedom);
+}
+
 Status fit_finish_draws(FitModel *model)
 {
     static const double SPAN = 2 * 1.6448536269514722; /* standard deviations of a 90 % interval */
@@ -188,7 +195,7 @@ Status fit_finish_draws(FitModel *model)
         const FitLack *lack = model->candidate[model->draw_form[b]].lack;
         for (int i = 0; i < FIT_Z_LACK; i++) z[i] = gsl_ran_gaussian_ziggurat(rng, 1);
         for (int k = 0; k < FIT_PHASE_COUNT; k++)
-            z[FIT_Z_LACK + k] = lack[k].configurations > 0 ? gsl_ran_tdist(rng, fit_lack_freedom(&lack[k])) : 0;
+            z[FIT_Z_LACK + k] = lack[k].configurations > 0 ? draw_student(rng, fit_lack_freedom(&lack[k])) : 0;
     }
     gsl_rng_free(rng);
     double *value = malloc((size_t)model->draws * sizeof *value);

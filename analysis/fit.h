@@ -108,17 +108,20 @@ typedef struct StepParts {
  * of them scatter: the form is not the machine, and more repeats do not make it so. Of the waits for loader and host,
  * which come near zero, it is a standard deviation in seconds over the fitted ones: one run in seven that waited twenty
  * times as long as the others tells of twenty such waits, not of a factor of twenty, let alone of its square, on any
- * wait. With r_c the mean residual of the
- * n_c runs of configuration c, v_c their variance and h_c their leverage,
+ * wait. With
+ * r_c the mean residual of the n_c runs of configuration c, v_c their variance, w_c = n_c / v_c and P what the fit
+ * leaves of deviations (r sqrt(w) = P (e sqrt(w)); P_cd = (c = d) less the hat matrix, runs taken together),
  *
- *   sd^2 = sum(w_c (r_c^2 - (1 - h_c) / w_c)) / sum(w_c (1 - h_c)),   w_c = n_c / v_c,
+ *   sd^2 = sum(w_c r_c^2 - P_cc) / sum(w_d P_cd^2),   freedom = tr(M)^2 / tr(M^2),   M = P w P,
  *
- * never below 0: the residual sum of squares less what noise alone would leave in it, over what a unit of variance adds
- * to it (analysis of variance estimator of a variance component: Searle, Casella and McCulloch, "Variance Components",
- * 1992). */
+ * sd never below 0, its divisor never below the mean w_c (one degree of freedom), freedom never above sum(P_cc): the
+ * residual sum of squares less what noise alone would leave in it, over what a unit of variance adds to it (analysis of
+ * variance estimator of a variance component: Searle, Casella and McCulloch, "Variance Components", 1992), and the
+ * degrees of freedom of the chi-square that has the mean and variance of that sum (Satterthwaite, Biometrics Bulletin
+ * 2, 1946): a configuration that hardly weighs is hardly one. */
 typedef struct FitLack {
-    double sd;          /* 0: none seen */
-    double freedom;     /* degrees of freedom left to residuals, sum(1 - h_c); below 1 there is little to see it by */
+    double sd;          /* relative; 0: none seen */
+    double freedom;     /* degrees of freedom it is known by; below 1 there is little to see it by */
     int configurations; /* with such rows; 0: none, or the form is not drawn */
 } FitLack;
 

@@ -40,49 +40,86 @@ static double row_residual(const FitProblem *problem, const FitSolution *fit, co
     return row->target - fit_row_value(row, &parts);
 }
 
-/* What the rows of one configuration and phase say together. */
+/* What the rows of one configuration and phase say together. The residuals of configurations, each in units of its own
+ * noise, are P times their deviations with P_cd = (c = d) - hat_c . hat_d. */
 typedef struct Deviation {
-    double sum, leverage; /* of the residuals of its runs */
+    double sum; /* of the residuals of its runs */
     int runs;
+    double weight;                 /* 1 / variance of the mean of its runs */
+    double hat[FIT_PARAM_COUNT];   /* sum of its rows of U over the root of their number: U U' is the hat matrix */
+    double twice[FIT_PARAM_COUNT]; /* (P P)_cd = (c = d) - hat_c . twice_d */
 } Deviation;
 
-/* FitLack of every phase. Configurations count by their precision: the logarithm of a phase that hardly exists in one
- * of them says little of the others. */
-static Status measure_lack(FormState *state, const double *jacobian, const int *cluster, int clusters)
+static double dot(const double *a, const double *b)
+{
+    double sum = 0;
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static void gather(const FormState *state, const FitSpectrum *spectrum, int kind, const int *cluster, int clusters,
+                   double *variance, Deviation *of)
 {
     const FitProblem *problem = &state->problem;
+    double gram[FIT_PARAM_COUNT][FIT_PARAM_COUNT] = {{0}};
+    memset(of, 0, (size_t)clusters * sizeof *of);
+    for (int r = 0; r < problem->rows; r++) {
+        const FitRow *row = &problem->row[r];
+        if (row->kind != (RowKind)kind) continue;
+        Deviation *d = &of[cluster[row->point]];
+        d->sum += row_residual(problem, &state->fit, row);
+        for (int i = 0; i < problem->free_count; i++) d->hat[i] += gsl_matrix_get(spectrum->u, (size_t)r, (size_t)i);
+        d->runs++;
+        variance[cluster[row->point]] += row->sd * row->sd;
+    }
+    for (int c = 0; c < clusters; c++) {
+        if (!of[c].runs) continue;
+        variance[c] /= of[c].runs;
+        of[c].weight = of[c].runs / variance[c];
+        for (int i = 0; i < FIT_PARAM_COUNT; i++) of[c].hat[i] /= sqrt(of[c].runs);
+        for (int i = 0; i < FIT_PARAM_COUNT; i++)
+            for (int j = 0; j < FIT_PARAM_COUNT; j++) gram[i][j] += of[c].hat[i] * of[c].hat[j];
+    }
+    for (int c = 0; c < clusters; c++)
+        for (int i = 0; i < FIT_PARAM_COUNT; i++) of[c].twice[i] = 2 * of[c].hat[i] - dot(gram[i], of[c].hat);
+}
+
+/* Configurations count by their precision: the logarithm of a phase that hardly exists in one of them says little of
+ * the others. */
+static FitLack lack_of(const Deviation *of, int clusters)
+{
+    double square = 0, weights = 0, left = 0, squares = 0, shares = 0;
+    int used = 0;
+    for (int c = 0; c < clusters; c++) {
+        const Deviation *d = &of[c];
+        if (!d->runs) continue;
+        double share = 1 - dot(d->hat, d->hat);
+        square += pow(d->sum / d->runs, 2) * d->weight - share;
+        weights += d->weight;
+        left += d->weight * (1 - dot(d->hat, d->twice));
+        shares += share;
+        used++;
+        for (int e = 0; e < clusters; e++)
+            squares += d->weight * of[e].weight * pow((c == e) - dot(d->hat, of[e].twice), 2);
+    }
+    if (!used) return (FitLack){0};
+    /* at least one degree of freedom is divided by: where parameters meet every configuration, 0 / 0 is at hand; the
+     * ratio that makes the degrees of freedom is blind to that, their sum is not */
+    double excess = square / fmax(left, weights / used);
+    double freedom = squares > 0 ? fmin(left * left / squares, shares) : shares;
+    return (FitLack){.sd = sqrt(fmax(0, excess)), .freedom = fmin(fmax(freedom, 0), used), .configurations = used};
+}
+
+/* FitLack of every phase. */
+static Status measure_lack(FormState *state, const double *jacobian, const int *cluster, int clusters)
+{
     FitSpectrum spectrum;
     Deviation *of = calloc((size_t)clusters, sizeof *of);
     if (!of) return status_fail(ERR_MEMORY, "fit: out of memory");
-    Status status = fit_decompose(problem, jacobian, &spectrum);
+    Status status = fit_decompose(&state->problem, jacobian, &spectrum);
     for (int kind = 0; kind < FIT_PHASE_COUNT && status == OK; kind++) {
-        double *variance = state->variance + (size_t)kind * (size_t)clusters;
-        memset(of, 0, (size_t)clusters * sizeof *of);
-        for (int r = 0; r < problem->rows; r++) {
-            const FitRow *row = &problem->row[r];
-            if (row->kind != (RowKind)kind) continue;
-            Deviation *d = &of[cluster[row->point]];
-            d->sum += row_residual(problem, &state->fit, row);
-            d->leverage += fit_leverage(&spectrum, r);
-            d->runs++;
-            variance[cluster[row->point]] += row->sd * row->sd;
-        }
-        double square = 0, weights = 0, left = 0, freedom = 0;
-        int used = 0;
-        for (int c = 0; c < clusters; c++) {
-            if (!of[c].runs) continue;
-            variance[c] /= of[c].runs;
-            double noise = variance[c] / of[c].runs, share = 1 - of[c].leverage;
-            square += (pow(of[c].sum / of[c].runs, 2) - share * noise) / noise;
-            weights += 1 / noise;
-            left += share / noise;
-            freedom += share;
-            used++;
-        }
-        if (!used) continue;
-        /* at least one degree of freedom is divided by: where parameters meet every configuration, 0 / 0 is at hand */
-        double excess = square / fmax(left, weights / used);
-        state->lack[kind] = (FitLack){.sd = sqrt(fmax(0, excess)), .freedom = freedom, .configurations = used};
+        gather(state, &spectrum, kind, cluster, clusters, state->variance + (size_t)kind * (size_t)clusters, of);
+        state->lack[kind] = lack_of(of, clusters);
     }
     if (status == OK) fit_spectrum_free(&spectrum);
     free(of);
