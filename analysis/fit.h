@@ -159,8 +159,8 @@ typedef struct FitModel {
     bool has_loader, has_host;        /* these phases were measured */
     double n_min, n_max;              /* smallest and largest measured ranks */
     int counts, points;               /* distinct rank counts, measured runs */
-    double tau;                       /* calibrated discrepancy per factor of 8 */
-    double noise_sd;                  /* of log step time between repeats */
+    double tau;      /* calibrated discrepancy of communication per factor of 8, beyond noise and lack of fit */
+    double noise_sd; /* of log step time between repeats */
     int draws;
     double *draw;   /* [draws, FIT_PARAM_COUNT] */
     int *draw_form; /* [draws] FitForm */

@@ -10,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* configuration of every point: points with one shape share one cluster */
-static int find_clusters(const FitSetup *setup, int *cluster)
+int fit_find_clusters(const FitSetup *setup, int *cluster)
 {
     int clusters = 0;
     for (int i = 0; i < setup->points; i++) {
@@ -57,17 +56,16 @@ static double dot(const double *a, const double *b)
     return sum;
 }
 
-static void gather(const FormState *state, const FitSpectrum *spectrum, int kind, const int *cluster, int clusters,
-                   double *variance, Deviation *of)
+static void gather(const FitProblem *problem, const FitSolution *fit, const FitSpectrum *spectrum, int kind,
+                   const int *cluster, int clusters, double *variance, Deviation *of)
 {
-    const FitProblem *problem = &state->problem;
     double gram[FIT_PARAM_COUNT][FIT_PARAM_COUNT] = {{0}};
     memset(of, 0, (size_t)clusters * sizeof *of);
     for (int r = 0; r < problem->rows; r++) {
         const FitRow *row = &problem->row[r];
         if (row->kind != (RowKind)kind) continue;
         Deviation *d = &of[cluster[row->point]];
-        d->sum += row_residual(problem, &state->fit, row);
+        d->sum += row_residual(problem, fit, row);
         for (int i = 0; i < problem->free_count; i++) d->hat[i] += gsl_matrix_get(spectrum->u, (size_t)r, (size_t)i);
         d->runs++;
         variance[cluster[row->point]] += row->sd * row->sd;
@@ -110,16 +108,16 @@ static FitLack lack_of(const Deviation *of, int clusters)
     return (FitLack){.sd = sqrt(fmax(0, excess)), .freedom = fmin(fmax(freedom, 0), used), .configurations = used};
 }
 
-/* FitLack of every phase. */
-static Status measure_lack(FormState *state, const double *jacobian, const int *cluster, int clusters)
+Status fit_measure_lack(const FitProblem *problem, const FitSolution *fit, const double *jacobian, const int *cluster,
+                        int clusters, double *variance, FitLack *lack)
 {
     FitSpectrum spectrum;
     Deviation *of = calloc((size_t)clusters, sizeof *of);
     if (!of) return status_fail(ERR_MEMORY, "fit: out of memory");
-    Status status = fit_decompose(&state->problem, jacobian, &spectrum);
+    Status status = fit_decompose(problem, jacobian, &spectrum);
     for (int kind = 0; kind < FIT_PHASE_COUNT && status == OK; kind++) {
-        gather(state, &spectrum, kind, cluster, clusters, state->variance + (size_t)kind * (size_t)clusters, of);
-        state->lack[kind] = lack_of(of, clusters);
+        gather(problem, fit, &spectrum, kind, cluster, clusters, variance + (size_t)kind * (size_t)clusters, of);
+        lack[kind] = lack_of(of, clusters);
     }
     if (status == OK) fit_spectrum_free(&spectrum);
     free(of);
@@ -230,7 +228,9 @@ static Status prepare_forms(const FitSetup *setup, FitModel *model, const int *c
         status = fit_solve(&state[f].problem, &state[f].fit, jacobian);
         state[f].variance = calloc((size_t)clusters * FIT_PHASE_COUNT, sizeof *state[f].variance);
         if (status == OK && !state[f].variance) status = status_fail(ERR_MEMORY, "fit: out of memory");
-        if (status == OK) status = measure_lack(&state[f], jacobian, cluster, clusters);
+        if (status == OK)
+            status = fit_measure_lack(&state[f].problem, &state[f].fit, jacobian, cluster, clusters, state[f].variance,
+                                      state[f].lack);
         memcpy(model->candidate[f].lack, state[f].lack, sizeof state[f].lack);
     }
     free(jacobian);
@@ -269,7 +269,7 @@ Status fit_bootstrap(const FitSetup *setup, FitModel *model)
         status = status_fail(ERR_MEMORY, "fit: out of memory for %d points", n);
     if (status == OK) {
         gsl_rng_set(d.rng, (unsigned long)(model->seed * 2654435761u + 1));
-        d.clusters = find_clusters(setup, cluster);
+        d.clusters = fit_find_clusters(setup, cluster);
         d.cluster = cluster;
         status = prepare_forms(setup, model, cluster, d.clusters, rows, state);
     }

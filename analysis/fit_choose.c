@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* mean over the runs of one rank count of log(measured / predicted), totals and communication */
 static void errors_at(const FitSetup *setup, double n, const FitSolution *fit, FitForm form, bool phases, double n_max,
@@ -32,13 +33,15 @@ static bool has_own_comm(FitForm form)
     return form == FORM_LOG || form == FORM_LINEAR || form == FORM_ANCHORED;
 }
 
-/* Evidence about the discrepancy: squared errors of communication per factor of 8, less what noise explains. */
+/* Evidence about the discrepancy: squared errors of communication per factor of 8, less what noise explains and what
+ * configurations lie off the form wherever they are: the next count does, and so do those that it is predicted from. */
 typedef struct Evidence {
     double sum;
     int count;
 } Evidence;
 
-static Status chain(const FitSetup *setup, FitForm form, FitRow *row, FitCandidate *out, Evidence *evidence)
+static Status chain(const FitSetup *setup, FitForm form, double lack_sd, FitRow *row, FitCandidate *out,
+                    Evidence *evidence)
 {
     double square = 0, comm_square = 0;
     int steps = 0, comm_steps = 0;
@@ -57,7 +60,7 @@ static Status chain(const FitSetup *setup, FitForm form, FitRow *row, FitCandida
         comm_square += comm * comm;
         comm_steps++;
         double distance = log(setup->count[k + 1] / setup->count[k]) / log(8);
-        double noise = setup->comm_sd * setup->comm_sd;
+        double noise = setup->comm_sd * setup->comm_sd + 2 * lack_sd * lack_sd;
         evidence->sum += fmax(0, comm * comm - noise) / (distance * distance);
         evidence->count++;
     }
@@ -148,31 +151,52 @@ static void weigh(const FitSetup *setup, FitCandidate *candidate, FitForm best)
     for (int f = 0; f < FORM_COUNT; f++) candidate[f].weight /= sum;
 }
 
-static Status try_form(const FitSetup *setup, FitForm form, FitRow *row, FitCandidate *out, Evidence *evidence)
+/* Room for the fits of one form. */
+typedef struct Scratch {
+    FitRow *row;
+    double *jacobian, *variance;
+    int *cluster, clusters;
+} Scratch;
+
+static Status try_form(const FitSetup *setup, FitForm form, const Scratch *scratch, FitCandidate *out,
+                       Evidence *evidence)
 {
     *out = (FitCandidate){.form = form, .forward_error = NAN, .comm_error = NAN, .last_error = NAN, .aicc = NAN};
     for (int i = 0; i < FIT_PARAM_COUNT; i++) out->param[i] = NAN;
     FitProblem problem;
     FitSolution fit;
-    fit_problem_build(setup, form, INFINITY, row, &problem);
-    if (fit_solve(&problem, &fit, NULL) != OK) return OK;
+    FitLack lack[FIT_PHASE_COUNT];
+    fit_problem_build(setup, form, INFINITY, scratch->row, &problem);
+    if (fit_solve(&problem, &fit, scratch->jacobian) != OK) return OK;
+    memset(scratch->variance, 0, (size_t)scratch->clusters * FIT_PHASE_COUNT * sizeof *scratch->variance);
+    TRY(fit_measure_lack(&problem, &fit, scratch->jacobian, scratch->cluster, scratch->clusters, scratch->variance,
+                         lack));
     out->usable = true;
     for (int i = 0; i < FIT_PARAM_COUNT; i++) out->param[i] = fit.param[i];
     out->aicc = aicc(setup, form, &fit, free_params(&problem));
-    return chain(setup, form, row, out, evidence);
+    return chain(setup, form, lack[FIT_PHASE_COMM].sd, scratch->row, out, evidence);
 }
 
 Status fit_choose(FitSetup *setup, FitModel *model)
 {
-    FitRow *row = malloc((size_t)FIT_ROW_LIMIT(setup->points) * sizeof *row);
-    if (!row) return status_fail(ERR_MEMORY, "fit: out of memory for %d points", setup->points);
+    size_t points = (size_t)setup->points, rows = (size_t)FIT_ROW_LIMIT(setup->points);
+    Scratch scratch = {.row = malloc(rows * sizeof(FitRow)),
+                       .jacobian = malloc(rows * FIT_PARAM_COUNT * sizeof(double)),
+                       .variance = malloc(points * FIT_PHASE_COUNT * sizeof(double)),
+                       .cluster = malloc(points * sizeof(int))};
+    Status status = scratch.row && scratch.jacobian && scratch.variance && scratch.cluster
+                        ? OK
+                        : status_fail(ERR_MEMORY, "fit: out of memory for %d points", setup->points);
+    if (status == OK) scratch.clusters = fit_find_clusters(setup, scratch.cluster);
     Evidence evidence[FORM_COUNT] = {{0}};
     double tau0 = setup->options->tau0 > 0 ? setup->options->tau0 : FIT_TAU0;
     setup->tau = tau0;
-    Status status = OK;
     for (int f = 0; f < FORM_COUNT && status == OK; f++)
-        status = try_form(setup, (FitForm)f, row, &model->candidate[f], &evidence[f]);
-    free(row);
+        status = try_form(setup, (FitForm)f, &scratch, &model->candidate[f], &evidence[f]);
+    free(scratch.row);
+    free(scratch.jacobian);
+    free(scratch.variance);
+    free(scratch.cluster);
     TRY(status);
     FitForm best = setup->options->form >= 0 ? (FitForm)setup->options->form : select_form(setup, model->candidate);
     if (!model->candidate[best].usable)

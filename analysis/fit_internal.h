@@ -109,6 +109,14 @@ Status fit_choose(FitSetup *setup, FitModel *model);
  * widen it by one of 80; those of two lie at 2.9. */
 double fit_lack_freedom(const FitLack *lack);
 
+/* Configuration of every point: points with one shape share one cluster. Returns how many there are. */
+int fit_find_clusters(const FitSetup *setup, int *cluster);
+
+/* FitLack of every phase, and to variance[FIT_PHASE_COUNT][clusters], zero before, that of the rows of one run.
+ * `jacobian` as from fit_solve. */
+Status fit_measure_lack(const FitProblem *problem, const FitSolution *fit, const double *jacobian, const int *cluster,
+                        int clusters, double *variance, FitLack *lack);
+
 /* Bootstrap draws of the parameters into model->draw; lack of fit of the forms that are drawn. */
 Status fit_bootstrap(const FitSetup *setup, FitModel *model);
 
