@@ -110,9 +110,11 @@ static Status fit(const FitArguments *a, int form, const RunTable *runs, Pricing
         status = fit_write(model, out);
     }
     if (status == OK && !a->alone) status = write_diagnostics(out, model, points, count);
-    if (status == OK) status = fit_print(model, points, count, stdout);
+    /* what follows the fit on one stream would make it something else than JSON */
+    FILE *words = a->alone ? stderr : stdout;
+    if (status == OK) status = fit_print(model, points, count, words);
     if (status == OK && !a->alone) status = write_anchored(a, pricing, model, points, count, out);
-    if (status == OK) printf("%d runs -> %s\n", count, out);
+    if (status == OK) fprintf(words, "%d runs -> %s\n", count, out);
     if (model) fit_destroy(&model);
     free(points);
     free(used);

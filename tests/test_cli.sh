@@ -193,6 +193,9 @@ expect "a fit into a pipe" 0 '"format":.*"foldscale fit"' bash -c 'set -o pipefa
 grep -q "note: /dev/fd/1 is not a file: no diagnostics and no anchored fit" log && grep -q "^4 runs" log || fail "it is not said what is left out"
 expect "a fit to standard output" 0 '"format":.*"foldscale fit"' "${fit[@]}" stdout
 ls stdout?* 2>/dev/null && fail "files beside standard output"
+"${fit[@]}" stdout >piped.json 2>said || fail "a fit to standard output alone"
+expect "which is JSON and nothing else" 0 "1 predictions" "${predict[@]}" piped.csv --fit piped.json
+grep -q "^form:" said && grep -q "^4 runs" said || fail "diagnostics of a fit on standard output are not on standard error"
 sed 's/,good,cpu,d,2,/,other,cpu,d,2,/' study/runs.csv >mixed.csv
 expect "runs of two models" 1 'mixed.csv:4: experiment "other", but mixed.csv:2 has "good"' "$foldscale" fit mixed.csv --experiment good.yaml
 
