@@ -23,11 +23,8 @@ static void print_params(const FitModel *m, FILE *f)
     const FitLack *lack = m->candidate[m->form].lack;
     for (int k = 0, listed = 0; k < FIT_PHASE_COUNT; k++) {
         if (!lack[k].configurations) continue;
-        fprintf(f, "%s %s ", listed++ ? "," : "", FIT_PHASE_NAMES[k]);
-        if (lack[k].freedom < 1)
-            fprintf(f, "unknown (%d configurations for as many parameters)", lack[k].configurations);
-        else
-            fprintf(f, "%.3g (%.1f degrees of freedom)", lack[k].sd, lack[k].freedom);
+        fprintf(f, "%s %s %.3g (%.1f degrees of freedom%s)", listed++ ? "," : "", FIT_PHASE_NAMES[k], lack[k].sd,
+                lack[k].freedom, lack[k].freedom < 1 ? ": hardly seen" : "");
     }
     fputc('\n', f);
 }
