@@ -34,10 +34,17 @@ static Status check_shape(const StepShape *s)
     return OK;
 }
 
+/* A deviate of few degrees of freedom has no bound, and infinity times a phase of 0 is no number: no phase of a step is
+ * 1e13 times another. */
+static double factor(double exponent)
+{
+    return exp(fmin(fmax(exponent, -30), 30));
+}
+
 /* Factor by which a phase of a configuration lies off the drawn form. */
 static double off(const FitLack *lack, const double *z, FitPhase phase)
 {
-    return exp(lack[phase].sd * z[FIT_Z_LACK + phase]);
+    return factor(lack[phase].sd * z[FIT_Z_LACK + phase]);
 }
 
 /* A wait of a configuration, `lack` of the drawn form's own estimate off the drawn one. */
@@ -62,11 +69,11 @@ Status fit_predict_draws(const FitModel *model, const StepShape *shape, double e
         /* communication x exp(tau z log8(N / N_max)): forms without a communication term miss it in all they have */
         double growth = BEYOND_SHARE * model->tau * z[FIT_Z_BEYOND] * beyond;
         double time = (parts.serial_s + parts.compute_s) * off(lack, z, FIT_PHASE_COMPUTE) +
-                      (parts.comm_s + parts.straggler_s) * exp(growth) * off(lack, z, FIT_PHASE_COMM) +
+                      (parts.comm_s + parts.straggler_s) * factor(growth) * off(lack, z, FIT_PHASE_COMM) +
                       wait_s(form, FIT_PHASE_LOADER, FIT_LOADER, parts.loader_s, z) +
                       wait_s(form, FIT_PHASE_HOST, FIT_HOST, parts.host_s, z);
         step_s[b] =
-            time * off(lack, z, FIT_PHASE_STEP) * exp(model->noise_sd * z[FIT_Z_NOISE] + extra_sd * z[FIT_Z_EXTRA]);
+            time * off(lack, z, FIT_PHASE_STEP) * factor(model->noise_sd * z[FIT_Z_NOISE] + extra_sd * z[FIT_Z_EXTRA]);
     }
     return OK;
 }
