@@ -105,7 +105,9 @@ static FitLack lack_of(const Deviation *of, int clusters)
      * ratio that makes the degrees of freedom is blind to that, their sum is not */
     double excess = square / fmax(left, weights / used);
     double freedom = squares > 0 ? fmin(left * left / squares, shares) : shares;
-    return (FitLack){.sd = sqrt(fmax(0, excess)), .freedom = fmin(fmax(freedom, 0), used), .configurations = used};
+    return (FitLack){.sd = fmin(sqrt(fmax(0, excess)), FIT_SPREAD_LIMIT),
+                     .freedom = fmin(fmax(freedom, 0), used),
+                     .configurations = used};
 }
 
 Status fit_measure_lack(const FitProblem *problem, const FitSolution *fit, const double *jacobian, const int *cluster,

@@ -109,6 +109,9 @@ Status fit_choose(FitSetup *setup, FitModel *model);
  * widen it by one of 80; those of two lie at 2.9. */
 double fit_lack_freedom(const FitLack *lack);
 
+/* The largest standard deviation of a logarithm, or relative one, that a fit writes and reads. */
+#define FIT_SPREAD_LIMIT 10.0
+
 /* Configuration of every point: points with one shape share one cluster. Returns how many there are. */
 int fit_find_clusters(const FitSetup *setup, int *cluster);
 

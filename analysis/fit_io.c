@@ -167,8 +167,8 @@ static const double PARAM_LIMIT = 60;
 static Status get_spread(const cJSON *object, const char *name, const char *path, double *out)
 {
     TRY(get_number(object, name, path, out));
-    if (*out >= 0 && *out <= 10) return OK;
-    return status_fail_at(ERR_INPUT, path, 0, "\"%s\" is %g (expected 0 to 10)", name, *out);
+    if (*out >= 0 && *out <= FIT_SPREAD_LIMIT) return OK;
+    return status_fail_at(ERR_INPUT, path, 0, "\"%s\" is %g (expected 0 to %g)", name, *out, FIT_SPREAD_LIMIT);
 }
 
 static Status get_form(const cJSON *object, const char *path, FitForm *out)
@@ -235,13 +235,14 @@ static Status read_draws(const cJSON *root, const char *path, FitModel *m)
     return fit_finish_draws(m);
 }
 
-static Status get_lacks(const cJSON *object, const char *path, FitLack *out)
+static Status get_lacks(const cJSON *object, const char *path, FitForm form, FitLack *out)
 {
     const cJSON *lack = cJSON_GetObjectItemCaseSensitive(object, "lack");
     for (int k = 0; k < FIT_PHASE_COUNT; k++) {
         const cJSON *item = cJSON_GetObjectItemCaseSensitive(lack, FIT_PHASE_NAMES[k]);
         if (!item)
-            return status_fail_at(ERR_INPUT, path, 0, "a candidate has no \"lack\" of its \"%s\"", FIT_PHASE_NAMES[k]);
+            return status_fail_at(ERR_INPUT, path, 0, "the form \"%s\" has no \"lack\" of \"%s\"", FIT_FORM_NAMES[form],
+                                  FIT_PHASE_NAMES[k]);
         TRY(get_spread(item, "sd", path, &out[k].sd));
         TRY(get_number(item, "freedom", path, &out[k].freedom));
         TRY(get_int(item, "configurations", path, 0, 1 << 20, &out[k].configurations));
@@ -261,6 +262,8 @@ static Status read_candidates(const cJSON *root, const char *path, FitModel *m)
         FitForm form;
         TRY(get_form(item, path, &form));
         FitCandidate *c = &m->candidate[form];
+        if (seen[form])
+            return status_fail_at(ERR_INPUT, path, 0, "\"candidates\" has the form \"%s\" twice", FIT_FORM_NAMES[form]);
         c->form = form;
         c->usable = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(item, "usable"));
         TRY(get_number(item, "forward_error", path, &c->forward_error));
@@ -269,7 +272,7 @@ static Status read_candidates(const cJSON *root, const char *path, FitModel *m)
         TRY(get_number(item, "aicc", path, &c->aicc));
         TRY(get_number(item, "weight", path, &c->weight));
         TRY(get_params(item, "param", path, c->param));
-        TRY(get_lacks(item, path, c->lack));
+        TRY(get_lacks(item, path, form, c->lack));
         seen[form] = true;
     }
     for (int f = 0; f < FORM_COUNT; f++)
@@ -318,7 +321,8 @@ static Status from_json(const cJSON *root, const char *path, FitModel *m)
     TRY(get_text(m, root, "device", path, &m->device));
     TRY(get_number(root, "n_min", path, &m->n_min));
     TRY(get_number(root, "n_max", path, &m->n_max));
-    if (!(m->n_max >= 1)) return status_fail_at(ERR_INPUT, path, 0, "\"n_max\" is %g (expected 1 or more)", m->n_max);
+    if (!(m->n_max >= 1) || isinf(m->n_max))
+        return status_fail_at(ERR_INPUT, path, 0, "\"n_max\" is %g (expected 1 or more)", m->n_max);
     TRY(get_int(root, "counts", path, 1, 1 << 20, &m->counts));
     TRY(get_int(root, "points", path, 1, 1 << 20, &m->points));
     TRY(get_spread(root, "tau", path, &m->tau));

@@ -259,6 +259,23 @@ static void test_few_counts(void **state)
     gsl_rng_free(rng);
 }
 
+/* The last of the places: forms are listed as candidates behind the chosen one. */
+static void replace_in(const char *path, const char *word, const char *instead)
+{
+    static char text[4 << 20];
+    FILE *f = fopen(path, "rb");
+    size_t size = fread(text, 1, sizeof text - 1, f);
+    fclose(f);
+    assert_true(size < sizeof text - 1);
+    text[size] = '\0';
+    char *at = strstr(text, word), *next;
+    assert_non_null(at);
+    while ((next = strstr(at + 1, word))) at = next;
+    f = fopen(path, "wb");
+    fprintf(f, "%.*s%s%s", (int)(at - text), text, instead, at + strlen(word));
+    fclose(f);
+}
+
 static void test_json(void **state)
 {
     (void)state;
@@ -314,7 +331,7 @@ static void test_json(void **state)
         const char *says;
     } wrong[] = {{&m->noise_sd, -3, "noise_sd"},
                  {&m->tau, 1e300, "tau"},
-                 {&m->candidate[FORM_LOG].lack[FIT_PHASE_COMPUTE].sd, -1, "sd"},
+                 {&m->candidate[FORM_LOG].lack[FIT_PHASE_COMPUTE].sd, -1, "\"sd\""},
                  {&m->candidate[FORM_LOG].lack[FIT_PHASE_COMPUTE].freedom, 1e9, "freedom"},
                  {&m->param[FIT_WORK], 1e9, "work"},
                  {&m->draw[FIT_WORK], -1e9, "draw 1"}};
@@ -326,6 +343,30 @@ static void test_json(void **state)
         assert_non_null(strstr(status_text(), wrong[i].says));
         *wrong[i].number = good;
     }
+    /* a form that is there twice, one left out, a phase left out, a number without bound */
+    const struct {
+        const char *word, *instead, *says;
+    } edit[] = {{"\"amdahl + log N\"", "\"amdahl\"", "form \"amdahl\" twice"},
+                {"\"n_max\":\t32", "\"n_max\":\t1e999", "n_max"},
+                {"\"candidates\"", "\"candidate\"", "no form \"amdahl\""},
+                {"\"loader\":\t{", "\"loadex\":\t{", "form \"anchored\" has no \"lack\" of \"loader\""}};
+    for (size_t i = 0; i < sizeof edit / sizeof *edit; i++) {
+        assert_int_equal(fit_write(m, path), OK);
+        replace_in(path, edit[i].word, edit[i].instead);
+        assert_int_equal(fit_read(path, &back), ERR_INPUT);
+        if (!strstr(status_text(), edit[i].says)) fail_msg("%s", status_text());
+    }
+    /* what is read is predicted from in numbers, however wide */
+    FitLack wide = {.sd = 10, .freedom = 2, .configurations = 2};
+    for (int k = 0; k < FIT_PHASE_COUNT; k++) m->candidate[FORM_LOG].lack[k] = wide;
+    m->noise_sd = m->tau = 10;
+    assert_int_equal(fit_write(m, path), OK);
+    assert_int_equal(fit_read(path, &back), OK);
+    double *step_s = calloc((size_t)back->draws, sizeof *step_s);
+    assert_int_equal(fit_predict_draws(back, &shape, 10, step_s), OK);
+    for (int b = 0; b < back->draws; b++) assert_true(isfinite(step_s[b]));
+    free(step_s);
+    fit_destroy(&back);
     f = fopen(path, "wb"); /* what is no fit is not replaced by one */
     fputs("run_id,experiment\n", f);
     fclose(f);
