@@ -109,7 +109,7 @@ Status table_writer_append(const char *path, const char *const *names, int colum
     int handle;
     bool fresh;
     TRY(output_open_log(path, true, NULL, &handle, &fresh)); /* check_header says what differs */
-    FILE *file = fdopen(handle, "ab");
+    FILE *file = fdopen(handle, "wb"); /* "a" would make the standard output of others append too */
     if (!file) {
         close(handle);
         return status_fail_at(ERR_MEMORY, path, 0, "out of memory while writing a table");

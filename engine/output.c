@@ -45,7 +45,8 @@ static Status follow(const char *path, char target[PATH_MAX])
 static Status check_beginning(const char *path, const char *begins, const char *refusal)
 {
     FILE *file = fopen(path, "rb");
-    if (!file) return status_fail_at(ERR_IO, path, 0, "cannot read what would be replaced: %s", strerror(errno));
+    if (!file)
+        return status_fail_at(ERR_IO, path, 0, "%s: cannot read what it begins with: %s", refusal, strerror(errno));
     const char *at = begins;
     int c = ' ';
     while (*at) {
@@ -107,7 +108,20 @@ static int open_handle(const char *path, int flags)
 static FILE *open_device(const char *path)
 {
     int handle = open_handle(path, 0);
-    return handle < 0 ? NULL : fdopen(handle, "wb");
+    FILE *file = handle < 0 ? NULL : fdopen(handle, "wb");
+    if (handle >= 0 && !file) close(handle);
+    return file;
+}
+
+/* Where standard output or error is closed, a file that is opened takes its place: a child that is given the handle as
+ * its output would lose it, for dup2 onto itself leaves it to be closed, and messages would get into the file. */
+static int above_standard(int handle)
+{
+    if (handle < 0 || handle > STDERR_FILENO) return handle;
+    int moved = fcntl(handle, F_DUPFD_CLOEXEC, STDERR_FILENO + 1), error = errno;
+    close(handle);
+    errno = error;
+    return moved;
 }
 
 Status output_open_log(const char *path, bool keep, const char *begins, int *handle_out, bool *fresh_out)
@@ -117,7 +131,7 @@ Status output_open_log(const char *path, bool keep, const char *begins, int *han
     struct stat info;
     TRY(output_refuse_fifo(path));
     TRY(place(path, begins, keep ? "not continued" : "not replaced", &arena, &target));
-    int handle = open_handle(target ? target : path, keep ? O_APPEND : O_TRUNC);
+    int handle = above_standard(open_handle(target ? target : path, keep ? O_APPEND : O_TRUNC));
     Status status = handle >= 0 ? OK : status_fail_at(ERR_IO, path, 0, "cannot write: %s", strerror(errno));
     bool fresh = !target || (handle >= 0 && fstat(handle, &info) == 0 && info.st_size == 0);
     arena_free(&arena);

@@ -22,7 +22,7 @@ Status mllog_open(const char *path, Mllog **log_out)
     TRY(output_open_log(path, true, ":::MLLOG", &handle, NULL));
     Mllog *log = calloc(1, sizeof *log);
     if (log) log->path = strdup(path);
-    if (log && log->path) log->file = fdopen(handle, "a");
+    if (log && log->path) log->file = fdopen(handle, "w"); /* as in table_writer_append */
     if (log && log->file) {
         *log_out = log;
         return OK;

@@ -207,6 +207,7 @@ static void logs_go_to_standard_output(void **state)
     Status launched = launch_wait(arguments, path, &code);
     Status appended = table_writer_append(path, names, 2, &writer);
     if (appended == OK) appended = table_writer_close(&writer);
+    int flags = fcntl(STDOUT_FILENO, F_GETFL);
     printf("behind\n");
     fflush(stdout);
     assert_int_equal(pipe(ends), 0);
@@ -218,12 +219,32 @@ static void logs_go_to_standard_output(void **state)
     close(screen);
     close(file);
     assert_true(launched == OK && appended == OK && piped == OK);
+    assert_int_equal(flags & O_APPEND, 0); /* others write there too */
     check_file(other, "before\nsaid\na,b\nbehind\n");
     char found[16] = "";
     assert_int_equal(read(ends[0], found, sizeof found - 1), 4);
     assert_string_equal(found, "a,b\n");
     close(ends[0]);
     unlink(other);
+}
+
+/* The log must not take the place of what is closed: the child would be without it. */
+static void children_of_the_closed_have_logs(void **state)
+{
+    (void)state;
+    char *arguments[] = {"sh", "-c", "echo said; echo told >&2", NULL};
+    for (int which = STDOUT_FILENO; which <= STDERR_FILENO; which++) {
+        int code = 1;
+        fflush(NULL);
+        int screen = dup(which);
+        close(which);
+        Status launched = launch_wait(arguments, path, &code);
+        dup2(screen, which);
+        close(screen);
+        assert_true(launched == OK && code == 0);
+        check_file(path, "said\ntold\n");
+        unlink(path);
+    }
 }
 
 /* Inputs and outputs take the same pipes for handed over. */
@@ -258,6 +279,7 @@ int main(void)
         TEST(handed_over_pipes_are_known),
         TEST(logs_follow_links_as_outputs_do),
         TEST(logs_go_to_standard_output),
+        TEST(children_of_the_closed_have_logs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
