@@ -87,11 +87,18 @@ static void become_evaluation(const AsyncEval *a, int64_t step)
         bool launcher = strncmp(name, "OMPI_", 5) == 0 || strncmp(name, "PMI", 3) == 0 || strncmp(name, "ORTE", 4) == 0;
         if (!launcher || unsetenv(name) != 0) e++;
     }
-    if (dup2(a->log, STDOUT_FILENO) < 0 || dup2(a->log, STDERR_FILENO) < 0) _exit(127);
-    if (launch_self(self, sizeof self) != OK) _exit(127);
+    if (dup2(a->log, STDOUT_FILENO) < 0 || dup2(a->log, STDERR_FILENO) < 0) {
+        fprintf(stderr, "foldscale: the evaluation cannot write %s (%s)\n", a->log_path, strerror(errno));
+        _exit(127);
+    }
+    if (launch_self(self, sizeof self) != OK) {
+        fprintf(stderr, "foldscale: %s\n", status_text());
+        _exit(127);
+    }
     const char *weights_of = a->config->eval.swa ? "swa" : "current";
     execl(self, self, "eval", weights, "--experiment", a->experiment, "--csv", scores, "--weights", weights_of,
           (char *)NULL);
+    fprintf(stderr, "foldscale: cannot start %s (%s)\n", self, strerror(errno));
     _exit(127);
 }
 

@@ -63,7 +63,10 @@ static void start_child(char *const arguments[], int log, pid_t parent)
     if (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0 || getppid() != parent) _exit(127);
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
-    if (log >= 0 && (dup2(log, STDOUT_FILENO) < 0 || dup2(log, STDERR_FILENO) < 0)) _exit(127);
+    if (log >= 0 && (dup2(log, STDOUT_FILENO) < 0 || dup2(log, STDERR_FILENO) < 0)) {
+        fprintf(stderr, "foldscale: cannot write the log of %s (%s)\n", arguments[0], strerror(errno));
+        _exit(127);
+    }
     execvp(arguments[0], arguments);
     fprintf(stderr, "foldscale: cannot start %s (%s)\n", arguments[0], strerror(errno));
     _exit(127);

@@ -127,11 +127,12 @@ static Status submit_script(const char *folder, int steps, char **text_out, size
     /* steps.csv is there from the first step, and a run that a signal ends has a run_stop too */
     static const char form[] =
         "#!/bin/bash\n"
-        "# Submits every point that is not complete, queued or running, one after the other.\n"
+        "# Submits every point that is not complete, queued, running or suspended, one after the other.\n"
         "set -eu\n"
         "cd \"$(dirname \"$0\")\"\n"
         "queued=\n"
-        "if command -v squeue >/dev/null; then queued=$(squeue -a -h -u \"$(id -un)\" -o '%%j %%Z'); fi\n"
+        "if command -v squeue >/dev/null; then queued=$(squeue -a -h -t PD,R,S,CG,CF -u \"$(id -un)\" -o '%%j %%Z'); "
+        "fi\n"
         "for job in n*.sh; do\n"
         "  point=${job%%.sh}\n"
         "  grep -qs '\"run_stop\".*\"step_num\":%d,' \"../points/$point/mlperf.log\" && continue\n"

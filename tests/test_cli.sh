@@ -238,8 +238,8 @@ sed -i '$d' later/points/*_r0/steps.csv
 sed -i 's/"step_num":2/"step_num":1/' later/points/*_r0/mlperf.log
 expect "collecting beside an incomplete point" 0 "^1 rows added, 1 points have not run or are not complete" bash -c 'jobs --collect'
 grep -q '_r0/steps.csv: ' log || fail "what is not complete is not named"
-# an squeue that lists what the file says, in the format it is asked for
-printf '#!/bin/bash\n[ "${*: -2}" = "-o %%j %%Z" ] && cat "%s/queue"\n' "$out" >bin/squeue
+# an squeue that lists what the file says, in the format and the states it is asked for
+printf '#!/bin/bash\n[[ "$*" == *" -t PD,R,S,CG,CF "*"-o %%j %%Z" ]] && cat "%s/queue"\n' "$out" >bin/squeue
 chmod +x bin/squeue
 expect "a queue that cannot be asked" 1 "queue: No such file" "${submit[@]}"
 point=$(basename later/points/*_r0)
