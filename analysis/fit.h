@@ -106,11 +106,10 @@ typedef struct StepParts {
 
 /* How far configurations lie off a form, as a standard deviation of the logarithm of a phase beyond what repeats of one
  * of them scatter: the form is not the machine, and more repeats do not make it so. Of the waits for loader and host,
- * which come near zero, it is a standard deviation in seconds over the fitted ones: one run in seven that waited twenty
- * times as long as the others tells of twenty such waits, not of a factor of twenty, let alone of its square, on any
- * wait. With
+ * which come near zero, it is a standard deviation in seconds over the fitted ones: one configuration in seven that
+ * waits twenty times as long as the others tells of waits of that length, not of a factor of twenty on any wait. With
  * r_c the mean residual of the n_c runs of configuration c, v_c their variance, w_c = n_c / v_c and P what the fit
- * leaves of deviations (r sqrt(w) = P (e sqrt(w)); P_cd = (c = d) less the hat matrix, runs taken together),
+ * leaves of deviations e_c (r sqrt(w) = P (e sqrt(w)); P_cd = (c = d) less the hat matrix, runs taken together),
  *
  *   sd^2 = sum(w_c r_c^2 - P_cc) / sum(w_d P_cd^2),   freedom = tr(M)^2 / tr(M^2),   M = P w P,
  *
