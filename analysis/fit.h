@@ -142,7 +142,7 @@ typedef struct FitResidual {
     int point;        /* index of the FitPoint */
     const char *what; /* FIT_PHASE_NAMES */
     double measured_s, fitted_s;
-    double standardized; /* log residual / its standard deviation */
+    double standardized; /* residual, of the logarithm or of a wait in seconds, / its standard deviation */
     double leverage;     /* diagonal of the hat matrix, 0..1 */
 } FitResidual;
 

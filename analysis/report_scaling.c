@@ -320,7 +320,7 @@ Status report_plot_residuals(const char *folder, const ReportInput *input, Arena
     PlotFigure figure = {.name = "residuals",
                          .title = "Residuals of the fit",
                          .x_label = "ranks",
-                         .y_label = "log (measured / fitted) / its standard deviation",
+                         .y_label = "measured off fitted, in standard deviations",
                          .integer_ticks = true,
                          .x_tick = ranks,
                          .x_ticks = input->point_count,
