@@ -54,6 +54,14 @@ void edit_close_gaps(Program *p, const bool *gone)
     edit_renumber(p);
 }
 
+bool edit_writes_persistent(const Program *p, const Op *op)
+{
+    if (op_def(op->kind)->flags & OPF_EFFECT) return true;
+    for (int k = 0; k < op->n_out; k++)
+        if (op->out[k] != VAL_NONE && p->value[op->out[k]].place != PLACE_ARENA) return true;
+    return false;
+}
+
 int32_t *edit_count_uses(const Program *p)
 {
     int32_t *uses = calloc((size_t)p->n_values + 1, sizeof *uses);

@@ -21,6 +21,10 @@ void edit_renumber(Program *p);
  * the caller's to reset (def_op). */
 void edit_close_gaps(Program *p, const bool *gone);
 
+/* Whether others than the ops behind it may see that an op has run: it has an effect, or writes what is no temporary.
+ */
+bool edit_writes_persistent(const Program *p, const Op *op);
+
 /* How often ops read each value; NULL when out of memory, freed by the caller. Values that are kept for others than ops
  * (outputs, the loss) are not counted for that. */
 int32_t *edit_count_uses(const Program *p);

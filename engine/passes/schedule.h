@@ -48,7 +48,7 @@ double schedule_main_seconds(const Program *program, const bool *needed, const O
 /* How long a collective takes beside a computation: with less than that to do meanwhile it stays in line, where it is
  * faster. */
 double schedule_aside_seconds(const Program *program, const Op *collective);
-/* How long an op that sends keeps the wire busy. */
+/* How long a collective, or an op that sends, keeps the wire busy. */
 double schedule_wire_seconds(const Program *program, const Op *op);
 static inline bool schedule_is_collective(const Op *op)
 {

@@ -29,24 +29,17 @@ enum { WINDOW = 16 };
 
 double schedule_room(const Program *p, const Op *op)
 {
-    if (!op->send.active) return 0;
+    size_t k = 0, kinds = sizeof rooms / sizeof *rooms;
+    while (k < kinds && rooms[k].op != op->kind) k++;
+    if (k == kinds || !op->send.active) return 0;
     double own = schedule_seconds(p, op), wire = schedule_wire_seconds(p, op);
-    for (size_t k = 0; k < sizeof rooms / sizeof *rooms; k++)
-        if (rooms[k].op == op->kind) return wire - own >= LEAST_IDLE * own ? rooms[k].part * wire : 0;
-    return 0;
+    return wire - own >= LEAST_IDLE * own ? rooms[k].part * wire : 0;
 }
-
-typedef struct Beside {
-    Program *p;
-    int32_t *behind; /* per value: the op (position + 1) behind which it has to stay */
-} Beside;
 
 static bool can_run_aside(const Program *p, const Op *op)
 {
-    if (op->stream || op->send.active || (op_def(op->kind)->flags & (OPF_COMM | OPF_EFFECT | OPF_ALIAS))) return false;
-    for (int k = 0; k < op->n_out; k++)
-        if (op->out[k] != VAL_NONE && p->value[op->out[k]].place != PLACE_ARENA) return false;
-    return true;
+    bool computes = !op->stream && !op->send.active && !(op_def(op->kind)->flags & (OPF_COMM | OPF_ALIAS));
+    return computes && !edit_writes_persistent(p, op);
 }
 
 /* Whether the collective that an op waits for has most likely ended in front of position `at`. */
@@ -72,19 +65,18 @@ static bool opens(const Program *p, int32_t i, int32_t end)
 
 /* Seconds of what may run beside the op at *sender until the room is filled. With `take`, it moves ahead of that op,
  * and in front of it the waits that it needs: *sender is the op's position afterwards. */
-static double take_beside(Beside *b, int32_t *sender, double room, bool take)
+static double take_beside(Program *p, int32_t *behind, int32_t *sender, double room, bool take)
 {
-    Program *p = b->p;
     int32_t front = *sender, mark = front + 1, end = front + WINDOW;
     uint8_t stage = p->op[front].stage;
     double taken = 0;
-    behind_keep(b->behind, &p->op[front], mark);
+    behind_keep(behind, &p->op[front], mark);
     for (int32_t i = front + 1; i < p->n_ops && i <= end && p->op[i].stage == stage && taken < room; i++) {
         Op *op = &p->op[i];
         bool beside = can_run_aside(p, op);
         bool waits = op->kind == OP_COMM_WAIT && opens(p, i, end) && has_arrived(p, op, front);
-        if (behind_reads(b->behind, op, mark) || !(waits || beside)) {
-            behind_keep(b->behind, op, mark);
+        if (behind_reads(behind, op, mark) || !(waits || beside)) {
+            behind_keep(behind, op, mark);
             continue;
         }
         if (beside) taken += schedule_seconds(p, op);
@@ -98,21 +90,21 @@ static double take_beside(Beside *b, int32_t *sender, double room, bool take)
 
 Status schedule_beside(const Program *in, Program **out)
 {
-    Beside b = {0};
-    TRY(prog_clone(in, &b.p));
-    b.behind = calloc((size_t)in->n_values + 1, sizeof *b.behind);
-    if (!b.behind) {
-        prog_destroy(&b.p);
+    Program *p = NULL;
+    TRY(prog_clone(in, &p));
+    int32_t *behind = calloc((size_t)in->n_values + 1, sizeof *behind);
+    if (!behind) {
+        prog_destroy(&p);
         return status_fail(ERR_MEMORY, "out of memory for the schedule of %d ops", in->n_ops);
     }
-    for (int32_t i = 0; i < b.p->n_ops; i++) {
-        double room = b.p->op[i].stage == STAGE_FORWARD ? schedule_room(b.p, &b.p->op[i]) : 0;
-        if (room <= 0 || take_beside(&b, &i, room, false) < LEAST_FILLED * room) continue;
-        take_beside(&b, &i, room, true);
-        b.p->op[i].send.shares = true;
+    for (int32_t i = 0; i < p->n_ops; i++) {
+        double room = p->op[i].stage == STAGE_FORWARD ? schedule_room(p, &p->op[i]) : 0;
+        if (room <= 0 || take_beside(p, behind, &i, room, false) < LEAST_FILLED * room) continue;
+        take_beside(p, behind, &i, room, true);
+        p->op[i].send.shares = true;
     }
-    edit_renumber(b.p);
-    free(b.behind);
-    *out = b.p;
+    edit_renumber(p);
+    free(behind);
+    *out = p;
     return OK;
 }

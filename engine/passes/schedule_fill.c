@@ -17,14 +17,6 @@ typedef struct Fill {
     int32_t *behind; /* per value: the collective (position + 1) behind which it has to stay */
 } Fill;
 
-static bool writes_persistent(const Program *p, const Op *op)
-{
-    if (op_def(op->kind)->flags & OPF_EFFECT) return true;
-    for (int k = 0; k < op->n_out; k++)
-        if (op->out[k] != VAL_NONE && p->value[op->out[k]].place != PLACE_ARENA) return true;
-    return false;
-}
-
 static void fill(Fill *f, int32_t collective)
 {
     Program *p = f->p;
@@ -35,7 +27,7 @@ static void fill(Fill *f, int32_t collective)
     behind_keep(f->behind, start, mark);
     for (int32_t i = collective + 1; i < p->n_ops && i <= collective + WINDOW && found < wanted; i++) {
         Op op = p->op[i];
-        if (op.stage != start->stage || writes_persistent(p, &op)) return;
+        if (op.stage != start->stage || edit_writes_persistent(p, &op)) return;
         if (schedule_is_collective(&op) || behind_reads(f->behind, &op, mark)) {
             if (first < 0) first = i;
             behind_keep(f->behind, &op, mark);

@@ -10,8 +10,8 @@ double schedule_seconds(const Program *p, const Op *op)
     Cost cost = {0};
     const OpDef *def = op_def(op->kind);
     if (def->flags & OPF_ALIAS) return 0;
+    if (def->flags & OPF_COMM) return schedule_wire_seconds(p, op);
     prog_op_cost(p, op, &cost);
-    if (def->flags & OPF_COMM) return LATENCY_S + cost.wire_bytes / WIRE_BYTES_PER_S;
     double memory = cost.bytes / BYTES_PER_S, arithmetic = cost.flops / FLOPS_PER_S;
     return LAUNCH_S + (memory > arithmetic ? memory : arithmetic);
 }
