@@ -1,6 +1,5 @@
 #include "analysis/fit_internal.h"
 
-#include <gsl/gsl_cdf.h>
 #include <gsl/gsl_randist.h>
 #include <gsl/gsl_rng.h>
 #include <gsl/gsl_sort.h>
@@ -135,14 +134,10 @@ static Status diagnose_jacobian(FitModel *model, const FitProblem *problem, cons
 
 static void take_residuals(FitModel *model, const FitProblem *problem, const FitSolution *fit)
 {
-    double param[FIT_PARAM_COUNT];
-    for (int i = 0; i < FIT_PARAM_COUNT; i++) param[i] = isnan(fit->param[i]) ? -INFINITY : fit->param[i];
-    if (isinf(param[FIT_DRIFT])) param[FIT_DRIFT] = 0;
     for (int r = 0; r < problem->rows; r++) {
         const FitRow *row = &problem->row[r];
         if (row->kind >= ROW_PRIOR) continue;
-        StepParts parts = fit_parts(problem->form, param, problem->free[FIT_LOADER], problem->free[FIT_HOST],
-                                    problem->n_max, &problem->point[row->point].shape);
+        StepParts parts = fit_row_parts(problem, fit, row);
         FitResidual *out = &model->residual[model->residuals++];
         *out = (FitResidual){.point = row->point,
                              .what = FIT_PHASE_NAMES[row->kind],

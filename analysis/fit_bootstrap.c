@@ -31,11 +31,7 @@ typedef struct FormState {
 
 static double row_residual(const FitProblem *problem, const FitSolution *fit, const FitRow *row)
 {
-    double param[FIT_PARAM_COUNT];
-    for (int i = 0; i < FIT_PARAM_COUNT; i++) param[i] = isnan(fit->param[i]) ? -INFINITY : fit->param[i];
-    if (!problem->free[FIT_DRIFT]) param[FIT_DRIFT] = 0;
-    StepParts parts = fit_parts(problem->form, param, problem->free[FIT_LOADER], problem->free[FIT_HOST],
-                                problem->n_max, &problem->point[row->point].shape);
+    StepParts parts = fit_row_parts(problem, fit, row);
     return row->target - fit_row_value(row, &parts);
 }
 

@@ -62,6 +62,12 @@ typedef struct FitSolution {
     int data_rows;
 } FitSolution;
 
+/* Parameters as fit_parts() takes them: those that were not fitted, NaN, are no part of a step. */
+void fit_clean_params(const double *in, double *out);
+
+/* The step that a solution has where a row was measured. */
+StepParts fit_row_parts(const FitProblem *problem, const FitSolution *fit, const FitRow *row);
+
 /* What a row of a measured phase is compared with, in seconds and as its target is written. */
 double fit_row_seconds(const FitRow *row, const StepParts *parts);
 double fit_row_value(const FitRow *row, const StepParts *parts);

@@ -12,15 +12,10 @@ enum { FLAG_BEYOND = 8 };
  * variance. */
 #define BEYOND_SHARE 0.5
 
-static void clean_params(const double *in, double *out)
-{
-    for (int i = 0; i < FIT_PARAM_COUNT; i++) out[i] = isnan(in[i]) ? (i == FIT_DRIFT ? 0 : -INFINITY) : in[i];
-}
-
 StepParts fit_evaluate(const FitModel *model, const StepShape *shape)
 {
     double param[FIT_PARAM_COUNT];
-    clean_params(model->param, param);
+    fit_clean_params(model->param, param);
     return fit_parts(model->form, param, model->has_loader, model->has_host, model->n_max, shape);
 }
 
@@ -63,7 +58,7 @@ Status fit_predict_draws(const FitModel *model, const StepShape *shape, double e
         const double *z = model->draw_z + (size_t)b * FIT_Z_COUNT;
         const FitCandidate *form = &model->candidate[model->draw_form[b]];
         const FitLack *lack = form->lack;
-        clean_params(model->draw + (size_t)b * FIT_PARAM_COUNT, param);
+        fit_clean_params(model->draw + (size_t)b * FIT_PARAM_COUNT, param);
         StepParts parts =
             fit_parts((FitForm)model->draw_form[b], param, model->has_loader, model->has_host, model->n_max, shape);
         /* communication x exp(tau z log8(N / N_max)): forms without a communication term miss it in all they have */

@@ -16,6 +16,19 @@ static void unpack(const FitProblem *problem, const gsl_vector *x, double *param
     if (!problem->free[FIT_DRIFT]) param[FIT_DRIFT] = 0;
 }
 
+void fit_clean_params(const double *in, double *out)
+{
+    for (int i = 0; i < FIT_PARAM_COUNT; i++) out[i] = isnan(in[i]) ? (i == FIT_DRIFT ? 0 : -INFINITY) : in[i];
+}
+
+StepParts fit_row_parts(const FitProblem *problem, const FitSolution *fit, const FitRow *row)
+{
+    double param[FIT_PARAM_COUNT];
+    fit_clean_params(fit->param, param);
+    return fit_parts(problem->form, param, problem->free[FIT_LOADER], problem->free[FIT_HOST], problem->n_max,
+                     &problem->point[row->point].shape);
+}
+
 double fit_row_seconds(const FitRow *row, const StepParts *parts)
 {
     switch (row->kind) {

@@ -116,6 +116,15 @@ static Status compare(Backend *backend, Record record, const Shape *shape, const
     return status;
 }
 
+/* What was made goes to the ranks, by an op of its own or sent: "z". */
+static Status exchange(Trial *trial, OpKind kind, Val made, const OpAttr *attr, const Shape *c, Way way)
+{
+    Val z = prog_add(trial->p, kind, 1, &made, attr);
+    if (way == SENT) send(trial->p, c->shares);
+    trial_output(trial, "z", z);
+    return OK;
+}
+
 /* Rows share out their queries behind an attention, gated, over a bias; o stays. Rows enough for several in a block.
  * Twice: one result goes, the other one stays; apart, it is the other way round, so that each is held against each. */
 static Status record_attention(Trial *trial, int dap, const Shape *c, Way way)
@@ -130,10 +139,7 @@ static Status record_attention(Trial *trial, int dap, const Shape *c, Way way)
     int goes = c->twice && way == WHOLE ? 3 : 0;
     trial_output(trial, "o", made[2]);
     if (c->twice) trial_output(trial, "again", made[3 - goes]);
-    Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[goes], &(OpAttr){.i = {0, 1}});
-    if (way == SENT) send(trial->p, c->shares);
-    trial_output(trial, "z", z);
-    return OK;
+    return exchange(trial, OP_ALL_TO_ALL, made[goes], &(OpAttr){.i = {0, 1}}, c, way);
 }
 
 /* The gradient of an attention's bias, summed over rows here and on the other ranks; those of queries, keys and values
@@ -155,10 +161,7 @@ static Status record_bias_gradient(Trial *trial, int dap, const Shape *c, Way wa
                    &(OpAttr){.i = {h, c->column, c->column}, .f = {1 / sqrt((double)c->width), 1e9}}, made);
     static const char *const names[] = {"dq", "dk", "dv"};
     for (int k = 0; k < 3; k++) trial_output(trial, names[k], made[k]);
-    Val z = prog_add(trial->p, OP_REDUCE_SCATTER, 1, &made[3], &(OpAttr){.i = {off + c->axis}});
-    if (way == SENT) send(trial->p, c->shares);
-    trial_output(trial, "z", z);
-    return OK;
+    return exchange(trial, OP_REDUCE_SCATTER, made[3], &(OpAttr){.i = {off + c->axis}}, c, way);
 }
 
 /* The gradients of an outer product mean of n sequences: a's n / 2 residues are this rank's, b's are all ranks'. That
@@ -179,10 +182,7 @@ static Status record_outer_gradient(Trial *trial, int dap, const Shape *c, Way w
     trial_output(trial, "da", made[0]);
     trial_output(trial, "dW", made[2]);
     trial_output(trial, "dbias", made[3]);
-    Val z = prog_add(trial->p, OP_REDUCE_SCATTER, 1, &made[1], &(OpAttr){.i = {1}});
-    if (way == SENT) send(trial->p, c->shares);
-    trial_output(trial, "z", z);
-    return OK;
+    return exchange(trial, OP_REDUCE_SCATTER, made[1], &(OpAttr){.i = {1}}, c, way);
 }
 
 /* The gradients of a layer norm behind a product: a rank has n rows of every group, and that of x goes to where all
@@ -203,10 +203,7 @@ static Status record_norm_gradient(Trial *trial, int dap, const Shape *c, Way wa
     prog_add_multi(trial->p, OP_LINEAR_NORM_DX, 8, in, &(OpAttr){.i = {0, 0, 1}}, made);
     trial_output(trial, "dgamma", made[1]);
     trial_output(trial, "dbeta", made[2]);
-    Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[0], &(OpAttr){.i = {1, 0}});
-    if (way == SENT) send(trial->p, c->shares);
-    trial_output(trial, "z", z);
-    return OK;
+    return exchange(trial, OP_ALL_TO_ALL, made[0], &(OpAttr){.i = {1, 0}}, c, way);
 }
 
 /* The end of a triangle multiplication and the layer norm of it: a rank has n / ranks rows of pairs, which go to where
@@ -224,10 +221,7 @@ static Status record_triangle_end(Trial *trial, int dap, const Shape *c, Way way
     prog_add_multi(trial->p, OP_LINEAR_RESIDUAL, 10, (Val[]){r, x, w, VAL_NONE, g, VAL_NONE, gamma, beta, gamma, beta},
                    &(OpAttr){.f = {0, 1e-5, 1e-5}}, made);
     trial_output(trial, "normed", made[2]);
-    Val z = prog_add(trial->p, OP_ALL_TO_ALL, 1, &made[0], &(OpAttr){.i = {0, 1}});
-    if (way == SENT) send(trial->p, c->shares);
-    trial_output(trial, "z", z);
-    return OK;
+    return exchange(trial, OP_ALL_TO_ALL, made[0], &(OpAttr){.i = {0, 1}}, c, way);
 }
 
 /* The gated products in front of one: all ranks get the second. */
@@ -241,10 +235,7 @@ static Status record_triangle_gates(Trial *trial, int dap, const Shape *c, Way w
         in[2 + 2 * k] = trial_input(trial, DT_BF16, SHARD_NONE, 2, matrix), in[3 + 2 * k] = VAL_NONE;
     prog_add_multi(trial->p, OP_LINEAR_GATES, 10, in, &(OpAttr){.i = {4, 2, 0, 1}}, made);
     trial_output(trial, "a", made[0]);
-    Val z = prog_add(trial->p, OP_ALL_GATHER, 1, &made[1], &(OpAttr){.i = {1, 0}});
-    if (way == SENT) send(trial->p, c->shares);
-    trial_output(trial, "z", z);
-    return OK;
+    return exchange(trial, OP_ALL_GATHER, made[1], &(OpAttr){.i = {1, 0}}, c, way);
 }
 
 /* The gradient of its end: all ranks get that of the product; those of gamma and beta stay. */
@@ -262,10 +253,7 @@ static Status record_triangle_gradient(Trial *trial, int dap, const Shape *c, Wa
     trial_output(trial, "dgamma", made[1]);
     trial_output(trial, "dbeta", made[2]);
     trial_output(trial, "dg", made[3]);
-    Val z = prog_add(trial->p, OP_ALL_GATHER, 1, &made[0], &(OpAttr){.i = {1, 0}});
-    if (way == SENT) send(trial->p, c->shares);
-    trial_output(trial, "z", z);
-    return OK;
+    return exchange(trial, OP_ALL_GATHER, made[0], &(OpAttr){.i = {1, 0}}, c, way);
 }
 
 /* Alone on the GPU and sharing it: fewer blocks, each with more tiles, and sums over rows in another order. */

@@ -348,7 +348,6 @@ full_disk() { # writes beyond 200 KB fail as on a full disk (EFBIG instead of EN
     "$foldscale" train good.yaml --out full --resume --set train.steps=6
 }
 export -f full_disk
-export foldscale
 expect "full disk while a checkpoint is written" 1 "ckpt_000006.safetensors.*(write|large|disk)" bash -c full_disk
 ls full/ckpt_000006.safetensors full/*.tmp 2>/dev/null && fail "half a checkpoint was left"
 expect "the last whole checkpoint is intact" 0 "6 steps" "$foldscale" train good.yaml --out full --resume --set train.steps=6

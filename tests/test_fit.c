@@ -67,8 +67,7 @@ static void test_recovery_worse_communication(void **state)
 static int held_out_inside(bool phases, int trials)
 {
     enum { FITTED = 6 };
-    gsl_rng *rng = gsl_rng_alloc(gsl_rng_mt19937);
-    gsl_rng_set(rng, 12);
+    gsl_rng *rng = new_rng(12);
     int inside = 0;
     for (int trial = 0; trial < trials; trial++) {
         Truth t = truth_draw(rng, TRUTH_ANCHORED, 1);
@@ -166,8 +165,7 @@ static void test_rare_wait(void **state)
 {
     (void)state;
     for (int counts = 3; counts <= 6; counts++) {
-        gsl_rng *rng = gsl_rng_alloc(gsl_rng_mt19937);
-        gsl_rng_set(rng, 13);
+        gsl_rng *rng = new_rng(13);
         Truth t = truth_draw(rng, TRUTH_ANCHORED, 1);
         t.run_sd = 0.005;
         FitPoint point[POINTS];

@@ -20,6 +20,7 @@
 #include "experiments/launch.h"
 #include "experiments/mllog.h"
 #include "experiments/run_folder.h"
+#include "tests/text_file.h"
 
 static int lock_error;
 
@@ -132,23 +133,6 @@ static void devices_and_pipes_are_written(void **state)
     close(ends[1]);
 }
 
-static void write_file(const char *at, const char *text)
-{
-    FILE *file = fopen(at, "wb");
-    assert_true(file && fputs(text, file) >= 0);
-    assert_int_equal(fclose(file), 0);
-}
-
-static void check_file(const char *at, const char *text)
-{
-    char found[512] = "";
-    FILE *file = fopen(at, "rb");
-    assert_non_null(file);
-    found[fread(found, 1, sizeof found - 1, file)] = '\0';
-    fclose(file);
-    assert_string_equal(found, text);
-}
-
 static void log_is_refused(const char *begins, const char *message)
 {
     int handle;
@@ -172,13 +156,13 @@ static void logs_follow_links_as_outputs_do(void **state)
     assert_true(fresh && write(handle, "a\n", 2) == 2 && close(handle) == 0);
     assert_int_equal(output_open_log(path, true, "a", &handle, &fresh), OK);
     assert_true(!fresh && write(handle, "b\n", 2) == 2 && close(handle) == 0);
-    check_file(other, "a\nb\n");
+    check_text(other, "a\nb\n");
     assert_int_equal(launch_wait(arguments, path, &code), OK);
-    check_file(other, "said\n");
-    write_file(other, "My thesis\n");
+    check_text(other, "said\n");
+    write_text(other, "My thesis\n");
     log_is_refused("a", "steps.csv: not continued: it does not begin with \"a\"");
     assert_int_equal(mllog_open(path, &log), ERR_INPUT);
-    check_file(other, "My thesis\n");
+    check_text(other, "My thesis\n");
     assert_true(lstat(path, &info) == 0 && S_ISLNK(info.st_mode));
     unlink(other);
     assert_int_equal(mkdir(other, 0700), 0);
@@ -220,7 +204,7 @@ static void logs_go_to_standard_output(void **state)
     close(file);
     assert_true(launched == OK && appended == OK && piped == OK);
     assert_int_equal(flags & O_APPEND, 0); /* others write there too */
-    check_file(other, "before\nsaid\na,b\nbehind\n");
+    check_text(other, "before\nsaid\na,b\nbehind\n");
     char found[16] = "";
     assert_int_equal(read(ends[0], found, sizeof found - 1), 4);
     assert_string_equal(found, "a,b\n");
@@ -242,7 +226,7 @@ static void children_of_the_closed_have_logs(void **state)
         dup2(screen, which);
         close(screen);
         assert_true(launched == OK && code == 0);
-        check_file(path, "said\ntold\n");
+        check_text(path, "said\ntold\n");
         unlink(path);
     }
 }

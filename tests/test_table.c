@@ -16,6 +16,7 @@
 #include "analysis/schema.h"
 #include "analysis/table.h"
 #include "engine/output.h"
+#include "tests/text_file.h"
 
 static char folder[] = "/tmp/foldscale_table_XXXXXX";
 static char path[200];
@@ -195,23 +196,6 @@ static void test_runs(void **state)
     assert_non_null(strstr(status_text(), "ranks is 1099511627776"));
     TableWriter *w;
     assert_int_equal(schema_steps_writer(path, true, &w), ERR_INPUT); /* another schema's log */
-}
-
-static void write_text(const char *file, const char *text)
-{
-    FILE *f = fopen(file, "wb");
-    assert_non_null(f);
-    assert_true(fputs(text, f) >= 0 && fclose(f) == 0);
-}
-
-static void check_text(const char *file, const char *text)
-{
-    char found[200] = "";
-    FILE *f = fopen(file, "rb");
-    assert_non_null(f);
-    found[fread(found, 1, sizeof found - 1, f)] = '\0';
-    fclose(f);
-    assert_string_equal(found, text);
 }
 
 /* A row cut short is neither read nor continued. */
