@@ -51,7 +51,7 @@ static Status check_outputs(const char *out, const TextList *runs, bool *alone_o
     char *target = NULL, *text = arena_printf(&arena, "%s.txt", out), *anchored = fit_anchored_path(out, &arena);
     Status status = text && anchored ? OK : status_fail(ERR_MEMORY, "fit: out of memory");
     if (status == OK) status = output_check("fit: --out", out, FIT_BEGINS, runs->item, runs->count);
-    if (status == OK) status = output_place(out, FIT_BEGINS, &arena, &target);
+    if (status == OK) status = output_place(out, NULL, &arena, &target);
     *alone_out = status == OK && !target;
     if (*alone_out)
         fprintf(stderr, "foldscale: note: %s is not a file: no diagnostics and no anchored fit beside it\n", out);

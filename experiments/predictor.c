@@ -106,11 +106,12 @@ Status predictor_check_output(const char *what, const char *out, const Predictor
                                         "fit_anchored.json",
                                         "machine/machine.yaml",
                                         "machine/profile/ops.csv"};
-    enum { NAMES = sizeof names / sizeof *names };
+    enum { NAMES = sizeof names / sizeof *names, GIVEN = 6 };
     Arena arena = {0};
-    const char *inputs[NAMES + 5] = {o->fit, o->experiment, o->target, o->machine, o->ops};
-    for (int i = 0; i < NAMES; i++) inputs[5 + i] = arena_printf(&arena, "%s/%s", o->folder, names[i]);
-    Status status = output_check(what, out, NULL, inputs, NAMES + 5);
+    const char *anchored = o->fit ? fit_anchored_path(o->fit, &arena) : NULL; /* read as well: open_fits() */
+    const char *inputs[GIVEN + NAMES] = {o->fit, anchored, o->experiment, o->target, o->machine, o->ops};
+    for (int i = 0; i < NAMES; i++) inputs[GIVEN + i] = arena_printf(&arena, "%s/%s", o->folder, names[i]);
+    Status status = output_check(what, out, NULL, inputs, GIVEN + NAMES);
     if (status == OK && machines) status = output_check(what, out, NULL, machines->item, machines->count);
     arena_free(&arena);
     return status;

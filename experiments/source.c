@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "data/feed.h"
+#include "data/hhr.h"
 #include "engine/clock.h"
 #include "experiments/source_internal.h"
 
@@ -147,9 +148,9 @@ static Status find_structures(const DataSection *d)
     if (*d->pack || d->on_error == ON_ERROR_SKIP || d->chains_count == 0) return OK;
     Status status = archive_open(&paths, NULL, &archive);
     for (unsigned i = 0; status == OK && i < d->chains_count; i++) {
-        char *entry = arena_strndup(&arena, d->chains[i], strcspn(d->chains[i], "_")), *path = NULL;
-        status = entry ? archive_structure_path(archive, entry, &arena, &path)
-                       : status_fail(ERR_MEMORY, "out of memory for the names of chains");
+        char entry[CONFIG_NAME], chain[CONFIG_NAME], *path = NULL;
+        status = hhr_split_name(d->chains[i], entry, sizeof entry, chain, sizeof chain);
+        if (status == OK) status = archive_structure_path(archive, entry, &arena, &path);
         if (status == OK && !path)
             status = status_fail(ERR_INPUT, "%s: no structure of entry %s (data.chains)", d->mmcif, entry);
     }

@@ -486,7 +486,7 @@ static size_t attention_bwd_scratch(const OpCall *call)
     DType type = call->in_tensor[1]->dtype;
     bool bias = call_in(call, 5) != NULL;
     if (takes_mma(a, type, bias)) return att_mma_backward_scratch(a, bias, call_in(call, 8) != NULL);
-    if (takes_f32(a, type)) return att_f32_backward_scratch(a, call_in(call, 5) != NULL);
+    if (takes_f32(a, type)) return att_f32_backward_scratch(a, bias);
     return (size_t)a.g * a.b * a.h * a.n * 3 * sizeof(float);
 }
 
