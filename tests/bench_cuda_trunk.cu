@@ -108,7 +108,7 @@ int main(int argc, char **argv)
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut off keeps its lines */
-    bench_open(&b);
+    bench_open(&b, times);
     for (const Case &c : small_cases)
         if (wanted(&choice, c.name)) check_case(&b, c);
     for (const Case &c : attention_cases)

@@ -122,6 +122,7 @@ static Status time_programs(BenchSession *s, int repeats, bool graph, Result *r)
     for (int k = 0; k < BENCH_PROGRAMS; k++)
         if (s->exec[k]) TRY(exec_count_kernels(s->exec[k], &r->kernels[k]));
     int n = r->run_s[BENCH_GRAD].count;
+    if (n == 0) return OK;
     r->forward_s = forward / n;
     r->backward_s = backward / n;
     r->comm_s = comm / n;
@@ -222,18 +223,18 @@ static void print_result(const Arguments *a, const Setting *setting, const Resul
            setting->switches.dap);
     if (run[BENCH_GRAD].count) {
         printf("  forward without gradient %.3f ms (sd %.3f, %d ops), gradient step %.3f ms (sd %.3f, %d ops: forward "
-               "%.3f, backward %.3f, communication %.3f), optimizer %.3f ms (%d ops); %d repeats\n",
+               "%.3f, backward %.3f, communication %.3f), optimizer %.3f ms (%d ops); %d repeats; %.1f TFLOP/s\n",
                1e3 * mean(&run[0]), 1e3 * deviation(&run[0]), r->ops[0], 1e3 * mean(&run[1]), 1e3 * deviation(&run[1]),
                r->ops[1], 1e3 * r->forward_s, 1e3 * r->backward_s, 1e3 * r->comm_s, 1e3 * mean(&run[2]), r->ops[2],
-               run[1].count);
-        printf("  memory %.2f GiB (parameters and inputs %.2f, temporaries %.2f); recording and passes %.2f s, first "
-               "round %.2f s; loss %.6g, gradient norm %.6g; %.1f TFLOP/s\n",
-               (double)(r->store_bytes + r->workspace_bytes) / 0x1p30, (double)r->store_bytes / 0x1p30,
-               (double)r->workspace_bytes / 0x1p30, r->prepare_s, r->first_s, r->loss, r->gradient_norm,
-               1e-12 * r->flops / step);
+               run[1].count, 1e-12 * r->flops / step);
         mark_line("mean step (ScaleFold: 2040 ms)", step, 0.45, 0.20, full);
         mark_line("optimizer, clip and average", mean(&run[2]), 1.5e-3, 1.0e-3, full);
     }
+    if (r->store_bytes)
+        printf("  memory %.2f GiB (parameters and inputs %.2f, temporaries %.2f); recording and passes %.2f s, first "
+               "round %.2f s; loss %.6g, gradient norm %.6g\n",
+               (double)(r->store_bytes + r->workspace_bytes) / 0x1p30, (double)r->store_bytes / 0x1p30,
+               (double)r->workspace_bytes / 0x1p30, r->prepare_s, r->first_s, r->loss, r->gradient_norm);
     mark_line("Evoformer block forward", r->block_forward_s, 1.3e-3, 0.75e-3, full);
     mark_line("Evoformer block forward+backward", r->block_both_s, 4.8e-3, 2.5e-3, full);
     fflush(stdout);
@@ -327,6 +328,8 @@ static Status run(const Arguments *a, Backend *backend)
     int count = 0, failed = 0;
     if (!list) return status_fail(ERR_MEMORY, "no memory for settings");
     Status status = model_config_preset(a->preset, &config);
+    if (status == OK && a->repeats == 0 && (a->csv || a->block))
+        status = status_fail(ERR_USAGE, "--repeats 0 measures no times: --csv and --block want 1 or more");
     if (a->n_res) config.n_res = (int)a->n_res;
     if (a->evo_blocks) config.evo_blocks = (int)a->evo_blocks;
     if (status == OK) status = model_config_check(&config);
@@ -335,7 +338,7 @@ static Status run(const Arguments *a, Backend *backend)
     if (status == OK)
         status = settings_make(&a->setting, &base, backend->layout.world == 1 && a->dap == 1, list, &count);
     double start = clock_now_s();
-    if (backend->layout.rank == 0)
+    if (status == OK && backend->layout.rank == 0)
         printf("%s, %s, %d ranks, dap %d%s%s\n", backend->device, a->preset, backend->layout.world, base.dap,
                backend->comm && *backend->comm ? ", " : "", backend->comm ? backend->comm : "");
     for (int i = 0; i < count && status == OK; i++) {
@@ -381,7 +384,7 @@ int main(int argc, char **argv)
         {"study", OPTION_TEXT, &a.setting.study, "KINDS", "some of cumulative,alone,leave-out: one row each", 0, 0},
         {"dap", OPTION_INT, &a.dap, "N", "ranks of a model-parallel group", 1, 8},
         {"no-comm", OPTION_FLAG, &a.no_comm, NULL, "one rank's share, collectives left out", 0, 0},
-        {"repeats", OPTION_INT, &a.repeats, "N", "counted rounds (default 5)", 1, MAX_REPEATS},
+        {"repeats", OPTION_INT, &a.repeats, "N", "counted rounds (default 5; 0: no times)", 0, MAX_REPEATS},
         {"budget", OPTION_REAL, &a.budget_s, "SECONDS", "no further setting of --study after that", 0, 1e6},
         {"resume", OPTION_FLAG, &a.resume, NULL, "not what --csv has of this build, machine and setting", 0, 0},
         {"block", OPTION_FLAG, &a.block, NULL, "one Evoformer block alone as well", 0, 0},
@@ -396,6 +399,7 @@ int main(int argc, char **argv)
         {"threads", OPTION_INT, &a.threads, "N", "CPU threads of a rank", 0, 1024},
         {0}};
     Backend *backend = NULL;
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a run that is cut off keeps its lines */
     Status status = cli_parse(&usage, options, argc, argv, &operands, &help);
     if (help) return 0;
     KernelOptions kernels = {
