@@ -25,7 +25,7 @@ parts=${PARTS:-120}
 fail() { echo "gpu_sanitize: $1" >&2; exit 2; }
 command -v "$sanitizer" >/dev/null || fail "no $sanitizer (it comes with the CUDA toolkit)"
 [ -x "$bench" ] && [ -x "$checks" ] || fail "no $bench or $checks (build them: ninja -C build)"
-"$sanitizer" --help | grep -q dump-kernel-launches || [[ " $tools " != *" racecheck "* ]] ||
+[[ " $tools " != *" racecheck "* || $("$sanitizer" --help) = *--dump-kernel-launches* ]] ||
     fail "$sanitizer is too old for racecheck (2026.1 or later is needed; TOOLS leaves racecheck out)"
 read -r -a gpus <<<"$(tr ',' ' ' <<<"${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | tr '\n' ' ')}")"
 [ ${#gpus[@]} -gt 0 ] || fail "no GPU here (nvidia-smi lists none)"
@@ -69,7 +69,7 @@ race_steps() {
     for setting in "${settings[@]}"; do
         name=${setting%% *}
         step="$bench --backend cuda --preset tiny --evo-blocks 1 --repeats 0 --leave-out cuda_graph$(grep -o ' .*' <<<"$setting")"
-        count=$($sanitizer --tool memcheck --launch-count 1 --dump-kernel-launches --show-backtrace no $step | tee "$out/launches.$name.log" |
+        count=$($sanitizer --tool memcheck --launch-count 1 --dump-kernel-launches --print-limit 0 --show-backtrace no $step | tee "$out/launches.$name.log" |
             grep -c 'Launch #')
         [ "$count" -gt 0 ] || fail "no launch in $step (see $out/launches.$name.log)"
         for ((first = 0; first < count; first += slice)); do

@@ -76,7 +76,7 @@ Status parity_beside_close(ParityBeside **beside);
 
 /* parity_spread.c: tolerances from the errors that other runs printed. path NULL: none. limit: that of a quantity,
  * whose error is noted for the report, or `other` where the runs do not have it. */
-Status parity_spread_open(const char *path, ParitySpread **out);
+Status parity_spread_open(const char *path, Precision precision, ParitySpread **out);
 double parity_spread_limit(ParitySpread *spread, const char *name, double error, double other);
 void parity_spread_report(Parity *parity); /* two lines for all quantities together */
 void parity_spread_close(ParitySpread **spread);

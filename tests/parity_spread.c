@@ -1,6 +1,6 @@
 /* parity --spread FILE: what rounding may do to a quantity, from what it did.
  *
- * FILE holds the lines of K runs on the CPU that rounded bf16 at random (--dither), each a fair sample of what
+ * FILE holds the lines of K runs on the CPU that rounded at random (--dither), each a fair sample of what
  * roundings do to a quantity on its way through the program: amplify, cancel, flip a bin. A run that rounds to nearest
  * has errors of the same kind and not larger ones. How their tails fall off nobody knows (Adam's second moments after
  * three steps are far from normal: limits from Student's distribution fail in 6 of 100 such runs), so nothing is
@@ -15,7 +15,12 @@
  * That bounds each alone. Faults that make many quantities a little worse show in two figures of error / root mean
  * square over all quantities whose errors vary: what 99 of 100 stay below is to be no larger than in the K runs, and
  * the median no larger than their mean plus t(K - 1, 1 - CHANCE) of their standard deviations. All in all a right
- * program fails in about 2 / (K + 1) + CHANCE of all cases. */
+ * program fails in about 2 / (K + 1) + CHANCE of all cases.
+ *
+ * In f32 the K runs compute in f64 and round an op's result once; the sums within an op, which f32 rounds as well, they
+ * do not have. Their limits therefore only add to those that the reference reaches: the larger one holds. Where no
+ * figure of the reference exists (gradients with the violation loss) they are the ones that tell.
+ */
 #include <gsl/gsl_cdf.h>
 #include <math.h>
 #include <stdio.h>
@@ -26,7 +31,7 @@
 #include "engine/array.h"
 #include "tests/parity.h"
 
-static const double CHANCE = 0.01, RESULT_ROUNDING = 0x1p-8;
+static const double CHANCE = 0.01;
 
 typedef struct Sample {
     const char *name;
@@ -42,6 +47,8 @@ typedef struct Quantity {
 } Quantity;
 
 struct ParitySpread {
+    Precision precision;
+    double rounding; /* of a result by itself: two units of roundoff, as dither rounds up or down */
     Sample *sample;
     Quantity *quantity;
     double *ratio; /* error / rms of this run's quantities */
@@ -83,11 +90,11 @@ static double quantile(double *x, int32_t count, double share)
 }
 
 /* Of a run, against the others. */
-static double score(const Quantity *q, int run)
+static double score(const ParitySpread *s, const Quantity *q, int run)
 {
     double error = q->sample[run].error, others = q->square - error * error;
-    if (q->runs < 2 || !varies(q) || others <= 0 || error <= RESULT_ROUNDING) return 0;
-    return (error - RESULT_ROUNDING) / sqrt(others / (q->runs - 1));
+    if (q->runs < 2 || !varies(q) || others <= 0 || error <= s->rounding) return 0;
+    return (error - s->rounding) / sqrt(others / (q->runs - 1));
 }
 
 /* "name   error   limit   ok|FAIL"; names hold spaces. Other lines are passed over. */
@@ -135,12 +142,12 @@ static Status group_runs(ParitySpread *s)
         Quantity *q = &s->quantity[k];
         q->rms = sqrt(q->square / q->runs);
         s->runs = q->runs > s->runs ? q->runs : s->runs;
-        for (int run = 0; run < q->runs; run++) s->score = fmax(s->score, score(q, run));
+        for (int run = 0; run < q->runs; run++) s->score = fmax(s->score, score(s, q, run));
     }
     return OK;
 }
 
-Status parity_spread_open(const char *path, ParitySpread **out)
+Status parity_spread_open(const char *path, Precision precision, ParitySpread **out)
 {
     char line[1024];
     *out = NULL;
@@ -149,6 +156,7 @@ Status parity_spread_open(const char *path, ParitySpread **out)
     if (!file) return status_fail_at(ERR_IO, path, 0, "cannot be opened");
     ParitySpread *s = calloc(1, sizeof *s);
     Status status = s ? OK : status_fail(ERR_MEMORY, "out of memory");
+    if (s) s->precision = precision, s->rounding = precision == PRECISION_BF16 ? 0x1p-8 : 0x1p-23;
     while (status == OK && fgets(line, sizeof line, file)) {
         line[strcspn(line, "\n")] = 0;
         status = take_line(s, line);
@@ -171,7 +179,8 @@ double parity_spread_limit(ParitySpread *s, const char *name, double error, doub
     const Quantity *q = bsearch(name, s->quantity, (size_t)s->quantities, sizeof *q, name_against);
     if (!q) return other;
     if (varies(q) && s->ratios < s->samples) s->ratio[s->ratios++] = error / q->rms;
-    return s->score * q->rms + RESULT_ROUNDING;
+    double limit = s->score * q->rms + s->rounding;
+    return s->precision == PRECISION_BF16 ? limit : fmax(limit, other);
 }
 
 /* Of error / rms over the quantities of run `run`. */

@@ -6,10 +6,12 @@
  * folders. One line per quantity; exit 1 on any FAIL. With --dap N it starts its N ranks itself unless it already runs
  * under mpirun. --save keeps what was computed; --beside tells how far it is from what another run kept. --dither makes
  * the CPU round bf16 at random, or to f32 what it computes in f64, an op's result once: what a program in f32 may be
- * off by. From the lines of many such runs in bf16 --spread takes the tolerances (parity_spread.c):
+ * off by. From the lines of many such runs --spread takes the tolerances (parity_spread.c):
  *
  *   for s in $(seq 128); do parity DIR --dtype bf16 --dither $s; done >spread.txt
- *   parity DIR --dtype bf16 --backend cuda --spread spread.txt */
+ *   parity DIR --dtype bf16 --backend cuda --spread spread.txt
+ *
+ * For f32 the runs are those of --dtype f64 --dither $s; their limits add to the fixed ones. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,7 +145,8 @@ int main(int argc, char **argv)
                               &(KernelOptions){.dap = parity.options.switches.dap, .dither = parity.options.dither},
                               &parity.backend);
     if (status == OK) status = parity_beside_open(parity.options.save, parity.options.beside, &parity.beside);
-    if (status == OK) status = parity_spread_open(parity.options.spread, &parity.spread);
+    if (status == OK)
+        status = parity_spread_open(parity.options.spread, parity.options.switches.precision, &parity.spread);
     if (status == OK) status = run_all(&parity);
     if (status == OK) parity_spread_report(&parity);
     Status closed = parity_beside_close(&parity.beside);
