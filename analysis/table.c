@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "engine/input.h"
+#include "engine/words.h"
 
 enum { COLUMN_LIMIT = 4096, CHUNK_BYTES = 1 << 16 };
 
@@ -242,12 +243,13 @@ Status table_column(const Table *table, const char *name, int *column_out)
 {
     int column = table_find(table, name);
     if (column < 0) {
-        char found[400] = "";
-        size_t used = 0;
-        for (int c = 0; c < table->columns && used < sizeof found - 40; c++)
-            used += (size_t)snprintf(found + used, sizeof found - used, "%s%.30s", c ? ", " : "", table->names[c]);
-        return status_fail_at(ERR_INPUT, table->file, 1, "column \"%s\" is missing (found: %s%s)", name, found,
-                              used >= sizeof found - 40 ? ", ..." : "");
+        WordList found = {0};
+        for (int c = 0; c < table->columns; c++) {
+            char start[31]; /* a table with another separator has all names in one */
+            snprintf(start, sizeof start, "%s", table->names[c]);
+            words_add(&found, start);
+        }
+        return status_fail_at(ERR_INPUT, table->file, 1, "column \"%s\" is missing (found: %s)", name, found.text);
     }
     *column_out = column;
     return OK;

@@ -35,8 +35,8 @@ Status output_place(const char *path, const char *begins, Arena *arena, char **t
  * no lines of the log stand before what will be written. Errors as output_open, and ERR_IO for a fifo, see below. */
 Status output_open_log(const char *path, bool keep, const char *begins, int *handle_out, bool *fresh_out);
 
-/* ERR_IO when `path` is a fifo, which would wait for a reader: for files whose names are ours, not the user's. A pipe
- * that was handed over (/dev/stdout) is none. */
+/* ERR_IO when `path` is a fifo, which would wait for a reader: for files whose names are ours, not the user's, and
+ * for what is continued. A pipe that was handed over (/dev/stdout) is none. */
 Status output_refuse_fifo(const char *path);
 
 /* Both paths lead to one file, which may not be there yet. */

@@ -5,6 +5,7 @@
 
 #include "analysis/points.h"
 #include "engine/output.h"
+#include "engine/words.h"
 #include "experiments/commands.h"
 #include "experiments/pricing.h"
 #include "experiments/study_files.h"
@@ -32,16 +33,15 @@ static const Usage usage = {
 /* The words of --help; the names that fit.json and its diagnostics print are taken as well. */
 static Status form_of(const char *name, int *form_out)
 {
-    char list[128] = "";
+    WordList expected = {0};
     *form_out = -1;
     if (!name) return OK;
     for (int i = 0; i < FORM_COUNT; i++) {
         if (strcmp(FIT_FORM_WORDS[i], name) == 0 || strcmp(FIT_FORM_NAMES[i], name) == 0) *form_out = i;
-        if (strlen(list) + strlen(FIT_FORM_WORDS[i]) + 3 < sizeof list)
-            strcat(strcat(list, i ? ", " : ""), FIT_FORM_WORDS[i]);
+        words_add(&expected, FIT_FORM_WORDS[i]);
     }
     if (*form_out >= 0) return OK;
-    return status_fail(ERR_USAGE, "fit: unknown form \"%s\" (expected one of %s)", name, list);
+    return status_fail(ERR_USAGE, "fit: unknown form \"%s\" (expected one of %s)", name, expected.text);
 }
 
 /* The fit, its diagnostics and the anchored fit: all can be written, or nothing is. *alone_out: the fit itself only. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/output.h"
 #include "experiments/commands.h"
 #include "experiments/files.h"
 #include "experiments/machines.h"
@@ -86,6 +87,18 @@ static Status fill_lists(PredictJob *job, const PredictArguments *a)
     return OK;
 }
 
+/* What --append goes on from: the rows of a file. Pipes and devices hold none: reading one would wait for ever. */
+static Status read_old(const char *out, PredictionTable *old_out)
+{
+    Arena arena = {0};
+    char *target;
+    TRY(output_refuse_fifo(out));
+    Status status = output_place(out, NULL, &arena, &target);
+    if (status == OK && target && file_exists(target)) status = schema_read_predictions(out, old_out);
+    arena_free(&arena);
+    return status;
+}
+
 /* The file is written whole: what it held comes first. */
 static Status copy_old(PredictJob *job, const PredictionTable *old)
 {
@@ -133,7 +146,7 @@ static Status predict_what_if(PredictJob *job, const PredictArguments *a, const 
 static Status run(PredictJob *job, const PredictArguments *a, const char *out)
 {
     PredictionTable old = {0};
-    if (a->append && file_exists(out)) TRY(schema_read_predictions(out, &old));
+    if (a->append) TRY(read_old(out, &old));
     Status status = schema_predictions_writer(out, &job->writer);
     if (status == OK) status = copy_old(job, &old);
     schema_free_predictions(&old);

@@ -157,9 +157,11 @@ static Status check_whole(const Config *config, const Node *root, const char *pa
         return fail_key(root, path, "study.switches", text);
     }
     const ModelConfig *m = &config->model.size;
-    if (m->w_fape + m->w_chi + m->w_distogram + m->w_masked_msa + m->w_plddt + m->w_resolved + m->w_violation == 0)
+#define PLUS(config, name) +config->name
+    if (MODEL_LOSS_WEIGHTS(PLUS, m) == 0)
         return fail_key(root, path, "model.w_fape",
                         "model.w_fape and the weights of all other losses are 0 (expected at least one above 0)");
+#undef PLUS
     if (model_config_check(m) != OK) {
         snprintf(text, sizeof text, "%s", status_text());
         return fail_key(root, path, "model", text);

@@ -6,6 +6,7 @@
 #include <strings.h>
 
 #include "data/date.h"
+#include "engine/words.h"
 #include "experiments/config_emit.h"
 #include "experiments/config_schema.h"
 
@@ -17,11 +18,10 @@ static Status unknown_key(const Node *node, const cyaml_schema_field_t *fields, 
     if (near)
         return tree_fail(node, "unknown key \"%s\" in %s (did you mean \"%s\"?)", node->key,
                          *path ? path : "the experiment", near);
-    char list[512] = "";
-    for (int i = 0; names[i] && strlen(list) + strlen(names[i]) + 3 < sizeof list; i++)
-        strcat(strcat(list, i ? ", " : ""), names[i]);
+    WordList expected = {0};
+    for (int i = 0; names[i]; i++) words_add(&expected, names[i]);
     return tree_fail(node, "unknown key \"%s\" in %s (expected one of %s)", node->key, *path ? path : "the experiment",
-                     list);
+                     expected.text);
 }
 
 static Status check_number(const Node *node, bool whole, const FieldLimit *limit, const char *path)
@@ -48,13 +48,14 @@ static Status check_bool(const Node *node, const char *path)
 
 static Status check_enum(const Node *node, const cyaml_schema_value_t *schema, const char *path)
 {
-    char list[256] = "";
+    WordList expected = {0};
     for (uint32_t i = 0; i < schema->enumeration.count; i++) {
         const char *name = schema->enumeration.strings[i].str;
         if (strcmp(node->text, name) == 0) return OK;
-        if (strlen(list) + strlen(name) + 3 < sizeof list) strcat(strcat(list, i ? ", " : ""), name);
+        words_add(&expected, name);
     }
-    return tree_fail(node, "%s has an unknown value (found \"%s\", expected one of %s)", path, node->text, list);
+    return tree_fail(node, "%s has an unknown value (found \"%s\", expected one of %s)", path, node->text,
+                     expected.text);
 }
 
 static Status check_text(const Node *node, const cyaml_schema_value_t *schema, const FieldLimit *limit,

@@ -62,6 +62,7 @@ TABLES(pair, PAIR_FIELDS)
 
 #define M_INT(X, name, low, high)  X##_INT(#name, ModelSection, size.name, low, high)
 #define M_REAL(X, name, low, high) X##_REAL(#name, ModelSection, size.name, low, high)
+#define M_WEIGHT(X, name)          M_REAL(X, name, 0, 1e6)
 #define MODEL_FIELDS(X) \
     X##_TEXT("preset", ModelSection, preset) \
     M_INT(X, n_res, 2, 16384) \
@@ -101,13 +102,7 @@ TABLES(pair, PAIR_FIELDS)
     M_INT(X, sm_resnet_blocks, 1, 64) \
     M_REAL(X, sm_dropout, 0, 0.95) \
     M_INT(X, plddt_hidden, 1, 8192) \
-    M_REAL(X, w_fape, 0, 1e6) \
-    M_REAL(X, w_chi, 0, 1e6) \
-    M_REAL(X, w_distogram, 0, 1e6) \
-    M_REAL(X, w_masked_msa, 0, 1e6) \
-    M_REAL(X, w_plddt, 0, 1e6) \
-    M_REAL(X, w_resolved, 0, 1e6) \
-    M_REAL(X, w_violation, 0, 1e6)
+    MODEL_LOSS_WEIGHTS(M_WEIGHT, X)
 TABLES(model, MODEL_FIELDS)
 
 #define DATA_FIELDS(X) \

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "data/folder.h"
+#include "engine/words.h"
 #include "experiments/cli.h"
 #include "experiments/files.h"
 
@@ -20,18 +21,19 @@ static const char *folder(void)
 
 static Status unknown(const char *name)
 {
-    char list[512] = "";
+    WordList known = {0};
     Arena arena = {0};
     FolderList files = {0};
     Status status = folder_list(folder(), &arena, &files);
     for (int64_t i = 0; status == OK && i < files.count; i++) {
         char *dot = strstr(files.name[i], ".yaml");
-        if (!dot || strlen(list) + strlen(files.name[i]) + 3 > sizeof list) continue;
+        if (!dot) continue;
         *dot = '\0';
-        strcat(strcat(list, *list ? ", " : ""), files.name[i]);
+        words_add(&known, files.name[i]);
     }
     arena_free(&arena);
-    return status_fail(ERR_USAGE, "unknown machine \"%s\" (expected a file, or one of %s: %s)", name, folder(), list);
+    return status_fail(ERR_USAGE, "unknown machine \"%s\" (expected a file, or one of %s: %s)", name, folder(),
+                       known.text);
 }
 
 Status machines_open(const char *name, Machine **machine_out)

@@ -201,8 +201,9 @@ Status model_config_check(const ModelConfig *config)
         if (!(value >= 0 && value < 1))
             return status_fail(ERR_USAGE, "model.%s is %g (expected 0 <= rate < 1)", rates[i].name, value);
     }
-    const double weights[] = {config->w_fape,  config->w_chi,      config->w_distogram, config->w_masked_msa,
-                              config->w_plddt, config->w_resolved, config->w_violation};
+#define VALUE(config, name) config->name,
+    const double weights[] = {MODEL_LOSS_WEIGHTS(VALUE, config)};
+#undef VALUE
     for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
         if (!(weights[i] >= 0 && weights[i] <= 1e6))
             return status_fail(ERR_USAGE, "a loss weight is %g (expected 0 to 1e6)", weights[i]);

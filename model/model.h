@@ -10,6 +10,16 @@ typedef struct PairStackConfig {
     double dropout; /* of pair updates */
 } PairStackConfig;
 
+/* The weights of the losses (workload.md), each as DO(with, name). */
+#define MODEL_LOSS_WEIGHTS(DO, with)                                                                                   \
+    DO(with, w_fape)                                                                                                   \
+    DO(with, w_chi)                                                                                                    \
+    DO(with, w_distogram)                                                                                              \
+    DO(with, w_masked_msa)                                                                                             \
+    DO(with, w_plddt)                                                                                                  \
+    DO(with, w_resolved)                                                                                               \
+    DO(with, w_violation)
+
 typedef struct ModelConfig {
     /* batch sizes */
     int n_res, n_clust, n_extra, n_templ;
@@ -32,8 +42,9 @@ typedef struct ModelConfig {
     double sm_dropout;
     /* heads */
     int plddt_hidden;
-    /* loss weights (workload.md) */
-    double w_fape, w_chi, w_distogram, w_masked_msa, w_plddt, w_resolved, w_violation;
+#define MEMBER(type, name) type name;
+    MODEL_LOSS_WEIGHTS(MEMBER, double)
+#undef MEMBER
     /* golden files with explicit masks: dropout multiplies by inputs "dropout_mask.NAME" instead of drawing */
     bool explicit_dropout;
 } ModelConfig;

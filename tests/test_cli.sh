@@ -188,6 +188,15 @@ timeout 60 cat pipe >piped &
 expect "a pipe" 0 "1 predictions" "${predict[@]}" pipe
 [ -p pipe ] || fail "the pipe was replaced"
 wait $! && grep -q '^machine,' piped || fail "nothing came out of the pipe"
+for rows in 1 2; do
+    expect "predictions behind $((rows - 1)) rows" 0 "1 predictions" "${predict[@]}" appended.csv --append
+    [ "$(wc -l <appended.csv)" = $((rows + 1)) ] || fail "appended.csv is not a header and $rows rows"
+done
+expect "--append to a pipe that was handed over" 0 "^machine,gpus" bash -c 'set -o pipefail; "$@" /dev/fd/1 --append | cat' - "${predict[@]}"
+expect "--append to a process substitution" 0 "^machine,gpus" bash -c '"$@" >(cat) --append && wait $!' - "${predict[@]}"
+expect "--append to standard output" 0 "^h100_sxm,8" "${predict[@]}" stdout --append
+expect "--append to a device" 0 "1 predictions" "${predict[@]}" /dev/null --append
+expect "--append to a fifo" 1 "pipe: cannot write: a fifo, not a file" "${predict[@]}" pipe --append
 fit=("$foldscale" fit study/runs.csv --experiment good.yaml --form amdahl --draws 50 --out)
 expect "a fit into a pipe" 0 '"format":.*"foldscale fit"' bash -c 'set -o pipefail; "$@" /dev/fd/1 | cat' - "${fit[@]}"
 grep -q "note: /dev/fd/1 is not a file: no diagnostics and no anchored fit" log && grep -q "^4 runs" log || fail "it is not said what is left out"

@@ -130,6 +130,8 @@ static void test_refusals(void **state)
         const char *text, *message;
     } cases[] = {
         {"train:\n  steps: 4\n  stepz: 4\n", ":3: unknown key \"stepz\" in train (did you mean \"steps\"?)"},
+        {"model:\n  zzzzzzzz: 1\n", "expected one of preset, n_res, "},
+        {"model:\n  zzzzzzzz: 1\n", ", w_fape, ...)"}, /* more keys than a message holds */
         {"train:\n  steps: 1.5\n", ":2: train.steps is not a whole number"},
         {"train:\n  steps: 0\n", ":2: train.steps is out of range"},
         {"train:\n  learning_rate: .nan\n", ":2: train.learning_rate is not a number"},
