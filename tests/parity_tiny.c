@@ -142,6 +142,7 @@ static Status compare_params(ModelCase *c, const char *file_name, const char *pr
         }
     }
     bool stepped = place == PLACE_PARAM || place == PLACE_SWA, moment = place == PLACE_ADAM_M || place == PLACE_ADAM_V;
+    bool violation = !stepped && !moment && c->config.w_violation > 0;
     ParityKind kind = moment ? PARITY_MOMENT : PARITY_GRADIENT;
     for (int k = 0; k < n && status == OK && !stepped; k++) {
         double own = 0;
@@ -154,7 +155,8 @@ static Status compare_params(ModelCase *c, const char *file_name, const char *pr
         double limit = parity_tolerance(c->parity, vanishes && !moment ? PARITY_GRADIENT_ALL : kind);
         status = parity_beside(c->parity, line, ours[k], golden[k].value, golden[k].count, &arena);
         if (status != OK) break;
-        parity_report(c->parity, line, parity_l2_error(ours[k], golden[k].value, golden[k].count, floor), limit);
+        double error = parity_l2_error(ours[k], golden[k].value, golden[k].count, floor);
+        (violation ? parity_report_unstated : parity_report)(c->parity, line, error, limit);
     }
     if (status == OK && stepped) {
         snprintf(line, sizeof line, "%s (largest absolute error)", label);
@@ -162,8 +164,8 @@ static Status compare_params(ModelCase *c, const char *file_name, const char *pr
     } else if (status == OK) {
         snprintf(line, sizeof line, "%s, all parameters (l2)", label);
         double limit = parity_tolerance(c->parity, moment ? PARITY_MOMENT : PARITY_GRADIENT_ALL);
-        bool violation = c->config.w_violation > 0 && c->parity->options.switches.precision == PRECISION_F32;
-        if (violation) limit = PARITY_VIOLATION_FACTOR * parity_tolerance(c->parity, PARITY_GEOMETRY);
+        if (violation && c->parity->options.switches.precision == PRECISION_F32)
+            limit = PARITY_VIOLATION_FACTOR * parity_tolerance(c->parity, PARITY_GEOMETRY);
         parity_report(c->parity, line, sqrt(difference / norm), limit);
     }
     arena_free(&arena);

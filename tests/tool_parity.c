@@ -11,7 +11,7 @@
  *   for s in $(seq 128); do parity DIR --dtype bf16 --dither $s; done >spread.txt
  *   parity DIR --dtype bf16 --backend cuda --spread spread.txt
  *
- * For f32 the runs are those of --dtype f64 --dither $s; their limits add to the fixed ones. */
+ * For f32 the runs are those of --dtype f64 --dither $s; they tell where the golden README states no tolerance. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -280,15 +280,13 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
         uint32_t x = at.slots + slot * S::SLOT;
         if (drops) flow_draw(p.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
         if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
-        barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
+        barrier_wait_warp((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
         if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
         if (narrow)
             flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept, scales, &sender);
         else
             flow_tile<K, NB, NB, EDGE>(p, at, tile * FLOW_ROWS, x, kept, scales, &sender);
-        async_fence();
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
+        barrier_arrive_warp(at.done + slot * 8);
     }
     if (EDGE == FLOW_NORMED) tensor_store_wait();
     if (!flow_is_plain(EDGE) || !p.send.ranks || at.column0 > 0) return;
@@ -334,7 +332,8 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     at.step = p.first[block + 1] - p.first[block], at.tiles = (p.rows + FLOW_ROWS - 1) / FLOW_ROWS;
     uint32_t barriers = shared_address(bias) + S::BIAS_BYTES;
     at.normal = barriers + (3 * S::SLOTS + 1) * 8;
-    for (int s = 0; EDGE == FLOW_NORMED && threadIdx.x == 0 && s < S::SLOTS; s++) barrier_init(at.normal + s * 8, 4);
+    for (int s = 0; EDGE == FLOW_NORMED && threadIdx.x == 0 && s < S::SLOTS; s++)
+        barrier_init(at.normal + s * 8, 4 * WARP_ARRIVALS);
     slot_barriers<S::SLOTS>(&at, barriers);
     if (threadIdx.x == 0) {
         tensor_prefetch(&p.x);

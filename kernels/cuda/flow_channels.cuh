@@ -241,9 +241,7 @@ __device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const 
         if (drops) flow_draw(p.flow.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
         barrier_wait(at.full + slot * 8, round & 1);
         flow_channels_tile<C, NORMS_Y>(p, at, tile * FLOW_ROWS, at.slots + slot * S::SLOT, kept, scales);
-        async_fence();
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
+        barrier_arrive_warp(at.done + slot * 8);
     }
     if (NORMS_Y) tensor_store_wait();
 }

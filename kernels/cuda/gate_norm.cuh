@@ -159,14 +159,6 @@ template <int C> __device__ __forceinline__ void gate_norm_gates(uint32_t slot, 
     }
 }
 
-/* By all threads of a warpgroup: what they wrote to shared memory may leave. */
-__device__ __forceinline__ void gate_norm_leave(uint32_t barrier)
-{
-    async_fence();
-    __syncwarp();
-    if (threadIdx.x % WARP == 0) barrier_arrive(barrier);
-}
-
 template <int C>
 __device__ __forceinline__ void gate_norm_work(const GateNorm &p, const GateNormPlace &at, char *shared, int group)
 {
@@ -191,14 +183,14 @@ __device__ __forceinline__ void gate_norm_work(const GateNorm &p, const GateNorm
 #pragma unroll
         for (int s = 0; s < C / 16; s++) RegisterProduct<C, true>::step(acc, d + s * 4, w + s * (2048 >> 4));
         wgmma_commit();
-        gate_norm_leave(at.gated + slot * 8);
+        barrier_arrive_warp(at.gated + slot * 8);
         wgmma_wait<0>();
         wgmma_settle(acc);
         NormColumnTile x = {here + S::X_AT};
         NormLine line = norm_edge_means<C, true, true>(acc, x, gamma, part, words, &sums);
 #pragma unroll
         for (int q = 0; q < C / 32; q++) norm_edge_put<C>(acc, x, q, line, words[q]);
-        gate_norm_leave(at.done + slot * 8);
+        barrier_arrive_warp(at.done + slot * 8);
     }
     asm volatile("bar.sync 3, 256;" ::: "memory"); /* nobody reads W any more */
     norm_edge_sums<C>(p.edge, reinterpret_cast<float *>(shared), sums);
@@ -222,7 +214,7 @@ __global__ void __launch_bounds__(GATE_NORM_THREADS, 1) gate_norm_kernel(const _
     GateNormPlace at;
     at.w = shared_address(shared), at.slots = at.w + S::W_BYTES, at.tiles = p.edge.rows / GATE_NORM_ROWS;
     at.gated = at.w + S::BARRIERS_AT;
-    for (int s = 0; threadIdx.x == 0 && s < S::SLOTS; s++) barrier_init(at.gated + s * 8, 4);
+    for (int s = 0; threadIdx.x == 0 && s < S::SLOTS; s++) barrier_init(at.gated + s * 8, 4 * WARP_ARRIVALS);
     slot_barriers<S::SLOTS>(&at, at.gated + S::SLOTS * 8);
     if (threadIdx.x == 0 && p.early) gate_norm_weights<C>(p, at);
     __syncthreads();

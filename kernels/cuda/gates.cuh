@@ -218,9 +218,7 @@ __device__ __forceinline__ void gates_work(const GatesProblem &p, const GatesPla
             asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
             gates_put_products<GATES_LOOSE>(acc, x);
         }
-        async_fence();
-        __syncwarp();
-        if (thread % WARP == 0) barrier_arrive(at.done + slot * 8);
+        barrier_arrive_warp(at.done + slot * 8);
     }
 }
 

@@ -86,9 +86,7 @@ __device__ __forceinline__ void grouped_work(const GatesPlace &at, int group)
         gates_product<GROUPED_K, GATES_COLUMNS>(acc, x, at.w);
         asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory"); /* results go over x */
         grouped_put(acc, x);
-        async_fence();
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(at.done + slot * 8);
+        barrier_arrive_warp(at.done + slot * 8);
     }
 }
 

@@ -229,6 +229,27 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
                      : "memory");
     } while (!done);
 }
+/* By all lanes of a warp: what they wrote to shared memory is there for copies and for who waits. One lane arrives for
+ * all, so a barrier counts WARP_ARRIVALS a warp. Built with FOLDSCALE_LANES_ARRIVE each lane does: racecheck (2026.4)
+ * does not carry what __syncwarp() orders on into a barrier (tests/gpu_sanitize.sh). */
+#ifdef FOLDSCALE_LANES_ARRIVE
+enum { WARP_ARRIVALS = WARP };
+#else
+enum { WARP_ARRIVALS = 1 };
+#endif
+__device__ __forceinline__ void barrier_arrive_warp(uint32_t barrier)
+{
+    async_fence();
+    __syncwarp();
+    if (WARP_ARRIVALS > 1 || threadIdx.x % WARP == 0) barrier_arrive(barrier);
+}
+/* By all lanes of a warp, together again behind it. Where the compiler knows that they are, a later __syncwarp() costs
+ * no instruction, and racecheck sees it: WARPSYNC, which it takes otherwise, the tool passes over (2026.4). */
+__device__ __forceinline__ void barrier_wait_warp(uint32_t barrier, uint32_t parity)
+{
+    barrier_wait(barrier, parity);
+    __syncwarp();
+}
 /* After the first initialisations, before other threads or copies use them. */
 __device__ __forceinline__ void barrier_publish()
 {
@@ -254,7 +275,7 @@ template <int SLOTS, typename Place> __device__ __forceinline__ void slot_barrie
     for (int s = 0; s < SLOTS; s++) {
         barrier_init(place->full + s * 8, 1);
         barrier_init(place->empty + s * 8, 1);
-        barrier_init(place->done + s * 8, 4);
+        barrier_init(place->done + s * 8, 4 * WARP_ARRIVALS);
     }
     barrier_init(place->ready, 1);
     barrier_publish();

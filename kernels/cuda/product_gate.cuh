@@ -65,7 +65,7 @@ template <int K, int NB> __device__ __forceinline__ void gate_barriers(const Gat
     for (int s = 0; s < S::PAIR_SLOTS; s++) {
         barrier_init(at.full + s * 8, 1);
         barrier_init(at.empty + s * 8, 1);
-        barrier_init(at.done + s * 8, 4);
+        barrier_init(at.done + s * 8, 4 * WARP_ARRIVALS);
     }
     barrier_init(at.ready, 1);
     barrier_publish();
@@ -265,11 +265,9 @@ __device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace 
         if (threadIdx.x % WARP == 0) barrier_arrive(at.dy_empty + slot * 8);
         /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
         if (S::PAIR_SLOTS % GATE_GROUPS && round > 0) barrier_wait(at.done + pair * 8, (round - 1) & 1);
-        barrier_wait(at.full + pair * 8, round & 1);
+        barrier_wait_warp(at.full + pair * 8, round & 1);
         gate_edge<NB, WIDTH>(p, d, g, g + S::X_BYTES, tile * GATE_ROWS, at.column0);
-        async_fence();
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(at.done + pair * 8);
+        barrier_arrive_warp(at.done + pair * 8);
     }
     if (DROPS && threadIdx.x % 128 == 0) tensor_store_wait();
 }

@@ -137,9 +137,7 @@ __device__ __forceinline__ void product_norm_consume(const ProductNorm &p, char 
         } else {
             norm_edge_end<C, S::X_PANEL>(p.edge, NormOwnRows{p.edge}, part, gamma, x, d[0], &sums);
         }
-        async_fence();
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(full + S::X_SLOTS * 8);
+        barrier_arrive_warp(full + S::X_SLOTS * 8);
     }
     asm volatile("bar.sync 3, 256;" ::: "memory"); /* the ring is empty, all rows are on their way */
     if (SENDS && threadIdx.x == 0) PeerSender(p.send).finish(gridDim.x);
@@ -174,7 +172,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_norm_kernel(const 
         }
         for (int s = 0; s < S::X_SLOTS; s++) {
             barrier_init(base + S::X_BARRIERS_AT + s * 8, 1);
-            barrier_init(base + S::X_BARRIERS_AT + (S::X_SLOTS + s) * 8, 8);
+            barrier_init(base + S::X_BARRIERS_AT + (S::X_SLOTS + s) * 8, 8 * WARP_ARRIVALS);
         }
         barrier_publish();
         if (p.product.early) product_weights_early<S, C>(p.product, base, 0);

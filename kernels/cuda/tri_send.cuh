@@ -317,9 +317,7 @@ __device__ __forceinline__ void tri_work(const TriProblem &p, const TriPlace &at
         tri_multiply<BN>(p, at, group, s, acc);
         barrier_wait(at.free + group * 8, (uint32_t)(k & 1) ^ 1);
         tri_put<BN>(acc, at.base + S::TILES_AT + group * S::TILE);
-        async_fence();
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(at.done + group * 8);
+        barrier_arrive_warp(at.done + group * 8);
     }
     uint32_t kept = at.base + S::TILES_AT + (TRI_KEPT * TRI_GROUPS + group) * S::TILE;
     for (int n = 0; n < at.channels; n++) {
@@ -352,7 +350,8 @@ __global__ void __launch_bounds__(TRI_THREADS, 1) tri_send_kernel(const __grid_c
     if (threadIdx.x == 0) {
         for (int k = 0; k < S::STAGES; k++)
             barrier_init(at.full + k * 8, 1), barrier_init(at.empty + k * 8, TRI_GROUPS);
-        for (int k = 0; k < TRI_GROUPS; k++) barrier_init(at.done + k * 8, 4), barrier_init(at.free + k * 8, 1);
+        for (int k = 0; k < TRI_GROUPS; k++)
+            barrier_init(at.done + k * 8, 4 * WARP_ARRIVALS), barrier_init(at.free + k * 8, 1);
         barrier_publish();
         tensor_prefetch(&p.a), tensor_prefetch(&p.b);
     }
