@@ -280,7 +280,7 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
         uint32_t x = at.slots + slot * S::SLOT;
         if (drops) flow_draw(p.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
         if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
-        barrier_wait_warp((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
+        barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
         if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
         if (narrow)
             flow_tile<K, NB, 128, EDGE>(p, at, tile * FLOW_ROWS, x, kept, scales, &sender);

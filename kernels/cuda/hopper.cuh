@@ -243,13 +243,6 @@ __device__ __forceinline__ void barrier_arrive_warp(uint32_t barrier)
     __syncwarp();
     if (WARP_ARRIVALS > 1 || threadIdx.x % WARP == 0) barrier_arrive(barrier);
 }
-/* By all lanes of a warp, together again behind it. Where the compiler knows that they are, a later __syncwarp() costs
- * no instruction, and racecheck sees it: WARPSYNC, which it takes otherwise, the tool passes over (2026.4). */
-__device__ __forceinline__ void barrier_wait_warp(uint32_t barrier, uint32_t parity)
-{
-    barrier_wait(barrier, parity);
-    __syncwarp();
-}
 /* After the first initialisations, before other threads or copies use them. */
 __device__ __forceinline__ void barrier_publish()
 {

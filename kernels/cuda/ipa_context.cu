@@ -137,7 +137,7 @@ struct PieceRing {
     /* the four channels of this lane of the keys of a piece; zeros beyond the last */
     __device__ __forceinline__ void read(int round, float4 (&x)[PIECE]) const
     {
-        barrier_wait_warp(barrier(round), (uint32_t)(round / PIECES) & 1);
+        barrier_wait(barrier(round), (uint32_t)(round / PIECES) & 1);
 #pragma unroll
         for (int k = 0; k < PIECE; k++) {
             bool live = lane * 4 < s.c && key(round) + k < s.m;

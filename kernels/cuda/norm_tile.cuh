@@ -146,7 +146,7 @@ __device__ __forceinline__ void norm_tiles(const FrontNorm &n, const Place &at, 
     EightScales scales = eight_scales(n, threadIdx.x % (K / 8) * 8);
     for (int i = 0, tile = at.first; tile < at.tiles; i++, tile += at.step) {
         int slot = i % SLOTS;
-        barrier_wait_warp(at.full + slot * 8, i / SLOTS & 1);
+        barrier_wait(at.full + slot * 8, i / SLOTS & 1);
         for (int from = worker * 16; from < NORM_TILE_ROWS; from += workers * 16) {
             uint32_t x = at.slots + slot * slot_bytes;
             norm_tile<K>(n, scales, x, x, from, tile * NORM_TILE_ROWS, rows, statistics);
