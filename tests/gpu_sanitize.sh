@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # compute-sanitizer over the CUDA backend: memcheck, initcheck and synccheck of a whole step of the tiny model (forward
 # without gradient, gradient step, optimizer; as graphs) in bf16 with all switches, in f32 with all and with none;
-# racecheck, which is slower by far, of the same steps with one Evoformer block (launched one by one, in slices of so many
-# launches) and of every op's check cases (bench_cuda_trunk --checks, in parts), several runs at a time.
+# racecheck, which is slower by far, of the same steps with one Evoformer block (launched one by one, in slices of so
+# many launches) and of every op's check cases (bench_cuda_trunk --checks, in parts), several runs at a time.
 #
 #   tests/gpu_sanitize.sh [OUT] [SECONDS]     (default /tmp/gpu_sanitize, 120: limit of each run)
 #
 # Writes OUT/NAME.log of each run and OUT/summary.txt; runs that ended without a finding in OUT are not repeated.
 # Exit code 1 if a run found something, failed or was cut off.
 # Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), SANITIZER (compute-sanitizer; racecheck wants
-# 2026.3, of CUDA 13.4, or later: before 2026.1 it reported barriers of a warpgroup as hazards), TOOLS (memcheck initcheck
-# synccheck racecheck), RACES (steps cases), SLICE (40 launches of a step), PARTS (120: runs that share the cases),
+# 2026.3, of CUDA 13.4, or later: before 2026.1 it reported barriers of a warpgroup as hazards), TOOLS (memcheck
+# initcheck synccheck racecheck), RACES (steps cases), SLICE (40 launches of a step), PARTS (120: runs that share the cases),
 # NAMES (parts of names of cases, without blanks: only those), AT_ONCE (8 runs of racecheck a GPU), UNTIL (seconds after
 # which no further run begins), CUDA_VISIBLE_DEVICES (all).
 #
