@@ -10,9 +10,9 @@
 # Exit code 1 if a run found something, failed or was cut off.
 # Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), SANITIZER (compute-sanitizer; racecheck wants
 # 2026.3, of CUDA 13.4, or later: before 2026.1 it reported barriers of a warpgroup as hazards), TOOLS (memcheck
-# initcheck synccheck racecheck), RACES (steps cases), SLICE (40 launches of a step), PARTS (120: runs that share the cases),
-# NAMES (parts of names of cases, without blanks: only those), AT_ONCE (8 runs of racecheck a GPU), UNTIL (seconds after
-# which no further run begins), CUDA_VISIBLE_DEVICES (all).
+# initcheck synccheck racecheck), RACES (steps cases), SLICE (40 launches of a step), PARTS (120: runs that share the
+# cases), NAMES (parts of names of cases, without blanks: only those), AT_ONCE (8 runs of racecheck a GPU), UNTIL
+# (seconds after which no further run begins), CUDA_VISIBLE_DEVICES (all).
 #
 # Racecheck (2026.4) does not carry what __syncwarp() orders on into what one lane does for its warp, and reports some
 # cases for it. With CHECKS of a build with CMAKE_CUDA_FLAGS=-DFOLDSCALE_LANES_ARRIVE, in which every lane arrives at
