@@ -3,7 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-static _Thread_local char message[1024];
+static _Thread_local char message[2048];
 
 Status(status_fail)(Status code, const char *format, ...)
 {
@@ -24,9 +24,9 @@ Status(status_fail_at)(Status code, const char *file, long line, const char *for
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     if (line > 0)
-        snprintf(message, sizeof message, "%.400s:%ld: %.580s", file, line, text);
+        snprintf(message, sizeof message, "%.400s:%ld: %.1600s", file, line, text);
     else
-        snprintf(message, sizeof message, "%.400s: %.600s", file, text);
+        snprintf(message, sizeof message, "%.400s: %.1600s", file, text);
     return code;
 }
 

@@ -7,7 +7,7 @@
 
 /* Zeroed: an empty list. */
 typedef struct WordList {
-    char text[512]; /* of a message with a place in a file, which has 580 */
+    char text[1024]; /* of a message, which holds 1,600 bytes behind the place in a file */
     size_t length;
     bool full;
 } WordList;

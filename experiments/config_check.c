@@ -20,8 +20,8 @@ static Status unknown_key(const Node *node, const cyaml_schema_field_t *fields, 
                          *path ? path : "the experiment", near);
     WordList expected = {0};
     for (int i = 0; names[i]; i++) words_add(&expected, names[i]);
-    return tree_fail(node, "unknown key \"%s\" in %s (expected one of %s)", node->key, *path ? path : "the experiment",
-                     expected.text);
+    return tree_fail(node, "unknown key \"%.60s\" in %s (expected one of %s)", node->key,
+                     *path ? path : "the experiment", expected.text);
 }
 
 static Status check_number(const Node *node, bool whole, const FieldLimit *limit, const char *path)

@@ -131,7 +131,9 @@ static void test_refusals(void **state)
     } cases[] = {
         {"train:\n  steps: 4\n  stepz: 4\n", ":3: unknown key \"stepz\" in train (did you mean \"steps\"?)"},
         {"model:\n  zzzzzzzz: 1\n", "expected one of preset, n_res, "},
-        {"model:\n  zzzzzzzz: 1\n", ", w_fape, ...)"}, /* more keys than a message holds */
+        {"model:\n  zzzzzzzz: 1\n", "w_resolved, w_violation)"},
+        {"model:\n  a_key_that_is_longer_than_any_of_those_that_are_known_and_goes_on_and_on: 1\n",
+         "unknown key \"a_key_that_is_longer_than_any_of_those_that_are_known_and_go\" in model"},
         {"train:\n  steps: 1.5\n", ":2: train.steps is not a whole number"},
         {"train:\n  steps: 0\n", ":2: train.steps is out of range"},
         {"train:\n  learning_rate: .nan\n", ":2: train.learning_rate is not a number"},
