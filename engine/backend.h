@@ -40,7 +40,8 @@ struct Backend {
     const char *device; /* e.g. "AMD EPYC, 2 threads", "NVIDIA H200" */
     const char *comm;   /* how its ranks exchange tensors, e.g. "NCCL"; NULL or "" when there is nothing to tell */
     RankLayout layout;
-    size_t memory_bytes; /* of the device, 0 when unknown */
+    size_t memory_bytes;                    /* of the device, 0 when unknown */
+    size_t (*memory_free)(const Backend *); /* of these, what nobody has now; NULL: not known, all of them may be had */
 
     void (*close)(Backend *);
 

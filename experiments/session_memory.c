@@ -66,13 +66,16 @@ static void find_remedy(const Session *s, bool training, double there, char *tex
 
 Status session_check_memory(const Session *s, bool training)
 {
-    double needed = (double)s->store_bytes + (double)s->workspace_bytes, there = (double)s->backend->memory_bytes;
+    const Backend *backend = s->backend;
+    double needed = (double)s->store_bytes + (double)s->workspace_bytes, all = (double)backend->memory_bytes;
     char remedy[256];
-    if (there <= 0 || needed <= there) return OK;
+    if (all <= 0) return OK;
+    double there = backend->memory_free ? (double)backend->memory_free(backend) : all;
+    if (needed <= there) return OK;
     find_remedy(s, training, there, remedy, sizeof remedy);
     return status_fail(ERR_MEMORY,
-                       "%s: a rank needs %.2f GiB (parameters, moments and inputs %.2f, temporaries %.2f), %s has %.2f "
-                       "GiB: %.2f GiB are missing; %s",
+                       "%s: a rank needs %.2f GiB (parameters, moments and inputs %.2f, temporaries %.2f), of %.2f GiB "
+                       "of %s %.2f are free: %.2f GiB are missing; %s",
                        s->config->name, needed / GIB, (double)s->store_bytes / GIB, (double)s->workspace_bytes / GIB,
-                       s->backend->device, there / GIB, (needed - there) / GIB, remedy);
+                       all / GIB, backend->device, there / GIB, (needed - there) / GIB, remedy);
 }

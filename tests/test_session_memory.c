@@ -13,6 +13,13 @@
 #include "experiments/session.h"
 #include "kernels/kernels.h"
 
+static size_t taken; /* by others */
+
+static size_t memory_free(const Backend *backend)
+{
+    return backend->memory_bytes - taken;
+}
+
 /* A config that computes in plain f32, on a device of `bytes`; what session_create says. */
 static Status create_on(size_t bytes, const char *checkpoint, size_t *needed_out)
 {
@@ -27,6 +34,7 @@ static Status create_on(size_t bytes, const char *checkpoint, size_t *needed_out
     assert_int_equal(config_load(path, NULL, &config), OK);
     assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1, .threads = 1}, &backend), OK);
     backend->memory_bytes = bytes;
+    if (taken) backend->memory_free = memory_free;
     Status status = session_create(backend, config, true, false, &session);
     if (status == OK && needed_out) *needed_out = session->store_bytes + session->workspace_bytes;
     session_destroy(&session);
@@ -68,10 +76,21 @@ static void nothing_helps_on_a_tiny_device(void **state)
     assert_non_null(strstr(status_text(), "no switch makes it fit"));
 }
 
+static void what_others_have_is_not_there(void **state)
+{
+    (void)state;
+    size_t needed = 0;
+    assert_int_equal(create_on(0, "none", &needed), OK);
+    taken = 1000;
+    assert_int_equal(create_on(needed + taken, "none", NULL), OK);
+    assert_int_equal(create_on(needed + taken - 1, "none", NULL), ERR_MEMORY);
+    taken = 0;
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(what_fits_is_created),
-                                       cmocka_unit_test(a_switch_that_helps_is_named),
-                                       cmocka_unit_test(nothing_helps_on_a_tiny_device)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_fits_is_created), cmocka_unit_test(a_switch_that_helps_is_named),
+        cmocka_unit_test(nothing_helps_on_a_tiny_device), cmocka_unit_test(what_others_have_is_not_there)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

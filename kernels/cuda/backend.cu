@@ -91,6 +91,13 @@ static void backend_host_release(Backend *, void *memory)
     cudaFreeHost(memory);
 }
 
+static size_t backend_memory_free(const Backend *backend)
+{
+    size_t there = 0, all = 0;
+    (void)backend;
+    return cudaMemGetInfo(&there, &all) == cudaSuccess ? there : 0;
+}
+
 static Status backend_upload(Backend *backend, void *target, const void *host, size_t bytes)
 {
     return cuda_upload(self(backend)->upload, target, host, bytes, self(backend)->context.stream);
@@ -372,6 +379,7 @@ static void fill_operations(Backend *b)
     b->release = backend_release;
     b->host_alloc = backend_host_alloc;
     b->host_release = backend_host_release;
+    b->memory_free = backend_memory_free;
     b->upload = backend_upload;
     b->upload_finish = backend_upload_finish;
     b->download = backend_download;
