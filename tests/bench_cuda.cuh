@@ -473,7 +473,7 @@ static double bench_time(Bench *b, const Case &c, DType type)
     return best;
 }
 
-/* Without times, products of the library take its first proposal: a sanitizer would watch each trial of a measurement. */
+/* Without times products take the library's first proposal: a sanitizer would watch each trial of a measurement. */
 static void bench_open(Bench *b, bool times)
 {
     static RankLayout layout = {1, 0, 1, 0, 1, 0};

@@ -6,17 +6,18 @@
 #
 #   tests/gpu_sanitize.sh [OUT] [SECONDS]     (default /tmp/gpu_sanitize, 120: limit of each run)
 #
-# Writes OUT/NAME.log of each run and OUT/summary.txt; runs that ended without a finding in OUT are not repeated.
-# Exit code 1 if a run found something, failed or was cut off.
-# Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), SANITIZER (compute-sanitizer; racecheck wants
-# 2026.3, of CUDA 13.4, or later: before 2026.1 it reported barriers of a warpgroup as hazards), TOOLS (memcheck
+# Writes OUT/NAME.log of each run and OUT/summary.txt. Exit code 1 if a run found something, failed, was cut off or not
+# begun, or racecheck was left out because the tool is too old: it wants compute-sanitizer 2026.3, of CUDA 13.4, or
+# later (before 2026.1 it reported barriers of a warpgroup as hazards).
+# Environment: BENCH, CHECKS (build/tests/bench_step, bench_cuda_trunk), SANITIZER (compute-sanitizer), TOOLS (memcheck
 # initcheck synccheck racecheck), RACES (steps cases), SLICE (40 launches of a step), PARTS (120: runs that share the
-# cases), NAMES (parts of names of cases, without blanks: only those), AT_ONCE (8 runs of racecheck a GPU), UNTIL
-# (seconds after which no further run begins), CUDA_VISIBLE_DEVICES (all).
+# cases), ONLY (numbers of parts: only those), NAMES (parts of names of cases, without blanks: only those), AT_ONCE (8
+# runs of racecheck a GPU), UNTIL (seconds after which no further run begins), RESUME (1: what OUT has of the same
+# command and build without a finding is not repeated), CUDA_VISIBLE_DEVICES (all).
 #
 # Racecheck (2026.4) does not carry what __syncwarp() orders on into what one lane does for its warp, and reports some
-# cases for it. With CHECKS of a build with CMAKE_CUDA_FLAGS=-DFOLDSCALE_LANES_ARRIVE, in which every lane arrives at
-# barriers by itself, those reports are gone (experiments/results/h200/sanitize.txt).
+# cases for it. With CHECKS of a build with CMAKE_CUDA_FLAGS=-DFOLDSCALE_LANES_ARRIVE, in which every lane arrives where
+# else one does for its warp, all but one of those reports are gone (experiments/results/h200/sanitize.txt).
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 bench=${BENCH:-$root/build/tests/bench_step}
@@ -27,33 +28,48 @@ kinds=${RACES:-steps cases}
 slice=${SLICE:-40}
 parts=${PARTS:-120}
 fail() { echo "gpu_sanitize: $1" >&2; exit 2; }
+only_words() { # NAME GIVEN KNOWN
+    local word
+    for word in $2; do [[ " $3 " = *" $word "* ]] || fail "$1 has \"$word\" (expected some of: $3)"; done
+}
+only_words TOOLS "$tools" "memcheck initcheck synccheck racecheck"
+only_words RACES "$kinds" "steps cases"
 command -v "$sanitizer" >/dev/null || fail "no $sanitizer (it comes with the CUDA toolkit)"
-[ -x "$bench" ] && [ -x "$checks" ] || fail "no $bench or $checks (build them: ninja -C build)"
-[[ " $tools " != *" racecheck "* || $("$sanitizer" --help) = *--dump-kernel-launches* ]] ||
-    fail "$sanitizer is too old for racecheck (2026.3 or later is needed; TOOLS leaves racecheck out)"
+[[ -x $bench && -x $checks ]] || fail "no $bench or $checks (build them: ninja -C build)"
 read -r -a gpus <<<"$(tr ',' ' ' <<<"${CUDA_VISIBLE_DEVICES:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | tr '\n' ' ')}")"
 [ ${#gpus[@]} -gt 0 ] || fail "no GPU here (nvidia-smi lists none)"
 out=${1:-/tmp/gpu_sanitize}
 limit=${2:-120}
 until=${UNTIL:-1000000}
 begun=$(date +%s)
+left_out=""
 mkdir -p "$out"
+[ -n "${RESUME:-}" ] || rm -f "$out"/*.log "$out"/*.status
+if [[ " $tools " = *" racecheck "* && $("$sanitizer" --help) != *--dump-kernel-launches* ]]; then
+    left_out="racecheck: left out, $sanitizer is too old (it takes 2026.3, of CUDA 13.4, or later)"
+    tools=${tools//racecheck/}
+fi
 
+# A result counts for the same command and the same binaries.
+built=$(cksum "$bench" "$checks" | cksum)
 one() { # TOOL NAME ARGUMENTS...: on the GPU of this lane
-    local tool=$1 log=$out/$1.$2.log begin=$SECONDS
+    local tool=$1 log=$out/$1.$2.log status begin=$SECONDS made made_before made_code=-
     shift 2
-    grep -qs '^0 ' "${log%.log}.status" && return 0
+    status=${log%.log}.status made="$sanitizer $tool $* $built"
+    { read -r made_code _ && read -r made_before; } 2>/dev/null <"$status" || made_code=-
+    [ "$made_code" = 0 ] && [ "$made_before" = "$made" ] && return 0
+    rm -f "$status"
     [ $(($(date +%s) - begun)) -lt "$until" ] || return 0
-    rm -f "${log%.log}.status"
     timeout -k 10 "$limit" "$sanitizer" --tool "$tool" --print-limit 10 --error-exitcode 9 "$@" >"$log" 2>&1
-    echo "$? $((SECONDS - begin))" >"${log%.log}.status"
+    printf '%s\n' "$? $((SECONDS - begin))" "$made" >"$status"
 }
 side_by_side() { # RUNS-A-GPU; one line a run: tool, name, arguments (a blank at its end would join the next one to it)
-    xargs -r -P $((${#gpus[@]} * $1)) -L 1 --process-slot-var=LANE \
+    # shellcheck disable=SC2016 # for the inner shell
+    tee -a "$out/runs.txt" | xargs -r -P $((${#gpus[@]} * $1)) -L 1 --process-slot-var=LANE \
         bash -c 'gpus=($list); CUDA_VISIBLE_DEVICES=${gpus[$((LANE % ${#gpus[@]}))]} one "$@"' _
 }
 export -f one
-export out limit begun until sanitizer
+export out limit begun until sanitizer built
 list="${gpus[*]}"
 export list
 
@@ -72,10 +88,12 @@ race_steps() {
     local setting name step count first
     for setting in "${settings[@]}"; do
         name=${setting%% *}
-        step="$bench --backend cuda --preset tiny --evo-blocks 1 --repeats 0 --leave-out cuda_graph$(grep -o ' .*' <<<"$setting")"
-        count=$($sanitizer --tool memcheck --launch-count 1 --dump-kernel-launches --print-limit 0 --show-backtrace no $step | tee "$out/launches.$name.log" |
-            grep -c 'Launch #')
-        [ "$count" -gt 0 ] || fail "no launch in $step (see $out/launches.$name.log)"
+        step="$bench --backend cuda --preset tiny --evo-blocks 1 --repeats 0 --leave-out cuda_graph"
+        step+=$(grep -o ' .*' <<<"$setting")
+        # shellcheck disable=SC2086 # words
+        timeout -k 10 "$limit" "$sanitizer" --tool memcheck --launch-count 1 --dump-kernel-launches --print-limit 0 \
+            --show-backtrace no $step >"$out/launches.$name.log" 2>&1 || fail "a step failed: $out/launches.$name.log"
+        count=$(grep -c 'Launch #' "$out/launches.$name.log") || fail "no launch in $out/launches.$name.log"
         for ((first = 0; first < count; first += slice)); do
             echo "racecheck $name.$first --racecheck-num-workers 2 --launch-skip $first --launch-count $slice $step"
         done
@@ -84,10 +102,11 @@ race_steps() {
 # Without the kernels of the library, which take most of the time.
 race_cases() {
     local part ours="--kernel-name-exclude regex=cutlass|cublas|nvjet|xmma|gemm|gemv"
-    for ((part = 0; part < parts; part++)); do
+    for part in ${ONLY:-$(seq 0 $((parts - 1)))}; do
         echo "racecheck part$part --racecheck-num-workers 2 $ours $checks --checks --part $part/$parts${NAMES:+ $NAMES}"
     done
 }
+rm -f "$out/runs.txt"
 steps | side_by_side 2
 if [[ " $tools " = *" racecheck "* ]]; then
     runs=""
@@ -96,12 +115,22 @@ if [[ " $tools " = *" racecheck "* ]]; then
     side_by_side "${AT_ONCE:-8}" <<<"$runs"
 fi
 
-for status in "$out"/*.status; do
-    read -r code seconds <"$status"
-    log=${status%.status}.log
-    what=$(basename "${log%.log}")
-    case $code in 124 | 137) verdict="cut off after $limit s" ;; *) verdict=$(tail -n 1 "$log") ;; esac
-    case $what in racecheck.part*) what+=", $(grep -c ' ok$' "$log") results compared" ;; esac
-    echo "$what: exit code $code, $seconds s: $verdict"
-done | sort -V | tee "$out/summary.txt"
-! grep -qv 'exit code 0,' "$out/summary.txt"
+verdict() { # TOOL NAME
+    local log=$out/$1.$2.log status=$out/$1.$2.status code=- seconds=0 says="not begun" fine=no
+    if [ -f "$status" ]; then
+        read -r code seconds <"$status"
+        says=$(tail -n 1 "$log")
+        [ "$code" = 0 ] && [[ $1 != racecheck || $says = *" 0 hazards "* ]] && fine=yes
+        case $code in 124 | 137) says="cut off after $limit s" ;; esac
+        [[ $2 != part* ]] || says+=", $(grep -c ' ok$' "$log") results compared"
+    fi
+    [ $fine = yes ] || touch "$out/found"
+    echo "$1.$2: exit code $code, $seconds s: $says"
+}
+rm -f "$out/found"
+{
+    [ -z "$left_out" ] || { echo "$left_out"; touch "$out/found"; }
+    grep . "$out/runs.txt" | while read -r tool name _; do verdict "$tool" "$name"; done | sort -V
+} | tee "$out/summary.txt"
+[ -s "$out/summary.txt" ] || fail "nothing to do"
+[ ! -e "$out/found" ]

@@ -46,13 +46,15 @@ typedef struct Parity {
 double parity_tolerance(const Parity *parity, ParityKind kind);
 /* Violations are differences of positions, a tenth of the largest coordinate or less, and the directions of such
  * differences: an error of positions (relative to the largest coordinate) counts ten times in the parts of the
- * violation loss and in the gradient with that loss on. The golden README states no tolerance for either. */
+ * violation loss and in the gradient of all parameters with that loss on. The golden README states no tolerance for
+ * either, nor for the gradient of a single tensor with that loss (parity_report_unstated). */
 enum { PARITY_VIOLATION_FACTOR = 10 };
 /* The same for a golden that was rounded to float32 when it was stored. */
 double parity_tolerance_stored(const Parity *parity, ParityKind kind, bool rounded);
 /* Worst over the ranks is taken; rank 0 prints "name error tolerance ok|FAIL". NaN fails. */
 void parity_report(Parity *parity, const char *name, double error, double tolerance);
-/* The same where the golden README states no tolerance: in f32, too, what --spread says takes the place of this one. */
+/* The same where the golden README states no tolerance and none is derived from one it states: in f32, too, what
+ * --spread says takes the place of this one. */
 void parity_report_unstated(Parity *parity, const char *name, double error, double tolerance);
 void parity_skip(Parity *parity, const char *name, const char *why);
 
@@ -77,10 +79,10 @@ Status parity_beside(Parity *parity, const char *name, const double *ours, const
 Status parity_beside_close(ParityBeside **beside);
 
 /* parity_spread.c: tolerances from the errors that other runs printed. path NULL: none. limit: that of a quantity,
- * whose error is noted for the report, or `other` where the runs do not have it. */
+ * whose error is noted for the report, or `other` where the runs do not have it, or in f32 one is stated. */
 Status parity_spread_open(const char *path, Precision precision, ParitySpread **out);
 double parity_spread_limit(ParitySpread *spread, const char *name, double error, double other, bool stated);
-void parity_spread_report(Parity *parity); /* two lines for all quantities together */
+void parity_spread_report(Parity *parity); /* in bf16: two lines for all quantities together */
 void parity_spread_close(ParitySpread **spread);
 
 /* A golden tensor as doubles, batch axis (leading 1) removed. Memory from the arena. */

@@ -77,6 +77,8 @@ static Status parse(int argc, char **argv, ParityOptions *o)
     }
     if ((o->save || o->beside) && o->switches.dap > 1)
         return status_fail(ERR_USAGE, "--save and --beside need --dap 1: a rank holds its share alone");
+    if (o->spread && o->switches.precision == PRECISION_F64)
+        return status_fail(ERR_USAGE, "--spread is of bf16 and f32 (--dtype): nothing rounds f64 at random");
     return o->dir ? OK : status_fail(ERR_USAGE, "no golden folder given");
 }
 

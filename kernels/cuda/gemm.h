@@ -20,13 +20,13 @@ typedef struct GemmShape {
 /* A shape with the leading dimensions of contiguous matrices, one product. */
 GemmShape gemm_shape(int64_t m, int64_t n, int64_t k, bool a_t, bool b_t, DType type_ab, DType type_d);
 
-/* tune_cache: file of measured choices, read at once and appended to as shapes are met, when `measure`; NULL: the
- * library's first proposal, so that two runs without a file give the same bits. */
+/* measure: shapes met for the first time are measured; else they take the library's first proposal, so that two runs
+ * give the same bits. tune_cache: file of measured choices, read at once and, where measured, appended to; NULL: none.
+ */
 Status gemm_create(const char *tune_cache, bool measure, Gemm **gemm_out);
 void gemm_destroy(Gemm **gemm);
 
-/* Enqueues the product. A shape met for the first time is measured on a stream of its own, also while ctx->stream is
- * being captured. */
+/* Enqueues the product. What is measured runs on a stream of its own, also while ctx->stream is being captured. */
 Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias, void *d);
 /* D = C + A B, C laid out like D (may be D itself); shape->accumulate is set. */
 Status gemm_run_onto(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *c, void *d);

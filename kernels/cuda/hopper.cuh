@@ -230,8 +230,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
     } while (!done);
 }
 /* By all lanes of a warp: what they wrote to shared memory is there for copies and for who waits. One lane arrives for
- * all, so a barrier counts WARP_ARRIVALS a warp. Built with FOLDSCALE_LANES_ARRIVE each lane does: racecheck (2026.4)
- * does not carry what __syncwarp() orders on into a barrier (tests/gpu_sanitize.sh). */
+ * its warp; in a build with FOLDSCALE_LANES_ARRIVE each does, as racecheck (2026.4) does not carry what __syncwarp()
+ * orders on into a barrier (tests/gpu_sanitize.sh). Barriers count WARP_ARRIVALS a warp. */
 #ifdef FOLDSCALE_LANES_ARRIVE
 enum { WARP_ARRIVALS = WARP };
 #else

@@ -84,8 +84,6 @@ __device__ __forceinline__ void weights_put(const float (&t)[32], uint32_t slot)
                          "r"(v[1]), "r"(v[2]), "r"(v[3])
                          : "memory");
         }
-    async_fence();
-    __syncwarp();
 }
 
 /* acc += dz^T o of both halves of a slot; dz: 64 n */
@@ -131,7 +129,7 @@ __device__ __forceinline__ void weights_work(const WeightsProblem &p, const Weig
     wgmma_wait<0>();
     wgmma_settle(t);
     weights_put(t, at.slots + group * WEIGHTS_HALF);
-    if (lane == 0) barrier_arrive(at.made);
+    barrier_arrive_warp(at.made);
     for (int step = 0;; step++) {
         int next = step + 1 < p.steps ? step + 1 : step, slot = step % WEIGHTS_SLOTS;
         uint32_t dz = at.ring + (uint32_t)(step % WEIGHTS_STAGES) * WEIGHTS_STAGE + WEIGHTS_B_BYTES;
@@ -147,7 +145,7 @@ __device__ __forceinline__ void weights_work(const WeightsProblem &p, const Weig
         slot = next % WEIGHTS_SLOTS;
         if (next >= WEIGHTS_SLOTS) barrier_wait(at.used + slot * 8, (next / WEIGHTS_SLOTS - 1) & 1);
         weights_put(t, at.slots + slot * WEIGHTS_SLOT + group * WEIGHTS_HALF);
-        if (lane == 0) barrier_arrive(at.made + slot * 8);
+        barrier_arrive_warp(at.made + slot * 8);
     }
     wgmma_wait<0>();
     wgmma_settle(acc);
@@ -175,7 +173,7 @@ static __global__ void __launch_bounds__(WEIGHTS_THREADS, 1)
             barrier_init(at.empty + s * 8, p.cluster * WEIGHTS_GROUPS * 4);
         }
         for (int s = 0; s < WEIGHTS_SLOTS; s++) {
-            barrier_init(at.made + s * 8, WEIGHTS_GROUPS * 4);
+            barrier_init(at.made + s * 8, WEIGHTS_GROUPS * 4 * WARP_ARRIVALS);
             barrier_init(at.used + s * 8, WEIGHTS_GROUPS * 4);
         }
         barrier_init(at.ready, 1);

@@ -263,7 +263,8 @@ __device__ __forceinline__ void gate_work(const ProductGate &p, const GatePlace 
         wgmma_settle(d);
         if (DROPS && threadIdx.x % 128 == 0) tensor_store_wait_read();
         if (threadIdx.x % WARP == 0) barrier_arrive(at.dy_empty + slot * 8);
-        /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work */
+        /* an odd number of slots: the tile before in this one is the other warpgroup's, perhaps still at work; once
+         * that is done, `full` tells of this tile */
         if (S::PAIR_SLOTS % GATE_GROUPS && round > 0) barrier_wait(at.done + pair * 8, (round - 1) & 1);
         barrier_wait(at.full + pair * 8, round & 1);
         gate_edge<NB, WIDTH>(p, d, g, g + S::X_BYTES, tile * GATE_ROWS, at.column0);
