@@ -57,7 +57,7 @@ typedef enum CommMode { COMM_ALL, COMM_NULL } CommMode;
 typedef struct ParallelSection {
     int ranks, dap, threads; /* threads 0: cores / ranks of the host */
     CommMode comm;
-    char tune_cache[CONFIG_TEXT]; /* file of measured choices of products (cuda): rank 0 measures what is missing; "" */
+    char tune_cache[CONFIG_TEXT]; /* file of measured choices of products (cuda); "": none, see gemm.h */
 } ParallelSection;
 
 typedef struct SwitchSection {

@@ -482,7 +482,7 @@ static void bench_open(Bench *b, bool times)
     b->copy_bytes_per_s = 4.25e12;
     b->ctx.layout = &layout;
     check(cuda_check(cudaStreamCreateWithFlags(&b->ctx.stream, cudaStreamNonBlocking), "stream"));
-    check(gemm_create(NULL, times, &b->ctx.gemm));
+    check(gemm_create(NULL, times ? GEMM_FASTEST : GEMM_FIRST, &b->ctx.gemm));
     b->scratch_bytes = 1 << 20;
     check(cuda_check(cudaMalloc(&b->scratch, b->scratch_bytes), "scratch"));
     cudaDeviceProp properties;

@@ -460,8 +460,9 @@ static Status open_parts(CudaBackend *cuda, const KernelOptions *options)
     TRY(choose_device(cuda));
     TRY(open_streams(cuda));
     cuda->context.layout = &cuda->base.layout;
-    /* rank 0 measures and writes the file, the others read it at their next start */
-    bool measure = options->tune_cache && cuda->base.layout.rank == 0;
+    GemmMeasure measure = GEMM_FIRST;
+    if (options->tune_cache && cuda->base.layout.rank == 0)
+        measure = cuda->base.layout.world == 1 ? GEMM_FASTEST : GEMM_FASTEST_LATER;
     TRY(gemm_create(options->tune_cache, measure, &cuda->context.gemm));
     cuda->aside = (CudaContext){cuda->aside.stream, cuda->context.layout, cuda->context.gemm, true, NULL, NULL};
     TRY(weights_batch_create(&cuda->aside.batch));

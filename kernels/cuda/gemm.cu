@@ -23,7 +23,7 @@ struct Gemm {
     cudaEvent_t from, to;
     char *cache_path;
     char device[256];
-    bool measure;
+    GemmMeasure measure;
     int plans, capacity;
     GemmPlan *plan;
 };
@@ -339,9 +339,11 @@ static Status plan_choose(CudaContext *ctx, const GemmDesc *desc, GemmPlan *plan
     int found = 0;
     TRY(proposals(gemm, desc, &plan->shape, result, &found));
     plan->algo = result[0].algo;
-    if (!gemm->measure) return OK;
+    if (gemm->measure == GEMM_FIRST) return OK;
     TRY(measure(ctx, desc, &plan->shape, result, found, plan));
-    return gemm->cache_path && plan->microseconds > 0 ? cache_append(gemm, plan) : OK;
+    if (gemm->cache_path && plan->microseconds > 0) TRY(cache_append(gemm, plan));
+    if (gemm->measure == GEMM_FASTEST_LATER) plan->algo = result[0].algo;
+    return OK;
 }
 
 static Status plan_make(CudaContext *ctx, const GemmShape *shape, const void *bias)
@@ -434,7 +436,7 @@ static Status gemm_open(Gemm *gemm, const char *tune_cache)
     return cache_load(gemm);
 }
 
-Status gemm_create(const char *tune_cache, bool measure, Gemm **gemm_out)
+Status gemm_create(const char *tune_cache, GemmMeasure measure, Gemm **gemm_out)
 {
     Gemm *gemm = (Gemm *)calloc(1, sizeof *gemm);
     if (!gemm) return status_fail(ERR_MEMORY, "no memory for the products of the cuda backend");

@@ -20,10 +20,13 @@ typedef struct GemmShape {
 /* A shape with the leading dimensions of contiguous matrices, one product. */
 GemmShape gemm_shape(int64_t m, int64_t n, int64_t k, bool a_t, bool b_t, DType type_ab, DType type_d);
 
-/* measure: shapes met for the first time are measured; else they take the library's first proposal, so that two runs
- * give the same bits. tune_cache: file of measured choices, read at once and, where measured, appended to; NULL: none.
- */
-Status gemm_create(const char *tune_cache, bool measure, Gemm **gemm_out);
+/* What becomes of a shape met for the first time: it takes the library's first proposal, so that two runs give the same
+ * bits; or the fastest of a few; or the first one, and the fastest from the next start on: ranks have to choose alike,
+ * and one of them measures for all. */
+typedef enum GemmMeasure { GEMM_FIRST, GEMM_FASTEST, GEMM_FASTEST_LATER } GemmMeasure;
+
+/* tune_cache: file of measured choices, read at once and, where measured, appended to; NULL: none. */
+Status gemm_create(const char *tune_cache, GemmMeasure measure, Gemm **gemm_out);
 void gemm_destroy(Gemm **gemm);
 
 /* Enqueues the product. What is measured runs on a stream of its own, also while ctx->stream is being captured. */
