@@ -88,9 +88,10 @@ static Status evaluate(const Config *config, const char *checkpoint, const EvalA
         else
             print_csv(scores, count);
     }
-    evaluator_destroy(&evaluator);
     free(scores);
     free(state);
+    if (!kernels_may_close(backend, status)) return status;
+    evaluator_destroy(&evaluator);
     kernels_close(&backend);
     return status;
 }

@@ -76,10 +76,10 @@ int main(int argc, char **argv)
     Status status = run(argc, argv);
     if (status == OK && fflush(stdout) != 0)
         status = status_fail(ERR_IO, "standard output: cannot write (is the disk full?)");
-    if (status != OK) fprintf(stderr, "foldscale: %s\n", status_text());
-    if (status != OK)
+    if (status != OK) {
+        fprintf(stderr, "foldscale: %s\n", status_text());
         kernels_abort(status_exit_code(status)); /* the other ranks would wait for this one for ever */
-    else
-        kernels_finalize();
+    }
+    kernels_finalize();
     return status_exit_code(status);
 }

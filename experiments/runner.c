@@ -117,13 +117,28 @@ static Status evaluate(Runner *r, bool last)
     return OK;
 }
 
-/* A gradient norm that is not finite is the same on all ranks, so that all of them come here. */
+/* The terms of this rank's loss that are not finite, which the total leaves out; false: there are none. */
+static bool name_terms(const Runner *r, const StepResult *result, char *text, size_t size)
+{
+    size_t used = 0;
+    text[0] = '\0';
+    for (int i = 0; i < r->session->losses && used < size; i++)
+        if (!isfinite(result->loss[i]))
+            used += (size_t)snprintf(text + used, size - used, "%s %s %g", used ? "," : " without",
+                                     r->session->loss[i].name, result->loss[i]);
+    return used > 0;
+}
+
+/* A gradient norm that is not finite is the same on all ranks, so that all of them come here: a term that is not finite
+ * makes it so as well (LOSS_TOTAL_BWD). Every replica tells of its own terms. */
 static Status check_result(Runner *r, const StepInput *input, const StepResult *result)
 {
+    char terms[512];
+    const RankLayout *l = &r->backend->layout;
     if (isfinite(result->gradient_norm)) return OK;
-    if (is_root(r))
-        fprintf(stderr, "foldscale: step %lld: loss %g, gradient norm %g: the update is skipped%s\n",
-                (long long)input->step, result->total_loss, result->gradient_norm,
+    if ((name_terms(r, result, terms, sizeof terms) && l->dap_rank == 0) || is_root(r))
+        fprintf(stderr, "foldscale: step %lld: rank %d: loss %g%s, gradient norm %g: the update is skipped%s\n",
+                (long long)input->step, l->rank, result->total_loss, terms, result->gradient_norm,
                 r->options->check_finite ? ""
                                          : "; --resume --check-finite from the last checkpoint names the first op");
     return r->options->check_finite ? session_check_finite(r->session, input) : OK;
@@ -382,12 +397,13 @@ Status runner_train(const Config *config, const RunOptions *options)
     if (status == OK && options->profile && is_root(&r))
         status = run_log_ops(options->folder, r.session, r.steps_run, r.nograd_runs);
     async_eval_destroy(&r.async);
+    Status logged = run_log_close(&r.log), logged_too = mllog_close(&r.mllog);
+    if (status == OK) status = logged != OK ? logged : logged_too;
+    run_folder_release(&r.lock);
+    if (!kernels_may_close(r.backend, status)) return status;
     evaluator_destroy(&r.evaluator);
     source_close(&r.source);
-    Status logged = run_log_close(&r.log), logged_too = mllog_close(&r.mllog);
     session_destroy(&r.session);
-    run_folder_release(&r.lock);
-    if (status == OK) status = logged != OK ? logged : logged_too;
     kernels_close(&r.backend);
     return status;
 }

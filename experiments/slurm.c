@@ -100,7 +100,8 @@ static Status write_point(const SlurmOptions *options, const Config *config, con
     if (status == OK) {
         put_header(out, options, point, config->backend == BACKEND_CUDA, folder);
         put_word(out, here); /* paths of the study and of --set may be relative to it */
-        fputs("\nsrun --mpi=pmix", out);
+        /* else a rank that dies leaves the others waiting for it */
+        fputs("\nsrun --mpi=pmix --kill-on-bad-exit=1", out);
         put_word(out, self);
         fputs(" train", out);
         put_word(out, study);

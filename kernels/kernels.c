@@ -37,18 +37,20 @@ static bool mpi_is_up(void)
     return running && !finished;
 }
 
-void kernels_finalize(void)
-{
-    if (mpi_is_up()) MPI_Finalize();
-}
-
 void kernels_abort(int exit_code)
 {
     if (!mpi_is_up()) return;
     int world = 1;
     MPI_Comm_size(MPI_COMM_WORLD, &world);
-    if (world > 1)
-        MPI_Abort(MPI_COMM_WORLD, exit_code);
-    else
-        MPI_Finalize();
+    if (world > 1) MPI_Abort(MPI_COMM_WORLD, exit_code);
+}
+
+bool kernels_may_close(const Backend *backend, Status status)
+{
+    return status == OK || !backend || backend->layout.world == 1;
+}
+
+void kernels_finalize(void)
+{
+    if (mpi_is_up()) MPI_Finalize();
 }

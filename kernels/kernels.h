@@ -20,9 +20,14 @@ typedef struct KernelOptions {
 Status kernels_open(const char *name, const KernelOptions *options, Backend **backend_out);
 void kernels_close(Backend **backend);
 
-/* For main(): before a normal exit (nothing may be opened afterwards), and when this rank has failed and reported why:
- * takes the whole job down, since the other ranks would wait for this one for ever. Without MPI both do nothing. */
-void kernels_finalize(void);
+/* For main(), when this rank has failed and reported why, before it closes anything: takes the whole job down, since
+ * the other ranks would wait for this one for ever, and does not return. Alone it does nothing: close and finalize. */
 void kernels_abort(int exit_code);
+/* Whether a rank that ends with this status may close what lives on the backend, and the backend (NULL: not open). One
+ * of several that failed may not: to free memory or a communicator is to wait for what the others have stopped doing.
+ * It leaves all as it is, and its main() calls kernels_abort. */
+bool kernels_may_close(const Backend *backend, Status status);
+/* For main(), before a normal exit: nothing may be opened afterwards. Without MPI it does nothing. */
+void kernels_finalize(void);
 
 #endif

@@ -146,9 +146,11 @@ int main(int argc, char **argv)
     Backend *backend = NULL;
     Status status = kernels_open("cuda", &options, &backend);
     if (status == OK) status = time_cases(backend);
-    if (status != OK) fprintf(stderr, "bench_comm: %s\n", status_text());
+    if (status != OK) {
+        fprintf(stderr, "bench_comm: %s\n", status_text());
+        kernels_abort(status_exit_code(status));
+    }
     kernels_close(&backend);
-    if (status != OK) kernels_abort(status_exit_code(status));
     kernels_finalize();
     return status_exit_code(status);
 }

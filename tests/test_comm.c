@@ -194,9 +194,11 @@ static int worker(const char *dap, const char *name)
     if (status == OK) status = run_attentions(backend);
     if (status == OK) status = run_gradients(backend);
     if (status == OK) status = run_host(backend);
-    if (status != OK) fprintf(stderr, "%s\n", status_text());
+    if (status != OK) {
+        fprintf(stderr, "%s\n", status_text());
+        kernels_abort(status_exit_code(status));
+    }
     kernels_close(&backend);
-    if (status != OK) kernels_abort(status_exit_code(status));
     kernels_finalize();
     return status_exit_code(status);
 }

@@ -225,8 +225,8 @@ static int worker(char **argv)
     } else {
         fprintf(stderr, "%s\n", status_text());
     }
-    kernels_close(&backend);
     if (failures) kernels_abort(1);
+    kernels_close(&backend);
     kernels_finalize();
     return failures != 0;
 }

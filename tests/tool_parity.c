@@ -158,8 +158,8 @@ int main(int argc, char **argv)
     bool speaker = !parity.backend || parity.backend->layout.rank == 0;
     if (status == OK && speaker)
         printf("%d passed, %d failed, %d skipped\n", parity.checks - parity.failures, parity.failures, parity.skipped);
-    kernels_close(&parity.backend);
     if (status != OK) kernels_abort(status_exit_code(status)); /* the other ranks would wait for this one */
+    kernels_close(&parity.backend);
     kernels_finalize();
     if (status != OK) return status_exit_code(status);
     return parity.failures ? 1 : 0;

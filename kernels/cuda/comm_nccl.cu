@@ -49,6 +49,15 @@ static Status group_open(CudaComm *comm, Comm *host, CommGroup group, int size, 
     return status;
 }
 
+/* To destroy them takes all their ranks. */
+static void groups_abort(CudaComm *comm)
+{
+    for (ncclComm_t &group : comm->group) {
+        if (group) ncclCommAbort(group);
+        group = NULL;
+    }
+}
+
 static Status groups_open(CudaComm *comm, Comm *host)
 {
     const RankLayout *l = &comm->layout;
@@ -99,6 +108,7 @@ Status cuda_comm_open(Comm *host, bool no_comm, CudaComm **comm_out)
     if (status == OK) status = cuda_check(cudaEventCreateWithFlags(&comm->fork, cudaEventDisableTiming), "event");
     if (status == OK) status = ways_open(comm, host);
     if (status != OK) {
+        groups_abort(comm);
         cuda_comm_close(&comm);
         return status;
     }

@@ -179,7 +179,9 @@ __global__ void total_bwd_kernel(Terms t, const float *dtotal, const int32_t *le
     stage_wait();
     double d = (double)*dtotal * length_scale(length, crop);
     for (int k = 0; k < t.n; k++)
-        if (t.out[k]) *t.out[k] = isfinite(*t.in[k]) ? (float)(d * t.weight[k]) : 0.0f;
+        if (t.weight[k] != 0 && !isfinite(*t.in[k])) d = NAN;
+    for (int k = 0; k < t.n; k++)
+        if (t.out[k]) *t.out[k] = (float)(d * t.weight[k]);
 }
 
 static Status total_bwd(CudaContext *context, const OpCall *call)

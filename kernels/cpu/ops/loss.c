@@ -27,11 +27,11 @@ LOSS_KERNEL(total_bwd)
 {
     (void)layout;
     double d = (double)*(const real *)call->in[0] * length_scale(call, 1);
-    for (int k = 0; k < call->op->n_out; k++) {
-        if (!call->out[k]) continue;
-        bool counts = isfinite((double)*(const real *)call->in[2 + k]);
-        *(real *)call->out[k] = counts ? (real)(d * call->op->attr.f[k]) : 0;
-    }
+    const double *weight = call->op->attr.f;
+    for (int k = 0; k < call->op->n_out; k++)
+        if (weight[k] != 0 && !isfinite((double)*(const real *)call->in[2 + k])) d = NAN;
+    for (int k = 0; k < call->op->n_out; k++)
+        if (call->out[k]) *(real *)call->out[k] = (real)(d * weight[k]);
     return OK;
 }
 
