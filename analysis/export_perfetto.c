@@ -52,8 +52,8 @@ static void put_measured(FILE *f, const OpRow *rows, int64_t count)
     for (int64_t i = 0; i < count; i++) {
         const OpRow *r = &rows[i];
         if (!(r->time_s > 0)) continue;
-        put_event(f, *r->name ? r->name : r->kind, r->stage, MEASURED, 0, now, r->time_s, r->flops, r->bytes,
-                  r->wire_bytes);
+        put_event(f, *r->name ? r->name : r->kind, r->stage, MEASURED, 0, now, r->time_s, r->calls * r->flops,
+                  r->calls * r->bytes, r->calls * r->wire_bytes);
         now += r->time_s;
     }
 }

@@ -84,8 +84,8 @@ static int collect(const OpRow *rows, int64_t count, CostRate rate, OpTiming *ti
     int used = 0;
     for (int64_t i = 0; i < count; i++) {
         const OpRow *r = &rows[i];
-        if (r->calls < 1 || !(r->time_s > 0) || r->wire_bytes > 0) continue;
-        timing[used++] = (OpTiming){r->kind, rate, r->flops, r->bytes, (double)r->calls, r->time_s, 0};
+        if (!(r->calls > 0) || !(r->time_s > 0) || r->wire_bytes > 0) continue;
+        timing[used++] = (OpTiming){r->kind, rate, r->flops, r->bytes, r->calls, r->time_s, 0};
     }
     return used;
 }

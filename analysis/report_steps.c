@@ -38,7 +38,7 @@ static bool pick_roofline(const OpRow *row, double *x, double *y)
 {
     if (!(row->flops > 0) || !(row->bytes > 0) || !(row->time_s > 0)) return false;
     *x = row->flops / row->bytes;
-    *y = row->flops * (double)row->calls / row->time_s * 1e-9;
+    *y = row->flops * row->calls / row->time_s * 1e-9;
     return true;
 }
 

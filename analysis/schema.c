@@ -24,6 +24,7 @@ typedef enum FieldType {
     FIELD_POSITIVE, /* whole number >= 1 */
     FIELD_REAL,     /* any finite number, or empty */
     FIELD_AMOUNT,   /* >= 0 or empty */
+    FIELD_MEAN,     /* >= 0, never empty */
     FIELD_MEASURED, /* > 0, never empty */
     FIELD_YES_NO    /* "yes" or "no" */
 } FieldType;
@@ -93,10 +94,18 @@ static const Field RUN_FIELDS[] = {
 };
 
 static const Field OP_FIELDS[] = {
-    F(OpRow, op, FIELD_COUNT),           F(OpRow, kind, FIELD_TEXT),    F(OpRow, name, FIELD_TEXT),
-    F(OpRow, stage, FIELD_TEXT),         F(OpRow, calls, FIELD_COUNT),  F(OpRow, time_s, FIELD_AMOUNT),
-    F(OpRow, flops, FIELD_AMOUNT),       F(OpRow, bytes, FIELD_AMOUNT), F(OpRow, wire_bytes, FIELD_AMOUNT),
+    F(OpRow, op, FIELD_COUNT),
+    F(OpRow, kind, FIELD_TEXT),
+    F(OpRow, name, FIELD_TEXT),
+    F(OpRow, stage, FIELD_TEXT),
+    F(OpRow, calls, FIELD_MEAN),
+    F(OpRow, time_s, FIELD_AMOUNT),
+    F(OpRow, flops, FIELD_AMOUNT),
+    F(OpRow, bytes, FIELD_AMOUNT),
+    F(OpRow, wire_bytes, FIELD_AMOUNT),
     F(OpRow, predicted_s, FIELD_AMOUNT),
+    OPTIONAL(OpRow, flop_per_s, FIELD_AMOUNT),
+    OPTIONAL(OpRow, bytes_per_s, FIELD_AMOUNT),
 };
 
 static const Field PREDICTION_FIELDS[] = {
@@ -133,11 +142,14 @@ _Static_assert(sizeof RUN_FIELDS / sizeof RUN_FIELDS[0] <= FIELD_LIMIT, "raise F
 /* a flag is stored in the row as bool, everything else as int64_t, double or const char * */
 static Status read_number(const Table *t, int64_t row, int column, FieldType type, double *value)
 {
-    TRY(table_double_or(t, row, column, NAN, value));
+    if (type == FIELD_MEAN)
+        TRY(table_double(t, row, column, value));
+    else
+        TRY(table_double_or(t, row, column, NAN, value));
     if (type == FIELD_MEASURED && !(*value > 0))
         return table_fail(t, row, "column \"%s\" is \"%.60s\" (expected a number above 0)", t->names[column],
                           table_cell(t, row, column));
-    if (type == FIELD_AMOUNT && *value < 0)
+    if ((type == FIELD_AMOUNT || type == FIELD_MEAN) && *value < 0)
         return table_fail(t, row, "column \"%s\" is %.60s (expected 0 or more)", t->names[column],
                           table_cell(t, row, column));
     return OK;
@@ -162,6 +174,7 @@ static Status read_field(const Table *t, int64_t row, int column, const Field *f
     }
     case FIELD_REAL:
     case FIELD_AMOUNT:
+    case FIELD_MEAN:
     case FIELD_MEASURED:
         return read_number(t, row, column, field->type, target);
     }

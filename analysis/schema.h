@@ -81,10 +81,11 @@ typedef struct RunRow {
 typedef struct OpRow {
     int64_t op;
     const char *kind, *name, *stage; /* stage: forward_nograd, forward, backward, optimizer */
-    int64_t calls;                   /* per step */
+    double calls;                    /* per step, mean: 1.5 of an iteration without gradient that runs 0 to 3 times */
     double time_s;                   /* per step, all calls */
     double flops, bytes, wire_bytes; /* per call */
     double predicted_s;              /* per step; NAN when no machine was given */
+    double flop_per_s, bytes_per_s;  /* achieved: per call x calls / time_s; NAN without a time, or in older files */
     long line;
 } OpRow;
 

@@ -5,18 +5,20 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "experiments/bench_ops.h"
 #include "experiments/checkpoint.h"
 #include "experiments/commands.h"
 #include "experiments/config.h"
 #include "experiments/files.h"
 #include "experiments/launch.h"
 #include "experiments/probe.h"
+#include "experiments/session.h"
 #include "kernels/kernels.h"
 
 typedef struct CalibrateArguments {
     const char *folder;
     int64_t ranks, groups, devices, steps;
-    bool collectives; /* nothing else */
+    bool collectives, ops; /* nothing else */
     bool no_profile;
     TextList overrides;
 } CalibrateArguments;
@@ -27,12 +29,20 @@ static const Usage usage = {.command = "calibrate",
                                     "collectives over --ranks ranks,\n"
                                     "and every op of the experiment's step (one rank). Writes DIR/machine.yaml and "
                                     "DIR/profile/ops.csv, which fit,\n"
-                                    "predict and explain read.",
+                                    "predict and explain read. --ops instead times the ops of one Evoformer block of "
+                                    "the experiment, at their\n"
+                                    "own shapes, forward and with its gradient, and prints time, floor and their ratio "
+                                    "by kind and by place,\n"
+                                    "longest above the floor first: the floor is the larger of flops over this "
+                                    "machine's measured rate of\n"
+                                    "products and bytes over its copy bandwidth. Over --ranks ranks, the block is "
+                                    "split as DAP does. One row per\n"
+                                    "op goes to DIR/block_ops.csv.",
                             .example = "foldscale calibrate experiments/quickstart.yaml --ranks 2 --out runs/machine",
                             .min_operands = 1,
                             .max_operands = 1};
 
-enum { MAX_SAMPLES = 64 };
+enum { MAX_SAMPLES = 64, OP_REPEATS = 5 };
 
 /* f32 elements, times ranks squared */
 static const int64_t sizes[] = {1 << 8, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22};
@@ -192,7 +202,54 @@ static Status probe_all(const Config *config, const CalibrateArguments *a)
     }
     if (status == OK) status = backend->barrier(backend);
     free(m.sample); /* the texts live as long as the process: it ends here */
-    kernels_close(&backend);
+    if (kernels_may_close(backend, status)) kernels_close(&backend);
+    return status;
+}
+
+/* --- the ops of one block against their floors, on every rank
+ * ----------------------------------------------------------- */
+
+/* What this machine reaches: bf16 counts as f32 where it has no products of its own. */
+static BenchCeilings ceilings_of(const MachineDevice *d)
+{
+    double f32 = d->f32_flops.value, bf16 = d->bf16_flops.value;
+    return (BenchCeilings){d->copy_bytes_per_s.value,
+                           {[RATE_F32] = f32, [RATE_F64] = d->f64_flops.value, [RATE_BF16] = bf16 > 0 ? bf16 : f32}};
+}
+
+static Status time_block(BenchSession *s, const Config *config, const CalibrateArguments *a)
+{
+    Machine m = {0};
+    char path[4096];
+    Switches switches = config_pass_switches(config);
+    switches.dp = s->backend->layout.dp;
+    snprintf(path, sizeof path, "%s/block_ops.csv", a->folder);
+    TRY(bench_record_chain(s, &config->model.size, &switches, 1));
+    TRY(bench_measure_memory(s, switches.precision));
+    TRY(measure_device(s->backend, &m));
+    BenchCeilings ceilings = ceilings_of(&m.device);
+    TRY(bench_allocate(s, &config->model.size, &switches));
+    if (s->backend->layout.rank == 0)
+        printf("one Evoformer block of %s, %s, dap %d\n", config->name, s->backend->device, switches.dap);
+    TRY(bench_report_ops(s, switches.cuda_graph, OP_REPEATS, &ceilings, path));
+    if (s->backend->layout.rank == 0) printf("\n%s\n", path);
+    return OK;
+}
+
+/* The block is split over --ranks, whatever the experiment runs on. */
+static Status block_ops(Config *config, const CalibrateArguments *a)
+{
+    BenchSession s = {0};
+    const char *cache = config->parallel.tune_cache;
+    KernelOptions kernels = {
+        .dap = (int)a->ranks, .threads = config->parallel.threads, .tune_cache = *cache ? cache : NULL};
+    config->parallel.ranks = config->parallel.dap = (int)a->ranks;
+    TRY(session_check_split(config));
+    TRY(kernels_open(config_backend_name(config->backend), &kernels, &s.backend));
+    Status status = time_block(&s, config, a);
+    if (!kernels_may_close(s.backend, status)) return status;
+    bench_close(&s);
+    kernels_close(&s.backend);
     return status;
 }
 
@@ -253,8 +310,10 @@ Status cmd_calibrate(int argc, char **argv)
     bool help;
     const Option options[] = {
         {"out", OPTION_TEXT, &a.folder, "DIR", "folder of the results (default runs/machine)", 0, 0},
-        {"ranks", OPTION_INT, &a.ranks, "N", "ranks for the collectives (default 1: none)", 1, 8},
+        {"ranks", OPTION_INT, &a.ranks, "N", "ranks for the collectives (default 1: none), or that share the block", 1,
+         8},
         {"collectives", OPTION_FLAG, &a.collectives, NULL, "measure collectives alone: DIR/collectives.csv", 0, 0},
+        {"ops", OPTION_FLAG, &a.ops, NULL, "the ops of one block against their floors alone: DIR/block_ops.csv", 0, 0},
         {"no-profile", OPTION_FLAG, &a.no_profile, NULL, "the machine alone, no run of the experiment", 0, 0},
         {"groups", OPTION_INT, &a.groups, "N", "with --collectives: that many groups of ranks / N at a time", 1, 8},
         {"devices", OPTION_INT, &a.devices, "N", "of this node, where more than the ranks (default: GPUs as ranks)", 1,
@@ -268,16 +327,22 @@ Status cmd_calibrate(int argc, char **argv)
         return status_fail(ERR_USAGE,
                            "calibrate: --groups goes with --collectives and divides --ranks (found %d of %d)",
                            (int)a.groups, (int)a.ranks);
+    if (a.ops && a.collectives)
+        return status_fail(ERR_USAGE, "calibrate: --ops and --collectives each measure nothing else (expected one)");
     if (a.devices && a.devices < a.ranks)
         return status_fail(ERR_USAGE, "calibrate: --devices %d for %d ranks (expected at least as many)",
                            (int)a.devices, (int)a.ranks);
     Config *config = NULL;
     TRY(config_load(operands.item[0], &a.overrides, &config));
     bool inside = launch_under_mpi();
-    Status status = a.collectives || a.no_profile ? OK : expect_no_run(&a);
+    bool machine = !a.collectives && !a.ops;
+    Status status = !machine || a.no_profile ? OK : expect_no_run(&a);
     if (status == OK) status = files_make_folder(a.folder);
-    if (status == OK) status = a.ranks > 1 && !inside ? launch_ranks((int)a.ranks, argc, argv) : probe_all(config, &a);
-    if (status == OK && !inside && !a.collectives) {
+    if (status == OK && a.ranks > 1 && !inside)
+        status = launch_ranks((int)a.ranks, argc, argv);
+    else if (status == OK)
+        status = a.ops ? block_ops(config, &a) : probe_all(config, &a);
+    if (status == OK && !inside && machine) {
         if (!a.no_profile) status = profile(operands.item[0], &a);
         if (status == OK) printf("%s/machine.yaml\n", a.folder);
         if (status == OK && !a.no_profile) printf("%s/profile/ops.csv\n", a.folder);

@@ -65,7 +65,7 @@ static double measured(const Explain *e, SessionProgram which, int32_t op)
     for (int64_t i = 0; i < e->measured.count; i++) {
         const OpRow *row = &e->measured.rows[i];
         if (row->op == op && strcmp(row->stage, stage) == 0 && strcmp(row->kind, op_priced_as(o)) == 0)
-            return row->calls ? row->time_s / (double)row->calls : 0;
+            return row->calls > 0 ? row->time_s / row->calls : 0;
     }
     return NAN;
 }

@@ -185,13 +185,14 @@ static Status write_program(TableWriter *writer, Session *s, SessionProgram whic
                      .kind = op_priced_as(op),
                      .name = name,
                      .stage = COST_STAGE_NAMES[cost_stage(op, which == SESSION_NOGRAD)],
-                     .calls = 1,
+                     .calls = runs_per_step,
                      .time_s = calls ? seconds / (double)calls * runs_per_step : 0,
                      .flops = cost.flops,
                      .bytes = cost.bytes,
                      .wire_bytes = cost.wire_bytes,
                      .predicted_s = NAN};
-        if (which == SESSION_NOGRAD) row.calls = (int64_t)ceil(runs_per_step);
+        row.flop_per_s = row.time_s > 0 ? row.calls * row.flops / row.time_s : NAN;
+        row.bytes_per_s = row.time_s > 0 ? row.calls * row.bytes / row.time_s : NAN;
         TRY(schema_write_op(writer, &row));
     }
     return OK;

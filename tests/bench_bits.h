@@ -3,8 +3,10 @@
 #define FOLDSCALE_TESTS_BENCH_BITS_H
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
-#include "tests/bench_session.h"
+#include "experiments/bench_session.h"
 
 enum { BITS_STEPS = 2 };
 static const Place bits_places[] = {PLACE_GRAD, PLACE_PARAM, PLACE_ADAM_M, PLACE_ADAM_V, PLACE_SWA};

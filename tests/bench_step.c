@@ -10,12 +10,17 @@
  *   build/tests/bench_step --backend cuda --repeats 1 --same-bits       # two runs with one seed
  *
  * A mean step over recycling 0, 1, 2, 3 = 1.5 forward passes without gradient + gradient step + optimizer. */
+#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
+#include "engine/clock.h"
+#include "experiments/bench_ops.h"
 #include "experiments/version.h"
+#include "kernels/kernels.h"
 #include "tests/bench_bits.h"
-#include "tests/bench_ops.h"
 #include "tests/bench_settings.h"
 #include "tests/bench_table.h"
 
@@ -156,14 +161,27 @@ static Status measure_step(BenchSession *s, const Arguments *a, const ModelConfi
     return time_programs(s, (int)a->repeats, switches->cuda_graph, r);
 }
 
+/* H200 and H100: measured copies and bf16 products (gpu floors of one Evoformer block); f32 without TF32 and f64: data
+ * sheet of both, 67 and 34 TFLOP/s. Others, and the CPU: all ratios are to the H200. */
+static BenchCeilings ceilings_of(const Backend *backend)
+{
+    bool h100 = strstr(backend->device, "H100") != NULL;
+    return (BenchCeilings){h100 ? 3.0e12 : 4.25e12, {[RATE_F32] = 67e12, [RATE_F64] = 34e12, [RATE_BF16] = 810e12}};
+}
+
+static Status report_ops(BenchSession *s, const Arguments *a, const Switches *switches)
+{
+    BenchCeilings ceilings = ceilings_of(s->backend);
+    return bench_report_ops(s, switches->cuda_graph && !a->eager, 5, &ceilings, a->ops_csv);
+}
+
 /* The table's times come from graphs whatever the setting runs with: one meaning for all of its rows. */
 static Status measure_ops(BenchSession *s, const Arguments *a, const Setting *setting)
 {
     const Switches *switches = &setting->switches;
     if (a->op_table)
         TRY(op_table_write(s, &(OpTableRow){a->preset, setting->name, switches->dap, a->no_comm}, a->op_table));
-    if (!a->ops) return OK;
-    return bench_report_ops(s, switches->cuda_graph && !a->eager, 5, a->ops_csv);
+    return a->ops ? report_ops(s, a, switches) : OK;
 }
 
 /* Seconds of one more block in a chain of them: what surrounds the blocks (casts of the made-up inputs, the product
@@ -182,7 +200,7 @@ static Status measure_block(BenchSession *s, const Arguments *a, const ModelConf
         TRY(time_programs(s, (int)a->repeats, switches->cuda_graph, &chain));
         seconds[i][0] = mean(&chain.run_s[BENCH_NOGRAD]);
         seconds[i][1] = mean(&chain.run_s[BENCH_GRAD]);
-        if (i == 0 && a->ops && a->no_step) TRY(bench_report_ops(s, switches->cuda_graph && !a->eager, 5, a->ops_csv));
+        if (i == 0 && a->ops && a->no_step) TRY(report_ops(s, a, switches));
     }
     r->block_forward_s = (seconds[1][0] - seconds[0][0]) / (CHAIN_LONG - CHAIN_SHORT);
     r->block_both_s = (seconds[1][1] - seconds[0][1]) / (CHAIN_LONG - CHAIN_SHORT);
@@ -406,11 +424,11 @@ int main(int argc, char **argv)
         .dap = (int)a.dap, .threads = (int)a.threads, .no_comm = a.no_comm, .tune_cache = a.tune_cache};
     if (status == OK) status = kernels_open(a.backend, &kernels, &backend);
     if (status == OK) status = run(&a, backend);
-    if (status != OK) fprintf(stderr, "bench_step: %s\n", status_text());
-    kernels_close(&backend);
-    if (status != OK)
+    if (status != OK) {
+        fprintf(stderr, "bench_step: %s\n", status_text());
         kernels_abort(status_exit_code(status));
-    else
-        kernels_finalize();
+    }
+    kernels_close(&backend);
+    kernels_finalize();
     return status_exit_code(status);
 }

@@ -4,8 +4,8 @@
 #define FOLDSCALE_TESTS_BENCH_TABLE_H
 
 #include "analysis/cost.h"
+#include "experiments/bench_ops.h"
 #include "experiments/version.h"
-#include "tests/bench_ops.h"
 
 /* The setting that a row belongs to, as in the rows of --csv. */
 typedef struct OpTableRow {
@@ -51,7 +51,6 @@ static inline void op_times_print(const OpTimes *t, const BenchSession *s, const
 
 static inline Status op_table_program(BenchSession *s, int which, const OpTableRow *row, FILE *csv)
 {
-    static const char *const names[BENCH_PROGRAMS] = {"nograd", "grad", "optimizer"};
     const Program *p = s->program[which];
     size_t ops = (size_t)p->n_ops + 1;
     double *seconds = calloc(ops, sizeof *seconds);
@@ -64,7 +63,7 @@ static inline Status op_table_program(BenchSession *s, int which, const OpTableR
         CostClass c = cost_classify(p, &p->op[i], 1, which == BENCH_NOGRAD);
         op_times_add(&times, &c, seconds[i]);
     }
-    if (status == OK && csv) op_times_print(&times, s, row, names[which], csv);
+    if (status == OK && csv) op_times_print(&times, s, row, BENCH_PROGRAM_NAMES[which], csv);
     free(seconds);
     free(times.item);
     free(times.seconds);

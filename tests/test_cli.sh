@@ -233,7 +233,7 @@ expect "fit with the experiment of run.json" 0 "2 runs" "$foldscale" fit swept/r
 # jobs of a sweep, with an sbatch and an srun that run them at once; one ends before its last step
 mkdir bin
 printf '#!/bin/bash\necho "submitted $1"\nexec bash "$1"\n' >bin/sbatch
-printf '#!/bin/bash\nshift\nexec "$@"\n' >bin/srun
+printf '#!/bin/bash\n[ "$1 $2" = "--mpi=pmix --kill-on-bad-exit=1" ] || exit 9\nshift 2\nexec "$@"\n' >bin/srun
 chmod +x bin/*
 ln -s "$examples/mmcif" relative
 jobs() { # ARGUMENT...
@@ -279,6 +279,26 @@ else
     fail "resume is not bit-identical"
 fi
 
+# ops are timed per step: those without gradient run as often as steps.csv says, which is no whole number on average
+expect "a run with its ops timed" 0 "5 steps" "$foldscale" train good.yaml --out profiled --profile --set train.steps=5
+if awk -F, '
+    function near(a, b) { return a >= b * 0.999999 && a <= b * 1.000001 }
+    FNR == 1 { for (i = 1; i <= NF; i++) column[$i] = i; next }
+    FILENAME ~ /steps/ { runs += $column["recycling"]; steps++; next }
+    {
+        calls = $column["calls"]; time = $column["time_s"]
+        wanted = $column["stage"] == "forward_nograd" ? runs / steps : 1
+        nograd += $column["stage"] == "forward_nograd"
+        if (calls != wanted) { print $0 ": calls " calls " (expected " wanted ")"; bad = 1 }
+        if (time > 0 && !near($column["flop_per_s"] * time, calls * $column["flops"])) { print $0 ": flop_per_s"; bad = 1 }
+        if (time > 0 && !near($column["bytes_per_s"] * time, calls * $column["bytes"])) { print $0 ": bytes_per_s"; bad = 1 }
+    }
+    END { exit bad || !nograd || runs % steps == 0 }' profiled/steps.csv profiled/ops.csv >log; then
+    echo "PASS calls per step and achieved rates"
+else
+    fail "ops.csv: $(head -n 3 log)"
+fi
+
 # a run that is there already is lost neither to a new one nor to a start that fails
 expect "a run in the way" 1 "parts: holds a run already .a checkpoint of step 4; expected --resume" \
     "$foldscale" train good.yaml --out parts --set train.steps=2
@@ -305,6 +325,21 @@ cp -r parts odd && rm odd/losses.csv && mkdir odd/losses.csv && cp -r odd odd_ke
 expect "replacing what cannot be removed" 1 "losses.csv: a folder" "$foldscale" train good.yaml --out odd --replace
 diff -r odd odd_kept >/dev/null || fail "a run was half removed"
 mkdir tuned && cp -r parts tuned/profile
+# every op of one block beside its floor, in a table and a file, on one rank and on two
+expect "two measurements that exclude each other" 2 "--ops and --collectives" "$foldscale" calibrate good.yaml --ops --collectives
+expect "the ops of a block" 0 "^ +[0-9.]+ +[0-9.]+ +[0-9.]+ .* softmax" "$foldscale" calibrate good.yaml --ops --out block
+grep -qx block/block_ops.csv log && [ "$(grep -c 'of grad by place' log)" = 1 ] || fail "what the table of a block says"
+[ "$(ls block)" = block_ops.csv ] || fail "calibrate --ops measured more than was asked for"
+expect "the ops of a block on two ranks" 0 "dap 2" "$foldscale" calibrate good.yaml --ops --ranks 2 --out halves
+grep -q '^nograd,.*,all_to_all,' halves/block_ops.csv || fail "no collectives among the ops of half a block"
+for ops in block halves; do
+    awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i; next }
+        { rows++; if (!($column["time_s"] >= 0 && $column["floor_s"] >= 0)) bad = 1; time += $column["time_s"]; floor += $column["floor_s"] }
+        END { exit bad || rows < 50 || !(time > floor && floor > 0) }' $ops/block_ops.csv || fail "$ops/block_ops.csv"
+done
+expect "the ops of a block on ranks that do not divide it" 1 "dap" "$foldscale" calibrate good.yaml --ops --ranks 3 --out halves
+echo mine >block/block_ops.csv
+expect "the ops of a block over another file" 1 "block_ops.csv: not replaced" "$foldscale" calibrate good.yaml --ops --out block
 expect "a profile over a run" 1 "tuned/profile: holds a run" "$foldscale" calibrate good.yaml --out tuned
 diff -r parts tuned/profile >/dev/null || fail "calibrate changed a run"
 latin=$(printf 'parts\xe9')

@@ -228,7 +228,7 @@ static void test_perfetto(void **state)
     char path[300];
     long size;
     OpRow measured[] = {
-        {.kind = "linear", .name = "a \"quoted\"\tname", .stage = "forward", .calls = 1, .time_s = 1e-3}};
+        {.kind = "linear", .name = "a \"quoted\"\tname", .stage = "forward", .calls = 1.5, .time_s = 1e-3, .flops = 4}};
     snprintf(path, sizeof path, "%s/timeline.json", folder);
     assert_int_equal(export_perfetto(trace, measured, 1, path), OK);
     unsigned char *data = read_file("timeline.json", &size);
@@ -236,7 +236,13 @@ static void test_perfetto(void **state)
     assert_non_null(root);
     const cJSON *events = cJSON_GetObjectItem(root, "traceEvents"), *event;
     int complete = 0;
-    cJSON_ArrayForEach(event, events) complete += !strcmp(cJSON_GetObjectItem(event, "ph")->valuestring, "X");
+    cJSON_ArrayForEach(event, events)
+    {
+        if (strcmp(cJSON_GetObjectItem(event, "ph")->valuestring, "X")) continue;
+        const cJSON *what = cJSON_GetObjectItem(event, "args");
+        if (complete++ == trace->count) /* an event of all calls: its flops are theirs as its time is */
+            assert_true(cJSON_GetObjectItem(what, "flops")->valuedouble == 6);
+    }
     assert_int_equal(complete, trace->count + 1);
     cJSON_Delete(root);
     free(data);

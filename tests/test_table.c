@@ -198,6 +198,49 @@ static void test_runs(void **state)
     assert_int_equal(schema_steps_writer(path, true, &w), ERR_INPUT); /* another schema's log */
 }
 
+/* Calls are a mean; achieved rates may be absent, as in files of older versions. */
+static void test_ops(void **state)
+{
+    (void)state;
+    const OpRow row = {.op = 7,
+                       .kind = "linear",
+                       .name = "a",
+                       .stage = "forward_nograd",
+                       .calls = 1.5,
+                       .time_s = 3e-3,
+                       .flops = 4e6,
+                       .bytes = 2e6,
+                       .predicted_s = NAN,
+                       .flop_per_s = 2e9,
+                       .bytes_per_s = 1e9};
+    TableWriter *w;
+    OpTable ops;
+    unlink(path);
+    assert_int_equal(schema_ops_writer(path, &w), OK);
+    assert_int_equal(schema_write_op(w, &row), OK);
+    assert_int_equal(table_writer_close(&w), OK);
+    check_text(path, "op,kind,name,stage,calls,time_s,flops,bytes,wire_bytes,predicted_s,flop_per_s,bytes_per_s\n"
+                     "7,linear,a,forward_nograd,1.5,0.003,4000000,2000000,0,,2000000000,1000000000\n");
+    assert_int_equal(schema_read_ops(path, &ops), OK);
+    assert_true(ops.count == 1 && ops.rows[0].calls == 1.5 && ops.rows[0].flop_per_s == 2e9);
+    schema_free_ops(&ops);
+    write_text(path,
+               "op,kind,name,stage,calls,time_s,flops,bytes,wire_bytes,predicted_s\n0,gate,g,forward,2,1,1,1,0,\n");
+    assert_int_equal(schema_read_ops(path, &ops), OK);
+    assert_true(ops.rows[0].calls == 2 && isnan(ops.rows[0].flop_per_s) && isnan(ops.rows[0].bytes_per_s));
+    schema_free_ops(&ops);
+    static const char *const refused_calls[] = {"", "-1", "nan", "two"};
+    for (int i = 0; i < 4; i++) {
+        char text[200];
+        snprintf(text, sizeof text,
+                 "op,kind,name,stage,calls,time_s,flops,bytes,wire_bytes,predicted_s\n0,gate,g,forward,%s,1,1,1,0,\n",
+                 refused_calls[i]);
+        write_text(path, text);
+        assert_int_equal(schema_read_ops(path, &ops), ERR_INPUT);
+        assert_non_null(strstr(status_text(), ":2: column \"calls\" is "));
+    }
+}
+
 /* A row cut short is neither read nor continued. */
 static void test_no_end(void **state)
 {
@@ -318,8 +361,13 @@ static void test_full_disk(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parse),     cmocka_unit_test(test_refused), cmocka_unit_test(test_numbers_round_trip),
-        cmocka_unit_test(test_runs),      cmocka_unit_test(test_no_end),  cmocka_unit_test(test_what_is_replaced),
+        cmocka_unit_test(test_parse),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_numbers_round_trip),
+        cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_ops),
+        cmocka_unit_test(test_no_end),
+        cmocka_unit_test(test_what_is_replaced),
         cmocka_unit_test(test_full_disk),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

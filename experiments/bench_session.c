@@ -1,37 +1,21 @@
-/* A training step at full size on made-up inputs, for benchmarks: recording, memory, executors. */
-#ifndef FOLDSCALE_TESTS_BENCH_SESSION_H
-#define FOLDSCALE_TESTS_BENCH_SESSION_H
+#include "experiments/bench_session.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/clock.h"
-#include "engine/exec.h"
 #include "experiments/constants.h"
 #include "kernels/kernels.h"
 #include "model/modules.h"
 
-enum { BENCH_PROGRAMS = 3 };
-enum { BENCH_NOGRAD, BENCH_GRAD, BENCH_OPTIMIZER };
-
-/* Programs that share parameters, buffers and one workspace; those that are NULL do not exist. */
-typedef struct BenchSession {
-    Backend *backend; /* borrowed */
-    Registry *registry;
-    Program *program[BENCH_PROGRAMS];
-    Store *store;
-    Workspace *workspace;
-    Exec *exec[BENCH_PROGRAMS];
-    size_t store_bytes, workspace_bytes;
-    double prepare_s; /* recording and passes */
-} BenchSession;
+const char *const BENCH_PROGRAM_NAMES[BENCH_PROGRAMS] = {"nograd", "grad", "optimizer"};
 
 /* --- inputs
  * ------------------------------------------------------------------------------------------------------------- */
 
 /* splitmix64 (Steele, Lea, Flood 2014) of a counter: uniform in [0, 1) */
-static inline double bench_draw(uint64_t stream, int64_t element)
+static double draw(uint64_t stream, int64_t element)
 {
     uint64_t z = (stream << 40) + (uint64_t)element * 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -40,47 +24,47 @@ static inline double bench_draw(uint64_t stream, int64_t element)
 }
 
 /* Coordinate k of residue r in an alpha helix: radius 2.3 A, 100 degrees and 1.5 A a residue. */
-static inline double bench_helix(int64_t r, int k)
+static double helix(int64_t r, int k)
 {
     double angle = (double)r * 100 * M_PI / 180;
     return k == 0 ? 2.3 * cos(angle) : k == 1 ? 2.3 * sin(angle) : 1.5 * (double)r;
 }
 
 /* Element of a 4 x 4 frame: turned with the helix, at its residue. */
-static inline double bench_frame(int64_t r, int row, int column)
+static double frame(int64_t r, int row, int column)
 {
     double angle = (double)r * 100 * M_PI / 180;
     if (row == 3) return column == 3;
-    if (column == 3) return bench_helix(r, row);
+    if (column == 3) return helix(r, row);
     if (row == 2 || column == 2) return row == column;
     return row == column ? cos(angle) : row ? sin(angle) : -sin(angle);
 }
 
-static inline double bench_real(const char *name, const Tensor *t, uint64_t stream, int64_t e)
+static double real(const char *name, const Tensor *t, uint64_t stream, int64_t e)
 {
-    double u = bench_draw(stream, e);
+    double u = draw(stream, e);
     if (!strcmp(name, "resolution")) return 2;
     if (strstr(name, "mask") || strstr(name, "exists") || strstr(name, "clamped")) return 1;
     if (strstr(name, "ambiguous") || strstr(name, "has_deletion")) return u > 0.7;
     if (strstr(name, "frames") || strstr(name, "rigid_tensor")) {
         int64_t groups = t->rank > 3 ? t->dim[t->rank - 3] : 1;
-        return bench_frame(e / 16 / groups, (int)(e / 4 % 4), (int)(e % 4));
+        return frame(e / 16 / groups, (int)(e / 4 % 4), (int)(e % 4));
     }
     if (strstr(name, "positions") || strstr(name, "pseudo_beta")) {
         bool one = strstr(name, "pseudo_beta") != NULL;
         int64_t atoms = one ? 1 : t->dim[t->rank - 2], residues = t->dim[t->rank - (one ? 2 : 3)];
-        return bench_helix(e / 3 / atoms % residues, (int)(e % 3)) + 3 * (u - 0.5);
+        return helix(e / 3 / atoms % residues, (int)(e % 3)) + 3 * (u - 0.5);
     }
     if (strstr(name, "sin_cos")) {
-        double angle = 2 * M_PI * bench_draw(stream, e / 2);
+        double angle = 2 * M_PI * draw(stream, e / 2);
         return e % 2 ? cos(angle) : sin(angle);
     }
     return u;
 }
 
-static inline int32_t bench_integer(const char *name, const Tensor *t, int n_res, uint64_t stream, int64_t e)
+static int32_t integer(const char *name, const Tensor *t, int n_res, uint64_t stream, int64_t e)
 {
-    double u = bench_draw(stream, e);
+    double u = draw(stream, e);
     if (!strcmp(name, "seq_length")) return n_res;
     if (!strcmp(name, "residue_index")) return (int32_t)(e % tensor_last(t));
     if (strstr(name, "atom14_to_atom37")) return (int32_t)(37 * u);
@@ -88,7 +72,7 @@ static inline int32_t bench_integer(const char *name, const Tensor *t, int n_res
     return (int32_t)(20 * u); /* residue types */
 }
 
-static inline Status bench_write_input(BenchSession *s, int buffer, int n_res)
+static Status write_input(BenchSession *s, int buffer, int n_res)
 {
     const BufferInfo *info = &s->registry->buffer[buffer];
     const Tensor *t = &info->tensor;
@@ -99,9 +83,9 @@ static inline Status bench_write_input(BenchSession *s, int buffer, int n_res)
     Status status = reals && integers ? OK : status_fail(ERR_MEMORY, "no memory for input \"%s\"", info->name);
     for (int64_t e = 0; status == OK && e < count; e++)
         if (whole)
-            integers[e] = bench_integer(info->name, t, n_res, (uint64_t)buffer, e);
+            integers[e] = integer(info->name, t, n_res, (uint64_t)buffer, e);
         else
-            reals[e] = (float)bench_real(info->name, t, (uint64_t)buffer, e);
+            reals[e] = (float)real(info->name, t, (uint64_t)buffer, e);
     if (status == OK)
         status =
             store_write(s->store, buffer, whole ? DT_I32 : DT_F32, whole ? (void *)integers : (void *)reals, count);
@@ -111,7 +95,7 @@ static inline Status bench_write_input(BenchSession *s, int buffer, int n_res)
 }
 
 /* Every input once; states (recycled values) stay zero, as at the start of a step. */
-static inline Status bench_write_inputs(BenchSession *s, int n_res)
+static Status write_inputs(BenchSession *s, int n_res)
 {
     TRY(constants_bind(s->store));
     for (int b = 0; b < s->registry->n_buffers; b++) {
@@ -122,7 +106,7 @@ static inline Status bench_write_inputs(BenchSession *s, int n_res)
         else if (!strcmp(info->name, "hyper"))
             TRY(store_write(s->store, b, DT_F64, (double[]){1e-4, 0.1, 1e-3, 1}, 4));
         else
-            TRY(bench_write_input(s, b, n_res));
+            TRY(write_input(s, b, n_res));
     }
     return OK;
 }
@@ -130,13 +114,13 @@ static inline Status bench_write_inputs(BenchSession *s, int n_res)
 /* --- recording
  * ---------------------------------------------------------------------------------------------------------- */
 
-static inline Status bench_passes(BenchSession *s, const Switches *switches, Program *recorded, int which)
+static Status passes(BenchSession *s, const Switches *switches, Program *recorded, int which)
 {
     TRY(prog_status(recorded));
     return passes_run(recorded, switches, PASS_PLAN, &s->program[which]);
 }
 
-static inline Status bench_record_one(BenchSession *s, const ModelConfig *config, const Switches *switches, int which)
+static Status record_one(BenchSession *s, const ModelConfig *config, const Switches *switches, int which)
 {
     static const OptimizerConfig adam = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-6, .max_norm = 0.1, .swa_decay = 0.9};
     Program *recorded = NULL;
@@ -145,26 +129,26 @@ static inline Status bench_record_one(BenchSession *s, const ModelConfig *config
                                              : model_record_forward(config, which == BENCH_GRAD, recorded);
     /* an iteration without gradient only feeds the recycled states */
     for (int32_t v = 0; which == BENCH_NOGRAD && v < recorded->n_values; v++) recorded->value[v].output = false;
-    if (status == OK) status = bench_passes(s, switches, recorded, which);
+    if (status == OK) status = passes(s, switches, recorded, which);
     prog_destroy(&recorded);
     return status;
 }
 
 /* The three programs of a step. */
-static inline Status bench_record_step(BenchSession *s, const ModelConfig *config, const Switches *switches)
+Status bench_record_step(BenchSession *s, const ModelConfig *config, const Switches *switches)
 {
     double start = clock_now_s();
     TRY(registry_create(&s->registry));
-    TRY(bench_record_one(s, config, switches, BENCH_GRAD));
-    TRY(bench_record_one(s, config, switches, BENCH_NOGRAD));
-    TRY(bench_record_one(s, config, switches, BENCH_OPTIMIZER));
+    TRY(record_one(s, config, switches, BENCH_GRAD));
+    TRY(record_one(s, config, switches, BENCH_NOGRAD));
+    TRY(record_one(s, config, switches, BENCH_OPTIMIZER));
     s->prepare_s = clock_now_s() - start;
     return OK;
 }
 
 /* A chain of Evoformer blocks alone. Its two inputs are parameters, so that their gradients are computed as they are
  * within the stack; the loss is the product of both outputs with constant cotangents. */
-static inline void bench_record_blocks(Program *p, const ModelConfig *c, int blocks, bool loss)
+static void record_blocks(Program *p, const ModelConfig *c, int blocks, bool loss)
 {
     int64_t rows = c->n_clust + c->n_templ, n = c->n_res;
     int64_t m_dim[] = {rows, n, c->c_m}, z_dim[] = {n, n, c->c_z};
@@ -192,16 +176,15 @@ static inline void bench_record_blocks(Program *p, const ModelConfig *c, int blo
     prog_full_precision(p, false);
 }
 
-static inline Status bench_record_chain(BenchSession *s, const ModelConfig *config, const Switches *switches,
-                                        int blocks)
+Status bench_record_chain(BenchSession *s, const ModelConfig *config, const Switches *switches, int blocks)
 {
     double start = clock_now_s();
     TRY(registry_create(&s->registry));
     for (int which = BENCH_NOGRAD; which <= BENCH_GRAD; which++) {
         Program *recorded = NULL;
         TRY(prog_create(s->registry, &recorded));
-        bench_record_blocks(recorded, config, blocks, which == BENCH_GRAD);
-        Status status = bench_passes(s, switches, recorded, which);
+        record_blocks(recorded, config, blocks, which == BENCH_GRAD);
+        Status status = passes(s, switches, recorded, which);
         prog_destroy(&recorded);
         TRY(status);
     }
@@ -212,7 +195,7 @@ static inline Status bench_record_chain(BenchSession *s, const ModelConfig *conf
 /* --- memory
  * ------------------------------------------------------------------------------------------------------------- */
 
-static inline void bench_close(BenchSession *s)
+void bench_close(BenchSession *s)
 {
     for (int k = 0; k < BENCH_PROGRAMS; k++) exec_destroy(&s->exec[k]);
     workspace_destroy(&s->workspace);
@@ -222,7 +205,7 @@ static inline void bench_close(BenchSession *s)
     *s = (BenchSession){.backend = s->backend};
 }
 
-static inline Status bench_open_execs(BenchSession *s, const ExecOptions *options)
+static Status open_execs(BenchSession *s, const ExecOptions *options)
 {
     for (int k = 0; k < BENCH_PROGRAMS; k++) {
         exec_destroy(&s->exec[k]);
@@ -232,7 +215,7 @@ static inline Status bench_open_execs(BenchSession *s, const ExecOptions *option
 }
 
 /* What the recorded programs will take; ERR_MEMORY when the device has less. */
-static inline Status bench_measure_memory(BenchSession *s, Precision precision)
+Status bench_measure_memory(BenchSession *s, Precision precision)
 {
     s->store_bytes = store_bytes(s->registry, precision, STORE_TRAINING);
     s->workspace_bytes = 0;
@@ -246,13 +229,11 @@ static inline Status bench_measure_memory(BenchSession *s, Precision precision)
                        (double)there / 0x1p30);
 }
 
-static inline Status bench_allocate(BenchSession *s, const ModelConfig *config, const Switches *switches)
+Status bench_allocate(BenchSession *s, const ModelConfig *config, const Switches *switches)
 {
     TRY(store_create(s->backend, s->registry, switches->precision, STORE_TRAINING, &s->store));
     TRY(workspace_create(s->backend, s->workspace_bytes, &s->workspace));
     TRY(store_init_params(s->store, 1));
-    TRY(bench_write_inputs(s, config->n_res));
-    return bench_open_execs(s, &(ExecOptions){.graph = switches->cuda_graph});
+    TRY(write_inputs(s, config->n_res));
+    return open_execs(s, &(ExecOptions){.graph = switches->cuda_graph});
 }
-
-#endif
