@@ -114,6 +114,18 @@ static Status read_fit(Report *r)
     return OK;
 }
 
+/* What the prices say of the profiled ops, which ran one by one, not from a graph; those that exchange have none. */
+static void price_ops(Report *r)
+{
+    double sd;
+    for (int64_t i = 0; r->pricing && i < r->ops.count; i++) {
+        OpRow *row = &r->ops.rows[i];
+        if (row->predicted_s > 0 || row->wire_bytes > 0) continue;
+        row->predicted_s = row->calls * opprice_time(pricing_ops(r->pricing), pricing_machine(r->pricing), row->kind,
+                                                     r->input.rate, row->flops, row->bytes, false, &sd);
+    }
+}
+
 static Status write(Report *r)
 {
     ReportInput *in = &r->input;
@@ -121,6 +133,7 @@ static Status write(Report *r)
     TRY(read_tables(r));
     TRY(read_run(r));
     TRY(read_fit(r));
+    price_ops(r);
     TRY(published_read(r->a->published, &r->arena, &published, &in->published_count));
     in->title = r->a->title;
     in->runs = r->runs.all.rows;
