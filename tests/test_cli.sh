@@ -299,6 +299,12 @@ else
     fail "ops.csv: $(head -n 3 log)"
 fi
 
+# the report sets what was profiled beside what the prices say of it
+cp -r study reported && mkdir -p reported/machine/profile && cp profiled/ops.csv reported/machine/profile
+expect "a report with profiled ops" 0 "report.html" "$foldscale" report reported --experiment good.yaml
+awk -F, 'NR > 1 { ops++; bad += !($2 > 0 && $3 > 0) } END { exit bad || ops < 100 }' reported/report/ops_predicted.csv ||
+    fail "ops_predicted.csv: $(head -n 3 reported/report/ops_predicted.csv)"
+
 # a run that is there already is lost neither to a new one nor to a start that fails
 expect "a run in the way" 1 "parts: holds a run already .a checkpoint of step 4; expected --resume" \
     "$foldscale" train good.yaml --out parts --set train.steps=2
