@@ -79,6 +79,16 @@ static Config evaluation_config(const Config *config)
     return c;
 }
 
+/* Not enough memory for the longest chain is said now, not at the first evaluation. */
+static Status foresee(const Evaluator *e)
+{
+    Config longest = e->config;
+    longest.model.size.n_res = (int)e->chain[0].length;
+    snprintf(longest.name, sizeof longest.name, "%.80s, evaluation of %d residues", e->config.name,
+             longest.model.size.n_res);
+    return session_foresee(e->backend, &longest, false);
+}
+
 Status evaluator_create(Backend *backend, const Config *config, Evaluator **evaluator_out)
 {
     Evaluator *e = calloc(1, sizeof *e);
@@ -88,6 +98,7 @@ Status evaluator_create(Backend *backend, const Config *config, Evaluator **eval
     e->keep_batches = config->switches.eval_cache;
     Status status = chain_reader_open(&e->config, &e->reader);
     if (status == OK) status = list_chains(e);
+    if (status == OK) status = foresee(e);
     if (status == OK) {
         e->all = calloc((size_t)backend->layout.world * (size_t)e->count * SCORE_VALUES, sizeof *e->all);
         if (!e->all) status = status_fail(ERR_MEMORY, "out of memory for the evaluation");

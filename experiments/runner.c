@@ -290,17 +290,20 @@ static Status write_provenance(Runner *r, int64_t resumed_from)
     return provenance_write(path, &facts);
 }
 
+/* What the evaluations' process would say too late. */
+static Status try_evaluation(Runner *r)
+{
+    Evaluator *trial = NULL;
+    TRY(evaluator_create(r->backend, r->config, &trial));
+    evaluator_destroy(&trial);
+    return OK;
+}
+
 /* What would end a run that has just begun, before it takes the place of another. On all ranks: none goes on before
  * all know. */
 static Status check_start(Runner *r)
 {
-    const Config *c = r->config;
-    Evaluator *trial = NULL;
     TRY(source_peek(r->source));
-    if (is_root(r) && c->eval.every > 0 && c->switches.async_eval) {
-        TRY(evaluator_create(r->backend, c, &trial)); /* the evaluations' process would say it too late */
-        evaluator_destroy(&trial);
-    }
     return r->backend->barrier(r->backend);
 }
 
@@ -318,6 +321,7 @@ static Status prepare(Runner *r)
     r->start_s = clock_now_s() - r->state.elapsed_s;
     TRY(source_open(c, r->backend, r->state.loader, &r->source));
     if (c->eval.every > 0 && !c->switches.async_eval) TRY(evaluator_create(r->backend, c, &r->evaluator));
+    if (is_root(r) && c->eval.every > 0 && c->switches.async_eval) TRY(try_evaluation(r));
     if (r->options->replace && !found) TRY(check_start(r));
     /* from here on the folder is this run's */
     if (is_root(r) && !found) TRY(run_folder_clear(r->options->folder));

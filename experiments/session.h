@@ -65,6 +65,8 @@ Status session_check_split(const Config *config);
 /* ERR_MEMORY when the device of this session's backend has less than store_bytes + workspace_bytes: says how much is
  * missing and which switches would make it fit, found by planning with them (session_memory.c). */
 Status session_check_memory(const Session *session, bool training);
+/* The same of a session that is not there yet. */
+Status session_foresee(Backend *backend, const Config *config, bool training);
 
 /* ERR_MEMORY with the sizes when the device is too small. `profile` times every op. */
 Status session_create(Backend *backend, const Config *config, bool training, bool profile, Session **session_out);

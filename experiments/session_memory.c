@@ -6,20 +6,19 @@
 
 static const double GIB = 1073741824.0;
 
-/* Bytes of one rank under these settings; -1 when they cannot be planned. */
-static double planned_bytes(const Session *s, const Config *config, bool training)
+/* Bytes of one rank of `planned` under these settings, as session_create would find them. */
+static Status plan_bytes(Session *planned, const Config *config, bool training)
 {
     SessionPlan plan;
-    size_t workspace = 0;
-    if (session_plan(config, training, PASS_PLAN, &plan) != OK) return -1;
+    TRY(session_plan(config, training, PASS_PLAN, &plan));
     for (int i = 0; i < SESSION_PROGRAMS; i++) {
-        size_t bytes = plan.program[i] ? exec_workspace_bytes(s->backend, plan.program[i]) : 0;
-        if (bytes > workspace) workspace = bytes;
+        size_t bytes = plan.program[i] ? exec_workspace_bytes(planned->backend, plan.program[i]) : 0;
+        if (bytes > planned->workspace_bytes) planned->workspace_bytes = bytes;
     }
-    size_t store =
+    planned->store_bytes =
         store_bytes(plan.registry, config_pass_switches(config).precision, training ? STORE_TRAINING : STORE_FORWARD);
     session_plan_free(&plan);
-    return (double)store + (double)workspace;
+    return OK;
 }
 
 /* Cheapest first: switches that cost no time, then those that recompute, then both. */
@@ -53,12 +52,15 @@ static bool apply(const Remedy *remedy, Config *config)
 
 static void find_remedy(const Session *s, bool training, double there, char *text, size_t size)
 {
-    snprintf(text, size, "no switch makes it fit; a larger parallel.dap or a smaller model.n_res needs less");
+    snprintf(text, size, "no switch makes it fit; %s needs less",
+             training ? "a larger parallel.dap or a smaller model.n_res" : "a smaller eval.max_length");
     for (size_t i = 0; i < sizeof remedies / sizeof *remedies; i++) {
         Config config = *s->config;
         if (!apply(&remedies[i], &config)) continue;
-        double bytes = planned_bytes(s, &config, training);
-        if (bytes < 0 || bytes > there) continue;
+        Session planned = {.backend = s->backend};
+        if (plan_bytes(&planned, &config, training) != OK) continue;
+        double bytes = (double)planned.store_bytes + (double)planned.workspace_bytes;
+        if (bytes > there) continue;
         snprintf(text, size, "%s would make it fit (%.2f GiB)", remedies[i].text, bytes / GIB);
         return;
     }
@@ -78,4 +80,12 @@ Status session_check_memory(const Session *s, bool training)
                        "of %s %.2f are free: %.2f GiB are missing; %s",
                        s->config->name, needed / GIB, (double)s->store_bytes / GIB, (double)s->workspace_bytes / GIB,
                        all / GIB, backend->device, there / GIB, (needed - there) / GIB, remedy);
+}
+
+Status session_foresee(Backend *backend, const Config *config, bool training)
+{
+    Session planned = {.backend = backend, .config = config};
+    if (backend->memory_bytes == 0) return OK;
+    TRY(plan_bytes(&planned, config, training));
+    return session_check_memory(&planned, training);
 }

@@ -87,10 +87,40 @@ static void what_others_have_is_not_there(void **state)
     taken = 0;
 }
 
+static void an_evaluation_is_foreseen(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/foldscale_memory_XXXXXX";
+    int file = mkstemp(path);
+    assert_true(file >= 0);
+    assert_true(dprintf(file, "model: {preset: tiny}\n") > 0);
+    close(file);
+    Config *config = NULL;
+    Backend *backend = NULL;
+    assert_int_equal(config_load(path, NULL, &config), OK);
+    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1, .threads = 1}, &backend), OK);
+    Session *session = NULL;
+    assert_int_equal(session_create(backend, config, false, false, &session), OK);
+    size_t needed = session->store_bytes + session->workspace_bytes;
+    session_destroy(&session);
+    backend->memory_bytes = needed;
+    assert_int_equal(session_foresee(backend, config, false), OK);
+    backend->memory_bytes = needed - 1;
+    assert_int_equal(session_foresee(backend, config, false), ERR_MEMORY);
+    assert_non_null(strstr(status_text(), "GiB are missing"));
+    backend->memory_bytes = 1000;
+    assert_int_equal(session_foresee(backend, config, false), ERR_MEMORY);
+    assert_non_null(strstr(status_text(), "eval.max_length"));
+    kernels_close(&backend);
+    config_destroy(&config);
+    unlink(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_fits_is_created), cmocka_unit_test(a_switch_that_helps_is_named),
-        cmocka_unit_test(nothing_helps_on_a_tiny_device), cmocka_unit_test(what_others_have_is_not_there)};
+        cmocka_unit_test(nothing_helps_on_a_tiny_device), cmocka_unit_test(what_others_have_is_not_there),
+        cmocka_unit_test(an_evaluation_is_foreseen)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
