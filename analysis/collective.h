@@ -37,4 +37,16 @@ void collective_time(const Machine *machine, Collective kind, double bytes, Grou
  * without samples take the mean of the measured ones. */
 Status collective_calibrate(Machine *machine);
 
+/* Bytes that leave one rank: those of a ring, or of pairs. */
+double collective_wire_bytes(const MachineSample *sample);
+
+/* What one kind of collective was measured to take, as latency + wire bytes / rate: least squares of relative
+ * deviations. */
+typedef struct CollectiveRate {
+    double latency_s, wire_bytes_per_s; /* rate NAN: the times do not grow with the bytes */
+    double deviation;                   /* the largest, relative to what was measured */
+    int sizes;                          /* 0: not measured; one tells nothing of latency */
+} CollectiveRate;
+CollectiveRate collective_rate(const MachineSample *sample, unsigned count, Collective kind, bool graph);
+
 #endif

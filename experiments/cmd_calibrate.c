@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "analysis/collective.h"
 #include "experiments/bench_ops.h"
 #include "experiments/checkpoint.h"
 #include "experiments/commands.h"
@@ -95,19 +96,12 @@ static Status measure_device(Backend *backend, Machine *m)
     return OK;
 }
 
-/* That one rank sends. */
-static double wire_bytes(const MachineSample *sample)
-{
-    double n = (double)sample->ranks, wire = sample->bytes * (n - 1) / n;
-    return sample->collective == COLLECTIVE_ALL_REDUCE ? 2 * wire : wire;
-}
-
 /* One row per collective and size: for the reader and for strong_scaling.sh; machine.yaml has those of one group. */
 static void write_sample(FILE *csv, const Backend *backend, const MachineSample *sample)
 {
     fprintf(csv, "%d,%lld,%d,%s,%.0f,%.9g,%.6g,%s\n", backend->layout.world, (long long)sample->ranks,
             backend->layout.dp, COLLECTIVE_NAMES[sample->collective], sample->bytes, sample->time_s,
-            wire_bytes(sample) / sample->time_s, sample->graph ? "graph" : "host");
+            collective_wire_bytes(sample) / sample->time_s, sample->graph ? "graph" : "host");
 }
 
 /* All sizes of one kind of collective, adding to the machine's samples. */
@@ -123,11 +117,37 @@ static Status measure_kind(Backend *backend, Machine *m, Collective kind, bool g
         TRY(probe_collective(backend, kind, count, graph, &result));
         MachineSample *sample = &m->sample[m->samples++];
         *sample = (MachineSample){kind, ranks, 4.0 * (double)count, result.seconds, graph};
-        double wire = wire_bytes(sample) / sample->time_s;
+        double wire = collective_wire_bytes(sample) / sample->time_s;
         m->node.link_bytes_per_s.value = fmax(m->node.link_bytes_per_s.value, wire);
         if (csv) write_sample(csv, backend, sample);
     }
     return OK;
+}
+
+/* Latency and bandwidth of each kind, beside its times. */
+static Status write_rates(const char *folder, const Backend *backend, const Machine *m)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s/collective_rates.csv", folder);
+    FILE *csv = fopen(path, "w");
+    if (!csv) return status_fail(ERR_IO, "%s: cannot write", path);
+    fprintf(csv, "ranks,group_ranks,groups,collective,launched,latency_s,wire_bytes_per_s,largest_deviation,sizes\n");
+    for (int kind = 0; kind < COLLECTIVE_COUNT; kind++)
+        for (int graph = 0; graph < 2; graph++) {
+            CollectiveRate r = collective_rate(m->sample, m->samples, (Collective)kind, graph);
+            if (r.sizes < 2) continue;
+            const char *launched = graph ? "graph" : "host";
+            printf("%-14s %-5s %8.1f us", COLLECTIVE_NAMES[kind], launched, 1e6 * r.latency_s);
+            fprintf(csv, "%d,%d,%d,%s,%s,%.6g,", backend->layout.world, backend->layout.dap, backend->layout.dp,
+                    COLLECTIVE_NAMES[kind], launched, r.latency_s);
+            if (isfinite(r.wire_bytes_per_s)) {
+                printf(" + bytes that leave a rank / %.4g GB/s", 1e-9 * r.wire_bytes_per_s);
+                fprintf(csv, "%.6g", r.wire_bytes_per_s);
+            }
+            printf(", within %.0f %% at %d sizes\n", 100 * r.deviation, r.sizes);
+            fprintf(csv, ",%.3g,%d\n", r.deviation, r.sizes);
+        }
+    return fclose(csv) ? status_fail(ERR_IO, "%s: cannot write", path) : OK;
 }
 
 /* All groups at the same time; the times are those of rank 0's. */
@@ -192,6 +212,7 @@ static Status probe_all(const Config *config, const CalibrateArguments *a)
     snprintf(path, sizeof path, "%s/collectives.csv", a->folder);
     Status status = a->collectives ? OK : measure_device(backend, &m);
     if (status == OK) status = measure_collectives(backend, &m, path);
+    if (status == OK && m.samples && backend->layout.rank == 0) status = write_rates(a->folder, backend, &m);
     /* long enough not to measure the clock */
     if (status == OK) status = probe_product(backend, PRECISION_F32, gpu ? 4096 : 256, &noise);
     if (status == OK && !a->collectives) {
@@ -312,7 +333,8 @@ Status cmd_calibrate(int argc, char **argv)
         {"out", OPTION_TEXT, &a.folder, "DIR", "folder of the results (default runs/machine)", 0, 0},
         {"ranks", OPTION_INT, &a.ranks, "N", "ranks for the collectives (default 1: none), or that share the block", 1,
          8},
-        {"collectives", OPTION_FLAG, &a.collectives, NULL, "measure collectives alone: DIR/collectives.csv", 0, 0},
+        {"collectives", OPTION_FLAG, &a.collectives, NULL,
+         "collectives alone: DIR/collectives.csv, DIR/collective_rates.csv", 0, 0},
         {"ops", OPTION_FLAG, &a.ops, NULL, "the ops of one block against their floors alone: DIR/block_ops.csv", 0, 0},
         {"no-profile", OPTION_FLAG, &a.no_profile, NULL, "the machine alone, no run of the experiment", 0, 0},
         {"groups", OPTION_INT, &a.groups, "N", "with --collectives: that many groups of ranks / N at a time", 1, 8},

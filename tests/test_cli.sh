@@ -333,6 +333,8 @@ diff -r odd odd_kept >/dev/null || fail "a run was half removed"
 mkdir tuned && cp -r parts tuned/profile
 # every op of one block beside its floor, in a table and a file, on one rank and on two
 expect "two measurements that exclude each other" 2 "--ops and --collectives" "$foldscale" calibrate good.yaml --ops --collectives
+expect "the collectives of two ranks" 0 "^all_reduce +host +[0-9.]+ us \+ bytes that leave a rank / [0-9.e+]+ GB/s" "$foldscale" calibrate good.yaml --collectives --ranks 2 --out halves
+[ "$(grep -c '^2,2,1,.*,host,' halves/collective_rates.csv)" = 4 ] || fail "collective_rates.csv: $(cat halves/collective_rates.csv)"
 expect "the ops of a block" 0 "^ +[0-9.]+ +[0-9.]+ +[0-9.]+ .* softmax" "$foldscale" calibrate good.yaml --ops --out block
 grep -qx block/block_ops.csv log && [ "$(grep -c 'of grad by place' log)" = 1 ] || fail "what the table of a block says"
 [ "$(ls block)" = block_ops.csv ] || fail "calibrate --ops measured more than was asked for"

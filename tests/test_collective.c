@@ -147,10 +147,33 @@ static void test_samples_of_graphs(void **state)
     machine_destroy(&h200);
 }
 
+/* Latency and bandwidth come back from times that have them; a time that does not grow has no bandwidth. */
+static void test_rates(void **state)
+{
+    (void)state;
+    MachineSample sample[12];
+    for (unsigned i = 0; i < 12; i++) {
+        double bytes = 4096 * pow(8, i % 6);
+        sample[i] = (MachineSample){COLLECTIVE_ALL_REDUCE, 4, bytes, 0, i >= 6};
+        sample[i].time_s = i < 6 ? 2e-5 + 1.5 * bytes / 3e11 : 1e-5;
+    }
+    CollectiveRate r = collective_rate(sample, 12, COLLECTIVE_ALL_REDUCE, false);
+    assert_int_equal(r.sizes, 6);
+    assert_true(fabs(r.latency_s / 2e-5 - 1) < 1e-9 && fabs(r.wire_bytes_per_s / 3e11 - 1) < 1e-9);
+    assert_true(r.deviation < 1e-9);
+    r = collective_rate(sample, 12, COLLECTIVE_ALL_REDUCE, true);
+    assert_true(fabs(r.latency_s / 1e-5 - 1) < 1e-6 && !(r.wire_bytes_per_s < 1e18));
+    for (unsigned i = 0; i < 6; i++) sample[i].time_s = 1.5 * sample[i].bytes / 3e11 * (i == 0 ? 0.5 : 1);
+    r = collective_rate(sample, 6, COLLECTIVE_ALL_REDUCE, false);
+    assert_true(r.latency_s == 0 && r.wire_bytes_per_s > 3e11 && r.deviation < 1);
+    assert_int_equal(collective_rate(sample, 12, COLLECTIVE_ALL_GATHER, false).sizes, 0);
+    assert_true(isnan(collective_rate(sample, 1, COLLECTIVE_ALL_REDUCE, false).latency_s));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_leave_one_out), cmocka_unit_test(test_growth),
-                                       cmocka_unit_test(test_known_rates), cmocka_unit_test(test_groups),
-                                       cmocka_unit_test(test_samples_of_graphs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_leave_one_out),     cmocka_unit_test(test_growth),
+                                       cmocka_unit_test(test_known_rates),       cmocka_unit_test(test_groups),
+                                       cmocka_unit_test(test_samples_of_graphs), cmocka_unit_test(test_rates)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
