@@ -1,0 +1,135 @@
+/* Attention op by op: scores, their gradients, contexts (softmax is in norm.cu), as products of strided matrices. */
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/contract.cuh"
+
+static ContractOperand q_operand(const Att &a)
+{
+    return {a.pitch, 1, {a.q_group, a.q_row, a.d}};
+}
+static ContractOperand k_operand(const Att &a)
+{
+    return {a.pitch, 1, {a.k_group, a.k_row, a.d}};
+}
+/* [G?,B,H,N,M] */
+static ContractOperand s_operand(const Att &a)
+{
+    int64_t block = (int64_t)a.n * a.m;
+    return {a.m, 1, {block * a.h * a.b, block * a.h, block}};
+}
+static ContractOperand flip(ContractOperand x)
+{
+    int64_t row = x.row;
+    x.row = x.column;
+    x.column = row;
+    return x;
+}
+static Contract product(const Att &a, int m, int n, int k, ContractOperand x, ContractOperand y, ContractOperand z,
+                        float alpha)
+{
+    Contract c = {m, n, k, {a.g, a.b, a.h}, x, y, z, alpha, 0};
+    return c;
+}
+
+/* + inf (mask - 1) + bias, in this order: a row whose keys are all masked then rounds as the reference's does */
+template <typename T> struct ScorePost {
+    Att a;
+    const T *bias;
+    __device__ __forceinline__ float operator()(int z, int i, int j, float x) const
+    {
+        int head = z % a.h, rest = z / a.h, row = rest % a.b, group = rest / a.b;
+        if (a.mask) x += a.inf * (a.mask_row(group, row)[j] - 1.0f);
+        if (bias) x += to_float(bias[a.bias_index(group, i, j, head)]);
+        return x;
+    }
+};
+
+#define IN(i)  ((const T *)call->in[i])
+#define OUT(i) ((T *)call->out[i])
+
+static Status att_scores(CudaContext *ctx, const OpCall *call)
+{
+    const Tensor *mask = call_in(call, 2), *bias = call_in(call, 3);
+    Att a = att_make(call->in_tensor[0], call->in_tensor[1], mask, mask ? call->in[2] : NULL, &call->op->attr, false);
+    Contract c = product(a, a.n, a.m, a.d, q_operand(a), flip(k_operand(a)), s_operand(a), a.scale);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        ScorePost<T> post = {a, bias ? IN(3) : NULL};
+        return contract_launch(IN(0), IN(1), OUT(0), c, post, ctx->stream);
+    });
+}
+
+/* dbias[g,n,m,h] = sum over rows of ds[g,b,h,n,m], in order */
+template <typename T> __global__ void bias_gradient_kernel(Att a, const T *ds, T *dbias, uint32_t count)
+{
+    stage_wait();
+    uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
+    if (e >= count) return;
+    uint32_t j = e % a.m, rest = e / a.m, i = rest % a.n, head = rest / a.n % a.h, group = rest / a.n / a.h;
+    int64_t step = (int64_t)a.h * a.n * a.m;
+    const T *p = ds + (int64_t)group * a.b * step + ((int64_t)head * a.n + i) * a.m + j;
+    typename Wide<T>::Sum sum = 0;
+    for (int row = 0; row < a.b; row++) sum += to_float(p[row * step]);
+    dbias[a.bias_index(group, i, j, head)] = from_float<T>((float)sum);
+}
+
+static Status att_scores_bwd(CudaContext *ctx, const OpCall *call)
+{
+    Att a = att_make(call->in_tensor[1], call->in_tensor[2], NULL, NULL, &call->op->attr, false);
+    Contract to_q = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), a.scale);
+    Contract to_k = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), a.scale);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        TRY(contract_launch(IN(0), IN(2), OUT(0), to_q, ContractPlain(), ctx->stream));
+        TRY(contract_launch(IN(0), IN(1), OUT(1), to_k, ContractPlain(), ctx->stream));
+        if (!call->op->attr.i[1]) return OK;
+        uint32_t count = (uint32_t)a.g * a.h * a.n * a.m;
+        launch(bias_gradient_kernel<T>, blocks_for(count, 256), 256, 0, ctx->stream, a, IN(0), OUT(2), count);
+    });
+    return cuda_launched("bias_gradient_kernel");
+}
+
+/* Sizes of a context: as if q were like v with N rows. */
+static Att context_make(const Tensor *p, const Tensor *v, const OpAttr *attr)
+{
+    Tensor q = *v;
+    q.dim[v->rank - 2] = p->dim[p->rank - 2];
+    return att_make(&q, v, NULL, NULL, attr, false);
+}
+
+static bool context_is_few(const OpCall *call, const Att &a, const void *v, const void *o, const void *third)
+{
+    return call->in_tensor[0]->dtype == DT_F32 && context_few_fits(a) && aligned16(v) && aligned16(o) &&
+           aligned16(third);
+}
+
+static Status att_context(CudaContext *ctx, const OpCall *call)
+{
+    Att a = context_make(call->in_tensor[0], call->in_tensor[1], &call->op->attr);
+    if (context_is_few(call, a, call->in[1], call->out[0], NULL))
+        return context_few_launch(a, (const float *)call->in[0], (const float *)call->in[1], (float *)call->out[0],
+                                  ctx->stream);
+    Contract c = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), 1);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype,
+                  { return contract_launch(IN(0), IN(1), OUT(0), c, ContractPlain(), ctx->stream); });
+}
+
+static Status att_context_bwd(CudaContext *ctx, const OpCall *call)
+{
+    Att a = context_make(call->in_tensor[1], call->in_tensor[2], &call->op->attr);
+    if (context_is_few(call, a, call->in[2], call->in[0], call->out[1]))
+        return context_few_backward_launch(a, (const float *)call->in[0], (const float *)call->in[1],
+                                           (const float *)call->in[2], (float *)call->out[0], (float *)call->out[1],
+                                           ctx->stream);
+    Contract to_p = product(a, a.n, a.m, a.d, q_operand(a), flip(k_operand(a)), s_operand(a), 1);
+    Contract to_v = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), 1);
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+        TRY(contract_launch(IN(0), IN(2), OUT(0), to_p, ContractPlain(), ctx->stream));
+        return contract_launch(IN(1), IN(0), OUT(1), to_v, ContractPlain(), ctx->stream);
+    });
+}
+
+const CudaEntry cuda_attention_unfused[] = {
+    {OP_ATT_SCORES, att_scores, NULL},
+    {OP_ATT_SCORES_BWD, att_scores_bwd, NULL},
+    {OP_ATT_CONTEXT, att_context, NULL},
+    {OP_ATT_CONTEXT_BWD, att_context_bwd, NULL},
+    {OP_COUNT, NULL, NULL},
+};
