@@ -180,7 +180,9 @@ static void say_ops(Text *t, const ReportInput *input)
     if (!longest) return;
     say(t, "The longest op is %s (%.1f %% of the profiled time). ", longest->kind, 100 * worst / total);
     if (compared > 0)
-        say(t, "Priced op by op, the step comes to %.1f %% of its measured time. ", 100 * predicted / compared);
+        say(t,
+            "The prices of ops, fitted to this profile, come to %.1f %% of its time; ops that exchange are left out. ",
+            100 * predicted / compared);
 }
 
 static void say_loader(Text *t, const ReportInput *input)

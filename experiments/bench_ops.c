@@ -13,12 +13,14 @@ typedef struct OpGroup {
     char shape[100]; /* of the first result, where it is the same of all of them */
     int64_t ops;
     double seconds, flops, bytes, floor_s;
+    bool exchanges; /* has no floor: it waits for other ranks */
 } OpGroup;
 
 typedef struct OpGroups {
     OpGroup *group;
     int count, capacity;
-    double seconds, floor_s;
+    double seconds, floor_s; /* of ops that have a floor */
+    double exchanges_s;
 } OpGroups;
 
 bool bench_runs_kernel(const Op *op)
@@ -26,8 +28,10 @@ bool bench_runs_kernel(const Op *op)
     return op->kind == OP_COMM_WAIT || !(op_def(op->kind)->flags & OPF_ALIAS);
 }
 
-static double op_floor(const Program *p, const Op *op, const BenchCeilings *c, const Cost *cost)
+/* 0: none */
+static double op_floor(const Program *p, const Op *op, const BenchCeilings *c, const Cost *cost, bool exchanges)
 {
+    if (exchanges) return 0;
     return fmax(cost->flops / c->flops[cost_classify(p, op, 1, false).rate], cost->bytes / c->copy_bytes_per_s);
 }
 
@@ -89,7 +93,8 @@ static Status add_ops(OpGroups *table, const Program *p, const char *program, co
         Cost cost = {0};
         char name[200], full[300], shape[100] = "";
         prog_op_cost(p, op, &cost);
-        double floor_s = op_floor(p, op, ceilings, &cost);
+        bool exchanges = op->kind == OP_COMM_WAIT || op_def(op->kind)->flags & OPF_COMM;
+        double floor_s = op_floor(p, op, ceilings, &cost, exchanges);
         if (by_kind)
             snprintf(name, sizeof name, "%s", op_def(op->kind)->name);
         else
@@ -106,14 +111,29 @@ static Status add_ops(OpGroups *table, const Program *p, const char *program, co
         g->flops += cost.flops;
         g->bytes += cost.bytes;
         g->floor_s += floor_s;
-        table->seconds += seconds[i];
+        g->exchanges = exchanges;
+        *(exchanges ? &table->exchanges_s : &table->seconds) += seconds[i];
         table->floor_s += floor_s;
         if (!csv) continue;
         prog_op_name(p, i, full, sizeof full);
-        fprintf(csv, "%s,%d,%s,%s,%s,%s,%.9g,%.6g,%.6g,%.6g,%.9g\n", program, i, op_def(op->kind)->name, full,
-                stages[op->stage], shape, seconds[i], cost.flops, cost.bytes, cost.wire_bytes, floor_s);
+        fprintf(csv, "%s,%d,%s,%s,%s,%s,%.9g,%.17g,%.17g,%.17g,", program, i, op_def(op->kind)->name, full,
+                stages[op->stage], shape, seconds[i], cost.flops, cost.bytes, cost.wire_bytes);
+        if (!exchanges) fprintf(csv, "%.9g", floor_s);
+        fputc('\n', csv);
     }
     return OK;
+}
+
+static void print_group(const OpGroup *g, double lost)
+{
+    printf("%9.3f ", 1e3 * g->seconds);
+    if (g->exchanges)
+        printf("%9s %6s %6s", "", "", "");
+    else
+        printf("%9.3f %6.2f %6.1f", 1e3 * g->floor_s, g->floor_s > 0 ? g->seconds / g->floor_s : 0,
+               lost > 0 ? 100 * (g->seconds - g->floor_s) / lost : 0);
+    printf(" %5lld %8.3f %8.0f  %s%s%s\n", (long long)g->ops, 1e-12 * g->flops / g->seconds,
+           1e-9 * g->bytes / g->seconds, g->name, *g->shape ? "  " : "", g->shape);
 }
 
 static void print_ops(OpGroups *table, int rows)
@@ -121,14 +141,19 @@ static void print_ops(OpGroups *table, int rows)
     qsort(table->group, (size_t)table->count, sizeof *table->group, by_loss);
     printf("%9s %9s %6s %6s %5s %8s %8s  %s\n", "ms", "floor ms", "ratio", "lost%", "ops", "TFLOP/s", "GB/s", "what");
     double lost = table->seconds - table->floor_s;
-    for (int i = 0; i < table->count && i < rows; i++) {
+    double rest_s = 0, rest_floor_s = 0;
+    for (int i = 0; i < table->count; i++) {
         const OpGroup *g = &table->group[i];
-        if (g->seconds <= 0) continue;
-        printf("%9.3f %9.3f %6.2f %6.1f %5lld %8.3f %8.0f  %s%s%s\n", 1e3 * g->seconds, 1e3 * g->floor_s,
-               g->floor_s > 0 ? g->seconds / g->floor_s : 0, 100 * (g->seconds - g->floor_s) / lost, (long long)g->ops,
-               1e-12 * g->flops / g->seconds, 1e-9 * g->bytes / g->seconds, g->name, *g->shape ? "  " : "", g->shape);
+        if (i < rows && g->seconds > 0) print_group(g, lost);
+        if (i < rows) continue;
+        rest_s += g->seconds;
+        rest_floor_s += g->floor_s;
     }
-    printf("%9.3f %9.3f %6.2f  sum\n", 1e3 * table->seconds, 1e3 * table->floor_s, table->seconds / table->floor_s);
+    if (table->count > rows)
+        printf("%9.3f %9.3f %*s %d more\n", 1e3 * rest_s, 1e3 * rest_floor_s, 37, "", table->count - rows);
+    printf("%9.3f %9.3f %6.2f  sum\n", 1e3 * table->seconds, 1e3 * table->floor_s,
+           table->floor_s > 0 ? table->seconds / table->floor_s : 0);
+    if (table->exchanges_s > 0) printf("%9.3f  exchanges with other ranks\n", 1e3 * table->exchanges_s);
 }
 
 Status bench_time_ops(BenchSession *s, int which, bool graph, int repeats, double *seconds_out)

@@ -1,5 +1,5 @@
 /* Time of every op of a program against its floor: the larger of flops over the rate of products and bytes over the
- * copy bandwidth (engine cost rules: each operand read or written once). */
+ * copy bandwidth (engine cost rules: each operand read or written once). Exchanges with other ranks have none. */
 #ifndef FOLDSCALE_EXPERIMENTS_BENCH_OPS_H
 #define FOLDSCALE_EXPERIMENTS_BENCH_OPS_H
 

@@ -134,7 +134,6 @@ static Status record_one(BenchSession *s, const ModelConfig *config, const Switc
     return status;
 }
 
-/* The three programs of a step. */
 Status bench_record_step(BenchSession *s, const ModelConfig *config, const Switches *switches)
 {
     double start = clock_now_s();
@@ -214,7 +213,6 @@ static Status open_execs(BenchSession *s, const ExecOptions *options)
     return OK;
 }
 
-/* What the recorded programs will take; ERR_MEMORY when the device has less. */
 Status bench_measure_memory(BenchSession *s, Precision precision)
 {
     s->store_bytes = store_bytes(s->registry, precision, STORE_TRAINING);
@@ -223,9 +221,12 @@ Status bench_measure_memory(BenchSession *s, Precision precision)
         size_t bytes = s->program[k] ? exec_workspace_bytes(s->backend, s->program[k]) : 0;
         if (bytes > s->workspace_bytes) s->workspace_bytes = bytes;
     }
-    size_t needed = s->store_bytes + s->workspace_bytes, there = s->backend->memory_bytes;
-    if (there == 0 || needed < there) return OK;
-    return status_fail(ERR_MEMORY, "needs %.2f GiB, %s has %.2f GiB", (double)needed / 0x1p30, s->backend->device,
+    const Backend *backend = s->backend;
+    size_t needed = s->store_bytes + s->workspace_bytes, there = backend->memory_bytes;
+    if (there == 0) return OK;
+    if (backend->memory_free) there = backend->memory_free(backend);
+    if (needed <= there) return OK;
+    return status_fail(ERR_MEMORY, "needs %.2f GiB, %s has %.2f GiB", (double)needed / 0x1p30, backend->device,
                        (double)there / 0x1p30);
 }
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "analysis/collective.h"
+#include "engine/output.h"
 #include "experiments/bench_ops.h"
 #include "experiments/checkpoint.h"
 #include "experiments/commands.h"
@@ -36,9 +37,11 @@ static const Usage usage = {.command = "calibrate",
                                     "by kind and by place,\n"
                                     "longest above the floor first: the floor is the larger of flops over this "
                                     "machine's measured rate of\n"
-                                    "products and bytes over its copy bandwidth. Over --ranks ranks, the block is "
-                                    "split as DAP does. One row per\n"
-                                    "op goes to DIR/block_ops.csv.",
+                                    "products and bytes over its copy bandwidth; an op whose operands fit the caches "
+                                    "may be faster, and\n"
+                                    "exchanges have none. Over --ranks ranks, the block is split as DAP does. One row "
+                                    "per op goes to\n"
+                                    "DIR/block_ops.csv.",
                             .example = "foldscale calibrate experiments/quickstart.yaml --ranks 2 --out runs/machine",
                             .min_operands = 1,
                             .max_operands = 1};
@@ -96,6 +99,32 @@ static Status measure_device(Backend *backend, Machine *m)
     return OK;
 }
 
+/* Tables beside machine.yaml, known by how they begin; a user's file in their place is refused before any work. */
+typedef enum Result { RESULT_COLLECTIVES, RESULT_RATES, RESULT_OPS, RESULT_COUNT } Result;
+static const struct {
+    const char *name, *begins;
+} results[RESULT_COUNT] = {
+    [RESULT_COLLECTIVES] = {"collectives.csv", "ranks,group_ranks,groups,collective,bytes"},
+    [RESULT_RATES] = {"collective_rates.csv", "ranks,group_ranks,groups,collective,launched"},
+    [RESULT_OPS] = {"block_ops.csv", "program,op,"},
+};
+
+static void result_path(const char *folder, Result which, char *path, size_t size)
+{
+    snprintf(path, size, "%s/%s", folder, results[which].name);
+}
+
+static Status check_results(const CalibrateArguments *a)
+{
+    char path[4096];
+    for (int k = 0; k < RESULT_COUNT; k++) {
+        if (a->ops != (k == RESULT_OPS) || (!a->ops && a->ranks < 2)) continue;
+        result_path(a->folder, (Result)k, path, sizeof path);
+        TRY(output_check("calibrate", path, results[k].begins, NULL, 0));
+    }
+    return OK;
+}
+
 /* One row per collective and size: for the reader and for strong_scaling.sh; machine.yaml has those of one group. */
 static void write_sample(FILE *csv, const Backend *backend, const MachineSample *sample)
 {
@@ -128,47 +157,56 @@ static Status measure_kind(Backend *backend, Machine *m, Collective kind, bool g
 static Status write_rates(const char *folder, const Backend *backend, const Machine *m)
 {
     char path[4096];
-    snprintf(path, sizeof path, "%s/collective_rates.csv", folder);
-    FILE *csv = fopen(path, "w");
-    if (!csv) return status_fail(ERR_IO, "%s: cannot write", path);
-    fprintf(csv, "ranks,group_ranks,groups,collective,launched,latency_s,wire_bytes_per_s,largest_deviation,sizes\n");
+    Output output;
+    result_path(folder, RESULT_RATES, path, sizeof path);
+    TRY(output_open(path, results[RESULT_RATES].begins, &output));
+    FILE *csv = output.file;
+    fprintf(csv, "%s,latency_s,wire_bytes_per_s,largest_deviation,sizes\n", results[RESULT_RATES].begins);
     for (int kind = 0; kind < COLLECTIVE_COUNT; kind++)
         for (int graph = 0; graph < 2; graph++) {
             CollectiveRate r = collective_rate(m->sample, m->samples, (Collective)kind, graph);
             if (r.sizes < 2) continue;
             const char *launched = graph ? "graph" : "host";
             printf("%-14s %-5s %8.1f us", COLLECTIVE_NAMES[kind], launched, 1e6 * r.latency_s);
-            fprintf(csv, "%d,%d,%d,%s,%s,%.6g,", backend->layout.world, backend->layout.dap, backend->layout.dp,
+            fprintf(csv, "%d,%d,%d,%s,%s,%.17g,", backend->layout.world, backend->layout.dap, backend->layout.dp,
                     COLLECTIVE_NAMES[kind], launched, r.latency_s);
             if (isfinite(r.wire_bytes_per_s)) {
                 printf(" + bytes that leave a rank / %.4g GB/s", 1e-9 * r.wire_bytes_per_s);
-                fprintf(csv, "%.6g", r.wire_bytes_per_s);
+                fprintf(csv, "%.17g", r.wire_bytes_per_s);
             }
             printf(", within %.0f %% at %d sizes\n", 100 * r.deviation, r.sizes);
             fprintf(csv, ",%.3g,%d\n", r.deviation, r.sizes);
         }
-    return fclose(csv) ? status_fail(ERR_IO, "%s: cannot write", path) : OK;
+    return output_close(&output);
 }
 
 /* All groups at the same time; the times are those of rank 0's. */
-static Status measure_collectives(Backend *backend, Machine *m, const char *path)
+static Status measure_collectives(Backend *backend, Machine *m, const char *folder)
 {
-    bool graphs = strcmp(backend->name, "cuda") == 0;
+    bool graphs = strcmp(backend->name, "cuda") == 0, writes = backend->layout.rank == 0;
+    char path[4096];
     ProbeResult hidden;
+    Output output = {0};
     if (backend->layout.dap < 2) return OK;
-    FILE *csv = backend->layout.rank == 0 ? fopen(path, "w") : NULL;
     m->sample = calloc(MAX_SAMPLES, sizeof *m->sample);
-    Status status = m->sample ? OK : status_fail(ERR_MEMORY, "calibrate: out of memory");
-    if (status == OK && !csv && backend->layout.rank == 0) status = status_fail(ERR_IO, "%s: cannot write", path);
-    if (csv) fprintf(csv, "ranks,group_ranks,groups,collective,bytes,time_s,wire_bytes_per_s,launched\n");
+    if (!m->sample) return status_fail(ERR_MEMORY, "calibrate: out of memory");
+    result_path(folder, RESULT_COLLECTIVES, path, sizeof path);
+    if (writes) TRY(output_open(path, results[RESULT_COLLECTIVES].begins, &output));
+    FILE *csv = output.file;
+    Status status = OK;
+    if (csv) fprintf(csv, "%s,time_s,wire_bytes_per_s,launched\n", results[RESULT_COLLECTIVES].begins);
     m->node.link_bytes_per_s = (Figure){0, 0.2, strdup("measured: fastest collective, bytes that leave one rank")};
     for (int kind = 0; status == OK && kind < COLLECTIVE_BROADCAST; kind++) {
         status = measure_kind(backend, m, (Collective)kind, false, csv);
         if (status == OK && graphs) status = measure_kind(backend, m, (Collective)kind, true, csv);
     }
-    if (csv && fclose(csv) && status == OK) status = status_fail(ERR_IO, "%s: cannot write", path);
+    if (status != OK) {
+        if (writes) output_abandon(&output);
+        return status;
+    }
+    if (writes) TRY(output_close(&output));
     m->collectives_source = strdup("measured: best of 10; in graphs what five take more than one");
-    if (status == OK && graphs) {
+    if (graphs) {
         status = probe_overlap(backend, &hidden);
         m->node.overlap = (Figure){fmax(hidden.seconds, 0.01), hidden.relative,
                                    strdup("measured: eight exchanges beside as much memory-bound computation")};
@@ -204,23 +242,22 @@ static Status probe_all(const Config *config, const CalibrateArguments *a)
     Backend *backend = NULL;
     Machine m = {0};
     ProbeResult noise;
-    char path[4096];
     bool gpu = config->backend == BACKEND_CUDA;
     KernelOptions kernels = {.dap = (int)(a->ranks / a->groups), .threads = config->parallel.threads};
     TRY(kernels_open(config_backend_name(config->backend), &kernels, &backend));
     describe(backend, a->devices, &m);
-    snprintf(path, sizeof path, "%s/collectives.csv", a->folder);
     Status status = a->collectives ? OK : measure_device(backend, &m);
-    if (status == OK) status = measure_collectives(backend, &m, path);
-    if (status == OK && m.samples && backend->layout.rank == 0) status = write_rates(a->folder, backend, &m);
+    if (status == OK) status = measure_collectives(backend, &m, a->folder);
     /* long enough not to measure the clock */
     if (status == OK) status = probe_product(backend, PRECISION_F32, gpu ? 4096 : 256, &noise);
     if (status == OK && !a->collectives) {
         m.rank_noise =
             (Figure){fmin(fmax(noise.relative, 1e-3), 1), 0.5, strdup("measured: spread of ten equal products")};
+        char path[4096];
         snprintf(path, sizeof path, "%s/machine.yaml", a->folder);
         if (backend->layout.rank == 0) status = machine_write(&m, path);
     }
+    if (status == OK && m.samples && backend->layout.rank == 0) status = write_rates(a->folder, backend, &m);
     if (status == OK) status = backend->barrier(backend);
     free(m.sample); /* the texts live as long as the process: it ends here */
     if (kernels_may_close(backend, status)) kernels_close(&backend);
@@ -244,7 +281,7 @@ static Status time_block(BenchSession *s, const Config *config, const CalibrateA
     char path[4096];
     Switches switches = config_pass_switches(config);
     switches.dp = s->backend->layout.dp;
-    snprintf(path, sizeof path, "%s/block_ops.csv", a->folder);
+    result_path(a->folder, RESULT_OPS, path, sizeof path);
     TRY(bench_record_chain(s, &config->model.size, &switches, 1));
     TRY(bench_measure_memory(s, switches.precision));
     TRY(measure_device(s->backend, &m));
@@ -258,16 +295,26 @@ static Status time_block(BenchSession *s, const Config *config, const CalibrateA
 }
 
 /* The block is split over --ranks, whatever the experiment runs on. */
-static Status block_ops(Config *config, const CalibrateArguments *a)
+static Status split_block(Config *config, const CalibrateArguments *a)
+{
+    if (a->ranks & (a->ranks - 1))
+        return status_fail(ERR_USAGE, "calibrate: --ops splits a block over 1, 2, 4 or 8 ranks (found --ranks %d)",
+                           (int)a->ranks);
+    config->parallel.ranks = config->parallel.dap = (int)a->ranks;
+    return session_check_split(config);
+}
+
+static Status block_ops(const Config *config, const CalibrateArguments *a)
 {
     BenchSession s = {0};
     const char *cache = config->parallel.tune_cache;
     KernelOptions kernels = {
         .dap = (int)a->ranks, .threads = config->parallel.threads, .tune_cache = *cache ? cache : NULL};
-    config->parallel.ranks = config->parallel.dap = (int)a->ranks;
-    TRY(session_check_split(config));
     TRY(kernels_open(config_backend_name(config->backend), &kernels, &s.backend));
-    Status status = time_block(&s, config, a);
+    Status status = s.backend->layout.world == a->ranks
+                        ? time_block(&s, config, a)
+                        : status_fail(ERR_USAGE, "calibrate: %d ranks were started for --ranks %d",
+                                      s.backend->layout.world, (int)a->ranks);
     if (!kernels_may_close(s.backend, status)) return status;
     bench_close(&s);
     kernels_close(&s.backend);
@@ -359,7 +406,9 @@ Status cmd_calibrate(int argc, char **argv)
     bool inside = launch_under_mpi();
     bool machine = !a.collectives && !a.ops;
     Status status = !machine || a.no_profile ? OK : expect_no_run(&a);
+    if (status == OK && a.ops) status = split_block(config, &a);
     if (status == OK) status = files_make_folder(a.folder);
+    if (status == OK && !inside) status = check_results(&a);
     if (status == OK && a.ranks > 1 && !inside)
         status = launch_ranks((int)a.ranks, argc, argv);
     else if (status == OK)

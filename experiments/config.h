@@ -57,7 +57,7 @@ typedef enum CommMode { COMM_ALL, COMM_NULL } CommMode;
 typedef struct ParallelSection {
     int ranks, dap, threads; /* threads 0: cores / ranks of the host */
     CommMode comm;
-    char tune_cache[CONFIG_TEXT]; /* file of measured choices of products (cuda); "": none, see gemm.h */
+    char tune_cache[CONFIG_TEXT]; /* file of measured choices of products (cuda), shared by all ranks; "": none */
 } ParallelSection;
 
 typedef struct SwitchSection {

@@ -17,7 +17,7 @@ typedef struct ChainScore {
 typedef struct Evaluator Evaluator;
 
 /* eval.chains, or all of the archive, without those longer than eval.max_length. ERR_MEMORY where the longest does not
- * fit into what is free on the device. */
+ * fit into what is free on the device (cpu: into what it has). */
 Status evaluator_create(Backend *backend, const Config *config, Evaluator **evaluator_out);
 void evaluator_destroy(Evaluator **evaluator);
 int evaluator_chains(const Evaluator *evaluator);

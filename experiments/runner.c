@@ -401,8 +401,13 @@ Status runner_train(const Config *config, const RunOptions *options)
     if (status == OK && options->profile && is_root(&r))
         status = run_log_ops(options->folder, r.session, r.steps_run, r.nograd_runs);
     async_eval_destroy(&r.async);
+    char first[2048]; /* what ended the run is told, not what the end brought */
+    snprintf(first, sizeof first, "%s", status_text());
     Status logged = run_log_close(&r.log), logged_too = mllog_close(&r.mllog);
-    if (status == OK) status = logged != OK ? logged : logged_too;
+    if (status != OK)
+        status_fail(status, "%s", first);
+    else
+        status = logged != OK ? logged : logged_too;
     run_folder_release(&r.lock);
     if (!kernels_may_close(r.backend, status)) return status;
     evaluator_destroy(&r.evaluator);

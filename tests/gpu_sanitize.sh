@@ -44,7 +44,7 @@ until=${UNTIL:-1000000}
 begun=$(date +%s)
 left_out=""
 mkdir -p "$out"
-[ -n "${RESUME:-}" ] || rm -f "$out"/*.log "$out"/*.status
+[ -n "${RESUME:-}" ] || rm -f "$out"/{memcheck,initcheck,synccheck,racecheck}.*.{log,status}
 if [[ " $tools " = *" racecheck "* && $("$sanitizer" --help) != *--dump-kernel-launches* ]]; then
     left_out="racecheck: left out, $sanitizer is too old (it takes 2026.3, of CUDA 13.4, or later)"
     tools=${tools//racecheck/}

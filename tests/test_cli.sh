@@ -342,10 +342,14 @@ expect "the ops of a block on two ranks" 0 "dap 2" "$foldscale" calibrate good.y
 grep -q '^nograd,.*,all_to_all,' halves/block_ops.csv || fail "no collectives among the ops of half a block"
 for ops in block halves; do
     awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) column[$i] = i; next }
-        { rows++; if (!($column["time_s"] >= 0 && $column["floor_s"] >= 0)) bad = 1; time += $column["time_s"]; floor += $column["floor_s"] }
+        { rows++; if (!($column["time_s"] >= 0 && $column["floor_s"] + 0 >= 0)) bad = 1
+          if (($column["floor_s"] == "") != ($column["kind"] ~ /^(all_|reduce_scatter|comm_)/)) bad = 1 # exchanges have none
+          time += $column["time_s"]; floor += $column["floor_s"] }
         END { exit bad || rows < 50 || !(time > floor && floor > 0) }' $ops/block_ops.csv || fail "$ops/block_ops.csv"
 done
-expect "the ops of a block on ranks that do not divide it" 1 "dap" "$foldscale" calibrate good.yaml --ops --ranks 3 --out halves
+expect "the ops of a block on three ranks" 2 "1, 2, 4 or 8 ranks" "$foldscale" calibrate good.yaml --ops --ranks 3 --out halves
+echo "my notes" >halves/collective_rates.csv
+expect "rates over another file" 1 "collective_rates.csv: not replaced" "$foldscale" calibrate good.yaml --collectives --ranks 2 --out halves
 echo mine >block/block_ops.csv
 expect "the ops of a block over another file" 1 "block_ops.csv: not replaced" "$foldscale" calibrate good.yaml --ops --out block
 expect "a profile over a run" 1 "tuned/profile: holds a run" "$foldscale" calibrate good.yaml --out tuned

@@ -25,7 +25,8 @@ GemmShape gemm_shape(int64_t m, int64_t n, int64_t k, bool a_t, bool b_t, DType 
  * and one of them measures for all. */
 typedef enum GemmMeasure { GEMM_FIRST, GEMM_FASTEST, GEMM_FASTEST_LATER } GemmMeasure;
 
-/* tune_cache: file of measured choices, read at once and, where measured, appended to; NULL: none. */
+/* tune_cache: file of measured choices, read at once and, where measured, appended to, on a file system that all ranks
+ * share; NULL: none. */
 Status gemm_create(const char *tune_cache, GemmMeasure measure, Gemm **gemm_out);
 void gemm_destroy(Gemm **gemm);
 
