@@ -27,7 +27,8 @@ static const Entry ENTRIES[] = {
     {report_plot_residuals, "residuals", "Residuals of the fit",
      "Every row of the fit, in standard deviations; structure against the number of ranks would mean that the form is "
      "wrong."},
-    {report_plot_ops, "ops_predicted", "Predicted against measured time per op", "One point per op of the profile, to which the prices were fitted."},
+    {report_plot_ops, "ops_predicted", "Predicted against measured time per op",
+     "One point per op of the profile, to which the prices were fitted."},
     {report_plot_roofline, "roofline", "Roofline of the ops", "Achieved rate against arithmetic intensity."},
     {report_plot_step_distribution, "step_distribution", "Distribution of step times", "All steps and ranks."},
     {report_plot_data_wait, "data_wait", "Wait for data", "All steps and ranks."},
