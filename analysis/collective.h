@@ -37,7 +37,7 @@ void collective_time(const Machine *machine, Collective kind, double bytes, Grou
  * without samples take the mean of the measured ones. */
 Status collective_calibrate(Machine *machine);
 
-/* Bytes that leave one rank: those of a ring, or of pairs. */
+/* Bytes that one rank must send (the field's convention for bus bandwidth). */
 double collective_wire_bytes(const MachineSample *sample);
 
 /* What one kind of collective was measured to take, as latency + wire bytes / rate: least squares of relative

@@ -1,4 +1,5 @@
 #include <gsl/gsl_fit.h>
+#include <gsl/gsl_statistics.h>
 #include <math.h>
 
 #include "analysis/collective.h"
@@ -7,8 +8,9 @@ enum { SIZE_LIMIT = 64 };
 
 double collective_wire_bytes(const MachineSample *sample)
 {
-    double n = (double)sample->ranks, wire = sample->bytes * (n - 1) / n;
-    return sample->collective == COLLECTIVE_ALL_REDUCE ? 2 * wire : wire;
+    double share = (double)(sample->ranks - 1) / (double)sample->ranks;
+    if (sample->collective == COLLECTIVE_ALL_REDUCE) return 2 * share * sample->bytes;
+    return sample->collective == COLLECTIVE_BROADCAST ? sample->bytes : share * sample->bytes;
 }
 
 CollectiveRate collective_rate(const MachineSample *sample, unsigned count, Collective kind, bool graph)
@@ -33,9 +35,7 @@ CollectiveRate collective_rate(const MachineSample *sample, unsigned count, Coll
         rate.wire_bytes_per_s = 1 / slope;
     } else {
         slope = 0;
-        double sums[2] = {0, 0};
-        for (size_t i = 0; i < n; i++) sums[0] += weight[i] * time[i], sums[1] += weight[i];
-        rate.latency_s = sums[0] / sums[1];
+        rate.latency_s = gsl_stats_wmean(weight, 1, time, 1, n);
     }
     for (size_t i = 0; i < n; i++)
         rate.deviation = fmax(rate.deviation, fabs((rate.latency_s + slope * wire[i]) / time[i] - 1));

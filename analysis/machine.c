@@ -158,14 +158,6 @@ static Status check_topology(Machine *m, const char *path)
     return OK;
 }
 
-/* Bytes that one rank must send (the field's convention for bus bandwidth). */
-static double wire_bytes(const MachineSample *s)
-{
-    double share = (double)(s->ranks - 1) / (double)s->ranks;
-    if (s->collective == COLLECTIVE_ALL_REDUCE) return 2 * share * s->bytes;
-    return s->collective == COLLECTIVE_BROADCAST ? s->bytes : share * s->bytes;
-}
-
 static Status check_samples(const Machine *m, const char *path)
 {
     char what[240];
@@ -181,9 +173,9 @@ static Status check_samples(const Machine *m, const char *path)
         else if (!(s->bytes > 0 && s->bytes < 1e15) || !(s->time_s > 0 && s->time_s < 1e4))
             snprintf(what, sizeof what, "%g bytes in %g s", s->bytes, s->time_s);
         else if (s->ranks <= m->node.devices && !m->node.nvls && m->kind == MACHINE_GPU &&
-                 wire_bytes(s) / s->time_s > 1.25 * m->node.link_bytes_per_s.value)
+                 collective_wire_bytes(s) / s->time_s > 1.25 * m->node.link_bytes_per_s.value)
             snprintf(what, sizeof what, "%.3g GB/s over links of %.3g GB/s: one of them is wrong",
-                     1e-9 * wire_bytes(s) / s->time_s, 1e-9 * m->node.link_bytes_per_s.value);
+                     1e-9 * collective_wire_bytes(s) / s->time_s, 1e-9 * m->node.link_bytes_per_s.value);
         if (what[0])
             return status_fail_at(ERR_INPUT, path, first, "collectives, entry %u (%s, %g bytes): %s", i + 1,
                                   COLLECTIVE_NAMES[s->collective], s->bytes, what);

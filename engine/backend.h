@@ -41,7 +41,7 @@ struct Backend {
     const char *comm;   /* how its ranks exchange tensors, e.g. "NCCL"; NULL or "" when there is nothing to tell */
     RankLayout layout;
     size_t memory_bytes;                    /* of the device, 0 when unknown */
-    size_t (*memory_free)(const Backend *); /* of these, what nobody has now; NULL: not known, all of them may be had */
+    size_t (*memory_free)(const Backend *); /* backend_memory_free() */
 
     void (*close)(Backend *);
 
@@ -95,5 +95,11 @@ struct Backend {
     Status (*host_all_gather)(Backend *, const double *value, int count, double *all_out);
     Status (*host_broadcast)(Backend *, void *data, size_t bytes, int root);
 };
+
+/* What nobody has now of the device's memory; where that is not known all of it, 0 when that is not known either. */
+static inline size_t backend_memory_free(const Backend *backend)
+{
+    return backend->memory_free ? backend->memory_free(backend) : backend->memory_bytes;
+}
 
 #endif

@@ -81,6 +81,16 @@ size_t exec_workspace_bytes(const Backend *backend, const Program *program)
     return bytes;
 }
 
+size_t exec_workspace_shared(const Backend *backend, Program *const *program, int count)
+{
+    size_t most = 0;
+    for (int i = 0; i < count; i++) {
+        size_t bytes = program[i] ? exec_workspace_bytes(backend, program[i]) : 0;
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
 static Status resolve(const Exec *exec, Val v, void **address_out, size_t *arena_end)
 {
     const Program *p = exec->program;

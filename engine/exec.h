@@ -20,6 +20,8 @@ typedef struct ExecOptions {
 
 /* Bytes of workspace this planned program needs on this backend: arena + scratch. */
 size_t exec_workspace_bytes(const Backend *backend, const Program *program);
+/* Of a workspace that several programs share; those that are NULL need none. */
+size_t exec_workspace_shared(const Backend *backend, Program *const *program, int count);
 
 /* Resolves all addresses; nothing is allocated afterwards. The program must be planned and must outlive the Exec. */
 Status exec_create(Backend *backend, const Program *program, Store *store, Workspace *workspace,

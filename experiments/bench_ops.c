@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/array.h"
 #include "engine/output.h"
 
 typedef struct OpGroup {
@@ -18,7 +19,7 @@ typedef struct OpGroup {
 
 typedef struct OpGroups {
     OpGroup *group;
-    int count, capacity;
+    int32_t count, capacity;
     double seconds, floor_s; /* of ops that have a floor */
     double exchanges_s;
 } OpGroups;
@@ -51,21 +52,18 @@ static void group_name(const Program *p, const Op *op, const char *stage, char *
     snprintf(out + n, size - n, " %s", op_def(op->kind)->name);
 }
 
-static OpGroup *find_group(OpGroups *table, const char *name)
+static Status find_group(OpGroups *table, const char *name, OpGroup **group_out)
 {
-    for (int i = 0; i < table->count; i++)
-        if (!strcmp(table->group[i].name, name)) return &table->group[i];
-    if (table->count == table->capacity) {
-        int capacity = table->capacity ? 2 * table->capacity : 256;
-        OpGroup *grown = realloc(table->group, (size_t)capacity * sizeof *grown);
-        if (!grown) return NULL;
-        table->group = grown;
-        table->capacity = capacity;
+    for (int i = 0; i < table->count; i++) {
+        *group_out = &table->group[i];
+        if (!strcmp(table->group[i].name, name)) return OK;
     }
-    OpGroup *g = &table->group[table->count++];
-    *g = (OpGroup){0};
-    snprintf(g->name, sizeof g->name, "%s", name);
-    return g;
+    TRY(array_reserve((void **)&table->group, &table->capacity, (int64_t)table->count + 1, sizeof *table->group,
+                      "groups of ops"));
+    *group_out = &table->group[table->count++];
+    **group_out = (OpGroup){0};
+    snprintf((*group_out)->name, sizeof(*group_out)->name, "%s", name);
+    return OK;
 }
 
 static int by_loss(const void *a, const void *b)
@@ -99,8 +97,8 @@ static Status add_ops(OpGroups *table, const Program *p, const char *program, co
             snprintf(name, sizeof name, "%s", op_def(op->kind)->name);
         else
             group_name(p, op, stages[op->stage], name, sizeof name);
-        OpGroup *g = find_group(table, name);
-        if (!g) return status_fail(ERR_MEMORY, "no memory for a table of ops");
+        OpGroup *g;
+        TRY(find_group(table, name, &g));
         if (op->out[0] != VAL_NONE) shape_text(prog_tensor(p, op->out[0]), shape, sizeof shape);
         if (g->ops == 0)
             snprintf(g->shape, sizeof g->shape, "%s", shape);

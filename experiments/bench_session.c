@@ -216,16 +216,10 @@ static Status open_execs(BenchSession *s, const ExecOptions *options)
 Status bench_measure_memory(BenchSession *s, Precision precision)
 {
     s->store_bytes = store_bytes(s->registry, precision, STORE_TRAINING);
-    s->workspace_bytes = 0;
-    for (int k = 0; k < BENCH_PROGRAMS; k++) {
-        size_t bytes = s->program[k] ? exec_workspace_bytes(s->backend, s->program[k]) : 0;
-        if (bytes > s->workspace_bytes) s->workspace_bytes = bytes;
-    }
+    s->workspace_bytes = exec_workspace_shared(s->backend, s->program, BENCH_PROGRAMS);
     const Backend *backend = s->backend;
-    size_t needed = s->store_bytes + s->workspace_bytes, there = backend->memory_bytes;
-    if (there == 0) return OK;
-    if (backend->memory_free) there = backend->memory_free(backend);
-    if (needed <= there) return OK;
+    size_t needed = s->store_bytes + s->workspace_bytes, there = backend_memory_free(backend);
+    if (backend->memory_bytes == 0 || needed <= there) return OK;
     return status_fail(ERR_MEMORY, "needs %.2f GiB, %s has %.2f GiB", (double)needed / 0x1p30, backend->device,
                        (double)there / 0x1p30);
 }

@@ -12,10 +12,7 @@ static Status allocate(Session *s, bool training)
     Precision precision = config_pass_switches(s->config).precision;
     StoreUse use = training ? STORE_TRAINING : STORE_FORWARD;
     s->store_bytes = store_bytes(s->registry, precision, use);
-    for (int i = 0; i < SESSION_PROGRAMS; i++) {
-        size_t bytes = s->program[i] ? exec_workspace_bytes(s->backend, s->program[i]) : 0;
-        if (bytes > s->workspace_bytes) s->workspace_bytes = bytes;
-    }
+    s->workspace_bytes = exec_workspace_shared(s->backend, s->program, SESSION_PROGRAMS);
     TRY(session_check_memory(s, training));
     TRY(store_create(s->backend, s->registry, precision, use, &s->store));
     TRY(workspace_create(s->backend, s->workspace_bytes, &s->workspace));

@@ -11,10 +11,7 @@ static Status plan_bytes(Session *planned, const Config *config, bool training)
 {
     SessionPlan plan;
     TRY(session_plan(config, training, PASS_PLAN, &plan));
-    for (int i = 0; i < SESSION_PROGRAMS; i++) {
-        size_t bytes = plan.program[i] ? exec_workspace_bytes(planned->backend, plan.program[i]) : 0;
-        if (bytes > planned->workspace_bytes) planned->workspace_bytes = bytes;
-    }
+    planned->workspace_bytes = exec_workspace_shared(planned->backend, plan.program, SESSION_PROGRAMS);
     planned->store_bytes =
         store_bytes(plan.registry, config_pass_switches(config).precision, training ? STORE_TRAINING : STORE_FORWARD);
     session_plan_free(&plan);
@@ -72,7 +69,7 @@ Status session_check_memory(const Session *s, bool training)
     double needed = (double)s->store_bytes + (double)s->workspace_bytes, all = (double)backend->memory_bytes;
     char remedy[256];
     if (all <= 0) return OK;
-    double there = backend->memory_free ? (double)backend->memory_free(backend) : all;
+    double there = (double)backend_memory_free(backend);
     if (needed <= there) return OK;
     find_remedy(s, training, there, remedy, sizeof remedy);
     return status_fail(ERR_MEMORY,

@@ -86,12 +86,7 @@ Status model_case_open(ModelCase *c, Parity *parity, const char *dir, const Mode
     if (with_optimizer) TRY(record_optimizer(c));
     TRY(store_create(parity->backend, c->registry, parity->options.switches.precision, STORE_TRAINING, &c->store));
     Program *const programs[] = {c->nograd, c->grad, c->optimizer};
-    size_t bytes = 0;
-    for (int i = 0; i < 3; i++) {
-        size_t needed = programs[i] ? exec_workspace_bytes(parity->backend, programs[i]) : 0;
-        if (needed > bytes) bytes = needed;
-    }
-    TRY(workspace_create(parity->backend, bytes, &c->workspace));
+    TRY(workspace_create(parity->backend, exec_workspace_shared(parity->backend, programs, 3), &c->workspace));
     const ExecOptions options = {.graph = parity->options.switches.cuda_graph};
     TRY(exec_create(parity->backend, c->nograd, c->store, c->workspace, &options, &c->run_nograd));
     TRY(exec_create(parity->backend, c->grad, c->store, c->workspace, &options, &c->run_grad));

@@ -20,27 +20,50 @@ static size_t memory_free(const Backend *backend)
     return backend->memory_bytes - taken;
 }
 
-/* A config that computes in plain f32, on a device of `bytes`; what session_create says. */
-static Status create_on(size_t bytes, const char *checkpoint, size_t *needed_out)
+/* A tiny model on a device of `bytes`. */
+typedef struct Setup {
+    Config *config;
+    Backend *backend;
+} Setup;
+
+static Setup set_up(size_t bytes, const char *checkpoint)
 {
     char path[] = "/tmp/foldscale_memory_XXXXXX";
+    Setup s = {0};
     int file = mkstemp(path);
     assert_true(file >= 0);
     assert_true(dprintf(file, "model: {preset: tiny}\nswitches: {checkpoint: %s}\n", checkpoint) > 0);
     close(file);
-    Config *config = NULL;
-    Backend *backend = NULL;
+    assert_int_equal(config_load(path, NULL, &s.config), OK);
+    unlink(path);
+    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1, .threads = 1}, &s.backend), OK);
+    s.backend->memory_bytes = bytes;
+    if (taken) s.backend->memory_free = memory_free;
+    return s;
+}
+
+static void tear_down(Setup *s)
+{
+    kernels_close(&s->backend);
+    config_destroy(&s->config);
+}
+
+/* What session_create says, and what the session takes. */
+static Status create(const Setup *s, bool training, size_t *needed_out)
+{
     Session *session = NULL;
-    assert_int_equal(config_load(path, NULL, &config), OK);
-    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1, .threads = 1}, &backend), OK);
-    backend->memory_bytes = bytes;
-    if (taken) backend->memory_free = memory_free;
-    Status status = session_create(backend, config, true, false, &session);
+    Status status = session_create(s->backend, s->config, training, false, &session);
     if (status == OK && needed_out) *needed_out = session->store_bytes + session->workspace_bytes;
     session_destroy(&session);
-    kernels_close(&backend);
-    config_destroy(&config);
-    unlink(path);
+    return status;
+}
+
+/* In plain f32. */
+static Status create_on(size_t bytes, const char *checkpoint, size_t *needed_out)
+{
+    Setup s = set_up(bytes, checkpoint);
+    Status status = create(&s, true, needed_out);
+    tear_down(&s);
     return status;
 }
 
@@ -90,30 +113,18 @@ static void what_others_have_is_not_there(void **state)
 static void an_evaluation_is_foreseen(void **state)
 {
     (void)state;
-    char path[] = "/tmp/foldscale_memory_XXXXXX";
-    int file = mkstemp(path);
-    assert_true(file >= 0);
-    assert_true(dprintf(file, "model: {preset: tiny}\n") > 0);
-    close(file);
-    Config *config = NULL;
-    Backend *backend = NULL;
-    assert_int_equal(config_load(path, NULL, &config), OK);
-    assert_int_equal(kernels_open("cpu", &(KernelOptions){.dap = 1, .threads = 1}, &backend), OK);
-    Session *session = NULL;
-    assert_int_equal(session_create(backend, config, false, false, &session), OK);
-    size_t needed = session->store_bytes + session->workspace_bytes;
-    session_destroy(&session);
-    backend->memory_bytes = needed;
-    assert_int_equal(session_foresee(backend, config, false), OK);
-    backend->memory_bytes = needed - 1;
-    assert_int_equal(session_foresee(backend, config, false), ERR_MEMORY);
+    size_t needed = 0;
+    Setup s = set_up(0, "none");
+    assert_int_equal(create(&s, false, &needed), OK);
+    s.backend->memory_bytes = needed;
+    assert_int_equal(session_foresee(s.backend, s.config, false), OK);
+    s.backend->memory_bytes = needed - 1;
+    assert_int_equal(session_foresee(s.backend, s.config, false), ERR_MEMORY);
     assert_non_null(strstr(status_text(), "GiB are missing"));
-    backend->memory_bytes = 1000;
-    assert_int_equal(session_foresee(backend, config, false), ERR_MEMORY);
+    s.backend->memory_bytes = 1000;
+    assert_int_equal(session_foresee(s.backend, s.config, false), ERR_MEMORY);
     assert_non_null(strstr(status_text(), "eval.max_length"));
-    kernels_close(&backend);
-    config_destroy(&config);
-    unlink(path);
+    tear_down(&s);
 }
 
 int main(void)

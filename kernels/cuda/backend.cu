@@ -91,7 +91,7 @@ static void backend_host_release(Backend *, void *memory)
     cudaFreeHost(memory);
 }
 
-static size_t backend_memory_free(const Backend *backend)
+static size_t memory_free(const Backend *backend)
 {
     size_t there = 0, all = 0;
     if (cudaMemGetInfo(&there, &all) == cudaSuccess) return there;
@@ -380,7 +380,7 @@ static void fill_operations(Backend *b)
     b->release = backend_release;
     b->host_alloc = backend_host_alloc;
     b->host_release = backend_host_release;
-    b->memory_free = backend_memory_free;
+    b->memory_free = memory_free;
     b->upload = backend_upload;
     b->upload_finish = backend_upload_finish;
     b->download = backend_download;
