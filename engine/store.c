@@ -173,8 +173,7 @@ static Status write_converted(Store *store, void *target, DType type, DType host
     void *staging = NULL;
     TRY(store_staging(store, bytes, &staging));
     TRY(convert_array(host_type, values, type, staging, count));
-    TRY(backend->upload(backend, target, staging, bytes));
-    return backend->finish(backend); /* the staging memory is reused by the next write */
+    return backend->upload(backend, target, staging, bytes); /* the staging memory may change at once (backend.h) */
 }
 
 static Status read_converted(Store *store, const void *source, DType type, DType host_type, void *values, int64_t count)

@@ -1,6 +1,8 @@
-/* Attention op by op: scores, their gradients, contexts (softmax is in norm.cu), as products of strided matrices. */
+/* Attention op by op: scores, their gradients, contexts (softmax is in norm.cu). Products in bf16 are the library's,
+ * others those of contract.cuh. */
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/contract.cuh"
+#include "kernels/cuda/gemm.h"
 
 static ContractOperand q_operand(const Att &a)
 {
@@ -43,6 +45,65 @@ template <typename T> struct ScorePost {
     }
 };
 
+/* bf16 products as large as the library's tensor cores are worth. */
+static bool by_library(const Contract &c, DType type)
+{
+    int64_t work = (int64_t)c.batch[0] * c.batch[1] * c.batch[2] * c.m * c.n * c.k;
+    return type == DT_BF16 && work >= FEW_MULTIPLICATIONS;
+}
+
+/* c by the library: the rows of a group in one call, head by head. */
+static Status library_products(CudaContext *ctx, const Contract &c, const void *a, const void *b, const void *onto,
+                               void *d)
+{
+    bool a_t = c.a.column != 1, b_t = c.b.column != 1;
+    GemmShape s = gemm_shape(c.m, c.n, c.k, a_t, b_t, DT_BF16, DT_BF16);
+    s.lda = a_t ? c.a.column : c.a.row, s.ldb = b_t ? c.b.column : c.b.row, s.ldd = c.c.row;
+    s.batch = c.batch[1];
+    s.stride_a = c.a.batch[1], s.stride_b = c.b.batch[1], s.stride_d = c.c.batch[1];
+    for (int group = 0; group < c.batch[0]; group++)
+        for (int head = 0; head < c.batch[2]; head++) {
+            int64_t at_a = group * c.a.batch[0] + head * c.a.batch[2],
+                    at_b = group * c.b.batch[0] + head * c.b.batch[2],
+                    at_d = group * c.c.batch[0] + head * c.c.batch[2];
+            TRY(gemm_run_scaled(ctx, &s, c.alpha, (const bf16 *)a + at_a, (const bf16 *)b + at_b,
+                                onto ? (const bf16 *)onto + at_d : NULL, (bf16 *)d + at_d));
+        }
+    return OK;
+}
+
+template <typename T>
+static Status products(CudaContext *ctx, const Contract &c, DType type, const T *a, const T *b, T *d)
+{
+    if (by_library(c, type)) return library_products(ctx, c, a, b, NULL, d);
+    return contract_launch(a, b, d, c, ContractPlain(), ctx->stream);
+}
+
+/* What scores begin with: s[z, i, j] = post(0); z: group, row and head. */
+__global__ void score_offsets_kernel(ScorePost<bf16> post, bf16 *s)
+{
+    stage_wait();
+    const Att &a = post.a;
+    uint32_t count = (uint32_t)a.n * a.m, step = gridDim.x * blockDim.x;
+    for (uint32_t e = blockIdx.x * blockDim.x + threadIdx.x; e < count; e += step)
+        for (int z = blockIdx.y; z < a.g * a.b * a.h; z += gridDim.y)
+            s[(int64_t)z * count + e] = from_float<bf16>(post(z, e / a.m, e % a.m, 0.0f));
+}
+
+/* One rounding, as the kernel that does it at once: the library adds its product to mask and bias. */
+static Status library_scores(CudaContext *ctx, const Contract &c, const ScorePost<bf16> &post, const void *q,
+                             const void *k, void *s)
+{
+    const unsigned GRID_X = 256, GRID_Y = 64;
+    const Att &a = post.a;
+    if (!a.mask && !post.bias) return library_products(ctx, c, q, k, NULL, s);
+    unsigned blocks = blocks_for((int64_t)a.n * a.m, 256), rows = (unsigned)(a.g * a.b * a.h);
+    dim3 grid(min(blocks, GRID_X), min(rows, GRID_Y));
+    launch(score_offsets_kernel, grid, 256, 0, ctx->stream, post, (bf16 *)s);
+    TRY(cuda_launched("score_offsets_kernel"));
+    return library_products(ctx, c, q, k, s, s);
+}
+
 #define IN(i)  ((const T *)call->in[i])
 #define OUT(i) ((T *)call->out[i])
 
@@ -51,7 +112,11 @@ static Status att_scores(CudaContext *ctx, const OpCall *call)
     const Tensor *mask = call_in(call, 2), *bias = call_in(call, 3);
     Att a = att_make(call->in_tensor[0], call->in_tensor[1], mask, mask ? call->in[2] : NULL, &call->op->attr, false);
     Contract c = product(a, a.n, a.m, a.d, q_operand(a), flip(k_operand(a)), s_operand(a), a.scale);
-    DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
+    DType type = call->in_tensor[0]->dtype;
+    if (by_library(c, type))
+        return library_scores(ctx, c, {a, bias ? (const bf16 *)call->in[3] : NULL}, call->in[0], call->in[1],
+                              call->out[0]);
+    DISPATCH_REAL(call, type, {
         ScorePost<T> post = {a, bias ? IN(3) : NULL};
         return contract_launch(IN(0), IN(1), OUT(0), c, post, ctx->stream);
     });
@@ -77,8 +142,8 @@ static Status att_scores_bwd(CudaContext *ctx, const OpCall *call)
     Contract to_q = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), a.scale);
     Contract to_k = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), a.scale);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
-        TRY(contract_launch(IN(0), IN(2), OUT(0), to_q, ContractPlain(), ctx->stream));
-        TRY(contract_launch(IN(0), IN(1), OUT(1), to_k, ContractPlain(), ctx->stream));
+        TRY(products(ctx, to_q, call->in_tensor[0]->dtype, IN(0), IN(2), OUT(0)));
+        TRY(products(ctx, to_k, call->in_tensor[0]->dtype, IN(0), IN(1), OUT(1)));
         if (!call->op->attr.i[1]) return OK;
         uint32_t count = (uint32_t)a.g * a.h * a.n * a.m;
         launch(bias_gradient_kernel<T>, blocks_for(count, 256), 256, 0, ctx->stream, a, IN(0), OUT(2), count);
@@ -108,7 +173,7 @@ static Status att_context(CudaContext *ctx, const OpCall *call)
                                   ctx->stream);
     Contract c = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), 1);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype,
-                  { return contract_launch(IN(0), IN(1), OUT(0), c, ContractPlain(), ctx->stream); });
+                  { return products(ctx, c, call->in_tensor[0]->dtype, IN(0), IN(1), OUT(0)); });
 }
 
 static Status att_context_bwd(CudaContext *ctx, const OpCall *call)
@@ -121,8 +186,8 @@ static Status att_context_bwd(CudaContext *ctx, const OpCall *call)
     Contract to_p = product(a, a.n, a.m, a.d, q_operand(a), flip(k_operand(a)), s_operand(a), 1);
     Contract to_v = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), 1);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
-        TRY(contract_launch(IN(0), IN(2), OUT(0), to_p, ContractPlain(), ctx->stream));
-        return contract_launch(IN(1), IN(0), OUT(1), to_v, ContractPlain(), ctx->stream);
+        TRY(products(ctx, to_p, call->in_tensor[0]->dtype, IN(0), IN(2), OUT(0)));
+        return products(ctx, to_v, call->in_tensor[0]->dtype, IN(1), IN(0), OUT(1));
     });
 }
 

@@ -108,10 +108,10 @@ static Status epilogue_set(const GemmDesc *desc, const GemmShape *s, const void 
                     "bias stride");
 }
 
-static Status matmul(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, const void *a, const void *b, const void *c,
-                     void *d, const cublasLtMatmulAlgo_t *algo, void *workspace, cudaStream_t stream)
+static Status matmul(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, float alpha, const void *a, const void *b,
+                     const void *c, void *d, const cublasLtMatmulAlgo_t *algo, void *workspace, cudaStream_t stream)
 {
-    float alpha = 1, beta = s->accumulate ? 1.0f : 0.0f;
+    float beta = s->accumulate ? 1.0f : 0.0f;
     return lt_check(cublasLtMatmul(gemm->handle, desc->op, &alpha, b, desc->b, a, desc->a, &beta, c, desc->d, d,
                                    desc->d, algo, workspace, gemm->workspace_bytes, stream),
                     "cublasLtMatmul");
@@ -193,12 +193,12 @@ static Status measure_one(Gemm *gemm, const GemmDesc *desc, const GemmShape *s, 
                           const cublasLtMatmulAlgo_t *algo, float *microseconds_out)
 {
     float best = 0;
-    TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], memory[2], algo, memory[3], gemm->stream));
+    TRY(matmul(gemm, desc, s, 1, memory[0], memory[1], memory[2], memory[2], algo, memory[3], gemm->stream));
     for (int trial = 0; trial < 3; trial++) {
         float milliseconds = 0;
         CUDA_TRY(cudaEventRecord(gemm->from, gemm->stream));
         for (int run = 0; run < TIMED_RUNS; run++)
-            TRY(matmul(gemm, desc, s, memory[0], memory[1], memory[2], memory[2], algo, memory[3], gemm->stream));
+            TRY(matmul(gemm, desc, s, 1, memory[0], memory[1], memory[2], memory[2], algo, memory[3], gemm->stream));
         CUDA_TRY(cudaEventRecord(gemm->to, gemm->stream));
         CUDA_TRY(cudaEventSynchronize(gemm->to));
         CUDA_TRY(cudaEventElapsedTime(&milliseconds, gemm->from, gemm->to));
@@ -370,7 +370,8 @@ struct Onto {
 };
 
 /* Products of few f32 numbers, summed in double. */
-static Status product_of_few(CudaContext *ctx, const GemmShape &s, const void *a, const void *b, const void *c, void *d)
+static Status product_of_few(CudaContext *ctx, const GemmShape &s, float alpha, const void *a, const void *b,
+                             const void *c, void *d)
 {
     Contract p = {};
     p.m = (int)s.m, p.n = (int)s.n, p.k = (int)s.k;
@@ -378,20 +379,20 @@ static Status product_of_few(CudaContext *ctx, const GemmShape &s, const void *a
     p.a = {s.a_t ? 1 : s.lda, s.a_t ? s.lda : 1, {0, 0, s.stride_a}};
     p.b = {s.b_t ? 1 : s.ldb, s.b_t ? s.ldb : 1, {0, 0, s.stride_b}};
     p.c = {s.ldd, 1, {0, 0, s.stride_d}};
-    p.alpha = 1;
+    p.alpha = alpha;
     Onto onto = {s.accumulate ? (const float *)c : NULL, s.ldd, s.stride_d};
     return contract_launch((const float *)a, (const float *)b, (float *)d, p, onto, ctx->stream);
 }
 
-static Status product(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias,
-                      const void *c, void *d)
+static Status product(CudaContext *ctx, const GemmShape *shape, float alpha, const void *a, const void *b,
+                      const void *bias, const void *c, void *d)
 {
     Gemm *gemm = ctx->gemm;
     GemmShape s = *shape;
     GemmDesc desc;
     if (s.m == 0 || s.n == 0 || s.batch == 0) return OK;
     bool plain = s.type_ab == DT_F32 && s.type_d == DT_F32 && !s.bias && !s.relu;
-    if (plain && s.m * s.n * s.k * s.batch < FEW_MULTIPLICATIONS) return product_of_few(ctx, s, a, b, c, d);
+    if (plain && s.m * s.n * s.k * s.batch < FEW_MULTIPLICATIONS) return product_of_few(ctx, s, alpha, a, b, c, d);
     uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | 16;
     s.align = (int32_t)(all & (~all + 1));
     GemmShape planned = without_gaps(&s);
@@ -399,22 +400,30 @@ static Status product(CudaContext *ctx, const GemmShape *shape, const void *a, c
     Status status = desc_create(&s, &desc);
     if (status == OK) status = epilogue_set(&desc, &s, bias);
     if (status == OK)
-        status = matmul(gemm, &desc, &s, a, b, c, d, &plan_find(gemm, &planned)->algo, gemm->workspace[ctx->aside],
-                        ctx->stream);
+        status = matmul(gemm, &desc, &s, alpha, a, b, c, d, &plan_find(gemm, &planned)->algo,
+                        gemm->workspace[ctx->aside], ctx->stream);
     desc_destroy(&desc);
     return status;
 }
 
 Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias, void *d)
 {
-    return product(ctx, shape, a, b, bias, d, d);
+    return product(ctx, shape, 1, a, b, bias, d, d);
 }
 
 Status gemm_run_onto(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *c, void *d)
 {
     GemmShape s = *shape;
     s.accumulate = true;
-    return product(ctx, &s, a, b, NULL, c, d);
+    return product(ctx, &s, 1, a, b, NULL, c, d);
+}
+
+Status gemm_run_scaled(CudaContext *ctx, const GemmShape *shape, float alpha, const void *a, const void *b,
+                       const void *c, void *d)
+{
+    GemmShape s = *shape;
+    s.accumulate = c != NULL;
+    return product(ctx, &s, alpha, a, b, NULL, c ? c : d, d);
 }
 
 static Status gemm_open(Gemm *gemm, const char *tune_cache)

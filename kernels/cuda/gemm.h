@@ -34,5 +34,8 @@ void gemm_destroy(Gemm **gemm);
 Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *bias, void *d);
 /* D = C + A B, C laid out like D (may be D itself); shape->accumulate is set. */
 Status gemm_run_onto(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *c, void *d);
+/* D = alpha A B (+ C, laid out like D, unless it is NULL). */
+Status gemm_run_scaled(CudaContext *ctx, const GemmShape *shape, float alpha, const void *a, const void *b,
+                       const void *c, void *d);
 
 #endif

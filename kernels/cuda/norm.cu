@@ -51,11 +51,11 @@ __global__ void __launch_bounds__(NORM_THREADS)
     }
 }
 
-/* Any C: a warp per row, three passes. */
+/* The plain form, for any C: a warp per row, three passes. */
 template <typename T>
 __global__ void __launch_bounds__(NORM_THREADS)
-    layer_norm_any_kernel(const T *x, const float *gamma, const float *beta, T *y, float *mean_out, float *rstd_out,
-                          int64_t rows, int c, float eps)
+    layer_norm_plain_kernel(const T *x, const float *gamma, const float *beta, T *y, float *mean_out, float *rstd_out,
+                            int64_t rows, int c, float eps)
 {
     stage_wait();
     typedef typename Wide<T>::Sum Sum;
@@ -76,16 +76,20 @@ __global__ void __launch_bounds__(NORM_THREADS)
     }
 }
 
-template <typename T>
-static Status layer_norm_launch(const T *x, const float *gamma, const float *beta, T *y, float *mean, float *rstd,
-                                int64_t rows, int c, float eps, cudaStream_t stream)
+template <typename T> static Status layer_norm_plain_launch(const NormRows &n, cudaStream_t stream)
+{
+    launch(layer_norm_plain_kernel<T>, blocks_for(n.rows * WARP, NORM_THREADS), NORM_THREADS, 0, stream, (const T *)n.x,
+           n.gamma, n.beta, (T *)n.y, n.mean, n.rstd, n.rows, (int)n.c, n.eps);
+    return cuda_launched("layer_norm_plain_kernel");
+}
+
+template <typename T> static Status layer_norm_launch(const NormRows &n, cudaStream_t stream)
 {
 #define RUN(LANES, N)                                                                                                  \
-    launch(layer_norm_kernel<T, LANES, N>, blocks_for(rows *LANES, NORM_THREADS), NORM_THREADS, 0, stream, x, gamma,   \
-           beta, y, mean, rstd, rows, eps);
-    NORM_SIZES(RUN, Pack<T>::N, c)
-    else launch(layer_norm_any_kernel<T>, blocks_for(rows * WARP, NORM_THREADS), NORM_THREADS, 0, stream, x, gamma,
-                beta, y, mean, rstd, rows, c, eps);
+    launch(layer_norm_kernel<T, LANES, N>, blocks_for(n.rows *LANES, NORM_THREADS), NORM_THREADS, 0, stream,           \
+           (const T *)n.x, n.gamma, n.beta, (T *)n.y, n.mean, n.rstd, n.rows, n.eps);
+    NORM_SIZES(RUN, Pack<T>::N, n.c)
+    else return layer_norm_plain_launch<T>(n, stream);
 #undef RUN
     return cuda_launched("layer_norm_kernel");
 }
@@ -104,25 +108,24 @@ NormRows norm_rows_behind(const OpCall *call, int gamma, int out)
 
 Status norm_rows_run(CudaContext *ctx, const OpCall *call, const NormRows *n)
 {
-    DISPATCH_REAL(call, n->type, {
-        return layer_norm_launch((const T *)n->x, n->gamma, n->beta, (T *)n->y, n->mean, n->rstd, n->rows, (int)n->c,
-                                 n->eps, ctx->stream);
-    });
+    DISPATCH_REAL(call, n->type, { return layer_norm_launch<T>(*n, ctx->stream); });
     return OK;
 }
 
 static Status layer_norm(CudaContext *ctx, const OpCall *call)
 {
     const Tensor *x = call->in_tensor[0];
-    bool stats = call->op->kind == OP_LAYER_NORM_FUSED;
+    bool fused = call->op->kind == OP_LAYER_NORM_FUSED;
     NormRows n = {};
     n.x = call->in[0], n.gamma = (const float *)call->in[1], n.beta = (const float *)call->in[2], n.y = call->out[0];
-    n.mean = stats ? (float *)call->out[1] : NULL, n.rstd = stats ? (float *)call->out[2] : NULL;
+    n.mean = fused ? (float *)call->out[1] : NULL, n.rstd = fused ? (float *)call->out[2] : NULL;
     n.eps = (float)call->op->attr.f[0];
     n.rows = tensor_rows(x), n.c = tensor_last(x), n.type = x->dtype;
     if (n.rows == 0) return OK;
     if (call->in_tensor[1]->dtype != DT_F32) return cuda_bad_type(call, call->in_tensor[1]->dtype);
-    return norm_rows_run(ctx, call, &n);
+    if (fused) return norm_rows_run(ctx, call, &n);
+    DISPATCH_REAL(call, n.type, { return layer_norm_plain_launch<T>(n, ctx->stream); });
+    return OK;
 }
 
 Status norm_backward_run(CudaContext *ctx, const OpCall *call)
@@ -154,7 +157,9 @@ size_t norm_backward_scratch(int64_t c)
 
 static size_t layer_norm_bwd_scratch(const OpCall *call)
 {
-    return norm_backward_scratch(tensor_last(call->in_tensor[1]));
+    const Tensor *x = call->in_tensor[1];
+    size_t found = call->op->kind == OP_LAYER_NORM_BWD ? (size_t)tensor_rows(x) * 2 * sizeof(float) : 0;
+    return norm_backward_scratch(tensor_last(x)) + found;
 }
 
 /* The vector kernel does, where no dropout reads dx again. */

@@ -26,7 +26,8 @@ enum { NORM_THREADS = 256, NORM_BLOCKS = 256 /* two per SM; fixed, so that sums 
     RUN(32, 3)
 
 /* dx = rstd (g dy - mean(g dy) - xhat mean(g dy xhat)) (+ what arrives at x on another way); this block's share of
- * dgamma = sum dy xhat, dbeta = sum dy goes to partial[block][2 C]. mean == NULL: the statistics are computed again. */
+ * dgamma = sum dy xhat, dbeta = sum dy goes to partial[block][2 C]. mean == NULL: the statistics are computed again, by
+ * the plain kernels. */
 template <typename T> struct NormBackward {
     const T *dy, *x, *other; /* other: NULL = none */
     const float *gamma, *mean, *rstd;
@@ -62,7 +63,7 @@ template <typename T, int LANES, int N> struct NormRing {
                 copy16_async(shared_address(&row[stage][1][k][threadIdx.x]), p.x + at, true);
                 if (p.other) copy16_async(shared_address(&row[stage][2][k][threadIdx.x]), p.other + at, true);
             }
-            if (p.mean && lane == 0) {
+            if (lane == 0) {
                 copy4_async(shared_address(&statistic[stage][0][group]), p.mean + row_index, true);
                 copy4_async(shared_address(&statistic[stage][1][group]), p.rstd + row_index, true);
             }
@@ -76,24 +77,6 @@ template <typename T, int LANES, int N> struct NormRing {
             load_floats<Pack<T>::N>(reinterpret_cast<const T *>(&row[stage][operand][k][threadIdx.x]), v[k]);
     }
 };
-
-template <typename Sum, int LANES, int N, int V>
-__device__ __forceinline__ void norm_statistics(const float (&v)[N][V], float eps, float *mean_out, float *rstd_out)
-{
-    constexpr int C = LANES * V * N;
-    Sum sum = 0, square = 0;
-#pragma unroll
-    for (int k = 0; k < N; k++)
-#pragma unroll
-        for (int j = 0; j < V; j++) sum += v[k][j];
-    Sum mean = lanes_sum<LANES>(sum) / C;
-#pragma unroll
-    for (int k = 0; k < N; k++)
-#pragma unroll
-        for (int j = 0; j < V; j++) square += (v[k][j] - mean) * (v[k][j] - mean);
-    *mean_out = (float)mean;
-    *rstd_out = (float)(1 / sqrt(lanes_sum<LANES>(square) / C + eps));
-}
 
 /* Factors of the dropout at this thread's part of a row. */
 template <typename T, int LANES, int N>
@@ -180,15 +163,12 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT)
         int stage = r % Ring::STAGES;
         copy_wait<Ring::STAGES - 2>();
         __syncwarp();
-        float d[N][V], hat[N][V], mean, rstd;
+        float d[N][V], hat[N][V];
         Sum a = 0, b = 0;
         bool live = row < p.rows;
         ring.read(stage, 0, d);
         ring.read(stage, 1, hat);
-        if (p.mean)
-            mean = ring.statistic[stage][0][group], rstd = ring.statistic[stage][1][group];
-        else
-            norm_statistics<Sum, LANES, N, V>(hat, p.eps, &mean, &rstd);
+        float mean = ring.statistic[stage][0][group], rstd = ring.statistic[stage][1][group];
 #pragma unroll
         for (int k = 0; k < N; k++)
 #pragma unroll
@@ -223,46 +203,57 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT)
     norm_block_sums<LANES>(reinterpret_cast<Sum *>(memory), dgamma, dbeta, p.partial + (int64_t)blockIdx.x * 2 * C);
 }
 
-/* Any C: a block per run of rows; thread c owns channels c, c + 256, ... of dgamma and dbeta in shared memory. */
-template <typename T> __global__ void __launch_bounds__(NORM_THREADS) layer_norm_bwd_any_kernel(NormBackward<T> p)
+/* The plain form, for any C, in two kernels. dx: a warp per row, which it reads once for each sum; where no statistics
+ * are given it leaves those that it finds in `found` (mean of every row, then rstd). */
+template <typename T>
+__global__ void __launch_bounds__(NORM_THREADS) layer_norm_dx_plain_kernel(NormBackward<T> p, float *found)
 {
     stage_wait();
     typedef typename Wide<T>::Sum Sum;
-    extern __shared__ __align__(16) char memory[];
-    Sum *sums = reinterpret_cast<Sum *>(memory); /* dgamma[c], dbeta[c] */
-    __shared__ Sum warp_sums[NORM_THREADS / WARP];
-    const int c = p.c;
-    for (int k = threadIdx.x; k < c; k += NORM_THREADS) sums[k] = sums[c + k] = 0; /* each belongs to one thread */
-    for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
-        const T *xr = p.x + row * c, *dr = p.dy + row * c;
-        Sum sum = 0, square = 0, a = 0, b = 0, mean, rstd;
-        if (p.mean) {
-            mean = p.mean[row];
-            rstd = p.rstd[row];
-        } else {
-            for (int k = threadIdx.x; k < c; k += NORM_THREADS) sum += to_float(xr[k]);
-            mean = block_sum(sum, warp_sums) / c;
-            for (int k = threadIdx.x; k < c; k += NORM_THREADS)
-                square += (to_float(xr[k]) - mean) * (to_float(xr[k]) - mean);
-            rstd = 1 / sqrt(block_sum(square, warp_sums) / c + p.eps);
-        }
-        for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
-            Sum hat = (to_float(xr[k]) - mean) * rstd, d = to_float(dr[k]);
-            sums[k] += d * hat;
-            sums[c + k] += d;
-            a += d * p.gamma[k];
-            b += d * p.gamma[k] * hat;
-        }
-        a = block_sum(a, warp_sums) / c;
-        b = block_sum(b, warp_sums) / c;
-        for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
-            Sum hat = (to_float(xr[k]) - mean) * rstd, dx = rstd * (to_float(dr[k]) * p.gamma[k] - a - hat * b);
-            p.dx[row * c + k] = from_float<T>((float)(p.other ? dx + to_float(p.other[row * c + k]) : dx));
-        }
+    const int c = p.c, lane = threadIdx.x % WARP;
+    int64_t row = ((int64_t)blockIdx.x * NORM_THREADS + threadIdx.x) / WARP;
+    if (row >= p.rows) return;
+    const T *x = p.x + row * c, *dy = p.dy + row * c;
+    Sum mean = 0, rstd = 0, a = 0, b = 0;
+    if (p.mean) {
+        mean = p.mean[row], rstd = p.rstd[row];
+    } else {
+        for (int k = lane; k < c; k += WARP) mean += to_float(x[k]);
+        mean = lanes_sum<WARP>(mean) / c;
+        for (int k = lane; k < c; k += WARP) rstd += (to_float(x[k]) - mean) * (to_float(x[k]) - mean);
+        rstd = 1 / sqrt(lanes_sum<WARP>(rstd) / c + p.eps);
+        if (lane == 0) found[row] = (float)mean, found[p.rows + row] = (float)rstd;
     }
-    for (int k = threadIdx.x; k < c; k += NORM_THREADS) {
-        p.partial[(int64_t)blockIdx.x * 2 * c + k] = (float)sums[k];
-        p.partial[(int64_t)blockIdx.x * 2 * c + c + k] = (float)sums[c + k];
+    for (int k = lane; k < c; k += WARP) {
+        Sum g = (Sum)to_float(dy[k]) * p.gamma[k];
+        a += g;
+        b += g * (to_float(x[k]) - mean) * rstd;
+    }
+    a = lanes_sum<WARP>(a) / c;
+    b = lanes_sum<WARP>(b) / c;
+    for (int k = lane; k < c; k += WARP) {
+        Sum hat = (to_float(x[k]) - mean) * rstd, dx = rstd * (to_float(dy[k]) * p.gamma[k] - a - hat * b);
+        p.dx[row * c + k] = from_float<T>((float)(p.other ? dx + to_float(p.other[row * c + k]) : dx));
+    }
+}
+
+/* This block's share of dgamma and dbeta: a thread per channel goes down the block's rows. */
+template <typename T>
+__global__ void __launch_bounds__(NORM_THREADS)
+    layer_norm_sums_plain_kernel(NormBackward<T> p, const float *mean, const float *rstd)
+{
+    stage_wait();
+    int64_t rows = (p.rows + gridDim.x - 1) / gridDim.x, first = blockIdx.x * rows;
+    int64_t end = first + rows < p.rows ? first + rows : p.rows;
+    for (int k = threadIdx.x; k < p.c; k += NORM_THREADS) {
+        typename Wide<T>::Sum dgamma = 0, dbeta = 0;
+        for (int64_t row = first; row < end; row++) {
+            float d = to_float(p.dy[row * p.c + k]);
+            dgamma += d * ((to_float(p.x[row * p.c + k]) - mean[row]) * rstd[row]);
+            dbeta += d;
+        }
+        p.partial[(int64_t)blockIdx.x * 2 * p.c + k] = (float)dgamma;
+        p.partial[(int64_t)blockIdx.x * 2 * p.c + p.c + k] = (float)dbeta;
     }
 }
 
@@ -312,21 +303,31 @@ template <typename T> static Status dropped_launch(const NormBackward<T> &p, int
     return map_launch(a, p.dropout.inner, PlainDropout{p.dropout}, stream);
 }
 
+template <typename T> static void layer_norm_bwd_plain(const NormBackward<T> &p, int blocks, cudaStream_t stream)
+{
+    float *found = p.partial + (int64_t)NORM_BLOCKS * 2 * p.c;
+    launch(layer_norm_dx_plain_kernel<T>, blocks_for(p.rows * WARP, NORM_THREADS), NORM_THREADS, 0, stream, p, found);
+    launch(layer_norm_sums_plain_kernel<T>, blocks, NORM_THREADS, 0, stream, p, p.mean ? p.mean : (const float *)found,
+           p.mean ? p.rstd : (const float *)found + p.rows);
+}
+
 template <typename T> static Status layer_norm_bwd_launch(NormBackward<T> p, int blocks, cudaStream_t stream)
 {
     T *dropped = p.dropped;
     bool inside = p.dropout.inner % Pack<T>::N == 0;
     if (!inside) p.dropped = NULL;
 #define RUN(LANES, N) TRY((layer_norm_bwd_run<T, LANES, N>(p, blocks, stream)));
-    NORM_SIZES(RUN, Pack<T>::N, p.c)
+    if (!p.mean)
+        layer_norm_bwd_plain(p, blocks, stream);
+    else
+        NORM_SIZES(RUN, Pack<T>::N, p.c)
     else
     {
-        launch(layer_norm_bwd_any_kernel<T>, blocks, NORM_THREADS, 2 * (size_t)p.c * sizeof(typename Wide<T>::Sum),
-               stream, p);
+        layer_norm_bwd_plain(p, blocks, stream);
         inside = false;
     }
 #undef RUN
-    TRY(cuda_launched("layer_norm_bwd_kernel"));
+    TRY(cuda_launched("layer_norm_bwd"));
     p.dropped = dropped;
     if (dropped && !inside) TRY(dropped_launch(p, p.rows * p.c, stream));
     return sum_partials_split_launch(p.partial, p.dgamma, p.dbeta, blocks, p.c, stream);
