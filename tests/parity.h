@@ -76,6 +76,10 @@ double parity_l2_error(const double *a, const double *b, int64_t count, double f
 Status parity_beside_open(const char *save, const char *beside, ParityBeside **out);
 Status parity_beside(Parity *parity, const char *name, const double *ours, const double *truth, int64_t count,
                      Arena *arena);
+/* For what no golden value tells in this precision: kept, or (*done) compared with what the run that was kept has; two
+ * runs within `limit` of the truth are within twice that of one another. */
+Status parity_beside_instead(Parity *parity, const char *name, const double *ours, int64_t count, double floor,
+                             double limit, Arena *arena, bool *done_out);
 Status parity_beside_close(ParityBeside **beside);
 
 /* parity_spread.c: tolerances from the errors that other runs printed. path NULL: none. limit: that of a quantity,

@@ -67,6 +67,25 @@ Status parity_beside(Parity *parity, const char *name, const double *ours, const
     return OK;
 }
 
+Status parity_beside_instead(Parity *parity, const char *name, const double *ours, int64_t count, double floor,
+                             double limit, Arena *arena, bool *done_out)
+{
+    ParityBeside *b = parity->beside;
+    *done_out = false;
+    if (!b) return OK;
+    if (b->writer) return save(b, name, ours, count);
+    const StTensor *t = st_find(b->file, name);
+    if (!t || t->count != count) return OK;
+    double *theirs = arena_array(arena, (size_t)count, sizeof *theirs);
+    char label[900];
+    if (!theirs) return status_fail(ERR_MEMORY, "out of memory for '%s'", name);
+    TRY(st_read_f64(t, 0, count, theirs));
+    snprintf(label, sizeof label, "%s (to the other run)", name);
+    parity_report_unstated(parity, label, parity_l2_error(ours, theirs, count, floor), 2 * limit);
+    *done_out = true;
+    return OK;
+}
+
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;

@@ -4,9 +4,10 @@
  *
  * DIR is a golden folder (tiny: config.json; modules: index.json; full: generator.csv) or a folder that holds such
  * folders. One line per quantity; exit 1 on any FAIL. With --dap N it starts its N ranks itself unless it already runs
- * under mpirun. --save keeps what was computed; --beside tells how far it is from what another run kept. --dither makes
- * the CPU round bf16 at random, or to f32 what it computes in f64, an op's result once: what a program in f32 may be
- * off by. From the lines of many such runs --spread takes the tolerances (parity_spread.c):
+ * under mpirun. --save keeps what was computed; --beside tells how far it is from what another run kept, and compares
+ * with it what no golden value tells (gradients of modules with rows without a valid key, where f32 and f64 differ by
+ * design). --dither makes the CPU round bf16 at random, or to f32 what it computes in f64, an op's result once: what a
+ * program in f32 may be off by. From the lines of many such runs --spread takes the tolerances (parity_spread.c):
  *
  *   for s in $(seq 128); do parity DIR --dtype bf16 --dither $s; done >spread.txt
  *   parity DIR --dtype bf16 --backend cuda --spread spread.txt
