@@ -98,13 +98,6 @@ __device__ __forceinline__ void wgmma_rows(float (&d)[8], uint64_t a, uint64_t b
                  : "l"(a), "l"(b), "r"(add));
 }
 
-__device__ __forceinline__ void stmatrix4(uint32_t address, const uint32_t (&r)[4])
-{
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
-                 "r"(r[2]), "r"(r[3])
-                 : "memory");
-}
-
 /* Barriers 1.. of the block: `arrive` does not wait. */
 template <int THREADS> __device__ __forceinline__ void threads_arrive(int id)
 {

@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/comm_peer.h"
 #include "kernels/cuda/dense.h"
-#include "kernels/cuda/flow.cuh"
+#include "kernels/cuda/flow_launch.cuh"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/narrow.cuh"
 #include "kernels/cuda/norm.h"

@@ -53,8 +53,7 @@ struct FlowProblem {
     int rows, columns, members;
     int start[FLOW_MEMBERS + 1]; /* columns of members, multiples of 64 */
     const float *bias[FLOW_MEMBERS];
-    float least;                        /* 0 for relu, else -infinity */
-    bool keep, early;                   /* the product before the gate; w and bias before stage_wait() */
+    bool relu, keep, early;             /* keep: the product before the gate; early: w and bias before stage_wait() */
     FrontNorm norm;                     /* of x, or of y */
     FlowFew few;                        /* of a plain edge */
     int blocks, first[FLOW_BLOCKS + 1]; /* of the grid, by block of columns */
@@ -163,39 +162,65 @@ __device__ __forceinline__ float flow_sigmoid(float x)
     return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
-/* This thread's share of a tile: rows row and row + 8, columns 8 j + 2 (lane % 4) and the next. acc in the layout of a
- * warpgroup's accumulators, y in the layout of a tensor copy: neighbours in a row keep their 16-byte chunk, so the
- * accesses have no bank conflicts. */
+/* This lane's row of a warp's 16 rows x 16 columns 8 j .. (j even) of a tile in the layout of a tensor copy, for
+ * ldmatrix4() and stmatrix4(): eight neighbours take different 16-byte chunks, so that banks do not conflict. */
+__device__ __forceinline__ uint32_t flow_matrix_at(uint32_t tile, int j)
+{
+    int thread = threadIdx.x % 128, lane = thread % WARP, row = thread / WARP * 16 + lane % 16;
+    return tile + row * 128 + j / 8 * FLOW_CHUNK + ((uint32_t)(j % 8 ^ lane / 16 ^ lane % 8) << 4);
+}
+
+/* y = r + f sigmoid(g) v of two columns; FlowEdge with r. keep: g leaves as the product before the gate. */
+template <bool GATED> __device__ __forceinline__ uint32_t flow_sum(float2 v, float2 f, uint32_t r, uint32_t *g)
+{
+    float2 sum = unpack_bf16(r);
+    if constexpr (GATED) {
+        float2 gate = unpack_bf16(*g);
+        *g = pack_bf16(v.x, v.y);
+        v.x *= flow_sigmoid(gate.x), v.y *= flow_sigmoid(gate.y);
+    }
+    return pack_bf16(fmaf(f.x, v.x, sum.x), fmaf(f.y, v.y, sum.y));
+}
+
+/* This thread's share of a tile: rows row and row + 8, columns 8 j + 2 (lane % 4) and the next; acc in the layout of a
+ * warpgroup's accumulators. Four steps of columns at a time: what is read does not wait for what was written. */
 template <int NB, FlowEdge EDGE>
 __device__ __forceinline__ void flow_edge(const FlowProblem &p, const float *bias, float (&acc)[NB / 2], uint32_t y,
                                           const FlowKept &kept)
 {
-    int thread = threadIdx.x % 128, lane = thread % WARP, row = thread / WARP * 16 + lane / 4;
-    uint32_t base = y + row * 128 + lane % 4 * 4;
+    constexpr int TOGETHER = 4, GATE_AT = FLOW_ROWS * NB * 2;
+    constexpr bool PLAIN = flow_is_plain(EDGE), GATED = flow_is_gated(EDGE);
+    bool drops = !PLAIN && p.mask.drop.rng, bounded = PLAIN && p.relu;
+    const float *bias_at = bias + threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < NB / 8; j++) {
-        float2 b = *reinterpret_cast<const float2 *>(bias + j * 8 + lane % 4 * 2);
-        uint32_t at = base + j / 8 * FLOW_CHUNK + ((j % 8 ^ lane / 4) << 4);
-        float v[4] = {acc[j * 4] + b.x, acc[j * 4 + 1] + b.y, acc[j * 4 + 2] + b.x, acc[j * 4 + 3] + b.y};
-        float f[4] = {1, 1, 1, 1};
-        if (!flow_is_plain(EDGE) && p.mask.drop.rng)
+    for (int j0 = 0; j0 < NB / 8; j0 += TOGETHER) {
+        float2 b[TOGETHER];
+        uint32_t r[TOGETHER / 2][4], g[TOGETHER / 2][4];
 #pragma unroll
-            for (int k = 0; k < 4; k++) f[k] = kept.row[k / 2][k % 2] >> 2 * j & 1 ? p.mask.drop.keep_scale : 0.0f;
+        for (int k = 0; k < TOGETHER; k++) b[k] = *reinterpret_cast<const float2 *>(bias_at + (j0 + k) * 8);
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            uint32_t here = at + h * 1024, gate = here + FLOW_ROWS * NB * 2;
-            float a = v[2 * h], c = v[2 * h + 1];
-            if constexpr (flow_is_plain(EDGE)) {
-                shared_word_put(here, pack_bf16(fmaxf(a, p.least), fmaxf(c, p.least)));
-            } else {
-                if constexpr (flow_is_gated(EDGE)) {
-                    float2 g = unpack_bf16(shared_word(gate));
-                    if (p.keep) shared_word_put(gate, pack_bf16(a, c));
-                    a *= flow_sigmoid(g.x), c *= flow_sigmoid(g.y);
+        for (int k = 0; k < TOGETHER / 2; k++) {
+            if (!PLAIN) ldmatrix4(r[k], flow_matrix_at(y, j0 + 2 * k));
+            if (GATED) ldmatrix4(g[k], flow_matrix_at(y, j0 + 2 * k) + GATE_AT);
+        }
+#pragma unroll
+        for (int k = 0; k < TOGETHER; k++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                int j = j0 + k;
+                float2 v = make_float2(acc[4 * j + 2 * h] + b[k].x, acc[4 * j + 2 * h + 1] + b[k].y), f = {1, 1};
+                uint32_t &of_r = r[k / 2][k % 2 * 2 + h], &of_g = g[k / 2][k % 2 * 2 + h];
+                if (drops) {
+                    f.x = kept.row[h][0] >> 2 * j & 1 ? p.mask.drop.keep_scale : 0.0f;
+                    f.y = kept.row[h][1] >> 2 * j & 1 ? p.mask.drop.keep_scale : 0.0f;
                 }
-                float2 r = unpack_bf16(shared_word(here));
-                shared_word_put(here, pack_bf16(fmaf(f[2 * h], a, r.x), fmaf(f[2 * h + 1], c, r.y)));
+                of_r = PLAIN ? pack_bf16(v.x, v.y) : flow_sum<GATED>(v, f, of_r, &of_g);
+                if (bounded) of_r = relu_bf16(of_r);
             }
+#pragma unroll
+        for (int k = 0; k < TOGETHER / 2; k++) {
+            stmatrix4(flow_matrix_at(y, j0 + 2 * k), r[k]);
+            if (GATED && p.keep) stmatrix4(flow_matrix_at(y, j0 + 2 * k) + GATE_AT, g[k]);
         }
     }
 }
@@ -360,139 +385,6 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
         if (!p.early) flow_biases<NB>(p, at.column0, bias);
         flow_work<K, NB, EDGE>(p, at, group);
     }
-}
-
-/* What a caller knows: members side by side in w; r, g, product and drop as the edge wants them. */
-struct FlowOperands {
-    const bf16 *x, *w, *r, *g;
-    bf16 *y[FLOW_MEMBERS], *product;
-    const float *bias[FLOW_MEMBERS];
-    int64_t rows, inner;
-    int members, start[FLOW_MEMBERS + 1];
-    bool relu, early; /* early: w and bias are steady (OpCall) */
-    Dropout drop;
-    FrontNorm norm; /* as the edge wants it */
-    FlowFew few;
-    PeerSend send;
-};
-
-/* Rows of a tile that go to a rank together; tensor copies leave from multiples of 8. */
-static inline int flow_box(const PeerRows &rows)
-{
-    int box = FLOW_ROWS;
-    while (rows.run % (uint32_t)box) box /= 2;
-    return box;
-}
-
-static inline bool flow_can_send(const PeerRows &rows)
-{
-    return !rows.to_all && flow_box(rows) >= 8;
-}
-
-static inline bool flow_fits(const FlowOperands &o, FlowEdge edge)
-{
-    int columns = o.start[o.members];
-    bool fits = (o.inner == 64 || o.inner == 128 || o.inner == 256) && aligned16(o.x) && aligned16(o.w);
-    fits = fits && o.rows * columns < INT64_C(0xffff0000) && columns <= 128 * FLOW_BLOCKS;
-    for (int k = 0; k < o.members; k++)
-        fits = fits && aligned16(o.y[k]) && (o.start[k + 1] - o.start[k]) % TENSOR_COLUMNS == 0;
-    fits = fits && (!o.few.w || (o.few.columns <= FLOW_FEW && o.few.columns % 2 == 0 && !o.relu));
-    if (edge == FLOW_NORMED) fits = fits && o.inner == 64 && norm_aligned(o.norm);
-    if (flow_is_plain(edge)) return fits && columns >= 128;
-    fits = fits && o.members == 1 && (columns % 128 == 0 || columns == 64) && aligned16(o.r);
-    fits = fits && (!o.drop.rng || o.drop.inner == (uint32_t)columns);
-    if (flow_norms_y(edge)) fits = fits && o.inner == columns && columns <= 128 && norm_aligned(o.norm);
-    return fits && (!flow_is_gated(edge) || (aligned16(o.g) && aligned16(o.product) && o.inner <= 128));
-}
-
-static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
-{
-    int64_t columns = o.start[o.members];
-    TRY(tensor_map(o.x, o.rows, o.inner, FLOW_ROWS, &p->x));
-    TRY(tensor_map(o.w, columns, o.inner, width, &p->w));
-    bool sends = !flow_is_plain(edge) && o.send.ranks > 0;
-    for (int k = 0; sends && k < o.send.ranks; k++) TRY(tensor_map(o.send.out[k], o.rows, columns, p->box, &p->y[k]));
-    for (int k = 0; !sends && k < o.members; k++)
-        TRY(tensor_map(o.y[k], o.rows, o.start[k + 1] - o.start[k], FLOW_ROWS, &p->y[k]));
-    if (flow_is_plain(edge)) return o.norm.y ? tensor_map(o.norm.y, o.rows, o.inner, FLOW_ROWS, &p->normal) : OK;
-    TRY(tensor_map(o.r, o.rows, columns, FLOW_ROWS, &p->r));
-    if (flow_norms_y(edge)) TRY(tensor_map(o.norm.y, o.rows, columns, FLOW_ROWS, &p->normal));
-    if (!flow_is_gated(edge)) return OK;
-    TRY(tensor_map(o.g, o.rows, columns, FLOW_ROWS, &p->g));
-    return o.product ? tensor_map(o.product, o.rows, columns, FLOW_ROWS, &p->product) : OK;
-}
-
-/* Multiprocessors shared out to blocks of columns by their width. */
-static inline void flow_share(int width, FlowProblem *p)
-{
-    enum { PROCESSORS = 132 };
-    int tiles = (p->rows + FLOW_ROWS - 1) / FLOW_ROWS, before = 0;
-    p->blocks = (p->columns + width - 1) / width;
-    for (int b = 0; b < p->blocks; b++) {
-        int until = (b + 1) * width < p->columns ? (b + 1) * width : p->columns;
-        int share = PROCESSORS * until / p->columns - before;
-        before += share;
-        p->first[b + 1] = p->first[b] + (share < tiles ? share : tiles);
-    }
-}
-
-/* width: columns of a block */
-static inline Status flow_problem(const FlowOperands &o, FlowEdge edge, int width, FlowProblem *p)
-{
-    p->rows = (int)o.rows, p->columns = o.start[o.members], p->members = o.members;
-    for (int k = 0; k < o.members; k++) p->bias[k] = o.bias[k], p->start[k + 1] = o.start[k + 1];
-    p->least = o.relu ? 0.0f : -INFINITY;
-    p->keep = o.product != NULL, p->early = o.early;
-    p->mask = flow_mask(o.drop);
-    p->norm = o.norm, p->few = o.few;
-    p->send = o.send, p->box = o.send.ranks ? flow_box(o.send.rows) : FLOW_ROWS;
-    flow_share(width, p);
-    return flow_maps(o, edge, width, p);
-}
-
-template <int K, int NB, FlowEdge EDGE> static Status flow_launch_shape(const FlowOperands &o, cudaStream_t stream)
-{
-    constexpr int BYTES = FlowShape<K, NB, EDGE>::BYTES;
-    FlowProblem p = {};
-    TRY(flow_problem(o, EDGE, NB, &p));
-    CUDA_TRY(cudaFuncSetAttribute(flow_kernel<K, NB, EDGE>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES));
-    launch(flow_kernel<K, NB, EDGE>, p.first[p.blocks], FLOW_THREADS, BYTES, stream, p);
-    return cuda_launched("flow_kernel");
-}
-
-template <FlowEdge EDGE> static Status flow_launch_edge(const FlowOperands &o, cudaStream_t stream)
-{
-    bool wide = o.start[o.members] % 128 == 0;
-    if (o.inner == 64)
-        return wide ? flow_launch_shape<64, 128, EDGE>(o, stream) : flow_launch_shape<64, 64, EDGE>(o, stream);
-    return wide ? flow_launch_shape<128, 128, EDGE>(o, stream) : flow_launch_shape<128, 64, EDGE>(o, stream);
-}
-
-template <FlowEdge EDGE> static Status flow_launch_square(const FlowOperands &o, cudaStream_t stream)
-{
-    return o.inner == 64 ? flow_launch_shape<64, 64, EDGE>(o, stream) : flow_launch_shape<128, 128, EDGE>(o, stream);
-}
-
-static inline Status flow_launch(const FlowOperands &o, FlowEdge edge, cudaStream_t stream)
-{
-    if (edge == FLOW_RESIDUAL_NORM) return flow_launch_square<FLOW_RESIDUAL_NORM>(o, stream);
-    if (edge == FLOW_GATED_NORM) return flow_launch_square<FLOW_GATED_NORM>(o, stream);
-    if (edge == FLOW_GATED) return flow_launch_edge<FLOW_GATED>(o, stream);
-    if (edge == FLOW_RESIDUAL)
-        return o.inner == 256 ? flow_launch_shape<256, 128, FLOW_RESIDUAL>(o, stream)
-                              : flow_launch_edge<FLOW_RESIDUAL>(o, stream);
-    bool wide = o.start[o.members] > 128;
-    if (edge == FLOW_NORMED)
-        return wide ? flow_launch_shape<64, 256, FLOW_NORMED>(o, stream)
-                    : flow_launch_shape<64, 128, FLOW_NORMED>(o, stream);
-    if (o.inner == 64)
-        return wide ? flow_launch_shape<64, 256, FLOW_PLAIN>(o, stream)
-                    : flow_launch_shape<64, 128, FLOW_PLAIN>(o, stream);
-    if (o.inner == 128)
-        return wide ? flow_launch_shape<128, 256, FLOW_PLAIN>(o, stream)
-                    : flow_launch_shape<128, 128, FLOW_PLAIN>(o, stream);
-    return wide ? flow_launch_shape<256, 256, FLOW_PLAIN>(o, stream)
-                : flow_launch_shape<256, 128, FLOW_PLAIN>(o, stream);
 }
 
 #endif

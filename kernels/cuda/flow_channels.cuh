@@ -7,7 +7,7 @@
 #ifndef FOLDSCALE_KERNELS_CUDA_FLOW_CHANNELS_CUH
 #define FOLDSCALE_KERNELS_CUDA_FLOW_CHANNELS_CUH
 
-#include "kernels/cuda/flow.cuh"
+#include "kernels/cuda/flow_launch.cuh"
 
 struct FlowChannels {
     FlowProblem flow; /* y, r, g, W, the product, dropout; the layer norm of y */
@@ -73,14 +73,6 @@ __device__ __forceinline__ void flow_channels_store(const FlowChannels &p, const
     if (sends) sender.finish(gridDim.x * FLOW_GROUPS);
 }
 
-/* Where this thread's words of a row-major tile lie: columns 8 j + 2 (lane % 4) and the next of row lane / 4 + 8 h of
- * the warp's sixteen. */
-__device__ __forceinline__ uint32_t flow_word_at(uint32_t tile, int j, int h)
-{
-    int thread = threadIdx.x % 128, lane = thread % WARP;
-    return tile + (thread / WARP * 16 + lane / 4) * 128 + lane % 4 * 4 + j / 8 * FLOW_CHUNK +
-           ((j % 8 ^ lane / 4) << 4) + h * 1024;
-}
 /* Which of the left operands of a product of 16 x C they are. */
 __host__ __device__ constexpr int flow_operand(int j, int h)
 {
@@ -134,38 +126,38 @@ __device__ __forceinline__ void flow_channels_normalize(const FrontNorm &n, cons
     if (h < 2 && n.rstd) n.rstd[row + 8 * h] = h ? rstd[1] : rstd[0];
 }
 
-/* As flow_edge(), a row of words at a time: what is read does not wait for what was written. r: that of the tile. */
+/* As flow_edge(). r: that of the tile. */
 template <int C>
 __device__ __forceinline__ void flow_channels_edge(const FlowProblem &p, const float *bias, const float (&acc)[C / 2],
                                                    uint32_t r, const FlowKept &kept)
 {
-    constexpr int TILE = FlowChannelsShape<C>::TILE, WORDS = 8;
+    constexpr int TILE = FlowChannelsShape<C>::TILE, TOGETHER = 2; /* pairs of steps */
     float scale = p.mask.drop.rng ? p.mask.drop.keep_scale : 1.0f;
 #pragma unroll
-    for (int q = 0; q < C / 4 / WORDS; q++) {
-        uint32_t of_r[WORDS], of_g[WORDS];
+    for (int q = 0; q < C / 16; q += TOGETHER) {
+        uint32_t of_r[TOGETHER][4], of_g[TOGETHER][4];
 #pragma unroll
-        for (int k = 0; k < WORDS; k++) {
-            uint32_t at = flow_word_at(r, q * 4 + k / 2, k % 2);
-            of_r[k] = shared_word(at), of_g[k] = shared_word(at + TILE);
+        for (int k = 0; k < TOGETHER; k++) {
+            uint32_t at = flow_matrix_at(r, (q + k) * 2);
+            ldmatrix4(of_r[k], at), ldmatrix4(of_g[k], at + TILE);
         }
 #pragma unroll
-        for (int k = 0; k < WORDS; k++) {
-            int j = q * 4 + k / 2, h = k % 2;
+        for (int k = 0; k < 4 * TOGETHER; k++) {
+            int j = q * 2 + k / 2, h = k % 2;
             float2 b = *reinterpret_cast<const float2 *>(bias + j * 8 + threadIdx.x % 4 * 2);
-            float2 g = unpack_bf16(of_g[k]), y = unpack_bf16(of_r[k]);
+            float2 g = unpack_bf16(of_g[k / 4][k % 4]), y = unpack_bf16(of_r[k / 4][k % 4]);
             float u = acc[j * 4 + 2 * h] + b.x, v = acc[j * 4 + 2 * h + 1] + b.y;
-            of_g[k] = pack_bf16(u, v);
+            of_g[k / 4][k % 4] = pack_bf16(u, v);
             u *= sigmoid_short(g.x), v *= sigmoid_short(g.y);
             y.x = fmaf(kept.row[h][0] >> 2 * j & 1 ? scale : 0.0f, u, y.x);
             y.y = fmaf(kept.row[h][1] >> 2 * j & 1 ? scale : 0.0f, v, y.y);
-            of_r[k] = pack_bf16(y.x, y.y);
+            of_r[k / 4][k % 4] = pack_bf16(y.x, y.y);
         }
 #pragma unroll
-        for (int k = 0; k < WORDS; k++) {
-            uint32_t at = flow_word_at(r, q * 4 + k / 2, k % 2);
-            shared_word_put(at, of_r[k]);
-            if (p.keep) shared_word_put(at + TILE, of_g[k]);
+        for (int k = 0; k < TOGETHER; k++) {
+            uint32_t at = flow_matrix_at(r, (q + k) * 2);
+            stmatrix4(at, of_r[k]);
+            if (p.keep) stmatrix4(at + TILE, of_g[k]);
         }
     }
 }
@@ -183,9 +175,8 @@ __device__ __forceinline__ void flow_channels_keep(const FlowChannels &p, uint32
 {
     flow_group_sync();
 #pragma unroll
-    for (int j = 0; j < C / 8; j++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) shared_word_put(flow_word_at(x, j, h), a[flow_operand(j, h)]);
+    for (int q = 0; q < C / 16; q++)
+        stmatrix4(flow_matrix_at(x, q * 2), reinterpret_cast<const uint32_t(&)[4]>(a[q * 4]));
     if (!LEAVES) return;
     async_fence();
     flow_group_sync();

@@ -30,6 +30,12 @@ __device__ __forceinline__ void ldmatrix4_trans(uint32_t (&r)[4], uint32_t addre
                  : "memory");
 }
 /* Four 8 x 8 matrices transposed: rows of the results at the addresses of lanes 0-7, 8-15, 16-23, 24-31. */
+__device__ __forceinline__ void stmatrix4(uint32_t address, const uint32_t (&r)[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
 __device__ __forceinline__ void stmatrix4_trans(uint32_t address, const uint32_t (&r)[4])
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]),
@@ -50,6 +56,13 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high)
 {
     uint32_t r;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+/* max(x, 0) of both; NaN stays NaN */
+__device__ __forceinline__ uint32_t relu_bf16(uint32_t x)
+{
+    uint32_t r;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(x), "r"(0u));
     return r;
 }
 __device__ __forceinline__ float2 unpack_bf16(uint32_t pair)

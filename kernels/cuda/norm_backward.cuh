@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(NORM_THREADS, RESIDENT)
     stage_wait();
     peer_send_begin(p.send);
     PeerSender sender(p.send);
-    constexpr int V = Pack<T>::N, C = LANES * V * N, GROUPS = NORM_THREADS / LANES;
+    constexpr int V = Pack<T>::N, C = LANES * V * N;
     typedef NormRing<T, LANES, N> Ring;
     typedef typename Wide<T>::Sum Sum;
     extern __shared__ __align__(16) char memory[];
