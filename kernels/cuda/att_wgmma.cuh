@@ -98,6 +98,27 @@ __device__ __forceinline__ void wgmma_rows(float (&d)[8], uint64_t a, uint64_t b
                  : "l"(a), "l"(b), "r"(add));
 }
 
+/* What is made of it is not kept in registers across the rows of a block, where it would be spilled. */
+__device__ __forceinline__ int here_again(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
+}
+__device__ __forceinline__ int64_t here_again(int64_t x)
+{
+    asm volatile("" : "+l"(x));
+    return x;
+}
+
+/* 16 bytes to global memory where `live`: no branch, into which loads of what is stored would be moved. */
+__device__ __forceinline__ void store_chunk_where(bool live, void *to, const uint32_t (&v)[4])
+{
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.v4.b32 [%1], {%2,%3,%4,%5};\n}\n" ::"r"((int)live),
+        "l"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+        : "memory");
+}
+
 /* Barriers 1.. of the block: `arrive` does not wait. */
 template <int THREADS> __device__ __forceinline__ void threads_arrive(int id)
 {

@@ -12,6 +12,7 @@
 #include "kernels/cuda/att_wgmma.cuh"
 
 enum { BW_BIAS_BLOCKS = 132, BW_PLAIN_BLOCKS = 264 };
+enum { BW_PARTS = 4 }; /* of the copy of a row, each by a warp */
 
 template <int D, bool BIAS> struct BwShape {
     static constexpr int QUERIES = BwExtent<BIAS>::QUERIES, TILES = BwExtent<BIAS>::TILES, KEYS = TILES * BW_KEYS;
@@ -37,33 +38,49 @@ struct BwMaps {
 /* A block's part of the work, the row it is at, and this thread. */
 struct BwPlace {
     char *shared;
-    uint32_t base, at; /* addresses of all and of the row's stage */
-    int head, group, tile, turn, first, last, row, stage, parity;
+    uint32_t base, at, ds; /* addresses of all, of the row's stage, of what this thread has of ds */
+    int head, group, tile, turn, first, rows, row, stage, parity;
     int warp, lane, warpgroup;
+
+    /* Compared with what a launch gives: a bound kept across the rows would be spilled. */
+    __device__ __forceinline__ bool has(const Att &a, int i) const { return i < first + rows && i < a.b; }
+    template <int STAGE> __device__ __forceinline__ void at_row(int i)
+    {
+        row = i, stage = (i - first) & 1, parity = (i - first) >> 1 & 1, at = base + stage * STAGE;
+    }
 };
 
 enum { BW_FULL = 1, BW_FREE = 3, BW_GROUP = 5 }; /* barriers of the two tiles of ds, of the two warpgroups */
 
-/* Copies a row to a stage; the values have one place only. */
+/* Copies a part of a row to a stage, by one thread; the values have one place only. */
 template <int D, bool BIAS>
 __device__ __forceinline__ void bw_load(const Att &a, const BwMaps &maps, const BwPrepared &prepared, const BwPlace &w,
-                                        int row, int stage)
+                                        int row, int stage, int part)
 {
     typedef BwShape<D, BIAS> S;
     uint32_t at = w.base + stage * S::STAGE, barrier = w.base + S::BARRIERS + stage * 8;
     int64_t line = (int64_t)w.group * a.b + row;
-    barrier_expect(barrier, S::ADD + BW_LINE * 4 + BW_KEYS * S::ROW);
-    tensor_load_box(at, &maps.q, w.head * a.d, 0, row, w.group, barrier);
-    tensor_load_box(at + S::GO, &maps.go, w.head * a.d, 0, row, w.group, barrier);
-    tensor_load_box(at + S::K, &maps.k, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
-    tensor_load_box(w.base + S::V, &maps.v, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
-    bulk_load(at + S::STAT, prepared.stats + (line * a.h + w.head) * S::QUERIES, S::QUERIES * 16, barrier);
-    bulk_load(at + S::ADD, prepared.add + (line * S::TILES + w.tile) * BW_LINE, BW_LINE * 4, barrier);
+    if (part == 0) {
+        barrier_expect(barrier, S::GO);
+        tensor_load_box(at, &maps.q, w.head * a.d, 0, row, w.group, barrier);
+    } else if (part == 1) {
+        barrier_expect(barrier, S::GO);
+        tensor_load_box(at + S::GO, &maps.go, w.head * a.d, 0, row, w.group, barrier);
+    } else if (part == 2) {
+        barrier_expect(barrier, 2 * BW_KEYS * S::ROW);
+        tensor_load_box(at + S::K, &maps.k, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
+        tensor_load_box(w.base + S::V, &maps.v, w.head * a.d, w.tile * BW_KEYS, row, w.group, barrier);
+    } else {
+        barrier_expect(barrier, S::QUERIES * 16 + BW_LINE * 4);
+        bulk_load(at + S::STAT, prepared.stats + (line * a.h + w.head) * S::QUERIES, S::QUERIES * 16, barrier);
+        bulk_load(at + S::ADD, prepared.add + (line * S::TILES + w.tile) * BW_LINE, BW_LINE * 4, barrier);
+    }
 }
 
 template <int D, bool BIAS> __device__ __forceinline__ void bw_barriers(const BwPlace &w)
 {
-    if (threadIdx.x < 7) barrier_init(w.base + BwShape<D, BIAS>::BARRIERS + threadIdx.x * 8, 1);
+    if (threadIdx.x < 7)
+        barrier_init(w.base + BwShape<D, BIAS>::BARRIERS + threadIdx.x * 8, threadIdx.x < 2 ? BW_PARTS : 1);
     cluster_sync();
 }
 
@@ -79,42 +96,49 @@ __device__ __forceinline__ void bw_open(const Att &a, const BwMaps &maps, const 
             barrier_expect(barrier, BYTES);
             bulk_load(w.base + S::BIAS_AT, prepared.bias + (blockIdx.y * 2 + w.tile) * (BYTES / 16), BYTES, barrier);
         }
-        bw_load<D, BIAS>(a, maps, prepared, w, w.first, 0);
     }
+    if (threadIdx.x < BW_PARTS * WARP && w.lane == 0) bw_load<D, BIAS>(a, maps, prepared, w, w.first, 0, w.warp);
     if (BIAS) barrier_wait(barrier, 0);
 }
 
-/* Addresses made of it are not kept in registers across the rows of a block, where they would be spilled. */
-__device__ __forceinline__ int here_again(int x)
+/* Where a warp leaves 16 rows x D of a result: in the tile of ds that its warpgroup used last, in one of four slots. */
+template <int D, bool BIAS> __device__ __forceinline__ uint32_t bw_staging(const BwPlace &w, int slot)
 {
-    asm volatile("" : "+r"(x));
-    return x;
-}
-
-/* Accumulators of 16 rows x D times a factor -> global memory in whole chunks, by way of 32 D bytes of the tile of ds
- * that this warpgroup used last; `slot`: which of four. */
-template <int D, bool BIAS>
-__device__ __forceinline__ void bw_store(bf16 *p, const Att &a, const BwPlace &w, int row0, int extent,
-                                         const float (&acc)[D / 2], float factor, int slot)
-{
-    constexpr int CHUNKS = D / 8, ROWS = WARP / CHUNKS;
     typedef BwShape<D, BIAS> S;
-    char *staging = w.shared + S::DS + w.warpgroup * S::DS_BYTES + w.warp % 4 * 4096 + slot * 1024;
-    int lane = here_again(threadIdx.x % WARP), row = lane / CHUNKS, chunk = lane % CHUNKS;
+    return w.base + S::DS + w.warpgroup * S::DS_BYTES + w.warp % 4 * 4096 + slot * 1024;
+}
+template <int D> __device__ __forceinline__ void bw_leave(uint32_t staging, const float (&acc)[D / 2], float factor)
+{
+    int lane = here_again((int)threadIdx.x) % WARP;
 #pragma unroll
     for (int e = 0; e < D / 16; e++) {
         uint32_t r[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) r[k] = pack_bf16(acc[e * 8 + k * 2] * factor, acc[e * 8 + k * 2 + 1] * factor);
-        stmatrix4(shared_address(staging) + att_place<D>(lane & 15, e * 2 + (lane >> 4)), r);
+        stmatrix4(staging + att_place<D>(lane & 15, e * 2 + (lane >> 4)), r);
     }
+}
+/* N results left in neighbouring slots -> rows [row0, extent) of their tensors in whole chunks. All are read before the
+ * first is stored. */
+template <int D, int N>
+__device__ __forceinline__ void bw_store(bf16 *const (&to)[N], const Att &a, uint32_t staging, int row0, int extent)
+{
+    constexpr int CHUNKS = D / 8, ROWS = WARP / CHUNKS, PIECES = 16 / ROWS;
+    int lane = here_again((int)threadIdx.x) % WARP, row = lane / CHUNKS, chunk = lane % CHUNKS;
+    uint32_t v[N][PIECES][4];
     __syncwarp();
-    bf16 *to = p + (row0 + row) * a.pitch + chunk * 8;
 #pragma unroll
-    for (int k = 0; k < 16 / ROWS; k++) {
-        uint4 v = *reinterpret_cast<const uint4 *>(staging + att_place<D>(row, chunk) + k * ROWS * D * 2);
-        if (row0 + row + k * ROWS < extent && (D > 16 || chunk * 8 < a.d))
-            *reinterpret_cast<uint4 *>(to + k * ROWS * a.pitch) = v;
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int k = 0; k < PIECES; k++)
+            shared_chunk(staging + att_place<D>(row, chunk) + n * 1024 + k * ROWS * D * 2, v[n][k]);
+    row += row0;
+    int64_t pitch = here_again(a.pitch), at = row * pitch + chunk * 8;
+#pragma unroll
+    for (int k = 0; k < PIECES; k++, row += ROWS, at += ROWS * pitch) {
+        bool live = row < extent && (D > 16 || chunk * 8 < a.d);
+#pragma unroll
+        for (int n = 0; n < N; n++) store_chunk_where(live, to[n] + at, v[n][k]);
     }
 }
 
@@ -128,27 +152,37 @@ template <int D> struct BwRow {
     uint32_t p_low[2][4], ds_low[2][4];
 };
 
+/* What a warpgroup has of a row in registers, once it has arrived. */
 template <int D, bool BIAS> __device__ __forceinline__ void bw_enter(BwRow<D> &r, const Att &a, const BwPlace &w)
 {
     typedef BwShape<D, BIAS> S;
     const uint32_t ONE = 0x3f80, part = w.lane % 4;
     barrier_wait(w.base + S::BARRIERS + w.stage * 8, w.parity);
-    if (D == 16) r.k.load_tile(w.at + S::K, w.warp * 16);
-    r.v.load_tile(w.base + S::V, w.warp * 16);
+    int key = here_again(w.warp * 16); /* of 16 */
+    const float *add_at = reinterpret_cast<const float *>(w.shared + w.stage * S::STAGE + S::ADD) + key + w.lane / 4;
+    float add[] = {add_at[0], add_at[8]};
+    if (D == 16) r.k.load_tile(w.at + S::K, key);
+    r.v.load_tile(w.base + S::V, key);
     if (D == 16 && a.d == 8) r.k.r[0][2] = r.k.r[0][3] = r.v.r[0][2] = r.v.r[0][3] = 0;
-    const float *add_at = reinterpret_cast<const float *>(w.shared + w.stage * S::STAGE + S::ADD);
-    bool any = add_at[BW_KEYS] != 0.0f;
-    r.bias_unit = any ? ATT_LOG2E : 0.0f, r.unit = r.bias_unit * a.scale, r.shift = any ? 0.0f : -log2f((float)a.m);
 #pragma unroll
-    for (int e = 0; e < 4; e++) {
-        float add = e < 2 ? add_at[w.warp * 16 + w.lane / 4 + e * 8] : 0.0f;
-        r.for_s[e] = e > 1 ? 0u : part == 0 ? ONE << 16 | ONE : part == 1 ? pack_bf16(1.0f, add) : 0u;
-        r.for_dp[e] = e > 1 ? 0u : part == 2 ? ONE << 16 | ONE : part == 3 ? ONE : 0u;
+    for (int e = 0; e < 2; e++) {
+        uint32_t masked = pack_bf16(1.0f, add[e]);
+        r.for_s[e] = part == 0 ? ONE << 16 | ONE : part == 1 ? masked : 0u, r.for_s[e + 2] = 0;
+        r.for_dp[e] = part == 2 ? ONE << 16 | ONE : part == 3 ? ONE : 0u, r.for_dp[e + 2] = 0;
     }
-    r.q_tile = att_tile<D * 2>(w.at), r.go_tile = att_tile<D * 2>(w.at + S::GO), r.stats = (w.at + S::STAT) >> 4;
-    r.k_tile = att_tile<D * 2>(w.at + S::K + w.warpgroup * 64 * D * 2);
     if (BIAS && threadIdx.x % 128 == 0)
         barrier_expect(w.base + S::BARRIERS + 16 + (w.stage * 2 + w.warpgroup) * 8, S::PEER_BYTES / 2);
+}
+
+/* What is the same for all of its threads; from the row before it would not come in uniform registers. */
+template <int D, bool BIAS> __device__ __forceinline__ void bw_begin(BwRow<D> &r, const Att &a, const BwPlace &w)
+{
+    typedef BwShape<D, BIAS> S;
+    bool any = *reinterpret_cast<const float *>(w.shared + w.stage * S::STAGE + S::ADD + BW_KEYS * 4) != 0.0f;
+    r.bias_unit = any ? ATT_LOG2E : 0.0f, r.unit = r.bias_unit * a.scale;
+    r.shift = any ? 0.0f : -log2f((float)here_again(a.m));
+    r.q_tile = att_tile<D * 2>(w.at), r.go_tile = att_tile<D * 2>(w.at + S::GO), r.stats = (w.at + S::STAT) >> 4;
+    r.k_tile = att_tile<D * 2>(w.at + S::K + w.warpgroup * 64 * D * 2);
 }
 
 /* s = k q^T + mask - lse / scale, dp = v do^T - delta: 64 keys x 32 queries. The sums with mask, lse and delta are a
@@ -211,8 +245,8 @@ __device__ __forceinline__ void bw_elements(BwRow<D> &r, float (&dbias)[16], con
     int buffer = i & 1, step = (i ^ w.turn) * 2 + half;
     uint4 bias[2] = {};
     if (BIAS) {
-        const uint4 *source =
-            reinterpret_cast<const uint4 *>(w.shared + S::BIAS_AT) + step * 2 * BW_THREADS + threadIdx.x;
+        const uint4 *source = reinterpret_cast<const uint4 *>(w.shared + S::BIAS_AT) + step * 2 * BW_THREADS +
+                              here_again((int)threadIdx.x);
         bias[0] = source[0], bias[1] = source[BW_THREADS];
     }
     wgmma_wait<0>();
@@ -227,10 +261,7 @@ __device__ __forceinline__ void bw_elements(BwRow<D> &r, float (&dbias)[16], con
     bw_pack(r.ds_low, r.dp);
     if (half == 0 && (i >= 2 || w.row > w.first) && w.warpgroup != buffer) threads_sync<BW_THREADS>(BW_FREE + buffer);
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
-        int key = w.warp * 16 + (w.lane & 15), chunk = half * 4 + e * 2 + (w.lane >> 4);
-        stmatrix4(w.base + S::DS + buffer * S::DS_BYTES + key * 128 + (chunk ^ (key & 7)) * 16, r.ds_low[e]);
-    }
+    for (int e = 0; e < 2; e++) stmatrix4((w.ds ^ (half * 64 + e * 32)) + buffer * S::DS_BYTES, r.ds_low[e]);
     if (half == 0) return;
     async_fence();
     if (w.warpgroup != buffer) threads_arrive<BW_THREADS>(BW_FULL + buffer);
@@ -267,7 +298,8 @@ template <int D, bool BIAS> __device__ __forceinline__ void bw_queries(const Att
     wgmma_wait<0>();
     wgmma_arrived(dq);
     if (i + 2 < S::MACROS) threads_arrive<BW_THREADS>(BW_FREE + buffer);
-    uint32_t place = S::PEER + w.stage * S::PEER_BYTES + (buffer * (D / 8) * 128 + threadIdx.x % 128) * 16,
+    uint32_t place =
+                 S::PEER + w.stage * S::PEER_BYTES + (buffer * (D / 8) * 128 + here_again((int)threadIdx.x) % 128) * 16,
              barrier = w.base + S::BARRIERS + 16 + (w.stage * 2 + buffer) * 8;
     if (BIAS && i < S::MACROS / 2) {
         uint32_t there = cluster_address(w.base + place, w.tile ^ 1), signal = cluster_address(barrier, w.tile ^ 1);
@@ -285,7 +317,9 @@ template <int D, bool BIAS> __device__ __forceinline__ void bw_queries(const Att
         }
     }
     threads_sync<128>(BW_GROUP + buffer); /* all are done with this tile of ds */
-    bw_store<D, BIAS>(to, a, w, (i ^ w.turn) * 64 + w.warp % 4 * 16, a.n, dq, a.scale, 0);
+    uint32_t staging = bw_staging<D, BIAS>(w, 0);
+    bw_leave<D>(staging, dq, a.scale);
+    bw_store<D, 1>({to}, a, staging, (i ^ w.turn) * 64 + w.warp % 4 * 16, a.n);
 }
 
 /* Partial dbias of a block, [keys, queries] */
@@ -316,20 +350,22 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
     BwPlace w = {shared, shared_address(shared)};
     w.head = blockIdx.y % a.h, w.group = blockIdx.y / a.h, w.tile = blockIdx.x;
     w.turn = BIAS && w.tile == 0 ? S::MACROS / 2 : 0; /* the other block's half of the queries first */
-    w.first = blockIdx.z * rows_per_block, w.last = min(w.first + rows_per_block, a.b);
+    w.first = blockIdx.z * rows_per_block, w.rows = rows_per_block;
     w.warp = threadIdx.x / WARP, w.lane = threadIdx.x % WARP;
     w.warpgroup = __shfl_sync(0xffffffffu, w.warp / 4, 0);
+    w.ds = w.base + S::DS + (w.warp * 16 + (w.lane & 15)) * 128 + ((w.lane >> 4) ^ (w.lane & 7)) * 16;
     bw_barriers<D, BIAS>(w);
     stage_wait();
     bw_open<D, BIAS>(a, maps, prepared, w);
 
     float dbias[S::STEPS][16] = {};
-    for (int row = w.first; row < w.last; row++) {
-        BwRow<D> r;
-        int64_t k_at = a.k_block(w.group, row, w.head), q_at = a.q_block(w.group, row, w.head);
-        w.row = row, w.stage = (row - w.first) & 1, w.parity = (row - w.first) >> 1 & 1;
-        w.at = w.base + w.stage * S::STAGE;
-        bw_enter<D, BIAS>(r, a, w);
+    int64_t k_at = a.k_block(w.group, w.first, w.head), q_at = a.q_block(w.group, w.first, w.head);
+    BwRow<D> r;
+    w.at_row<S::STAGE>(w.first);
+    bw_enter<D, BIAS>(r, a, w);
+    for (int row = w.first; w.has(a, row); row++, k_at += a.k_row, q_at += a.q_row) {
+        w.at_row<S::STAGE>(row);
+        bw_begin<D, BIAS>(r, a, w);
         bw_scores<D>(r, w.turn * 64);
 #pragma unroll
         for (int step = 0; step < S::STEPS; step++) {
@@ -346,16 +382,23 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
             if (half == 0 && i > 0 && w.warpgroup == ((i - 1) & 1)) {
                 bw_queries<D, BIAS>(a, x.dq + q_at, w, i - 1);
                 /* the other warpgroup is in this row: all are done with the last one and have the values */
-                if (i == 1 && threadIdx.x == 0 && row + 1 < w.last)
-                    bw_load<D, BIAS>(a, maps, prepared, w, row + 1, w.stage ^ 1);
+                if (i == 1 && w.has(a, row + 1) && w.lane == 0)
+                    bw_load<D, BIAS>(a, maps, prepared, w, row + 1, w.stage ^ 1, w.warp);
             }
+        }
+        if (w.has(a, row + 1)) { /* while the last products of this row go on */
+            BwPlace next = w;
+            next.at_row<S::STAGE>(row + 1);
+            bw_enter<D, BIAS>(r, a, next);
         }
         if (w.warpgroup == ((S::MACROS - 1) & 1)) bw_queries<D, BIAS>(a, x.dq + q_at, w, S::MACROS - 1);
         wgmma_wait<0>();
         wgmma_arrived(r.dk);
         wgmma_arrived(r.dv);
-        bw_store<D, BIAS>(x.dv + k_at, a, w, w.tile * BW_KEYS + w.warp * 16, a.m, r.dv, 1.0f, 1);
-        bw_store<D, BIAS>(x.dk + k_at, a, w, w.tile * BW_KEYS + w.warp * 16, a.m, r.dk, a.scale, 2);
+        uint32_t staging = bw_staging<D, BIAS>(w, 1);
+        bw_leave<D>(staging, r.dv, 1.0f);
+        bw_leave<D>(staging + 1024, r.dk, a.scale);
+        bw_store<D, 2>({x.dv + k_at, x.dk + k_at}, a, staging, w.tile * BW_KEYS + w.warp * 16, a.m);
         threads_arrive<BW_THREADS>(BW_FREE + w.warpgroup);
     }
     if (BIAS)

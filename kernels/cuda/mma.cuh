@@ -29,7 +29,7 @@ __device__ __forceinline__ void ldmatrix4_trans(uint32_t (&r)[4], uint32_t addre
                  : "r"(address)
                  : "memory");
 }
-/* Four 8 x 8 matrices transposed: rows of the results at the addresses of lanes 0-7, 8-15, 16-23, 24-31. */
+/* Four 8 x 8 matrices, transposed or not: rows of the results at the addresses of lanes 0-7, 8-15, 16-23, 24-31. */
 __device__ __forceinline__ void stmatrix4(uint32_t address, const uint32_t (&r)[4])
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]),

@@ -79,10 +79,7 @@ __device__ __forceinline__ void weights_put(const float (&t)[32], uint32_t slot)
 #pragma unroll
             for (int q = 0; q < 4; q++) v[q] = pack_bf16(t[(4 * j + q) * 4 + 2 * h], t[(4 * j + q) * 4 + 2 * h + 1]);
             int row = (2 * warp + h) * 2 + j;
-            uint32_t to = slot + lane / 8 * WEIGHTS_PANEL + row * 128 + ((c ^ (row & 7)) << 4);
-            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]),
-                         "r"(v[1]), "r"(v[2]), "r"(v[3])
-                         : "memory");
+            stmatrix4(slot + lane / 8 * WEIGHTS_PANEL + row * 128 + ((c ^ (row & 7)) << 4), v);
         }
 }
 
