@@ -4,8 +4,8 @@
  * A block owns 64 queries per warpgroup of one head and goes through rows of the group. One more warp asks for queries,
  * keys, values, gate and mask of the next rows while one is computed; the bias of the block's queries stays in
  * registers, in the order of the accumulators. Keys come in pieces of 64: scores of the next piece (of the next row
- * after the last) are on the tensor cores while the exponentials of this one are computed. Results leave from where
- * queries and gate arrived; y perhaps to other ranks.
+ * after the last) are on the tensor cores while the exponentials of this one are computed. Results are left where
+ * queries and gate arrived; a warp per warpgroup sends them from there, y perhaps to other ranks.
  *
  * Probabilities are relative to no maximum: bf16 and f32 have the same range of exponents, and the sum tells whether a
  * row left it (2^-64 .. 2^64). Such a row is computed again relative to the maximum of its scores. */
@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/att_forward_load.cuh"
 #include "kernels/cuda/att_products.cuh"
+#include "kernels/cuda/att_wgmma.cuh"
 
 #define FORWARD_LARGE 1.8446744073709552e19f /* 2^64 */
 #define FORWARD_SMALL 5.421010862427522e-20f
@@ -24,10 +25,11 @@ __device__ __forceinline__ float reciprocal_fast(float x)
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+/* volatile: it stays in front of stores of some lanes, beside other work of all */
 __device__ __forceinline__ float log2_fast(float x)
 {
     float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm volatile("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
@@ -148,10 +150,41 @@ __device__ __forceinline__ float2 sigmoid_pair(float2 g)
     float r = reciprocal_fast(a * b);
     return make_float2(r * b, r * a);
 }
-__device__ __forceinline__ uint32_t gate_pair(uint32_t gate, uint32_t x)
+
+/* 16 rows of a warp in the order of the accumulators: word k is of accumulators 2 k and 2 k + 1. */
+template <int D> struct ForwardTile {
+    static constexpr int PARTS = D / 16; /* of 16 columns; rows of D = 8 are in the order of the lanes */
+    uint32_t word[D / 4];
+
+    static __device__ __forceinline__ uint32_t place(int part) /* of this lane */
+    {
+        int lane = threadIdx.x % WARP;
+        return D == 8 ? lane * 4 : att_place<D>(lane & 15, part * 2 + (lane >> 4));
+    }
+    __device__ __forceinline__ void load(uint32_t tile)
+    {
+        if (D == 8) word[0] = shared_word(tile + place(0)), word[1] = shared_word(tile + place(0) + 128);
+#pragma unroll
+        for (int e = 0; e < PARTS; e++) ldmatrix4(reinterpret_cast<uint32_t(&)[4]>(word[4 * e]), tile + place(e));
+    }
+    __device__ __forceinline__ void store(uint32_t tile) const
+    {
+        if (D == 8) shared_word_put(tile + place(0), word[0]), shared_word_put(tile + place(0) + 128, word[1]);
+#pragma unroll
+        for (int e = 0; e < PARTS; e++) stmatrix4(tile + place(e), reinterpret_cast<const uint32_t(&)[4]>(word[4 * e]));
+    }
+};
+
+/* The gate's sigmoids, in the order of the accumulators */
+template <int D> __device__ __forceinline__ void forward_gates(float (&gate)[D / 2], uint32_t tile)
 {
-    float2 g = sigmoid_pair(unpack_bf16(gate)), v = unpack_bf16(x);
-    return pack_bf16(g.x * v.x, g.y * v.y);
+    ForwardTile<D> g;
+    g.load(tile);
+#pragma unroll
+    for (int k = 0; k < D / 4; k++) {
+        float2 y = sigmoid_pair(unpack_bf16(g.word[k]));
+        gate[2 * k] = y.x, gate[2 * k + 1] = y.y;
+    }
 }
 
 /* A vote of the warpgroup, and a barrier: its queries are not read any more. */
@@ -166,43 +199,26 @@ __device__ __forceinline__ bool forward_vote(int warpgroup, bool mine)
     return any;
 }
 
-/* The 16 rows of a warp leave from the places of its queries and its gate, which nobody reads any more; to: where y
- * goes that is sent (forward_target()). */
+/* The 16 rows of a warp to the places of its queries and its gate, which nobody reads any more: forward_leave(). */
 template <typename L>
-__device__ __forceinline__ void forward_store(const ForwardProblem &p, const ForwardPlace &w,
-                                              const ForwardMaps<L::SEND> &maps, const ForwardState<L::D> &x,
-                                              uint32_t tile, int query0, int row, uint32_t to)
+__device__ __forceinline__ void forward_store(const ForwardProblem &p, const ForwardState<L::D> &x,
+                                              const float (&gate)[L::D / 2], uint32_t tile, uint32_t done)
 {
     constexpr int D = L::D;
-    int lane = threadIdx.x % WARP;
-    float low = reciprocal_fast(x.sum[0]), high = reciprocal_fast(x.sum[1]);
+    float factor[2] = {reciprocal_fast(x.sum[0]), reciprocal_fast(x.sum[1])};
+    ForwardTile<D> out;
 #pragma unroll
-    for (int j = 0; j < D / 8; j++) {
-        uint32_t a = pack_bf16(x.o[4 * j] * low, x.o[4 * j + 1] * low);
-        uint32_t b = pack_bf16(x.o[4 * j + 2] * high, x.o[4 * j + 3] * high);
-        uint32_t at = tile + att_place<D>(lane / 4, j) + lane % 4 * 4, below = 8 * D * 2;
-        if (p.x.o) shared_word_put(at, a), shared_word_put(at + below, b);
-        if (!p.x.gate) continue;
-        at += L::GATE;
-        shared_word_put(at, gate_pair(shared_word(at), a));
-        shared_word_put(at + below, gate_pair(shared_word(at + below), b));
-    }
-    async_fence();
-    __syncwarp();
-    if (lane > 0) return;
-    if (p.x.o) tensor_store_box(&maps.o, tile, w.head * D, query0, row, w.group);
-    if constexpr (L::SEND) {
-        if (p.x.again) tensor_store_box(&maps.y, tile + L::GATE, w.head * D, query0, row, w.group);
-        if (query0 < p.a.n) {
-            int rank = (int)shared_word(to), id = row - w.first;
-            uint32_t there = shared_word(to + 4) + id * maps.send.rows.stride;
-            if (id == 0) PeerSender(maps.send).meet(rank);
-            tensor_store(&maps.to[rank], tile + L::GATE, (int)there, w.head * D);
+    for (int k = 0; k < D / 4; k++) out.word[k] = pack_bf16(x.o[2 * k] * factor[k & 1], x.o[2 * k + 1] * factor[k & 1]);
+    if (p.x.o) out.store(tile);
+    if (p.x.gate) {
+#pragma unroll
+        for (int k = 0; k < D / 4; k++) {
+            float2 o = unpack_bf16(out.word[k]);
+            out.word[k] = pack_bf16(gate[2 * k] * o.x, gate[2 * k + 1] * o.y);
         }
-    } else if (p.x.gate) {
-        tensor_store_box(&maps.y, tile + L::GATE, w.head * D, query0, row, w.group);
+        out.store(tile + L::GATE);
     }
-    tensor_store_commit();
+    barrier_arrive_warp(done);
 }
 
 template <typename L> struct ForwardWarp {
@@ -279,96 +295,72 @@ template <typename L> struct ForwardWarp {
         x.sum[0] = lanes_sum<4>(x.sum[0]), x.sum[1] = lanes_sum<4>(x.sum[1]);
     }
 
-    __device__ __forceinline__ void store_lse(const ForwardState<D> &x, const ForwardRow &r, int row) const
+    __device__ __forceinline__ void lse(float (&y)[2], const ForwardState<D> &x, const ForwardRow &r) const
+    {
+#pragma unroll
+        for (int k = 0; k < 2; k++) y[k] = r.any != 0.0f ? (x.shift[k] + log2_fast(x.sum[k])) * ATT_LN2 : -p.a.inf;
+    }
+    __device__ __forceinline__ void store_lse(const float (&y)[2], int row) const
     {
         const Att &a = p.a;
         int lane = threadIdx.x % WARP, at = query0 + lane / 4;
         if (!p.x.lse || lane % 4 != 0) return;
-        float *lse = p.x.lse + (((int64_t)w.group * a.b + row) * a.h + w.head) * a.n;
-        bool any = r.any != 0.0f;
-        if (at < a.n) lse[at] = any ? (x.shift[0] + log2_fast(x.sum[0])) * ATT_LN2 : -a.inf;
-        if (at + 8 < a.n) lse[at + 8] = any ? (x.shift[1] + log2_fast(x.sum[1])) * ATT_LN2 : -a.inf;
+        float *to = p.x.lse + (int64_t)((w.group * a.b + row) * a.h + w.head) * a.n;
+        if (at < a.n) to[at] = y[0];
+        if (at + 8 < a.n) to[at + 8] = y[1];
     }
 };
 
-/* Where y of a warp goes in its first row: rank and row, in shared memory for its first lane, for registers are few. In
- * all rows it goes to the same rank, each time rows.stride further (att_mma_sends()). */
-template <typename L>
-__device__ __forceinline__ void forward_target(const ForwardWarp<L> &f, const PeerSend &send, uint32_t target)
-{
-    const Att &a = f.p.a;
-    if (threadIdx.x % WARP > 0 || f.query0 >= a.n) return;
-    PeerPlace to = peer_place(send, (uint32_t)((f.w.group * a.b + f.w.first) * a.n + f.query0), 0);
-    shared_word_put(target, (uint32_t)to.rank), shared_word_put(target + 4, to.row);
-}
-
-template <typename L>
-__device__ __forceinline__ void forward_rows(const ForwardWarp<L> &f, const ForwardMaps<L::SEND> &maps)
+template <typename L> __device__ __forceinline__ void forward_rows(const ForwardWarp<L> &f)
 {
     const ForwardPlace &w = f.w;
-    /* where the row before has left: to other ranks that takes longer; but this warp is not to wait for the next row,
-     * which perhaps takes its place */
-    constexpr int D = L::D, FREES = L::SEND ? L::PIECES - 2 : 0;
-    uint32_t full = f.base + L::BARRIERS_AT, empty = full + L::STAGES * 8;
+    constexpr int D = L::D;
+    uint32_t full = f.base + L::BARRIERS_AT, done = f.base + L::done_at(f.warpgroup);
     float s0[32], s1[32];
     uint32_t probability[16];
     ForwardBias<L> bias;
     ForwardState<D> x;
-    uint32_t to = f.base + L::TARGETS_AT + threadIdx.x / WARP * 8;
-    if constexpr (L::SEND) {
-        forward_target(f, maps.send, to);
-        __syncwarp();
-    }
     bias.load(f.bias_at);
-    int stage = 0, parity = 0, lane = threadIdx.x % WARP;
+    int stage = 0, parity = 0, end = __shfl_sync(0xffffffffu, w.last - 1, 0); /* last row, in a uniform register */
     barrier_wait(full, 0);
     f.multiply(s0, 0, 0);
     wgmma_wait<0>();
 #pragma unroll 1
-    for (int row = w.first; row < w.last; row++) {
+    for (int row = w.first; row <= end; row++) {
         ForwardRow r = f.row(stage);
-        int from = stage, before = stage == 0 ? L::STAGES - 1 : stage - 1;
+        int from = stage;
+        bool more = row < end;
+        if (more && ++stage == L::STAGES) stage = 0, parity ^= 1;
         x.shift[0] = x.shift[1] = x.sum[0] = x.sum[1] = 0;
 #pragma unroll
         for (int piece = 0; piece < L::PIECES; piece++) {
             float(&now)[32] = piece & 1 ? s1 : s0, (&then)[32] = piece & 1 ? s0 : s1;
             bool last = piece + 1 == L::PIECES;
-            if (last && row + 1 < w.last) {
-                if (++stage == L::STAGES) stage = 0, parity ^= 1;
-                barrier_wait(full + stage * 8, parity);
-            }
-            wgmma_wait<1>();                               /* these scores; not the values of the piece before */
-            f.multiply(then, stage, last ? 0 : piece + 1); /* after the last row once in vain */
+            if (last && more) barrier_wait(full + stage * 8, parity);
+            wgmma_wait<1>(); /* these scores; not the values of the piece before */
+            f.multiply(then, last ? stage : from, last ? 0 : piece + 1); /* after the last row once in vain */
             bias.add(now, piece, f.unit);
             forward_mask(now, r, piece);
             wgmma_wait<1>();
             forward_probabilities<D>(x, probability, now);
             forward_values<D>(x, probability, f.values(from, piece), piece > 0);
-            if (piece == FREES && lane == 0 && row > w.first) {
-                tensor_store_wait_read();
-                barrier_arrive(empty + before * 8);
-            }
-            __syncwarp();
         }
         x.sum[0] = lanes_sum<4>(x.sum[0]), x.sum[1] = lanes_sum<4>(x.sum[1]);
-        wgmma_wait<0>(); /* nothing under way where the loop turns, or the compiler lets nothing overlap */
         bool inside = fminf(x.sum[0], x.sum[1]) > FORWARD_SMALL && fmaxf(x.sum[0], x.sum[1]) < FORWARD_LARGE;
-        if (forward_vote(f.warpgroup, !inside)) {
+        float gate[D / 2] = {}; /* while the last product is under way */
+        if (f.p.x.gate) forward_gates<D>(gate, r.tile + f.queries + L::GATE);
+        bool far = forward_vote(f.warpgroup, !inside);
+        wgmma_wait<0>(); /* nothing under way where the loop turns, or the compiler lets nothing overlap */
+        if (far) {
             f.again(x, s0, r, from);
             f.multiply(s0, stage, 0);
             wgmma_wait<0>();
             forward_vote(f.warpgroup, false);
         }
-        forward_store<L>(f.p, w, maps, x, r.tile + f.queries, f.query0, row, to);
-        f.store_lse(x, r, row);
-        if constexpr (L::SEND) __syncwarp(); /* its first lane may have waited for a rank */
-    }
-    if (lane == 0) tensor_store_wait();
-    if constexpr (L::SEND) { /* one for all warps that store */
-        static_assert(L::GROUPS == 2, "their threads; barriers 1 and 2 are of forward_vote()");
-        __syncwarp();
-        asm volatile("bar.sync 3, 256;" ::: "memory");
-        if (threadIdx.x == 0) PeerSender(maps.send).finish(gridDim.x * gridDim.y * gridDim.z);
+        float lse[2];
+        f.lse(lse, x, r);
+        forward_store<L>(f.p, x, gate, r.tile + f.queries, done + from * 8);
+        f.store_lse(lse, row);
     }
 }
 
@@ -387,10 +379,10 @@ __global__ void __launch_bounds__(L::THREADS, 1)
     w.first = blockIdx.z * p.rows_per_block, w.last = min(w.first + p.rows_per_block, p.a.b);
     bool asks = threadIdx.x == L::GROUPS * 128;
     if (asks) {
-        uint32_t full = base + L::BARRIERS_AT, empty = full + L::STAGES * 8;
         for (int s = 0; s < L::STAGES; s++) {
-            barrier_init(full + s * 8, 1);
-            barrier_init(empty + s * 8, L::GROUPS * 4);
+            barrier_init(base + L::BARRIERS_AT + s * 8, 1);
+            barrier_init(base + L::EMPTY_AT + s * 8, L::GROUPS);
+            for (int g = 0; g < L::GROUPS; g++) barrier_init(base + L::done_at(g) + s * 8, 4 * WARP_ARRIVALS);
         }
         barrier_publish();
         forward_load<L>(p, w, maps, base, w.first); /* early: it is complete */
@@ -405,13 +397,17 @@ __global__ void __launch_bounds__(L::THREADS, 1)
     if (threadIdx.x < L::GROUPS * 128) {
         /* 168 registers a thread at the start: 240 here, 24 there */
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        forward_rows<L>(ForwardWarp<L>(p, w, base), maps);
+        forward_rows<L>(ForwardWarp<L>(p, w, base));
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        int group = (int)(threadIdx.x / WARP) - L::GROUPS * 4 - 1; /* whose results this warp sends */
         for (int row = w.first; asks && row < w.last; row++) {
+            /* the others would arrive beside the bias, which is waited for */
+            if (L::BIAS && row == w.first + 1) barrier_wait(base + L::BARRIERS_AT, 0);
             if (row > w.first) forward_load<L>(p, w, maps, base, row);
             forward_load_mask<L>(p, w, base, row);
         }
+        if (group >= 0 && group < L::GROUPS) forward_leave<L>(p, w, maps, base, group);
     }
 }
 

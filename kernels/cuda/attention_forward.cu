@@ -110,7 +110,7 @@ static Status forward_map(const Att &a, const bf16 *p, int extent, int64_t row_s
     return tensor_map_of(p, 4, extents, pitch, box, forward_swizzle(a), out);
 }
 
-/* The outputs of the ranks, as large as what each of them computes, in the boxes of a warp. */
+/* The outputs of the ranks, as large as what each of them computes, in boxes of queries that stay together. */
 static Status forward_send_maps(const Att &a, const PeerSend &send, ForwardMaps<true> *maps)
 {
     cuuint64_t width = (cuuint64_t)a.h * a.d, extents[2] = {width, (cuuint64_t)a.g * a.b * a.n}, pitch[1] = {width * 2};
@@ -133,9 +133,9 @@ static Status forward_launch(const Att &a, const AttOperands<bf16> &x, const Pee
     TRY(forward_map(a, x.v, a.m, a.k_row, a.k_group, L::BOX, &maps.v));
     if (x.gate) TRY(forward_map(a, x.gate, a.n, a.q_row, a.q_group, L::GROUPS * 64, &maps.gate));
     bf16 *here = L::SEND ? x.again : x.y;
-    if (here) TRY(forward_map(a, here, a.n, a.q_row, a.q_group, FORWARD_BOX, &maps.y));
+    if (here) TRY(forward_map(a, here, a.n, a.q_row, a.q_group, 64, &maps.y));
     if constexpr (L::SEND) TRY(forward_send_maps(a, send, &maps));
-    if (x.o) TRY(forward_map(a, x.o, a.n, a.q_row, a.q_group, FORWARD_BOX, &maps.o));
+    if (x.o) TRY(forward_map(a, x.o, a.n, a.q_row, a.q_group, 64, &maps.o));
     CUDA_TRY(cudaFuncSetAttribute(att_forward_tc_kernel<L>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::BYTES));
     dim3 grid(blocks_x, a.g * a.h, (a.b + p.rows_per_block - 1) / p.rows_per_block);
     launch(att_forward_tc_kernel<L>, grid, L::THREADS, L::BYTES, stream, p, maps);

@@ -58,7 +58,7 @@ template <int C, bool KEEP> static Status transition_launch(const Transition &t,
     TRY(tensor_map(t.r, t.rows, C, TRANSITION_ROWS, &p.r));
     TRY(tensor_map(t.y, t.rows, C, TRANSITION_ROWS, &p.y));
     if (t.behind.gamma) TRY(tensor_map(t.behind.y, t.rows, C, TRANSITION_ROWS, &p.normal));
-    TRY(tensor_map(t.w1, t.width, C, S::WIDTH, &p.w1));
+    TRY(tensor_map(t.w1, t.width, C, TRANSITION_WIDTH, &p.w1));
     TRY(tensor_map(t.w2, C, t.width, S::N, &p.w2));
     if (KEEP) {
         TRY(tensor_map(t.x, t.rows, C, TRANSITION_ROWS, &p.x));

@@ -6,8 +6,9 @@
  * accumulators, normalizes its rows in place and goes through the hidden layer some columns at a time: the first
  * product, bias and relu in registers, which are the left operand of the second. The matrices stream past in boxes of
  * 128 x 64 through a ring that a warp of its own fills; products of both matrices queue up behind one another, so that
- * the tensor cores have work while the other warpgroup is in its registers. Where the layer norm of y is wanted too, it
- * leaves from the place of y once that has left. */
+ * the tensor cores have work while the other warpgroup is in its registers. What is kept of the hidden layer leaves
+ * beside the product that takes it. Where the layer norm of y is wanted too, it leaves from the place of y once that
+ * has left. */
 #ifndef FOLDSCALE_KERNELS_CUDA_TRANSITION_CUH
 #define FOLDSCALE_KERNELS_CUDA_TRANSITION_CUH
 
@@ -18,7 +19,8 @@ enum {
     TRANSITION_GROUPS = 2,
     TRANSITION_THREADS = TRANSITION_GROUPS * 128 + 128,
     TRANSITION_CHUNK = TRANSITION_ROWS * 128, /* bytes of 64 rows x 64 columns */
-    TRANSITION_BOX = 128 * 128                /* bytes of 128 rows x 64 columns of a matrix */
+    TRANSITION_BOX = 128 * 128,               /* bytes of 128 rows x 64 columns of a matrix */
+    TRANSITION_WIDTH = 128                    /* hidden columns at a time */
 };
 static_assert((int)TRANSITION_CHUNK == (int)NORM_TILE_CHUNK, "norm_tile() takes a warpgroup's rows");
 
@@ -37,17 +39,18 @@ template <int C_, bool KEEP_> struct TransitionShape {
     static constexpr int C = C_, BOXES = C / 64; /* boxes of one step of the first product */
     static constexpr bool KEEP = KEEP_;
     static constexpr int N = C < 128 ? C : 128, PARTS = C / N; /* columns of y in one product */
-    /* hidden columns at a time: with 128 the registers of 256 channels would not suffice */
-    static constexpr int WIDTH = C > 128 ? 64 : 128;
+    /* left operands of both halves of the hidden columns in the same registers: two times as many would not suffice */
+    static constexpr bool IN_TURN = C > 128;
     static constexpr int X_BYTES = BOXES * TRANSITION_CHUNK, BUFFERS = C > 128 ? 1 : 2;
     static constexpr int STAGE_BYTES = KEEP ? 2 * TRANSITION_CHUNK : 0;
     static constexpr int RING_AT = TRANSITION_GROUPS * (BUFFERS * X_BYTES + STAGE_BYTES);
     static constexpr int BIAS_BYTES = (4 * C + 3 * C) * 4, BARRIER_BYTES = 256, MOST = 227 * 1024;
     static constexpr int FIT = (MOST - RING_AT - BIAS_BYTES - BARRIER_BYTES) / TRANSITION_BOX;
-    static constexpr int SLOTS = FIT < 8 ? FIT : 8;
+    static constexpr int SLOTS = FIT < 12 ? FIT : 12;
     static constexpr int BIAS_AT = RING_AT + SLOTS * TRANSITION_BOX, BARRIERS_AT = BIAS_AT + BIAS_BYTES;
     static constexpr int BYTES = BARRIERS_AT + BARRIER_BYTES;
     static_assert(SLOTS >= 4, "two boxes in work and two on their way");
+    static_assert((2 * SLOTS + 2 * TRANSITION_GROUPS) * 8 <= BARRIER_BYTES, "barriers");
 };
 
 template <typename S> __device__ __forceinline__ uint32_t transition_full(uint32_t base, int slot)
@@ -70,17 +73,27 @@ template <typename S> struct TransitionRing {
         if (++slot == S::SLOTS) slot = 0, phase ^= 1;
     }
 
+    /* By the thread that fills it: `boxes` of rows x 64 from (row, column) on, one beside the other, are the next box.
+     */
+    __device__ __forceinline__ void fill(const CUtensorMap *map, int row, int column, int rows, int boxes)
+    {
+        uint32_t full = transition_full<S>(base, slot), to = box();
+        barrier_wait(transition_empty<S>(base, slot), phase ^ 1);
+        barrier_expect(full, boxes * rows * 128);
+        for (int k = 0; k < boxes; k++) tensor_load(to + k * rows * 128, map, row, column + k * 64, full);
+        step();
+    }
+
     /* The box after the last one: its address, once it is there. */
     __device__ __forceinline__ uint32_t next() const
     {
         barrier_wait(transition_full<S>(base, slot), phase);
         return box();
     }
-    /* Behind a product of the current box: it runs, the one before has ended and its box is free. `ended`: boxes in
-     * front of the current one that nobody freed yet, 0 or 1. */
+    /* Behind the committed product of the current box: it runs, the one before has ended and its box is free. `ended`:
+     * boxes in front of the current one that nobody freed yet, 0 or 1. */
     __device__ __forceinline__ void advance(int thread, int *ended)
     {
-        wgmma_commit();
         wgmma_wait<1>();
         if (*ended) release(thread);
         *ended = 1;
@@ -114,35 +127,59 @@ __device__ __forceinline__ void transition_sync(int group)
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
 }
 
+/* Tiles of 64 rows x 64 columns by fragments: words 2 j, 2 j + 1 of a thread are columns 8 j + 2 (lane % 4) and the
+ * next of the two rows of its accumulators. Four words at a time, where a lane has the address of 16 bytes of one of
+ * its warp's rows. */
+__device__ __forceinline__ uint32_t transition_place()
+{
+    int lane = threadIdx.x % WARP, row = threadIdx.x % 128 / WARP * 16 + lane % 16;
+    return row * 128 + ((lane / 16 ^ row % 8) << 4);
+}
+__device__ __forceinline__ void transition_get(uint32_t tile, uint32_t place, uint32_t (&words)[16])
+{
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) ldmatrix4(reinterpret_cast<uint32_t(&)[4]>(words[2 * j]), (tile + place) ^ j << 4);
+}
+__device__ __forceinline__ void transition_put(uint32_t tile, uint32_t place, const uint32_t (&words)[16])
+{
+#pragma unroll
+    for (int j = 0; j < 8; j += 2)
+        stmatrix4((tile + place) ^ j << 4, reinterpret_cast<const uint32_t(&)[4]>(words[2 * j]));
+}
+
+/* Brings rows of a tile to the L2 cache. */
+template <typename S> __device__ __forceinline__ void transition_prefetch(const CUtensorMap *map, int tile, int rows)
+{
+    for (int group = 0; group < TRANSITION_GROUPS; group++)
+        for (int k = 0; k < S::BOXES; k++) {
+            int row = (tile * TRANSITION_GROUPS + group) * TRANSITION_ROWS;
+            if (row < rows) tensor_prefetch_box(map, row, k * 64);
+        }
+}
+
 /* --- one thread: the matrices, in the order in which they are read */
 
 template <typename S> struct TransitionFeed {
     const TransitionProblem &p;
     TransitionRing<S> at;
-    __device__ __forceinline__ void box(const CUtensorMap *map, int row, int column, uint32_t bytes)
-    {
-        uint32_t full = transition_full<S>(at.base, at.slot);
-        barrier_wait(transition_empty<S>(at.base, at.slot), at.phase ^ 1);
-        barrier_expect(full, bytes);
-        tensor_load(at.box(), map, row, column, full);
-        at.step();
-    }
     __device__ __forceinline__ void first(int column)
     {
-        for (int k = 0; k < S::BOXES; k++) box(&p.w1, column, k * 64, S::WIDTH * 128);
+        for (int k = 0; k < S::BOXES; k++) at.fill(&p.w1, column, k * 64, TRANSITION_WIDTH, 1);
     }
     __device__ __forceinline__ void second(int column)
     {
-        for (int half = 0; half < S::WIDTH / 64; half++)
-            for (int n = 0; n < S::PARTS; n++) box(&p.w2, n * S::N, column + half * 64, S::N * 128);
+        for (int half = 0; half < TRANSITION_WIDTH / 64; half++)
+            for (int n = 0; n < S::PARTS; n++) at.fill(&p.w2, n * S::N, column + half * 64, S::N, 1);
     }
     __device__ __forceinline__ void run()
     {
         for (int tile = blockIdx.x; tile < transition_tiles(p); tile += gridDim.x) {
             first(0);
-            for (int h = 0; h < p.width; h += S::WIDTH) {
+            for (int h = 0; h < p.width; h += TRANSITION_WIDTH) {
                 second(h);
-                if (h + S::WIDTH < p.width) first(h + S::WIDTH);
+                if (h + TRANSITION_WIDTH < p.width) first(h + TRANSITION_WIDTH);
+                if (S::BUFFERS == 1 && h + 2 * TRANSITION_WIDTH == p.width)
+                    transition_prefetch<S>(&p.r, tile + gridDim.x, p.rows);
             }
         }
     }
@@ -164,7 +201,8 @@ template <typename S> __device__ __forceinline__ void transition_vectors(const T
 template <typename S> struct TransitionGroup {
     const TransitionProblem &p;
     TransitionRing<S> at;
-    int group, thread, lane, row; /* row, row + 8: of this thread's accumulators */
+    int group, thread, lane;
+    uint32_t place; /* transition_place() */
 
     /* Two floats of the vectors that stay: gamma, beta, b2, b1. */
     __device__ __forceinline__ float2 vector(int element) const
@@ -182,10 +220,9 @@ template <typename S> struct TransitionGroup {
     {
         return (tile * TRANSITION_GROUPS + group) * TRANSITION_ROWS;
     }
-    /* The word of columns 8 j + 2 (lane % 4) and the next of row `row` (+ 8) of a tile of 64 rows. */
-    __device__ __forceinline__ uint32_t word(uint32_t tile, int j, int h) const
+    __device__ __forceinline__ uint32_t stage(int k) const
     {
-        return tile + j / 8 * TRANSITION_CHUNK + (row + 8 * h) * 128 + ((j % 8 ^ row % 8) << 4) + lane % 4 * 4;
+        return at.base + TRANSITION_GROUPS * S::BUFFERS * S::X_BYTES + (group * 2 + k) * TRANSITION_CHUNK;
     }
 
     __device__ __forceinline__ void load(int tile, int to) const
@@ -200,17 +237,20 @@ template <typename S> struct TransitionGroup {
     __device__ __forceinline__ void start(float (&y)[S::PARTS][S::N / 2], uint32_t x) const
     {
 #pragma unroll
-        for (int n = 0; n < S::PARTS; n++)
+        for (int k = 0; k < S::BOXES; k++) {
+            uint32_t words[16];
+            transition_get(x + k * TRANSITION_CHUNK, place, words);
 #pragma unroll
-            for (int j = 0; j < S::N / 8; j++) {
-                int column = n * S::N + 8 * j + lane % 4 * 2;
-                float2 b = vector(2 * S::C + column);
+            for (int j = 0; j < 8; j++) {
+                float2 b = vector(2 * S::C + k * 64 + 8 * j + lane % 4 * 2);
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    float2 r = unpack_bf16(shared_word(word(x, n * S::N / 8 + j, h)));
-                    y[n][4 * j + 2 * h] = r.x + b.x, y[n][4 * j + 2 * h + 1] = r.y + b.y;
+                    float2 r = unpack_bf16(words[2 * j + h]);
+                    float *to = y[k * 64 / S::N] + k * 64 % S::N / 2 + 4 * j + 2 * h;
+                    to[0] = r.x + b.x, to[1] = r.y + b.y;
                 }
             }
+        }
     }
 
     /* Rows of r become those of x. Lanes l and l + 16 share row l of the warp's sixteen: eight lanes in a row read the
@@ -219,64 +259,75 @@ template <typename S> struct TransitionGroup {
     {
         constexpr int CHUNKS = S::C / 16; /* of eight channels, per lane */
         int at_row = thread / WARP * 16 + lane % 16, first_chunk = lane / 16 * CHUNKS;
+        uint32_t from = x + first_chunk / 8 * TRANSITION_CHUNK + at_row * 128 + ((first_chunk % 8 ^ at_row % 8) << 4);
         float sum = 0, square = 0;
-#pragma unroll 4
-        for (int c = 0; c < CHUNKS; c++) {
-            uint32_t v[4];
-            shared_chunk(chunk(x, at_row, first_chunk + c), v);
+#pragma unroll 1
+        for (int c = 0; c < CHUNKS; c += 4) {
+            uint32_t v[4][4];
+            four_chunks(from, c, v);
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                float2 f = unpack_bf16(v[k]);
+            for (int k = 0; k < 16; k++) {
+                float2 f = unpack_bf16(v[k / 4][k % 4]);
                 sum += f.x + f.y;
             }
         }
         float mean = (sum + __shfl_xor_sync(0xffffffffu, sum, 16)) / S::C;
-#pragma unroll 4
-        for (int c = 0; c < CHUNKS; c++) {
-            uint32_t v[4];
-            shared_chunk(chunk(x, at_row, first_chunk + c), v);
+#pragma unroll 1
+        for (int c = 0; c < CHUNKS; c += 4) {
+            uint32_t v[4][4];
+            four_chunks(from, c, v);
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                float2 f = unpack_bf16(v[k]);
+            for (int k = 0; k < 16; k++) {
+                float2 f = unpack_bf16(v[k / 4][k % 4]);
                 square += (f.x - mean) * (f.x - mean) + (f.y - mean) * (f.y - mean);
             }
         }
         float rstd = 1.0f / sqrtf((square + __shfl_xor_sync(0xffffffffu, square, 16)) / S::C + p.eps);
-#pragma unroll 2
-        for (int c = 0; c < CHUNKS; c++) {
-            uint32_t v[4];
-            shared_chunk(chunk(x, at_row, first_chunk + c), v);
+#pragma unroll 1
+        for (int c = 0; c < CHUNKS; c += 4) {
+            uint32_t v[4][4];
+            four_chunks(from, c, v);
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
+            for (int k = 0; k < 16; k++) {
                 int channel = (first_chunk + c) * 8 + 2 * k;
-                float2 f = unpack_bf16(v[k]), g = vector(channel), b = vector(S::C + channel);
-                v[k] = pack_bf16((f.x - mean) * rstd * g.x + b.x, (f.y - mean) * rstd * g.y + b.y);
+                float2 f = unpack_bf16(v[k / 4][k % 4]), g = vector(channel), b = vector(S::C + channel);
+                v[k / 4][k % 4] = pack_bf16((f.x - mean) * rstd * g.x + b.x, (f.y - mean) * rstd * g.y + b.y);
             }
-            shared_chunk_put(chunk(x, at_row, first_chunk + c), v);
+#pragma unroll
+            for (int k = 0; k < 4; k++) shared_chunk_put(chunk(from, c) ^ k << 4, v[k]);
         }
         int to = first_row(tile) + at_row;
         if (!S::KEEP || lane >= 16 || to >= p.rows) return;
         p.mean[to] = mean, p.rstd[to] = rstd;
     }
-    static __device__ __forceinline__ uint32_t chunk(uint32_t x, int r, int c)
+    /* Chunk c of a row, a multiple of four, from chunk 0 on, and the three after it. */
+    static __device__ __forceinline__ uint32_t chunk(uint32_t from, int c)
     {
-        return x + c / 8 * TRANSITION_CHUNK + r * 128 + ((c % 8 ^ r % 8) << 4);
+        return (from ^ c % 8 << 4) + c / 8 * TRANSITION_CHUNK;
+    }
+    static __device__ __forceinline__ void four_chunks(uint32_t from, int c, uint32_t (&v)[4][4])
+    {
+#pragma unroll
+        for (int k = 0; k < 4; k++) shared_chunk(chunk(from, c) ^ k << 4, v[k]);
     }
 
     /* hidden = x W1^T of some columns */
-    __device__ __forceinline__ void first(float (&hidden)[S::WIDTH / 2], uint32_t x, int *ended)
+    __device__ __forceinline__ void first(float (&hidden)[TRANSITION_WIDTH / 2], uint32_t x, int *ended)
     {
 #pragma unroll
         for (int k = 0; k < S::BOXES; k++) {
             uint64_t a = wgmma_descriptor(x + k * TRANSITION_CHUNK), b = wgmma_descriptor(at.next());
             wgmma_fence();
 #pragma unroll
-            for (int s = 0; s < 4; s++) wgmma_step<S::WIDTH>(hidden, a + s * 2, b + s * 2, k + s > 0);
+            for (int s = 0; s < 4; s++) wgmma_step<TRANSITION_WIDTH>(hidden, a + s * 2, b + s * 2, k + s > 0);
+            wgmma_commit();
             at.advance(thread, ended);
         }
     }
-    /* y += hidden W2^T of 64 hidden columns */
-    __device__ __forceinline__ void second(float (&y)[S::PARTS][S::N / 2], const uint32_t (&hidden)[16], int *ended)
+    /* y += hidden W2^T of 64 hidden columns; `beside` happens while it runs */
+    template <typename Beside>
+    __device__ __forceinline__ void second(float (&y)[S::PARTS][S::N / 2], const uint32_t (&hidden)[16], int *ended,
+                                           const Beside &beside)
     {
 #pragma unroll
         for (int n = 0; n < S::PARTS; n++) {
@@ -284,39 +335,38 @@ template <typename S> struct TransitionGroup {
             wgmma_fence();
 #pragma unroll
             for (int s = 0; s < 4; s++) RegisterProduct<S::N>::step(y[n], hidden + s * 4, b + s * 2);
+            wgmma_commit();
+            if (n == S::PARTS - 1) beside();
             at.advance(thread, ended);
         }
     }
 
-    /* relu(hidden + b1) of the half [64 half, 64 half + 64) as left operands of the second product */
-    __device__ __forceinline__ void activate(uint32_t (&to)[16], const float (&hidden)[S::WIDTH / 2], int half,
-                                             int column) const
+    /* b1 of 64 columns, as the accumulators have them */
+    __device__ __forceinline__ void biases(float2 (&b)[8], int column) const
     {
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float2 b = vector(3 * S::C + column + 8 * j + lane % 4 * 2);
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const float *v = hidden + 32 * half + 4 * j + 2 * h;
-                to[2 * j + h] = pack_bf16(fmaxf(v[0] + b.x, 0.0f), fmaxf(v[1] + b.y, 0.0f));
-            }
-        }
+        for (int j = 0; j < 8; j++) b[j] = vector(3 * S::C + column + 8 * j + lane % 4 * 2);
     }
-    /* 64 columns; two stages in turn. */
-    __device__ __forceinline__ void store_hidden(const uint32_t (&hidden)[16], int tile, int column) const
+    /* relu(hidden + b1) of 64 columns as left operands of the second product */
+    __device__ __forceinline__ void activate(uint32_t (&to)[16], const float *hidden, const float2 (&b)[8]) const
     {
-        int half = column / 64 % 2;
-        uint32_t stage = at.base + TRANSITION_GROUPS * S::BUFFERS * S::X_BYTES + (group * 2 + half) * TRANSITION_CHUNK;
-        if (thread == 0) tensor_store_wait_read<1>();
+#pragma unroll
+        for (int k = 0; k < 16; k++)
+            to[k] = pack_bf16(fmaxf(hidden[2 * k] + b[k / 2].x, 0.0f), fmaxf(hidden[2 * k + 1] + b[k / 2].y, 0.0f));
+    }
+    /* What the last step kept has left. */
+    __device__ __forceinline__ void stages_free() const
+    {
+        if (thread == 0) tensor_store_wait_read();
         transition_sync(group);
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) shared_word_put(word(stage, j, h), hidden[2 * j + h]);
+    }
+    /* The step's columns of the hidden layer, which are in their stages. */
+    __device__ __forceinline__ void send_hidden(int tile, int column) const
+    {
         async_fence();
         transition_sync(group);
         if (thread > 0) return;
-        tensor_store(&p.hidden, stage, first_row(tile), column);
+        for (int half = 0; half < 2; half++) tensor_store(&p.hidden, stage(half), first_row(tile), column + half * 64);
         tensor_store_commit();
     }
 
@@ -324,18 +374,18 @@ template <typename S> struct TransitionGroup {
     __device__ __forceinline__ void store(const float (&y)[S::PARTS][S::N / 2], uint32_t x, int tile) const
     {
 #pragma unroll
-        for (int n = 0; n < S::PARTS; n++)
+        for (int k = 0; k < S::BOXES; k++) {
+            const float *from = y[k * 64 / S::N] + k * 64 % S::N / 2;
+            uint32_t words[16];
 #pragma unroll
-            for (int j = 0; j < S::N / 8; j++)
-#pragma unroll
-                for (int h = 0; h < 2; h++)
-                    shared_word_put(word(x, n * S::N / 8 + j, h),
-                                    pack_bf16(y[n][4 * j + 2 * h], y[n][4 * j + 2 * h + 1]));
+            for (int j = 0; j < 16; j++) words[j] = pack_bf16(from[2 * j], from[2 * j + 1]);
+            transition_put(x + k * TRANSITION_CHUNK, place, words);
+        }
         out(&p.y, x, tile);
         if (!p.behind.gamma) return;
+        EightScales scales = eight_scales(p.behind, thread % (S::C / 8) * 8);
         if (thread == 0) tensor_store_wait_read();
         transition_sync(group);
-        EightScales scales = eight_scales(p.behind, thread % (S::C / 8) * 8);
         norm_tile<S::C>(p.behind, scales, x, x, thread / WARP * 16, first_row(tile), p.rows, true);
         out(&p.normal, x, tile);
     }
@@ -350,10 +400,10 @@ template <typename S> struct TransitionGroup {
 
     __device__ __forceinline__ void tile(int tile, uint32_t x)
     {
-        float y[S::PARTS][S::N / 2], hidden[S::WIDTH / 2];
+        float y[S::PARTS][S::N / 2], hidden[TRANSITION_WIDTH / 2];
         int ended = 0;
         start(y, x);
-        transition_sync(group);
+        __syncwarp(); /* a warp reads and writes rows of its own */
         normalize(x, tile);
         if (S::KEEP)
             out(&p.x, x, tile);
@@ -361,20 +411,25 @@ template <typename S> struct TransitionGroup {
             async_fence(), transition_sync(group);
         first(hidden, x, &ended);
 #pragma unroll 1
-        for (int column = 0; column < p.width; column += S::WIDTH) {
-            at.drain(thread, &ended);
+        for (int column = 0; column < p.width; column += TRANSITION_WIDTH) {
+            if (S::KEEP) stages_free();
 #pragma unroll
-            for (int half = 0; half < S::WIDTH / 64; half++) {
+            for (int half = 0; half < 2; half++) {
                 uint32_t activated[16];
-                activate(activated, hidden, half, column + half * 64);
-                if (S::KEEP) store_hidden(activated, tile, column + half * 64);
-                second(y, activated, &ended);
+                float2 b[8];
+                biases(b, column + half * 64);
+                if (half == 0 || S::IN_TURN) at.drain(thread, &ended);
+                activate(activated, hidden + 32 * half, b);
+                if (S::KEEP) transition_put(stage(half), place, activated);
+                second(y, activated, &ended, [&] {
+                    if (S::KEEP && half == 1) send_hidden(tile, column);
+                });
             }
-            if (column + S::WIDTH < p.width) first(hidden, x, &ended);
+            if (column + TRANSITION_WIDTH < p.width) first(hidden, x, &ended);
         }
         at.drain(thread, &ended);
-        if (S::KEEP) { /* x is on its way out of the place of y */
-            if (thread == 0) tensor_store_wait_read();
+        if (S::KEEP) { /* x has left the place of y; the last columns of the hidden layer may be on their way */
+            if (thread == 0) tensor_store_wait_read<1>();
             transition_sync(group);
         }
         store(y, x, tile);
@@ -408,7 +463,7 @@ template <typename S>
 __global__ void __launch_bounds__(TRANSITION_THREADS, 1) transition_kernel(const __grid_constant__ TransitionProblem p)
 {
     extern __shared__ __align__(1024) char shared[];
-    int group = threadIdx.x / 128;
+    int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* the compiler sees that a warp has one */
     TransitionRing<S> at = {shared_address(shared), 0, 0};
     if (threadIdx.x == 0) {
         for (int s = 0; s < S::SLOTS; s++) {
@@ -434,7 +489,7 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1) transition_kernel(const
         stage_release();
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         int thread = threadIdx.x % 128, lane = thread % WARP;
-        TransitionGroup<S> g = {p, at, group, thread, lane, thread / WARP * 16 + lane / 4};
+        TransitionGroup<S> g = {p, at, group, thread, lane, transition_place()};
         g.run(vectors);
     }
 }

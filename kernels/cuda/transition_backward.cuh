@@ -52,23 +52,15 @@ __device__ __forceinline__ int gradient_tiles(const TransitionGradient &p)
 template <typename S> struct GradientFeed {
     const TransitionGradient &p;
     TransitionRing<S> at;
-    /* `boxes` of rows x 64 from (row, column) on, one beside the other */
-    __device__ __forceinline__ void box(const CUtensorMap *map, int row, int column, int rows, int boxes)
-    {
-        uint32_t full = transition_full<S>(at.base, at.slot), to = at.box();
-        barrier_wait(transition_empty<S>(at.base, at.slot), at.phase ^ 1);
-        barrier_expect(full, boxes * rows * 128);
-        for (int k = 0; k < boxes; k++) tensor_load(to + k * rows * 128, map, row, column + k * 64, full);
-        at.step();
-    }
     __device__ __forceinline__ void first(int column)
     {
-        for (int k = 0; k < S::FIRST_BOXES; k++) box(&p.w2, k * S::FIRST_ROWS, column, S::FIRST_ROWS, S::WIDTH / 64);
+        for (int k = 0; k < S::FIRST_BOXES; k++)
+            at.fill(&p.w2, k * S::FIRST_ROWS, column, S::FIRST_ROWS, S::WIDTH / 64);
     }
     __device__ __forceinline__ void second(int column)
     {
         for (int half = 0; half < S::WIDTH / 64; half++)
-            for (int n = 0; n < S::PARTS; n++) box(&p.w1, column + half * 64, n * S::N, 64, S::N / 64);
+            for (int n = 0; n < S::PARTS; n++) at.fill(&p.w1, column + half * 64, n * S::N, 64, S::N / 64);
     }
     __device__ __forceinline__ void run()
     {
@@ -77,6 +69,9 @@ template <typename S> struct GradientFeed {
             for (int column = 0; column < p.width; column += S::WIDTH) {
                 second(column);
                 if (column + S::WIDTH < p.width) first(column + S::WIDTH);
+                if (S::APART || column + 4 * S::WIDTH != p.width) continue;
+                transition_prefetch<S>(&p.x, tile, p.edge.rows); /* what one place has to wait for */
+                transition_prefetch<S>(&p.dy, tile + gridDim.x, p.edge.rows);
             }
         }
     }
@@ -94,8 +89,9 @@ template <typename S> __device__ __forceinline__ void gradient_gamma(const Trans
 template <typename S> struct GradientGroup {
     const TransitionGradient &p;
     TransitionRing<S> at;
-    int group, thread, lane, row; /* row, row + 8: of this thread's accumulators */
-    int hidden_tiles;             /* of this block's rows in all */
+    int group, thread;
+    uint32_t place;   /* transition_place() */
+    int hidden_tiles; /* of this block's rows in all */
 
     __device__ __forceinline__ uint32_t dy() const { return at.base + group * S::X_BYTES; }
     __device__ __forceinline__ uint32_t x() const { return dy() + (S::APART ? TRANSITION_GROUPS * S::X_BYTES : 0); }
@@ -107,12 +103,6 @@ template <typename S> struct GradientGroup {
     {
         return (tile * TRANSITION_GROUPS + group) * TRANSITION_ROWS;
     }
-    /* The word of columns 8 j + 2 (lane % 4) and the next of row `row` (+ 8) of 64 columns. */
-    __device__ __forceinline__ uint32_t word(uint32_t tile, int j, int h) const
-    {
-        return tile + (row + 8 * h) * 128 + ((j % 8 ^ row % 8) << 4) + lane % 4 * 4;
-    }
-
     __device__ __forceinline__ void load(const CUtensorMap *map, int tile, uint32_t to, int which) const
     {
         uint32_t arrived = gradient_arrived<S>(at.base, group, which);
@@ -146,11 +136,14 @@ template <typename S> struct GradientGroup {
                 uint64_t a = wgmma_descriptor(dy() + step / 4 * TRANSITION_CHUNK) + step % 4 * 2;
                 GroupProduct<S::WIDTH, false, true>::step(hidden, a, b + s * (2048 >> 4), step > 0);
             }
+            wgmma_commit();
             at.advance(thread, ended);
         }
     }
-    /* d += dh W1 of 64 hidden columns */
-    __device__ __forceinline__ void second(float (&d)[S::PARTS][S::N / 2], const uint32_t (&dh)[16], int *ended)
+    /* d += dh W1 of 64 hidden columns; `beside` happens while it runs */
+    template <typename Beside>
+    __device__ __forceinline__ void second(float (&d)[S::PARTS][S::N / 2], const uint32_t (&dh)[16], int *ended,
+                                           const Beside &beside)
     {
 #pragma unroll
         for (int n = 0; n < S::PARTS; n++) {
@@ -158,29 +151,34 @@ template <typename S> struct GradientGroup {
             wgmma_fence();
 #pragma unroll
             for (int s = 0; s < 4; s++) RegisterProduct<S::N, true>::step(d[n], dh + s * 4, b + s * (2048 >> 4));
+            wgmma_commit();
+            if (n == S::PARTS - 1) beside();
             at.advance(thread, ended);
         }
     }
 
-    /* 64 hidden columns where h > 0, as left operands of the second product; over h, and out from there. */
-    __device__ __forceinline__ void mask(uint32_t (&to)[16], const float (&hidden)[S::WIDTH / 2], int half, int id,
-                                         int tile, int column) const
+    /* h of 64 columns, once it is there */
+    __device__ __forceinline__ void get_hidden(uint32_t (&h)[16], int id) const
     {
-        uint32_t place = hidden_tile(id);
         barrier_wait(gradient_arrived<S>(at.base, group, 2 + id % HIDDEN_TILES), id / HIDDEN_TILES & 1);
+        transition_get(hidden_tile(id), place, h);
+    }
+    /* h becomes dh: 64 hidden columns where h > 0, as left operands of the second product. */
+    __device__ __forceinline__ void mask(uint32_t (&h)[16], const float *hidden) const
+    {
 #pragma unroll
-        for (int j = 0; j < 8; j++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const float *v = hidden + 32 * half + 4 * j + 2 * h;
-                float2 y = unpack_bf16(shared_word(word(place, j, h)));
-                to[2 * j + h] = pack_bf16(y.x > 0 ? v[0] : 0.0f, y.y > 0 ? v[1] : 0.0f);
-                shared_word_put(word(place, j, h), to[2 * j + h]);
-            }
+        for (int k = 0; k < 16; k++) {
+            float2 y = unpack_bf16(h[k]);
+            h[k] = pack_bf16(y.x > 0 ? hidden[2 * k] : 0.0f, y.y > 0 ? hidden[2 * k + 1] : 0.0f);
+        }
+    }
+    /* dh, which lies over h, leaves, and the tile before it makes room for another. */
+    __device__ __forceinline__ void send_hidden(int id, int tile, int column) const
+    {
         async_fence();
         transition_sync(group);
         if (thread > 0) return;
-        tensor_store(&p.dh, place, first_row(tile), column);
+        tensor_store(&p.dh, hidden_tile(id), first_row(tile), column);
         tensor_store_commit();
         tensor_store_wait_read<1>(); /* the tile before this one has left */
         load_hidden(id + HIDDEN_TILES - 1);
@@ -204,17 +202,22 @@ template <typename S> struct GradientGroup {
 #pragma unroll 1
         for (int column = 0; column < p.width; column += S::WIDTH) {
             bool last = column + S::WIDTH >= p.width;
+            int hidden_id = id * (p.width / 64) + column / 64;
+            uint32_t h[S::WIDTH / 64][16];
+#pragma unroll
+            for (int half = 0; half < S::WIDTH / 64; half++) get_hidden(h[half], hidden_id + half);
             at.drain(thread, &ended);
 #pragma unroll
             for (int half = 0; half < S::WIDTH / 64; half++) {
-                int here = column + half * 64;
-                uint32_t dh[16];
-                mask(dh, hidden, half, id * (p.width / 64) + here / 64, tile, here);
-                if (last && half == 0) { /* nobody reads dy in shared memory any more */
+                mask(h[half], hidden + 32 * half);
+                transition_put(hidden_tile(hidden_id + half), place, h[half]);
+                second(d, h[half], &ended, [&] {
+                    send_hidden(hidden_id + half, tile, column + half * 64);
+                    if (!last || half > 0) return;
+                    /* nobody reads dy in shared memory any more */
                     if (!S::APART && thread == 0) load_x(tile);
                     if (S::APART && more) load_dy(next);
-                }
-                second(d, dh, &ended);
+                });
             }
             if (!last) first(hidden, &ended);
         }
@@ -261,7 +264,7 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1)
     transition_backward_kernel(const __grid_constant__ TransitionGradient p)
 {
     extern __shared__ __align__(1024) char shared[];
-    int group = threadIdx.x / 128;
+    int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); /* the compiler sees that a warp has one */
     TransitionRing<S> at = {shared_address(shared), 0, 0};
     if (threadIdx.x == 0) {
         for (int s = 0; s < S::SLOTS; s++) {
@@ -286,9 +289,9 @@ __global__ void __launch_bounds__(TRANSITION_THREADS, 1)
         stage_wait();
         stage_release();
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        int thread = threadIdx.x % 128, lane = thread % WARP, tiles = 0;
+        int thread = threadIdx.x % 128, tiles = 0;
         for (int t = blockIdx.x; t < gradient_tiles(p); t += gridDim.x) tiles++;
-        GradientGroup<S> g = {p, at, group, thread, lane, thread / WARP * 16 + lane / 4, tiles * (p.width / 64)};
+        GradientGroup<S> g = {p, at, group, thread, transition_place(), tiles * (p.width / 64)};
         g.run(reinterpret_cast<float *>(shared + S::RING_AT), gamma);
     }
 }
