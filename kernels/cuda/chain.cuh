@@ -17,8 +17,10 @@ enum {
     CHAIN_V_BYTES = CHAIN_N * 2 * CHAIN_D * 2, /* of two l */
     CHAIN_Y_BYTES = CHAIN_P * CHAIN_D * CHAIN_K * 2,
     CHAIN_STAGE_BYTES = 2 * CHAIN_X_BYTES + CHAIN_V_BYTES,
-    CHAIN_SHARED_BYTES = CHAIN_STAGES * CHAIN_STAGE_BYTES + CHAIN_Y_BYTES + 1024
+    CHAIN_ROOM_BYTES = 38 * 1024, /* of the epilogue */
+    CHAIN_SHARED_BYTES = CHAIN_STAGES * CHAIN_STAGE_BYTES + CHAIN_Y_BYTES + CHAIN_ROOM_BYTES + 1024
 };
+enum { CHAIN_IDLE = CHAIN_THREADS - CHAIN_GROUPS * 128 - WARP }; /* threads that neither multiply nor bring operands */
 
 /* Axes of the maps: x: k, l, i; y: k, (p, d); v: (l, d), n. Sums over l may be cut into runs of `steps` pairs of l. */
 struct ChainProblem {
@@ -32,9 +34,10 @@ template <typename Epilogue> struct ChainWork {
     int first;
 };
 
-/* Place of a block: p fastest, so that a cluster has one row tile. */
+/* Place of a block: p fastest, so that a cluster has one row tile. Barriers of the epilogue: `kept`, by the idle
+ * threads when its constants are there; `brought`, for its copies. */
 struct ChainPlace {
-    uint32_t ring, y, full, empty, ready;
+    uint32_t ring, y, room, full, empty, ready, kept, brought;
     int row0, p0, run, steps, cluster;
 };
 
@@ -71,6 +74,17 @@ __device__ __forceinline__ void chain_lower(uint32_t (&a)[16], float (&t)[32])
     for (int k = 0; k < 16; k++) a[k] = pack_bf16(t[2 * k], t[2 * k + 1]);
 }
 
+__device__ __forceinline__ uint32_t chain_slot(const ChainPlace &at, int step)
+{
+    return at.ring + (uint32_t)(step % CHAIN_STAGES) * CHAIN_STAGE_BYTES;
+}
+/* Until the slot of this step is free. That of the step behind the last is when the last but one begins. */
+__device__ __forceinline__ void chain_slot_wait(const ChainPlace &at, int step)
+{
+    int round = step / CHAIN_STAGES;
+    if (round > 0) barrier_wait(at.empty + step % CHAIN_STAGES * 8, (round - 1) & 1);
+}
+
 /* One thread: y, then its share of the stages. */
 __device__ __forceinline__ void chain_produce(const ChainProblem &p, const ChainPlace &at)
 {
@@ -80,9 +94,9 @@ __device__ __forceinline__ void chain_produce(const ChainProblem &p, const Chain
     for (int k = 0; k < CHAIN_K / 64; k++)
         tensor_load(at.y + k * CHAIN_Y_BYTES / 2, &p.y, at.p0 * CHAIN_D, k * 64, at.ready);
     for (int step = 0; step < p.steps; step++) {
-        int stage = step % CHAIN_STAGES, round = step / CHAIN_STAGES, l = 2 * (at.run * p.steps + step);
-        uint32_t target = at.ring + (uint32_t)stage * CHAIN_STAGE_BYTES, full = at.full + stage * 8;
-        if (round > 0) barrier_wait(at.empty + stage * 8, (round - 1) & 1);
+        int l = 2 * (at.run * p.steps + step);
+        uint32_t target = chain_slot(at, step), full = at.full + step % CHAIN_STAGES * 8;
+        chain_slot_wait(at, step);
         barrier_expect(full, CHAIN_STAGE_BYTES);
         for (int q = (int)rank; q < 2; q += p.cluster) {
             uint32_t x = target + q * CHAIN_X_BYTES, v = target + 2 * CHAIN_X_BYTES + q * CHAIN_V_BYTES / 2;
@@ -113,34 +127,36 @@ __device__ __forceinline__ void chain_exchange(uint32_t (&w)[4])
 
 /* Rows `row`, row + 8 of r_p, in runs of 8 columns. Epilogue: float scale(i, p); uint32_t lower(scale, n, a, b) for
  * columns n, n + 1; for columns n .. n + 7 uint4 before(i, p, n), what is read of them, all of it before the first
- * uint4 store(i, p, n, uint4, before), which gives what it stores; void finish(i, p, those of this thread), in order.
- */
+ * uint4 store(i, p, n, uint4, before), which gives what it stores; void finish(i, p, those of this thread, in order)
+ * for rows i and i + 8. Both rows at a time, so that a thread has more to do while it waits for other lanes. */
 template <typename Epilogue>
 __device__ __forceinline__ void chain_store(const Epilogue &epilogue, const float (&r)[64], int row, int p)
 {
     int t = threadIdx.x % 4;
-    uint4 before[2][CHAIN_N / 32];
+    uint4 before[2][CHAIN_N / 32], stored[2][CHAIN_N / 32];
+    float scale[2] = {epilogue.scale(row, p), epilogue.scale(row + 8, p)};
 #pragma unroll
     for (int k = 0; k < 2 * (CHAIN_N / 32); k++)
         before[k % 2][k / 2] = epilogue.before(row + k % 2 * 8, p, (k / 2 * 4 + t) * 8);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        float scale = epilogue.scale(row + 8 * half, p);
-        uint4 stored[CHAIN_N / 32];
+    for (int j = 0; j < CHAIN_N / 8; j += 4) {
+        uint32_t w[2][4];
 #pragma unroll
-        for (int j = 0; j < CHAIN_N / 8; j += 4) {
-            uint32_t w[4];
+        for (int k = 0; k < 4; k++)
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
+            for (int half = 0; half < 2; half++) {
                 int at = 4 * (j + k) + 2 * half;
-                w[k] = epilogue.lower(scale, (j + k) * 8 + t * 2, r[at], r[at + 1]);
+                w[half][k] = epilogue.lower(scale[half], (j + k) * 8 + t * 2, r[at], r[at + 1]);
             }
-            chain_exchange(w);
-            stored[j / 4] =
-                epilogue.store(row + 8 * half, p, (j + t) * 8, make_uint4(w[0], w[1], w[2], w[3]), before[half][j / 4]);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            uint32_t(&v)[4] = w[half];
+            chain_exchange(v);
+            stored[half][j / 4] =
+                epilogue.store(row + 8 * half, p, (j + t) * 8, make_uint4(v[0], v[1], v[2], v[3]), before[half][j / 4]);
         }
-        epilogue.finish(row + 8 * half, p, stored);
     }
+    epilogue.finish(row, p, stored);
 }
 
 /* The sums of a run of l, f32 [run][p][i][128]. */
@@ -148,10 +164,13 @@ struct ChainSums {
     static constexpr int PROBLEMS = 2;
     float *to;
     int rows, count_p;
-    __device__ __forceinline__ void fetch(int, int) const {}
-    __device__ __forceinline__ void put(const float (&r)[64], int run, int row, int p) const
+    __device__ __forceinline__ void keep(const ChainPlace &, int) const {}
+    __device__ __forceinline__ void bring(const ChainPlace &) const {}
+    __device__ __forceinline__ void wait(const ChainPlace &) const {}
+    __device__ __forceinline__ void put(const float (&r)[64], const ChainPlace &place, int row, int p) const
     {
-        float *at = to + (((int64_t)run * count_p + p) * rows + row) * CHAIN_N + threadIdx.x % 4 * 2;
+        int64_t of_p = (int64_t)place.run * count_p + place.p0 + p;
+        float *at = to + (of_p * rows + place.row0 + row) * CHAIN_N + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int j = 0; j < CHAIN_N / 8; j++)
 #pragma unroll
@@ -161,7 +180,7 @@ struct ChainSums {
     }
 };
 
-/* Two p of a warpgroup. The last inner product of all is not used. */
+/* Two p of a warpgroup. */
 template <typename Epilogue>
 __device__ __forceinline__ void chain_consume(const Epilogue &epilogue, const ChainPlace &at)
 {
@@ -176,14 +195,18 @@ __device__ __forceinline__ void chain_consume(const Epilogue &epilogue, const Ch
     chain_first(t0, at.ring, y);
     int step = 0;
     do {
-        int next = step + 1 < at.steps ? step + 1 : step;
-        uint32_t x = at.ring + (uint32_t)(step % CHAIN_STAGES) * CHAIN_STAGE_BYTES, v = x + 2 * CHAIN_X_BYTES;
+        int next = step + 1;
+        uint32_t x = chain_slot(at, step), v = x + 2 * CHAIN_X_BYTES;
         chain_first(t1, x + CHAIN_X_BYTES, y);
         chain_lower(a, t0);
         if (step > 0 && lane < at.cluster) barrier_arrive_at(at.empty + (step - 1) % CHAIN_STAGES * 8, lane);
         chain_second(r0, r1, a, v);
-        barrier_wait(at.full + next % CHAIN_STAGES * 8, next / CHAIN_STAGES & 1);
-        chain_first(t0, at.ring + (uint32_t)(next % CHAIN_STAGES) * CHAIN_STAGE_BYTES, y);
+        if (next < at.steps) {
+            barrier_wait(at.full + next % CHAIN_STAGES * 8, next / CHAIN_STAGES & 1);
+            chain_first(t0, chain_slot(at, next), y);
+        } else {
+            wgmma_wait<0>();
+        }
         chain_lower(a, t1);
         chain_second(r0, r1, a, v + 64);
         /* t0 too: the compiler takes only sums of one place round the loop while they are in work */
@@ -192,18 +215,20 @@ __device__ __forceinline__ void chain_consume(const Epilogue &epilogue, const Ch
     } while (++step < at.steps);
     wgmma_wait<0>();
     wgmma_settle(r0), wgmma_settle(r1);
-    int row = at.row0 + warp % 4 * 16 + lane / 4, member = at.p0 + group * 2;
-    epilogue.put(r0, at.run, row, member);
-    epilogue.put(r1, at.run, row, member + 1);
+    epilogue.wait(at);
+    int row = warp % 4 * 16 + lane / 4, member = group * 2;
+    epilogue.put(r0, at, row, member);
+    epilogue.put(r1, at, row, member + 1);
 }
 
-/* grid: runs x row tiles x p / 4. Epilogue: void fetch(row, p0), one thread per row at the start; void put(sums, run,
- * row, p) of rows row and row + 8. */
+/* grid: runs x row tiles x p / 4. Epilogue: void keep(place, thread), the idle threads at the start; void bring(place),
+ * the copying warp behind the operands; void wait(place) for both; void put(sums, place, row, p) of rows row and
+ * row + 8, these and p within the block. */
 template <typename Epilogue>
 __global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(const __grid_constant__ ChainWork<Epilogue> work)
 {
     extern __shared__ char shared[];
-    __shared__ __align__(8) uint64_t barriers[2 * CHAIN_STAGES + 1];
+    __shared__ __align__(8) uint64_t barriers[2 * CHAIN_STAGES + 3];
     int second = Epilogue::PROBLEMS > 1 && (int)blockIdx.x >= work.first,
         block = (int)blockIdx.x - (second ? work.first : 0);
     const ChainProblem &p = work.problem[second];
@@ -211,7 +236,9 @@ __global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(const __grid_co
     int group = threadIdx.x / 128, tile = block / p.blocks_p;
     ChainPlace at;
     at.ring = (shared_address(shared) + 1023) & ~1023u, at.y = at.ring + CHAIN_STAGES * CHAIN_STAGE_BYTES;
+    at.room = at.y + CHAIN_Y_BYTES;
     at.full = shared_address(barriers), at.empty = at.full + CHAIN_STAGES * 8, at.ready = at.empty + CHAIN_STAGES * 8;
+    at.kept = at.ready + 8, at.brought = at.kept + 8;
     at.row0 = tile % p.tiles * CHAIN_ROWS, at.p0 = block % p.blocks_p * CHAIN_P, at.run = tile / p.tiles;
     at.steps = p.steps, at.cluster = p.cluster;
     if (threadIdx.x == 0) {
@@ -220,17 +247,25 @@ __global__ void __launch_bounds__(CHAIN_THREADS, 1) chain_kernel(const __grid_co
             barrier_init(at.empty + s * 8, p.cluster * CHAIN_GROUPS * 4);
         }
         barrier_init(at.ready, 1);
+        barrier_init(at.kept, CHAIN_IDLE);
+        barrier_init(at.brought, 1);
         barrier_publish();
     }
+    if (threadIdx.x == CHAIN_GROUPS * 128) tensor_prefetch(&p.y), tensor_prefetch(&p.x), tensor_prefetch(&p.v);
     __syncthreads();
-    cluster_sync();
+    cluster_meet(); /* what is handed over are the barriers, which are published */
     stage_wait();
     /* registers of the idle warps go to the products */
     if (group == CHAIN_GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         int idle = (int)threadIdx.x - CHAIN_GROUPS * 128 - WARP;
-        if (threadIdx.x == CHAIN_GROUPS * 128) chain_produce(p, at);
-        if (idle >= 0 && idle < CHAIN_ROWS) epilogue.fetch(at.row0 + idle, at.p0);
+        if (idle >= 0) {
+            epilogue.keep(at, idle);
+        } else {
+            if (threadIdx.x == CHAIN_GROUPS * 128) chain_produce(p, at);
+            __syncwarp();
+            epilogue.bring(at);
+        }
         __syncwarp();
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");

@@ -160,9 +160,16 @@ static int64_t opm_turned(const Outer &o)
 
 /* --- forward */
 
-/* y[i, j, n] = (x + bias) / (count + eps), plus the residual where there is one; then the layer norm of y */
+/* y[i, j, n] = (x + bias) / (count + eps), plus the residual where there is one; then the layer norm of y. In a chain
+ * what it reads of other tensors is in shared memory by then, so that the products' warps wait for no loads: constants
+ * from idle threads, half of the residual's rows in room of their own, half in a slot of the ring that is free early.
+ */
 struct OpmEpilogue {
     static constexpr int PROBLEMS = 1;
+    /* floats of the constants; rows of the residual 16 banks apart */
+    static constexpr int SCALES = 0, BIAS = CHAIN_ROWS * CHAIN_P, GAMMA = BIAS + CHAIN_N, BETA = GAMMA + CHAIN_N;
+    static constexpr int HALF_ROWS = CHAIN_ROWS / 2, ROW_BYTES = CHAIN_P * CHAIN_N * 2, ROW_PITCH = ROW_BYTES + 64;
+    static constexpr int RESIDUAL_AT = CHAIN_ROOM_BYTES - HALF_ROWS * ROW_PITCH;
     bf16 *y;
     const bf16 *residual;
     AnyReal count;
@@ -170,23 +177,66 @@ struct OpmEpilogue {
     float eps;
     int m;
     FrontNorm norm;
-    /* a thread per row brings what put() will read of four j to the L2 cache */
-    __device__ __forceinline__ void fetch(int i, int j0) const
+    __device__ __forceinline__ void keep(const ChainPlace &at, int thread) const
     {
-        if (residual) bulk_prefetch(residual + place(i, j0, 0), CHAIN_P * CHAIN_N * sizeof(bf16));
+        if (thread < CHAIN_ROWS) {
+            /* to the L2 cache, whence bring() takes it */
+            if (residual) bulk_prefetch(residual + place(at.row0 + thread, at.p0, 0), ROW_BYTES);
+#pragma unroll
+            for (int k = 0; k < CHAIN_P; k++)
+                keep_float(at, SCALES + thread * CHAIN_P + k, scale(at.row0 + thread, at.p0 + k));
+        }
+        for (int n = thread; n < CHAIN_N; n += CHAIN_IDLE) {
+            keep_float(at, BIAS + n, bias[n]);
+            if (!norm.gamma) continue;
+            keep_float(at, GAMMA + n, norm.gamma[n]);
+            keep_float(at, BETA + n, norm.beta[n]);
+        }
+        barrier_arrive(at.kept);
     }
-    __device__ __forceinline__ void put(const float (&r)[64], int, int i, int j) const { chain_store(*this, r, i, j); }
-    __device__ __forceinline__ float scale(int i, int j) const { return 1.0f / (count[(int64_t)i * m + j] + eps); }
-    __device__ __forceinline__ uint32_t lower(float scale, int n, float a, float b) const
+    __device__ __forceinline__ void bring(const ChainPlace &at) const
     {
-        return pack_bf16((a + bias[n]) * scale, (b + bias[n + 1]) * scale);
+        static_assert((BETA + CHAIN_N) * 4 <= RESIDUAL_AT && RESIDUAL_AT % 16 == 0 && HALF_ROWS == WARP);
+        if (!residual) return;
+        int lane = threadIdx.x % WARP;
+        if (lane == 0) barrier_expect(at.brought, CHAIN_ROWS * ROW_BYTES);
+        __syncwarp();
+        bring_row(at, lane);
+        chain_slot_wait(at, at.steps);
+        bring_row(at, HALF_ROWS + lane);
     }
-    __device__ __forceinline__ int64_t place(int i, int j, int n) const { return ((int64_t)i * m + j) * CHAIN_N + n; }
-    __device__ __forceinline__ uint4 before(int i, int j, int n) const
+    __device__ __forceinline__ void bring_row(const ChainPlace &at, int row) const
     {
-        return residual ? *reinterpret_cast<const uint4 *>(residual + place(i, j, n)) : make_uint4(0, 0, 0, 0);
+        bulk_load(residual_at(at, row), residual + place(at.row0 + row, at.p0, 0), ROW_BYTES, at.brought);
     }
-    __device__ __forceinline__ uint4 store(int i, int j, int n, uint4 v, uint4 r) const
+    __device__ __forceinline__ void wait(const ChainPlace &at) const
+    {
+        barrier_wait(at.kept, 0);
+        if (residual) barrier_wait(at.brought, 0);
+    }
+    static __device__ __forceinline__ uint32_t residual_at(const ChainPlace &at, int row)
+    {
+        uint32_t half = row < HALF_ROWS ? at.room + RESIDUAL_AT : chain_slot(at, at.steps);
+        return half + row % HALF_ROWS * ROW_PITCH;
+    }
+    static __device__ __forceinline__ void keep_float(const ChainPlace &at, int k, float x)
+    {
+        shared_word_put(at.room + k * 4, __float_as_uint(x));
+    }
+    __device__ __forceinline__ void put(const float (&r)[64], const ChainPlace &at, int row, int p) const;
+    __device__ __forceinline__ float scale(int i, int j) const
+    {
+        return 1.0f / (count[(int64_t)i * m + j] + eps);
+    }
+    static __device__ __forceinline__ uint32_t lower(float scale, float2 add, float a, float b)
+    {
+        return pack_bf16((a + add.x) * scale, (b + add.y) * scale);
+    }
+    __device__ __forceinline__ int64_t place(int i, int j, int n) const
+    {
+        return ((int64_t)i * m + j) * CHAIN_N + n;
+    }
+    __device__ __forceinline__ uint4 store(int i, int j, int n, uint4 v, uint4 r, bool residual) const
     {
         if (residual) {
             v.x = add_bf16(v.x, r.x), v.y = add_bf16(v.y, r.y), v.z = add_bf16(v.z, r.z), v.w = add_bf16(v.w, r.w);
@@ -194,32 +244,52 @@ struct OpmEpilogue {
         *reinterpret_cast<uint4 *>(y + place(i, j, n)) = v;
         return v;
     }
-    /* Four neighbouring lanes have a row, lane t of them its runs t, 4 + t, ... of eight channels. */
-    __device__ __forceinline__ void finish(int i, int j, const uint4 (&row)[CHAIN_N / 32]) const
+    /* Of two pairs (i, j), `second` that many further. Four neighbouring lanes have a row, lane t of them its runs t,
+     * 4 + t, ... of eight channels. scales(n): EightScales of channels n .. n + 7. */
+    template <typename Scales>
+    __device__ __forceinline__ void finish(int64_t pair, int second, const uint4 (&rows)[2][CHAIN_N / 32],
+                                           const Scales &scales) const
     {
-        if (!norm.gamma) return;
         constexpr int RUNS = CHAIN_N / 32;
         int lane = threadIdx.x % 4;
-        float s[RUNS];
-        uint32_t v[RUNS][4];
+        float mean[2], rstd[2];
+        uint32_t v[2][RUNS][4];
 #pragma unroll
-        for (int k = 0; k < RUNS; k++) {
-            v[k][0] = row[k].x, v[k][1] = row[k].y, v[k][2] = row[k].z, v[k][3] = row[k].w;
-            s[k] = eight_sum(v[k]);
+        for (int half = 0; half < 2; half++) {
+            float s[RUNS];
+#pragma unroll
+            for (int k = 0; k < RUNS; k++) {
+                const uint4 &row = rows[half][k];
+                v[half][k][0] = row.x, v[half][k][1] = row.y, v[half][k][2] = row.z, v[half][k][3] = row.w;
+                s[k] = eight_sum(v[half][k]);
+            }
+            mean[half] = lanes_sum<4>(pairs_sum(s)) / CHAIN_N;
         }
-        float mean = lanes_sum<4>(pairs_sum(s)) / CHAIN_N;
 #pragma unroll
-        for (int k = 0; k < RUNS; k++) s[k] = eight_squares(v[k], mean);
-        float rstd = 1.0f / sqrtf(lanes_sum<4>(pairs_sum(s)) / CHAIN_N + norm.eps);
+        for (int half = 0; half < 2; half++) {
+            float s[RUNS];
+#pragma unroll
+            for (int k = 0; k < RUNS; k++) s[k] = eight_squares(v[half][k], mean[half]);
+            rstd[half] = 1.0f / sqrtf(lanes_sum<4>(pairs_sum(s)) / CHAIN_N + norm.eps);
+        }
 #pragma unroll
         for (int k = 0; k < RUNS; k++) {
             int n = (4 * k + lane) * 8;
-            eight_normalize(v[k], mean, rstd, eight_scales(norm, n));
-            *reinterpret_cast<uint4 *>(norm.y + place(i, j, n)) = make_uint4(v[k][0], v[k][1], v[k][2], v[k][3]);
+            EightScales of_n = scales(n);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                uint32_t(&w)[4] = v[half][k];
+                eight_normalize(w, mean[half], rstd[half], of_n);
+                *reinterpret_cast<uint4 *>(norm.y + (pair + half * second) * CHAIN_N + n) =
+                    make_uint4(w[0], w[1], w[2], w[3]);
+            }
         }
         if (!norm.mean || lane > 0) return;
-        norm.mean[(int64_t)i * m + j] = mean;
-        norm.rstd[(int64_t)i * m + j] = rstd;
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            norm.mean[pair + half * second] = mean[half];
+            norm.rstd[pair + half * second] = rstd[half];
+        }
     }
     static __device__ __forceinline__ uint32_t add_bf16(uint32_t a, uint32_t b)
     {
@@ -227,6 +297,61 @@ struct OpmEpilogue {
         return pack_bf16(x.x + y.x, x.y + y.y);
     }
 };
+
+/* The epilogue of a chain, for chain_store(): row and p within the block. residual: where its row 0 would be if
+ * all of them followed this thread's. */
+template <bool RESIDUAL> struct OpmEdge {
+    const OpmEpilogue &e;
+    const ChainPlace &at;
+    uint32_t residual;
+    __device__ __forceinline__ float scale(int row, int p) const
+    {
+        return __uint_as_float(shared_word(at.room + (OpmEpilogue::SCALES + row * CHAIN_P + p) * 4));
+    }
+    __device__ __forceinline__ uint32_t lower(float scale, int n, float a, float b) const
+    {
+        float2 add;
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                     : "=f"(add.x), "=f"(add.y)
+                     : "r"(at.room + (OpmEpilogue::BIAS + n) * 4)
+                     : "memory");
+        return e.lower(scale, add, a, b);
+    }
+    __device__ __forceinline__ uint4 before(int row, int p, int n) const
+    {
+        uint32_t v[4] = {};
+        if (RESIDUAL) shared_chunk(residual + row * OpmEpilogue::ROW_PITCH + (p * CHAIN_N + n) * 2, v);
+        return make_uint4(v[0], v[1], v[2], v[3]);
+    }
+    __device__ __forceinline__ uint4 store(int row, int p, int n, uint4 v, uint4 r) const
+    {
+        return e.store(at.row0 + row, at.p0 + p, n, v, r, RESIDUAL);
+    }
+    __device__ __forceinline__ void finish(int row, int p, const uint4 (&rows)[2][CHAIN_N / 32]) const
+    {
+        if (!e.norm.gamma) return;
+        e.finish((int64_t)(at.row0 + row) * e.m + at.p0 + p, 8 * e.m, rows, [&](int n) {
+            EightScales s;
+#pragma unroll
+            for (int k = 0; k < 8; k += 4) {
+                uint32_t g[4], b[4];
+                shared_chunk(at.room + (OpmEpilogue::GAMMA + n + k) * 4, g);
+                shared_chunk(at.room + (OpmEpilogue::BETA + n + k) * 4, b);
+#pragma unroll
+                for (int j = 0; j < 4; j++) s.g[k + j] = __uint_as_float(g[j]), s.b[k + j] = __uint_as_float(b[j]);
+            }
+            return s;
+        });
+    }
+};
+
+__device__ __forceinline__ void OpmEpilogue::put(const float (&r)[64], const ChainPlace &at, int row, int p) const
+{
+    if (residual)
+        chain_store(OpmEdge<true>{*this, at, residual_at(at, row) - row * ROW_PITCH}, r, row, p);
+    else
+        chain_store(OpmEdge<false>{*this, at, 0}, r, row, p);
+}
 
 static FrontNorm opm_norm(const OpCall *call)
 {

@@ -52,16 +52,20 @@ template <typename Epilogue> struct ProjectEdge {
     __device__ __forceinline__ float scale(int j, int i) const { return e.scale(i, j); }
     __device__ __forceinline__ uint32_t lower(float scale, int n, float a, float b) const
     {
-        return e.lower(scale, n, a, b);
+        return e.lower(scale, make_float2(e.bias[n], e.bias[n + 1]), a, b);
     }
-    __device__ __forceinline__ uint4 before(int j, int i, int n) const { return e.before(i, j, n); }
+    __device__ __forceinline__ uint4 before(int j, int i, int n) const
+    {
+        return e.residual ? *reinterpret_cast<const uint4 *>(e.residual + e.place(i, j, n)) : make_uint4(0, 0, 0, 0);
+    }
     __device__ __forceinline__ uint4 store(int j, int i, int n, uint4 v, uint4 r) const
     {
-        return e.store(i, j, n, v, r);
+        return e.store(i, j, n, v, r, e.residual);
     }
-    __device__ __forceinline__ void finish(int j, int i, const uint4 (&row)[CHAIN_N / 32]) const
+    __device__ __forceinline__ void finish(int j, int i, const uint4 (&rows)[2][CHAIN_N / 32]) const
     {
-        e.finish(i, j, row);
+        if (!e.norm.gamma) return;
+        e.finish((int64_t)i * e.m + j, 8, rows, [&](int n) { return eight_scales(e.norm, n); });
     }
 };
 
