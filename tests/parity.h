@@ -80,7 +80,8 @@ Status parity_beside(Parity *parity, const char *name, const double *ours, const
  * runs within `limit` of the truth are within twice that of one another. */
 Status parity_beside_instead(Parity *parity, const char *name, const double *ours, int64_t count, double floor,
                              double limit, Arena *arena, bool *done_out);
-Status parity_beside_close(ParityBeside **beside);
+/* Writes what was saved if the run is whole, or says how the two runs and the golden values lie. */
+Status parity_beside_close(ParityBeside **beside, bool whole);
 
 /* parity_spread.c: tolerances from the errors that other runs printed. path NULL: none. limit: that of a quantity,
  * whose error is noted for the report, or `other` where the runs do not have it, or in f32 one is stated. */

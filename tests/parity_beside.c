@@ -49,17 +49,27 @@ static Status save(ParityBeside *b, const char *name, const double *ours, int64_
     return st_writer_add(b->writer, label, ST_F32, 1, &count, copy);
 }
 
+/* What the other run kept of this name; NULL: nothing of this size. */
+static Status kept(const ParityBeside *b, const char *name, int64_t count, Arena *arena, double **theirs_out)
+{
+    const StTensor *t = st_find(b->file, name);
+    *theirs_out = NULL;
+    if (!t || t->count != count) return OK;
+    double *theirs = arena_array(arena, (size_t)count, sizeof *theirs);
+    if (!theirs) return status_fail(ERR_MEMORY, "out of memory for '%s'", name);
+    *theirs_out = theirs;
+    return st_read_f64(t, 0, count, theirs);
+}
+
 Status parity_beside(Parity *parity, const char *name, const double *ours, const double *truth, int64_t count,
                      Arena *arena)
 {
     ParityBeside *b = parity->beside;
+    double *theirs;
     if (!b) return OK;
     if (b->writer) return save(b, name, ours, count);
-    const StTensor *t = st_find(b->file, name);
-    if (!t || t->count != count) return OK;
-    double *theirs = arena_array(arena, (size_t)count, sizeof *theirs);
-    if (!theirs) return status_fail(ERR_MEMORY, "out of memory for '%s'", name);
-    TRY(st_read_f64(t, 0, count, theirs));
+    TRY(kept(b, name, count, arena, &theirs));
+    if (!theirs) return OK;
     TRY(array_reserve((void **)&b->seen, &b->room, (int64_t)b->count + 1, sizeof *b->seen, "compared quantities"));
     b->seen[b->count++] = (Distances){.apart = parity_l2_error(ours, theirs, count, 0),
                                       .ours = parity_l2_error(ours, truth, count, 0),
@@ -71,15 +81,13 @@ Status parity_beside_instead(Parity *parity, const char *name, const double *our
                              double limit, Arena *arena, bool *done_out)
 {
     ParityBeside *b = parity->beside;
+    char label[900];
+    double *theirs;
     *done_out = false;
     if (!b) return OK;
     if (b->writer) return save(b, name, ours, count);
-    const StTensor *t = st_find(b->file, name);
-    if (!t || t->count != count) return OK;
-    double *theirs = arena_array(arena, (size_t)count, sizeof *theirs);
-    char label[900];
-    if (!theirs) return status_fail(ERR_MEMORY, "out of memory for '%s'", name);
-    TRY(st_read_f64(t, 0, count, theirs));
+    TRY(kept(b, name, count, arena, &theirs));
+    if (!theirs) return OK;
     snprintf(label, sizeof label, "%s (to the other run)", name);
     parity_report_unstated(parity, label, parity_l2_error(ours, theirs, count, floor), 2 * limit);
     *done_out = true;
@@ -104,14 +112,13 @@ static double median_of(const ParityBeside *b, size_t member)
     return result;
 }
 
-/* Writes what was saved, or says how the two runs and the golden values lie. */
-Status parity_beside_close(ParityBeside **beside)
+Status parity_beside_close(ParityBeside **beside, bool whole)
 {
     ParityBeside *b = *beside;
     Status status = OK;
     if (!b) return OK;
     if (b->writer) {
-        status = st_writer_commit(b->writer);
+        if (whole) status = st_writer_commit(b->writer);
         st_writer_destroy(&b->writer);
     } else {
         int32_t nearer = 0;

@@ -137,6 +137,11 @@ static void start_ranks(int ranks, char **argv)
     exit(1);
 }
 
+static void complain(void)
+{
+    fprintf(stderr, "parity: %s\n", status_text());
+}
+
 int main(int argc, char **argv)
 {
     Parity parity = {0};
@@ -152,10 +157,11 @@ int main(int argc, char **argv)
         status = parity_spread_open(parity.options.spread, parity.options.switches.precision, &parity.spread);
     if (status == OK) status = run_all(&parity);
     if (status == OK) parity_spread_report(&parity);
-    Status closed = parity_beside_close(&parity.beside);
+    if (status != OK) complain(); /* before what is closed may fail too */
+    Status closed = parity_beside_close(&parity.beside, status == OK);
+    if (status == OK && closed != OK) complain();
     if (status == OK) status = closed;
     parity_spread_close(&parity.spread);
-    if (status != OK) fprintf(stderr, "parity: %s\n", status_text());
     bool speaker = !parity.backend || parity.backend->layout.rank == 0;
     if (status == OK && speaker)
         printf("%d passed, %d failed, %d skipped\n", parity.checks - parity.failures, parity.failures, parity.skipped);
