@@ -20,7 +20,7 @@ experiment=${EXPERIMENT:-$root/experiments/initial_training.yaml}
 repeats=${REPEATS:-5}
 parts=${PARTS:-single pairs}
 wanted() { [[ " $parts " = *" $1 "* ]]; }
-export NCCL_NVLS_ENABLE=0 # NVLink multicast stays off: not every lent machine allows it
+export NCCL_NVLS_ENABLE=0 # NVLink multicast stays off: not every machine allows it
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 fail() { echo "gpu_validation: $1" >&2; exit 1; }
