@@ -87,9 +87,9 @@ Status parity_beside_instead(Parity *parity, const char *name, const double *our
     if (!b) return OK;
     if (b->writer) return save(b, name, ours, count);
     TRY(kept(b, name, count, arena, &theirs));
-    if (!theirs) return OK;
     snprintf(label, sizeof label, "%s (to the other run)", name);
-    parity_report_unstated(parity, label, parity_l2_error(ours, theirs, count, floor), 2 * limit);
+    double error = theirs ? parity_l2_error(ours, theirs, count, floor) : NAN; /* it has none of this size: a failure */
+    parity_report_unstated(parity, label, error, 2 * limit);
     *done_out = true;
     return OK;
 }

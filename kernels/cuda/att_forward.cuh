@@ -25,7 +25,7 @@ __device__ __forceinline__ float reciprocal_fast(float x)
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-/* volatile: it stays in front of stores of some lanes, beside other work of all */
+/* volatile, or the compiler moves it into the branch of the lanes that store it */
 __device__ __forceinline__ float log2_fast(float x)
 {
     float y;
@@ -187,7 +187,7 @@ template <int D> __device__ __forceinline__ void forward_gates(float (&gate)[D /
     }
 }
 
-/* A vote of the warpgroup, and a barrier: its queries are not read any more. */
+/* A vote of the warpgroup, and a barrier: nobody reads the gate any more, nor queries for scores that are wanted. */
 __device__ __forceinline__ bool forward_vote(int warpgroup, bool mine)
 {
     int any;
@@ -338,7 +338,7 @@ template <typename L> __device__ __forceinline__ void forward_rows(const Forward
             bool last = piece + 1 == L::PIECES;
             if (last && more) barrier_wait(full + stage * 8, parity);
             wgmma_wait<1>(); /* these scores; not the values of the piece before */
-            f.multiply(then, last ? stage : from, last ? 0 : piece + 1); /* after the last row once in vain */
+            f.multiply(then, last ? stage : from, last ? 0 : piece + 1); /* after the last row in vain */
             bias.add(now, piece, f.unit);
             forward_mask(now, r, piece);
             wgmma_wait<1>();

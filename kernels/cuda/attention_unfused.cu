@@ -45,11 +45,13 @@ template <typename T> struct ScorePost {
     }
 };
 
-/* bf16 products as large as the library's tensor cores are worth. */
+/* bf16 products that tensor cores are worth: large together, and none thinner than they are (the few keys of template
+ * pointwise attention). */
 static bool by_library(const Contract &c, DType type)
 {
+    const int THIN = 8;
     int64_t work = (int64_t)c.batch[0] * c.batch[1] * c.batch[2] * c.m * c.n * c.k;
-    return type == DT_BF16 && work >= FEW_MULTIPLICATIONS;
+    return type == DT_BF16 && work >= FEW_MULTIPLICATIONS && c.m >= THIN && c.n >= THIN && c.k >= THIN;
 }
 
 /* c by the library: the rows of a group in one call, head by head. */
@@ -72,10 +74,9 @@ static Status library_products(CudaContext *ctx, const Contract &c, const void *
     return OK;
 }
 
-template <typename T>
-static Status products(CudaContext *ctx, const Contract &c, DType type, const T *a, const T *b, T *d)
+template <typename T> static Status products(CudaContext *ctx, const Contract &c, const T *a, const T *b, T *d)
 {
-    if (by_library(c, type)) return library_products(ctx, c, a, b, NULL, d);
+    if (by_library(c, sizeof(T) == sizeof(bf16) ? DT_BF16 : DT_F32)) return library_products(ctx, c, a, b, NULL, d);
     return contract_launch(a, b, d, c, ContractPlain(), ctx->stream);
 }
 
@@ -90,7 +91,8 @@ __global__ void score_offsets_kernel(ScorePost<bf16> post, bf16 *s)
             s[(int64_t)z * count + e] = from_float<bf16>(post(z, e / a.m, e % a.m, 0.0f));
 }
 
-/* One rounding, as the kernel that does it at once: the library adds its product to mask and bias. */
+/* The library adds its product to mask and bias. Where a key is not masked that is one rounding, as in the kernel that
+ * does it at once; a masked one's logit is rounded before as well, far below all that count. */
 static Status library_scores(CudaContext *ctx, const Contract &c, const ScorePost<bf16> &post, const void *q,
                              const void *k, void *s)
 {
@@ -142,8 +144,8 @@ static Status att_scores_bwd(CudaContext *ctx, const OpCall *call)
     Contract to_q = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), a.scale);
     Contract to_k = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), a.scale);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
-        TRY(products(ctx, to_q, call->in_tensor[0]->dtype, IN(0), IN(2), OUT(0)));
-        TRY(products(ctx, to_k, call->in_tensor[0]->dtype, IN(0), IN(1), OUT(1)));
+        TRY(products(ctx, to_q, IN(0), IN(2), OUT(0)));
+        TRY(products(ctx, to_k, IN(0), IN(1), OUT(1)));
         if (!call->op->attr.i[1]) return OK;
         uint32_t count = (uint32_t)a.g * a.h * a.n * a.m;
         launch(bias_gradient_kernel<T>, blocks_for(count, 256), 256, 0, ctx->stream, a, IN(0), OUT(2), count);
@@ -172,8 +174,7 @@ static Status att_context(CudaContext *ctx, const OpCall *call)
         return context_few_launch(a, (const float *)call->in[0], (const float *)call->in[1], (float *)call->out[0],
                                   ctx->stream);
     Contract c = product(a, a.n, a.d, a.m, s_operand(a), k_operand(a), q_operand(a), 1);
-    DISPATCH_REAL(call, call->in_tensor[0]->dtype,
-                  { return products(ctx, c, call->in_tensor[0]->dtype, IN(0), IN(1), OUT(0)); });
+    DISPATCH_REAL(call, call->in_tensor[0]->dtype, { return products(ctx, c, IN(0), IN(1), OUT(0)); });
 }
 
 static Status att_context_bwd(CudaContext *ctx, const OpCall *call)
@@ -186,8 +187,8 @@ static Status att_context_bwd(CudaContext *ctx, const OpCall *call)
     Contract to_p = product(a, a.n, a.m, a.d, q_operand(a), flip(k_operand(a)), s_operand(a), 1);
     Contract to_v = product(a, a.m, a.d, a.n, flip(s_operand(a)), q_operand(a), k_operand(a), 1);
     DISPATCH_REAL(call, call->in_tensor[0]->dtype, {
-        TRY(products(ctx, to_p, call->in_tensor[0]->dtype, IN(0), IN(2), OUT(0)));
-        return products(ctx, to_v, call->in_tensor[0]->dtype, IN(1), IN(0), OUT(1));
+        TRY(products(ctx, to_p, IN(0), IN(2), OUT(0)));
+        return products(ctx, to_v, IN(1), IN(0), OUT(1));
     });
 }
 

@@ -174,8 +174,9 @@ template <int D, bool BIAS> __device__ __forceinline__ void bw_enter(BwRow<D> &r
         barrier_expect(w.base + S::BARRIERS + 16 + (w.stage * 2 + w.warpgroup) * 8, S::PEER_BYTES / 2);
 }
 
-/* What is the same for all of its threads; from the row before it would not come in uniform registers. */
-template <int D, bool BIAS> __device__ __forceinline__ void bw_begin(BwRow<D> &r, const Att &a, const BwPlace &w)
+/* What is the same for all of its threads, made again in each row: kept from the row before it would take registers of
+ * every thread. */
+template <int D, bool BIAS> __device__ __forceinline__ void bw_uniform(BwRow<D> &r, const Att &a, const BwPlace &w)
 {
     typedef BwShape<D, BIAS> S;
     bool any = *reinterpret_cast<const float *>(w.shared + w.stage * S::STAGE + S::ADD + BW_KEYS * 4) != 0.0f;
@@ -365,7 +366,7 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
     bw_enter<D, BIAS>(r, a, w);
     for (int row = w.first; w.has(a, row); row++, k_at += a.k_row, q_at += a.q_row) {
         w.at_row<S::STAGE>(row);
-        bw_begin<D, BIAS>(r, a, w);
+        bw_uniform<D, BIAS>(r, a, w);
         bw_scores<D>(r, w.turn * 64);
 #pragma unroll
         for (int step = 0; step < S::STEPS; step++) {
@@ -382,6 +383,7 @@ __global__ void __launch_bounds__(BW_THREADS, BIAS ? 1 : 2)
             if (half == 0 && i > 0 && w.warpgroup == ((i - 1) & 1)) {
                 bw_queries<D, BIAS>(a, x.dq + q_at, w, i - 1);
                 /* the other warpgroup is in this row: all are done with the last one and have the values */
+                static_assert(BW_PARTS == 4, "warps of the warpgroup whose turn this is");
                 if (i == 1 && w.has(a, row + 1) && w.lane == 0)
                     bw_load<D, BIAS>(a, maps, prepared, w, row + 1, w.stage ^ 1, w.warp);
             }

@@ -78,9 +78,11 @@ __device__ __forceinline__ uint32_t chain_slot(const ChainPlace &at, int step)
 {
     return at.ring + (uint32_t)(step % CHAIN_STAGES) * CHAIN_STAGE_BYTES;
 }
-/* Until the slot of this step is free. That of the step behind the last is when the last but one begins. */
+/* Until the slot of this step is free. That of the step behind the last is when the last but one begins: there are
+ * three. */
 __device__ __forceinline__ void chain_slot_wait(const ChainPlace &at, int step)
 {
+    static_assert(CHAIN_STAGES == 3, "what OpmEpilogue::bring() counts on");
     int round = step / CHAIN_STAGES;
     if (round > 0) barrier_wait(at.empty + step % CHAIN_STAGES * 8, (round - 1) & 1);
 }

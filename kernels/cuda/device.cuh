@@ -116,19 +116,6 @@ template <int lanes> __device__ __forceinline__ float lanes_max(float x)
     return x;
 }
 
-/* Sum over the block in a fixed order; `shared` holds a number per warp; every thread gets the result. */
-template <typename S> __device__ __forceinline__ S block_sum(S x, S *shared)
-{
-    x = lanes_sum<WARP>(x);
-    int warps = (int)(blockDim.x + WARP - 1) / WARP;
-    __syncthreads();
-    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
-    __syncthreads();
-    S total = 0;
-    for (int w = 0; w < warps; w++) total += shared[w];
-    return total;
-}
-
 __device__ __forceinline__ float sigmoidf(float x)
 {
     return 1.0f / (1.0f + expf(-x));

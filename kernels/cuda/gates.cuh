@@ -63,7 +63,8 @@ template <int K, bool KEEP> __device__ __forceinline__ GatesOut gates_out(const 
             one ? k : k / GATES_OUTS};
 }
 
-/* One for all threads of the block, before they are synchronized. */
+/* As slot_barriers(), but a slot of x is freed by the four warps of the warpgroup it belongs to, and what leaves has
+ * slots of its own. */
 template <int SLOTS> __device__ __forceinline__ void gates_barriers(GatesPlace *place, uint32_t at)
 {
     place->full = at, place->empty = at + SLOTS * 8, place->done = at + 2 * SLOTS * 8;

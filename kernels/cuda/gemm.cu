@@ -413,9 +413,7 @@ Status gemm_run(CudaContext *ctx, const GemmShape *shape, const void *a, const v
 
 Status gemm_run_onto(CudaContext *ctx, const GemmShape *shape, const void *a, const void *b, const void *c, void *d)
 {
-    GemmShape s = *shape;
-    s.accumulate = true;
-    return product(ctx, &s, 1, a, b, NULL, c, d);
+    return gemm_run_scaled(ctx, shape, 1, a, b, c, d);
 }
 
 Status gemm_run_scaled(CudaContext *ctx, const GemmShape *shape, float alpha, const void *a, const void *b,

@@ -298,8 +298,8 @@ struct OpmEpilogue {
     }
 };
 
-/* The epilogue of a chain, for chain_store(): row and p within the block. residual: where its row 0 would be if
- * all of them followed this thread's. */
+/* The epilogue of a chain, for chain_store(): row and p within the block. residual: so that row r of this thread lies
+ * at residual + r * ROW_PITCH; both of its rows are in the same half. */
 template <bool RESIDUAL> struct OpmEdge {
     const OpmEpilogue &e;
     const ChainPlace &at;

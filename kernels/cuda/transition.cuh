@@ -39,7 +39,7 @@ template <int C_, bool KEEP_> struct TransitionShape {
     static constexpr int C = C_, BOXES = C / 64; /* boxes of one step of the first product */
     static constexpr bool KEEP = KEEP_;
     static constexpr int N = C < 128 ? C : 128, PARTS = C / N; /* columns of y in one product */
-    /* left operands of both halves of the hidden columns in the same registers: two times as many would not suffice */
+    /* left operands of both halves of the hidden columns in the same registers: there are not enough for two sets */
     static constexpr bool IN_TURN = C > 128;
     static constexpr int X_BYTES = BOXES * TRANSITION_CHUNK, BUFFERS = C > 128 ? 1 : 2;
     static constexpr int STAGE_BYTES = KEEP ? 2 * TRANSITION_CHUNK : 0;
