@@ -70,8 +70,10 @@ template <int K, int NB, FlowEdge EDGE> struct FlowShape {
     static constexpr int LOADED = X_BYTES + (flow_is_plain(EDGE) ? 0 : flow_is_gated(EDGE) ? 2 * Y_BYTES : Y_BYTES);
     static constexpr int SLOT = flow_is_plain(EDGE) && Y_BYTES > X_BYTES ? Y_BYTES : LOADED;
     static constexpr int BIAS_BYTES = NB * 4, BARRIER_BYTES = 256, MOST = 227 * 1024;
-    static constexpr int FIT = (MOST - W_BYTES - BIAS_BYTES - BARRIER_BYTES) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
-    static constexpr int BYTES = W_BYTES + SLOTS * SLOT + BIAS_BYTES + BARRIER_BYTES;
+    static constexpr int MASK_BYTES = flow_is_plain(EDGE) ? 0 : FLOW_MASK_BYTES; /* behind the barriers */
+    static constexpr int BESIDE = BIAS_BYTES + BARRIER_BYTES + MASK_BYTES;
+    static constexpr int FIT = (MOST - W_BYTES - BESIDE) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
+    static constexpr int BYTES = W_BYTES + SLOTS * SLOT + BESIDE;
     static_assert(SLOTS >= 3, "two tiles in work and one on its way");
     static_assert(!flow_norms_y(EDGE) || NB <= K, "y normalized goes over x");
 };
@@ -289,12 +291,13 @@ __device__ __forceinline__ void flow_tile(const FlowProblem &p, const FlowPlace 
 }
 
 template <int K, int NB, FlowEdge EDGE>
-__device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, int group)
+__device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, int group, uint4 *mask)
 {
     typedef FlowShape<K, NB, EDGE> S;
-    bool drops = !flow_is_plain(EDGE) && p.mask.drop.rng;
+    bool drops = !flow_is_plain(EDGE) && p.mask.drop.rng, stays = drops && flow_mask_stays(p.mask, at.step);
     DropoutDraw draw = drops ? p.mask.drop.draw() : DropoutDraw{};
     FlowKept kept = {};
+    if (stays) flow_draw_together(p.mask, draw, at.first * FLOW_ROWS, at.column0, mask, &kept);
     EightScales scales = flow_norms_y(EDGE) ? eight_scales(p.norm, threadIdx.x % (NB / 8) * 8) : EightScales{};
     PeerSender sender(p.send);
     bool narrow = NB == 256 && p.columns - at.column0 <= 128;
@@ -303,7 +306,8 @@ __device__ __forceinline__ void flow_work(const FlowProblem &p, FlowPlace at, in
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
         uint32_t x = at.slots + slot * S::SLOT;
-        if (drops) flow_draw(p.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
+        if (drops && !stays)
+            flow_draw(p.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, at.column0, &kept);
         if (S::SLOTS % FLOW_GROUPS && round > 0) barrier_wait(at.empty + slot * 8, (round - 1) & 1);
         barrier_wait((EDGE == FLOW_NORMED ? at.normal : at.full) + slot * 8, round & 1);
         if (EDGE == FLOW_NORMED) norm_send<K>(p.norm, &p.normal, x, tile * FLOW_ROWS, at.column0 / NB, p.blocks);
@@ -349,6 +353,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     typedef FlowShape<K, NB, EDGE> S;
     extern __shared__ __align__(1024) char shared[];
     float *bias = reinterpret_cast<float *>(shared + S::W_BYTES + S::SLOTS * S::SLOT);
+    uint4 *mask = reinterpret_cast<uint4 *>(shared + S::BYTES - S::MASK_BYTES);
     int group = threadIdx.x / 128, block = 0;
     while (block + 1 < p.blocks && (int)blockIdx.x >= p.first[block + 1]) block++;
     FlowPlace at;
@@ -362,6 +367,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     slot_barriers<S::SLOTS>(&at, barriers);
     if (threadIdx.x == 0) {
         tensor_prefetch(&p.x);
+        if (!flow_is_plain(EDGE)) flow_mask_prefetch(p.mask);
         if (p.early) flow_weights<K, NB>(p, at);
     }
     __syncthreads();
@@ -373,7 +379,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     if (EDGE == FLOW_NORMED) {
         if (group == FLOW_GROUPS) return flow_carry_normed<K, NB>(p, at);
         if (!p.early) flow_biases<NB>(p, at.column0, bias);
-        flow_work<K, NB, EDGE>(p, at, group);
+        flow_work<K, NB, EDGE>(p, at, group, mask);
     } else if (group == FLOW_GROUPS) { /* registers of the copying warps go to the products */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         int warp = threadIdx.x / WARP % 4;
@@ -383,7 +389,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_kernel(const __grid_cons
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         if (!p.early) flow_biases<NB>(p, at.column0, bias);
-        flow_work<K, NB, EDGE>(p, at, group);
+        flow_work<K, NB, EDGE>(p, at, group, mask);
     }
 }
 

@@ -16,14 +16,15 @@ struct FlowChannels {
     int places;
 };
 
-/* A slot: x, r, g. Constants: b, gamma, beta. */
+/* A slot: x, r, g. Constants: b, gamma, beta. Behind the barriers: the mask of a tile. */
 template <int C> struct FlowChannelsShape {
     static constexpr int W_PANEL = C * 128, W_BYTES = C / 64 * W_PANEL, TILE = FLOW_ROWS * C * 2;
     static constexpr int R_AT = TILE, G_AT = 2 * TILE, SLOT = 3 * TILE;
     static constexpr int CONSTANT_BYTES = 3 * C * 4, BARRIER_BYTES = 256, MOST = 227 * 1024;
-    static constexpr int FIT = (MOST - W_BYTES - CONSTANT_BYTES - BARRIER_BYTES) / SLOT, SLOTS = FIT < 6 ? FIT : 6;
+    static constexpr int FIT = (MOST - W_BYTES - CONSTANT_BYTES - BARRIER_BYTES - FLOW_MASK_BYTES) / SLOT;
+    static constexpr int SLOTS = FIT < 6 ? FIT : 6;
     static constexpr int CONSTANTS_AT = W_BYTES + SLOTS * SLOT, BARRIERS_AT = CONSTANTS_AT + CONSTANT_BYTES;
-    static constexpr int BYTES = BARRIERS_AT + BARRIER_BYTES;
+    static constexpr int MASK_AT = BARRIERS_AT + BARRIER_BYTES, BYTES = MASK_AT + FLOW_MASK_BYTES;
     static_assert(SLOTS >= 4 && SLOTS % FLOW_GROUPS == 0, "each warpgroup has slots of its own, one ahead");
 };
 
@@ -218,18 +219,19 @@ __device__ __forceinline__ void flow_channels_tile(const FlowChannels &p, const 
 }
 
 template <int C, bool NORMS_Y>
-__device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const FlowPlace &at, int group)
+__device__ __forceinline__ void flow_channels_work(const FlowChannels &p, const FlowPlace &at, int group, uint4 *mask)
 {
     typedef FlowChannelsShape<C> S;
-    bool drops = p.flow.mask.drop.rng != NULL;
+    bool drops = p.flow.mask.drop.rng != NULL, stays = flow_mask_stays(p.flow.mask, at.step);
     DropoutDraw draw = drops ? p.flow.mask.drop.draw() : DropoutDraw{};
     FlowKept kept = {{{~0u, ~0u}, {~0u, ~0u}}};
+    if (stays) flow_draw_together(p.flow.mask, draw, at.first * FLOW_ROWS, 0, mask, &kept);
     EightScales scales = NORMS_Y ? eight_scales(p.flow.norm, threadIdx.x % (C / 8) * 8) : EightScales{};
     barrier_wait(at.ready, 0);
     for (int i = group, tile = at.first + group * at.step; tile < at.tiles;
          i += FLOW_GROUPS, tile += FLOW_GROUPS * at.step) {
         int slot = i % S::SLOTS, round = i / S::SLOTS;
-        if (drops) flow_draw(p.flow.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
+        if (drops && !stays) flow_draw(p.flow.mask, draw, tile * FLOW_ROWS + threadIdx.x % 128 / WARP * 16, 0, &kept);
         barrier_wait(at.full + slot * 8, round & 1);
         flow_channels_tile<C, NORMS_Y>(p, at, tile * FLOW_ROWS, at.slots + slot * S::SLOT, kept, scales);
         barrier_arrive_warp(at.done + slot * 8);
@@ -261,6 +263,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
     slot_barriers<S::SLOTS>(&at, at.w + S::BARRIERS_AT);
     if (threadIdx.x == 0) {
         tensor_prefetch(&p.x);
+        flow_mask_prefetch(p.flow.mask);
         if (p.flow.early) flow_weights<C, C>(p.flow, at);
     }
     __syncthreads();
@@ -277,7 +280,7 @@ __global__ void __launch_bounds__(FLOW_THREADS, 1) flow_channels_kernel(const __
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         if (!p.flow.early) flow_channels_constants<C>(p, constants);
-        flow_channels_work<C, NORMS_Y>(p, at, group);
+        flow_channels_work<C, NORMS_Y>(p, at, group, reinterpret_cast<uint4 *>(shared + S::MASK_AT));
     }
 }
 

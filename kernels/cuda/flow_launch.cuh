@@ -64,6 +64,14 @@ static inline Status flow_maps(const FlowOperands &o, FlowEdge edge, int width, 
     return o.product ? tensor_map(o.product, o.rows, columns, FLOW_ROWS, &p->product) : OK;
 }
 
+/* Of a block of columns: as many blocks of threads, or a few less, among whose tiles the mask stays, if those with the
+ * most tiles then have no more. */
+static inline int flow_mask_share(int share, int tiles, int period)
+{
+    int less = period > 0 ? share - share % period : 0;
+    return less > 0 && (tiles + less - 1) / less == (tiles + share - 1) / share ? less : share;
+}
+
 /* Multiprocessors shared out to blocks of columns by their width. */
 static inline void flow_share(int width, FlowProblem *p)
 {
@@ -74,7 +82,7 @@ static inline void flow_share(int width, FlowProblem *p)
         int until = (b + 1) * width < p->columns ? (b + 1) * width : p->columns;
         int share = PROCESSORS * until / p->columns - before;
         before += share;
-        p->first[b + 1] = p->first[b] + (share < tiles ? share : tiles);
+        p->first[b + 1] = p->first[b] + (share < tiles ? flow_mask_share(share, tiles, (int)p->mask.period) : tiles);
     }
 }
 
