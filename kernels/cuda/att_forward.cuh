@@ -87,11 +87,6 @@ template <typename L> struct ForwardBias {
     }
 };
 
-__device__ __forceinline__ void load_shared(float (&r)[2], uint32_t address)
-{
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(r[0]), "=f"(r[1]) : "r"(address) : "memory");
-}
-
 /* The same for a piece whose bias is read now. */
 template <bool BIAS> __device__ __forceinline__ void forward_exponents(float (&s)[32], const bf16 *bias, float unit)
 {
@@ -110,10 +105,9 @@ __device__ __forceinline__ void forward_mask(float (&t)[32], const ForwardRow &r
     if (r.plain) return;
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-        float m[2];
-        load_shared(m, r.add + piece * 256 + j * 32);
+        float2 m = shared_floats(r.add + piece * 256 + j * 32);
 #pragma unroll
-        for (int k = 0; k < 4; k++) t[4 * j + k] = fmaf(t[4 * j + k], r.any, m[k & 1]);
+        for (int k = 0; k < 4; k++) t[4 * j + k] = fmaf(t[4 * j + k], r.any, k & 1 ? m.y : m.x);
     }
 }
 
@@ -245,9 +239,8 @@ template <typename L> struct ForwardWarp {
     __device__ __forceinline__ ForwardRow row(int stage) const
     {
         uint32_t add = base + L::ADD_AT + stage * L::ADD;
-        float flag[2];
-        load_shared(flag, add + PIECES * 256);
-        return {base + stage * L::STAGE, add + threadIdx.x % 4 * 8, flag[0], flag[1] != 0.0f};
+        float2 flag = shared_floats(add + PIECES * 256);
+        return {base + stage * L::STAGE, add + threadIdx.x % 4 * 8, flag.x, flag.y != 0.0f};
     }
     /* queries times keys of a piece; D = 8: the second half of the inner extent is zero in the queries, anything finite
      * in the keys */

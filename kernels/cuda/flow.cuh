@@ -172,7 +172,7 @@ __device__ __forceinline__ uint32_t flow_matrix_at(uint32_t tile, int j)
     return tile + row * 128 + j / 8 * FLOW_CHUNK + ((uint32_t)(j % 8 ^ lane / 16 ^ lane % 8) << 4);
 }
 
-/* y = r + f sigmoid(g) v of two columns; FlowEdge with r. keep: g leaves as the product before the gate. */
+/* y = r + f sigmoid(g) v of two columns, of an edge with r; g becomes the product before the gate. */
 template <bool GATED> __device__ __forceinline__ uint32_t flow_sum(float2 v, float2 f, uint32_t r, uint32_t *g)
 {
     float2 sum = unpack_bf16(r);

@@ -193,6 +193,12 @@ __device__ __forceinline__ void shared_word_put(uint32_t at, uint32_t v)
 {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
 }
+__device__ __forceinline__ float2 shared_floats(uint32_t at)
+{
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
+    return v;
+}
 /* 16 bytes */
 __device__ __forceinline__ void shared_chunk(uint32_t at, uint32_t (&v)[4])
 {

@@ -310,12 +310,7 @@ template <bool RESIDUAL> struct OpmEdge {
     }
     __device__ __forceinline__ uint32_t lower(float scale, int n, float a, float b) const
     {
-        float2 add;
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                     : "=f"(add.x), "=f"(add.y)
-                     : "r"(at.room + (OpmEpilogue::BIAS + n) * 4)
-                     : "memory");
-        return e.lower(scale, add, a, b);
+        return e.lower(scale, shared_floats(at.room + (OpmEpilogue::BIAS + n) * 4), a, b);
     }
     __device__ __forceinline__ uint4 before(int row, int p, int n) const
     {

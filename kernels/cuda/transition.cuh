@@ -207,12 +207,7 @@ template <typename S> struct TransitionGroup {
     /* Two floats of the vectors that stay: gamma, beta, b2, b1. */
     __device__ __forceinline__ float2 vector(int element) const
     {
-        float2 v;
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                     : "=f"(v.x), "=f"(v.y)
-                     : "r"(at.base + S::BIAS_AT + element * 4)
-                     : "memory");
-        return v;
+        return shared_floats(at.base + S::BIAS_AT + element * 4);
     }
     __device__ __forceinline__ uint32_t buffer(int k) const { return at.base + (group * S::BUFFERS + k) * S::X_BYTES; }
 
