@@ -237,23 +237,34 @@ __global__ void __launch_bounds__(NORM_THREADS) layer_norm_dx_plain_kernel(NormB
     }
 }
 
-/* This block's share of dgamma and dbeta: a thread per channel goes down the block's rows. */
+/* This block's share of dgamma and dbeta: a thread per channel goes down the block's rows, in teams where channels are
+ * fewer than threads, whose sums are added in order. */
 template <typename T>
 __global__ void __launch_bounds__(NORM_THREADS)
     layer_norm_sums_plain_kernel(NormBackward<T> p, const float *mean, const float *rstd)
 {
     stage_wait();
+    typedef typename Wide<T>::Sum Sum;
+    __shared__ Sum shared[2][NORM_THREADS];
+    int lanes = p.c < NORM_THREADS ? p.c : NORM_THREADS, teams = NORM_THREADS / lanes, team = threadIdx.x / lanes;
     int64_t rows = (p.rows + gridDim.x - 1) / gridDim.x, first = blockIdx.x * rows;
     int64_t end = first + rows < p.rows ? first + rows : p.rows;
-    for (int k = threadIdx.x; k < p.c; k += NORM_THREADS) {
-        typename Wide<T>::Sum dgamma = 0, dbeta = 0;
-        for (int64_t row = first; row < end; row++) {
+    for (int channel = 0; channel < p.c; channel += lanes) {
+        int k = channel + threadIdx.x % lanes;
+        Sum dgamma = 0, dbeta = 0;
+        for (int64_t row = first + team; k < p.c && team < teams && row < end; row += teams) {
             float d = to_float(p.dy[row * p.c + k]);
             dgamma += d * ((to_float(p.x[row * p.c + k]) - mean[row]) * rstd[row]);
             dbeta += d;
         }
-        p.partial[(int64_t)blockIdx.x * 2 * p.c + k] = (float)dgamma;
-        p.partial[(int64_t)blockIdx.x * 2 * p.c + p.c + k] = (float)dbeta;
+        shared[0][threadIdx.x] = dgamma, shared[1][threadIdx.x] = dbeta;
+        __syncthreads();
+        if (team == 0 && k < p.c) {
+            for (int t = 1; t < teams; t++) dgamma += shared[0][t * lanes + k], dbeta += shared[1][t * lanes + k];
+            p.partial[(int64_t)blockIdx.x * 2 * p.c + k] = (float)dgamma;
+            p.partial[(int64_t)blockIdx.x * 2 * p.c + p.c + k] = (float)dbeta;
+        }
+        __syncthreads();
     }
 }
 
