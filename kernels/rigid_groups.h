@@ -12,16 +12,22 @@ typedef struct Groups {
     Rigid start[GROUPS], local[GROUPS], chain[GROUPS];
 } Groups;
 
+/* start = default transform of group g to its parent, local = the same turned by the group's angle about x */
+RIGID_INLINE void group_local(const real *angle, const real *table, int g, Rigid *start, Rigid *local)
+{
+    *start = *local = rigid_from_4x4(table + 16 * g);
+    double s = g ? angle[2 * (g - 1)] : 0, c = g ? angle[2 * (g - 1) + 1] : 1;
+    for (int a = 0; a < 3; a++) { /* D [[1,0,0],[0,c,-s],[0,s,c]] */
+        double y = start->r[3 * a + 1], z = start->r[3 * a + 2];
+        local->r[3 * a + 1] = y * c + z * s;
+        local->r[3 * a + 2] = z * c - y * s;
+    }
+}
+
 RIGID_INLINE void groups_build(const real *angle, const real *table, Groups *out)
 {
     for (int g = 0; g < GROUPS; g++) {
-        out->start[g] = out->local[g] = rigid_from_4x4(table + 16 * g);
-        double s = g ? angle[2 * (g - 1)] : 0, c = g ? angle[2 * (g - 1) + 1] : 1;
-        for (int a = 0; a < 3; a++) { /* D [[1,0,0],[0,c,-s],[0,s,c]] */
-            double y = out->start[g].r[3 * a + 1], z = out->start[g].r[3 * a + 2];
-            out->local[g].r[3 * a + 1] = y * c + z * s;
-            out->local[g].r[3 * a + 2] = z * c - y * s;
-        }
+        group_local(angle, table, g, &out->start[g], &out->local[g]);
         out->chain[g] = g < FIRST_CHAINED ? out->local[g] : rigid_compose(&out->chain[g - 1], &out->local[g]);
     }
 }

@@ -1,4 +1,4 @@
-/* Frames, points and atoms of the structure module (AlphaFold2 supplement, algorithms 20, 23, 24, 26). Few residues and
+/* Frames, points and atoms of the structure module (AlphaFold2 supplement, algorithms 20, 23, 24). Few residues and
  * much latency: one thread per residue, point or atom, arithmetic in double as on the CPU, f32 in memory. A residue
  * type out of range cannot be reported from here: it is clamped, as it is refused when a batch is made. */
 #include "kernels/cuda/device.cuh"
@@ -6,7 +6,7 @@
 typedef float real;
 #include "kernels/rigid_groups.h"
 
-enum { THREADS = 64, RENAME_THREADS = 1024, ATOM_CA = 1, ATOM_CB = 3, GLYCINE = 7, RESTYPES = 21 };
+enum { THREADS = 64, ATOM_CA = 1, ATOM_CB = 3, GLYCINE = 7, RESTYPES = 21, MATRIX = 16 /* numbers of a 4x4 */ };
 
 __device__ __forceinline__ int residue_type(const int32_t *aatype, int64_t i)
 {
@@ -206,35 +206,106 @@ static Status normalize_bwd(CudaContext *context, const OpCall *call)
     LAUNCH(normalize_bwd_kernel, n, n, call->op->attr.f[0], F32_IN(0), F32_IN(1), F32_OUT(0));
 }
 
+/* A rigid group of a residue, one in each of eight neighbouring lanes; chain = group to backbone, parent = chain of the
+ * group that it hangs on (chi2..chi4). */
+struct GroupLane {
+    Rigid start, local, parent, chain;
+};
+
+__device__ __forceinline__ Rigid rigid_of_lane(const Rigid &x, int lane)
+{
+    Rigid y;
+#pragma unroll
+    for (int k = 0; k < 9; k++) y.r[k] = __shfl_sync(0xffffffffu, x.r[k], lane, GROUPS);
+#pragma unroll
+    for (int k = 0; k < 3; k++) y.t[k] = __shfl_sync(0xffffffffu, x.t[k], lane, GROUPS);
+    return y;
+}
+
+/* groups_build() by the lanes of a residue: all of them bring their tables at once. */
+__device__ __forceinline__ GroupLane group_build(const float *angle, const float *table, int g)
+{
+    GroupLane x = {};
+    group_local(angle, table, g, &x.start, &x.local);
+    x.chain = x.local;
+#pragma unroll
+    for (int k = FIRST_CHAINED; k < GROUPS; k++) {
+        Rigid parent = rigid_of_lane(x.chain, k - 1);
+        if (g == k) x.parent = parent, x.chain = rigid_compose(&parent, &x.local);
+    }
+    return x;
+}
+
+/* a thread per group; those behind the last residue lend their lanes */
 __global__ void torsion_frames_kernel(int64_t n, const float *frames, const float *angles, const int32_t *aatype,
                                       const float *tables, float *out)
 {
     stage_wait();
-    FOR_EACH(i, n)
-    groups_to_world(frames + 7 * i, angles + 14 * i, tables + 16 * GROUPS * residue_type(aatype, i),
-                    out + 16 * GROUPS * i);
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, i = e / GROUPS < n ? e / GROUPS : n - 1;
+    Rigid backbone = rigid_from_frame(frames + 7 * i);
+    GroupLane x =
+        group_build(angles + 14 * i, tables + MATRIX * GROUPS * residue_type(aatype, i), (int)(threadIdx.x % GROUPS));
+    Rigid world = rigid_compose(&backbone, &x.chain);
+    if (e < GROUPS * n) rigid_to_4x4(&world, out + MATRIX * e);
 }
 
 static Status torsion_frames(CudaContext *context, const OpCall *call)
 {
     int64_t n = call->in_tensor[0]->dim[0];
-    LAUNCH(torsion_frames_kernel, n, n, F32_IN(0), F32_IN(1), (const int32_t *)call->in[2], F32_IN(3), F32_OUT(0));
+    if (n == 0) return OK;
+    LAUNCH(torsion_frames_kernel, GROUPS * n, n, F32_IN(0), F32_IN(1), (const int32_t *)call->in[2], F32_IN(3),
+           F32_OUT(0));
 }
 
+/* dchain of every lane gets what the groups hanging on its own hand back, the last ones first; returns d local. */
+__device__ __forceinline__ Rigid group_chain_bwd(const GroupLane &x, int g, Rigid dchain)
+{
+    Rigid dlocal = dchain;
+#pragma unroll
+    for (int k = GROUPS - 1; k >= FIRST_CHAINED; k--) {
+        Rigid mine, given = {};
+        rigid_compose_bwd(&x.parent, &x.local, &dchain, &given, &mine);
+        if (g == k) dlocal = mine;
+        given = rigid_of_lane(given, k);
+        if (g != k - 1) continue;
+        for (int l = 0; l < 9; l++) dchain.r[l] += given.r[l];
+        for (int l = 0; l < 3; l++) dchain.t[l] += given.t[l];
+        dlocal = dchain;
+    }
+    return dlocal;
+}
+
+/* a thread per group, as above */
 __global__ void torsion_frames_bwd_kernel(int64_t n, const float *grads, const float *frames, const float *angles,
                                           const int32_t *aatype, const float *tables, float *dframes, float *dangles)
 {
     stage_wait();
-    FOR_EACH(i, n)
-    groups_to_world_bwd(grads + 16 * GROUPS * i, frames + 7 * i, angles + 14 * i,
-                        tables + 16 * GROUPS * residue_type(aatype, i), dframes + 7 * i, dangles + 14 * i);
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, i = e / GROUPS < n ? e / GROUPS : n - 1;
+    int g = (int)(threadIdx.x % GROUPS);
+    Rigid backbone = rigid_from_frame(frames + 7 * i), dworld = rigid_from_4x4(grads + MATRIX * (GROUPS * i + g));
+    GroupLane x = group_build(angles + 14 * i, tables + MATRIX * GROUPS * residue_type(aatype, i), g);
+    Rigid dbackbone = {}, dchain;
+    rigid_compose_bwd(&backbone, &x.chain, &dworld, &dbackbone, &dchain);
+    Rigid dlocal = group_chain_bwd(x, g, dchain);
+    for (int k = 0; k < 9; k++) dbackbone.r[k] = lanes_sum<GROUPS>(dbackbone.r[k]);
+    for (int k = 0; k < 3; k++) dbackbone.t[k] = lanes_sum<GROUPS>(dbackbone.t[k]);
+    if (e >= GROUPS * n) return;
+    if (g == 0) {
+        rigid_to_frame_bwd(frames + 7 * i, &dbackbone, dframes + 7 * i);
+        return;
+    }
+    double dm[9];
+    rot_mul_tn(x.start.r, dlocal.r, dm);
+    dangles[14 * i + 2 * (g - 1)] = (float)(dm[7] - dm[5]);
+    dangles[14 * i + 2 * (g - 1) + 1] = (float)(dm[4] + dm[8]);
 }
 
 static Status torsion_frames_bwd(CudaContext *context, const OpCall *call)
 {
     int64_t n = call->in_tensor[1]->dim[0];
-    LAUNCH(torsion_frames_bwd_kernel, n, n, F32_IN(0), F32_IN(1), F32_IN(2), (const int32_t *)call->in[3], F32_IN(4),
-           F32_OUT(0), F32_OUT(1));
+    if (n == 0) return OK;
+    LAUNCH(torsion_frames_bwd_kernel, GROUPS * n, n, F32_IN(0), F32_IN(1), F32_IN(2), (const int32_t *)call->in[3],
+           F32_IN(4), F32_OUT(0), F32_OUT(1));
 }
 
 /* ---- atoms
@@ -262,31 +333,35 @@ static Status to_atom14(CudaContext *context, const OpCall *call)
            F32_IN(3), F32_IN(4), F32_OUT(0));
 }
 
-/* a thread per rigid group: it collects the atoms that hang on it */
+/* a thread per number of a rigid group: it collects the atoms that hang on it; all are loaded, so that no load waits
+ * for another */
 __global__ void to_atom14_bwd_kernel(int64_t n, const float *grads, const int32_t *aatype, const int32_t *group,
                                      const float *masks, const float *positions, float *out)
 {
     stage_wait();
-    FOR_EACH(e, n * GROUPS)
-    int64_t i = e / GROUPS, first = ATOMS * residue_type(aatype, i);
-    double g[12] = {0};
-    for (int a = 0; a < ATOMS; a++) {
-        int64_t slot = first + a;
-        if (group[slot] != (int)(e % GROUPS)) continue;
-        for (int k = 0; k < 3; k++) {
-            double d = (double)grads[3 * (ATOMS * i + a) + k] * (double)masks[slot];
-            for (int j = 0; j < 3; j++) g[4 * k + j] += d * (double)positions[3 * slot + j];
-            g[4 * k + 3] += d;
-        }
+    FOR_EACH(e, n * GROUPS * MATRIX)
+    int64_t i = e / (GROUPS * MATRIX), first = ATOMS * residue_type(aatype, i);
+    int g = (int)(e / MATRIX % GROUPS), k = (int)(e % MATRIX) / 4, j = (int)(e % 4);
+    if (k == 3) {
+        out[e] = 0;
+        return;
     }
-    for (int k = 0; k < 16; k++) out[16 * e + k] = k < 12 ? (float)g[k] : 0.0f;
+    double sum = 0;
+#pragma unroll
+    for (int a = 0; a < ATOMS; a++) {
+        float grad = grads[3 * (ATOMS * i + a) + k], mask = masks[first + a],
+              position = j < 3 ? positions[3 * (first + a) + j] : 1.0f;
+        double term = (double)grad * (double)mask * (double)position;
+        sum += group[first + a] == g ? term : 0;
+    }
+    out[e] = (float)sum;
 }
 
 static Status to_atom14_bwd(CudaContext *context, const OpCall *call)
 {
     int64_t n = call->in_tensor[0]->dim[0];
-    LAUNCH(to_atom14_bwd_kernel, n * GROUPS, n, F32_IN(0), (const int32_t *)call->in[1], (const int32_t *)call->in[2],
-           F32_IN(3), F32_IN(4), F32_OUT(0));
+    LAUNCH(to_atom14_bwd_kernel, n * GROUPS * MATRIX, n, F32_IN(0), (const int32_t *)call->in[1],
+           (const int32_t *)call->in[2], F32_IN(3), F32_IN(4), F32_OUT(0));
 }
 
 __global__ void to_atom37_kernel(int64_t n, const float *x, const int32_t *index, const float *exists, float *out)
@@ -317,53 +392,6 @@ static Status pseudo_beta(CudaContext *context, const OpCall *call)
     LAUNCH(pseudo_beta_kernel, 3 * n, n, F32_IN(0), (const int32_t *)call->in[1], F32_OUT(0));
 }
 
-/* Algorithm 26, a block per residue: the naming of symmetric atoms whose distances to the unambiguous atoms fit better.
- */
-__global__ void __launch_bounds__(RENAME_THREADS)
-    rename_kernel(int64_t n, double eps, const float *x, const float *gt, const float *alt, const float *exists,
-                  const float *alt_exists, const float *ambiguous, float *better, float *gt_out, float *exists_out)
-{
-    stage_wait();
-    __shared__ double shared[2][RENAME_THREADS / WARP];
-    int64_t i = blockIdx.x;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    double lddt = 0, alt_lddt = 0;
-    for (int64_t a = ATOMS * i; a < ATOMS * (i + 1); a++) {
-        double row = (double)exists[a] * ambiguous[a];
-        if (row == 0) continue; /* the same in every thread */
-        for (int64_t b = threadIdx.x; b < ATOMS * n; b += RENAME_THREADS) {
-            double mask = row * exists[b] * (1 - ambiguous[b]);
-            if (mask == 0) continue;
-            double d = point_distance(x + 3 * a, x + 3 * b, eps);
-            double e = d - point_distance(gt + 3 * a, gt + 3 * b, eps),
-                   f = d - point_distance(alt + 3 * a, alt + 3 * b, eps);
-            lddt += mask * sqrt(eps + e * e);
-            alt_lddt += mask * sqrt(eps + f * f);
-        }
-    }
-    lddt = warp_sum(lddt);
-    alt_lddt = warp_sum(alt_lddt);
-    if (lane == 0) shared[0][warp] = lddt, shared[1][warp] = alt_lddt;
-    __syncthreads();
-    lddt = alt_lddt = 0;
-    for (int w = 0; w < RENAME_THREADS / WARP; w++) lddt += shared[0][w], alt_lddt += shared[1][w];
-    bool swap = alt_lddt < lddt;
-    if (threadIdx.x == 0) better[i] = swap;
-    if (threadIdx.x >= ATOMS) return;
-    int64_t a = ATOMS * i + threadIdx.x;
-    for (int k = 0; k < 3; k++) gt_out[3 * a + k] = (swap ? alt : gt)[3 * a + k];
-    exists_out[a] = (swap ? alt_exists : exists)[a];
-}
-
-static Status rename_symmetric(CudaContext *context, const OpCall *call)
-{
-    int64_t n = call->in_tensor[0]->dim[0];
-    if (n == 0) return OK;
-    launch(rename_kernel, (unsigned)n, RENAME_THREADS, 0, context->stream, n, call->op->attr.f[0], F32_IN(0), F32_IN(1),
-           F32_IN(2), F32_IN(3), F32_IN(4), F32_IN(5), F32_OUT(0), F32_OUT(1), F32_OUT(2));
-    return cuda_launched("rename_kernel");
-}
-
 const CudaEntry cuda_rigid[] = {{OP_FRAME_IDENTITY, identity, NULL},
                                 {OP_FRAME_UPDATE, update, NULL},
                                 {OP_FRAME_UPDATE_BWD, update_bwd, NULL},
@@ -382,5 +410,4 @@ const CudaEntry cuda_rigid[] = {{OP_FRAME_IDENTITY, identity, NULL},
                                 {OP_FRAMES_TO_ATOM14_BWD, to_atom14_bwd, NULL},
                                 {OP_ATOM14_TO_ATOM37, to_atom37, NULL},
                                 {OP_PSEUDO_BETA, pseudo_beta, NULL},
-                                {OP_RENAME_SYMMETRIC, rename_symmetric, NULL},
                                 {OP_COUNT, NULL, NULL}};
