@@ -2,25 +2,42 @@
  * kernels. */
 #include "kernels/cuda/loss.cuh"
 
-enum { ATOMS37 = 37, ATOM_CA = 1, PAIRS_OF_WARP = 8 };
+enum { ATOMS37 = 37, ATOM_CA = 1, PAIRS_OF_ROW = 2 /* in turn */, LDDT_THREADS = 128, MASK_SUMS = 2 * WARP };
 
-/* loss = sum(partial) / denominator[0] */
-__global__ void loss_mean_kernel(const double *partial, int64_t n, const double *denominator, float *loss)
+/* loss = sum of terms over eps + sum of weights; partial: (terms, weights) of blocks */
+__global__ void loss_mean_kernel(const double2 *partial, int64_t n, double eps, float *loss)
 {
     stage_wait();
-    __shared__ double shared[WARP];
-    double sum = array_sum(partial, n, shared);
-    if (threadIdx.x == 0) *loss = (float)(sum / *denominator);
+    __shared__ double2 shared[WARP];
+    double2 sum = pairs_sum(partial, n, shared);
+    if (threadIdx.x == 0) *loss = (float)(sum.x / (eps + sum.y));
 }
 
-/* denominator = eps + sum mask[first + step i], squared sum for pairs */
-__global__ void loss_denominator_kernel(const float *mask, int64_t n, int64_t step, double eps, bool pairs,
-                                        double *denominator)
+/* Sums of a mask, one a block; the next kernel adds them by mask_total(). */
+__global__ void mask_sums_kernel(const float *mask, int64_t n, double *partial)
 {
     stage_wait();
     __shared__ double shared[WARP];
-    double sum = array_sum(mask, n, shared, step);
-    if (threadIdx.x == 0) *denominator = eps + (pairs ? sum * sum : sum);
+    double sum = 0;
+#pragma unroll 4
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
+        sum += (double)mask[i];
+    sum = block_sum_double(sum, shared);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+static unsigned mask_sums_blocks(int64_t n)
+{
+    unsigned blocks = blocks_for(n, 4 * LOSS_THREADS);
+    return blocks < (unsigned)MASK_SUMS ? blocks : (unsigned)MASK_SUMS;
+}
+
+/* by a warp */
+__device__ double mask_total(const double *partial, int blocks)
+{
+    double sum = 0;
+    for (int k = threadIdx.x % WARP; k < blocks; k += WARP) sum += partial[k];
+    return warp_sum_double(sum);
 }
 
 /* ---- distogram
@@ -44,52 +61,80 @@ __device__ void edges_make(const Distogram &d, float *edges)
     __syncthreads();
 }
 
-/* Number of edges below the squared distance; by a warp */
-__device__ int distance_bin(const Distogram &d, const float *edges, int64_t i, int64_t j)
+/* Number of edges below the squared distance; by the lanes of a row */
+__device__ int distance_bin(const Distogram &d, const float *edges, uint32_t i, uint32_t j)
 {
     const float *a = d.beta + 3 * i, *b = d.beta + 3 * j;
     float x = a[0] - b[0], y = a[1] - b[1], z = a[2] - b[2], square = x * x + y * y + z * z;
     int bin = 0;
-    for (int k = threadIdx.x % WARP; k < d.bins - 1; k += WARP) bin += square > edges[k];
-    for (int s = WARP / 2; s > 0; s /= 2) bin += __shfl_xor_sync(0xffffffffu, bin, s);
-    return bin;
+    for (int k = threadIdx.x % ROW_LANES; k < d.bins - 1; k += ROW_LANES) bin += square > edges[k];
+    return lanes_sum<ROW_LANES>(bin);
 }
 
-/* a warp per PAIRS_OF_WARP pairs; partial: a sum per block */
-__global__ void distogram_kernel(Distogram d, double *partial)
+/* The turn-th pair of this thread's row lanes; false: behind the end, the lanes go along with the last pair. */
+__device__ __forceinline__ bool distogram_pair(const Distogram &d, int turn, int64_t *pair, uint32_t *i, uint32_t *j)
+{
+    int64_t all = d.n * d.n;
+    *pair = ((int64_t)blockIdx.x * PAIRS_OF_ROW + turn) * LOSS_ROWS + threadIdx.x / ROW_LANES;
+    bool here = *pair < all;
+    if (!here) *pair = all - 1;
+    *i = (uint32_t)*pair / (uint32_t)d.n; /* fewer than 2^32 pairs: their logits fit into memory */
+    *j = (uint32_t)*pair - *i * (uint32_t)d.n;
+    return here;
+}
+
+/* partial: (terms, weights) of a block */
+template <int V> __global__ void __launch_bounds__(LOSS_THREADS) distogram_kernel(Distogram d, double2 *partial)
+{
+    stage_wait();
+    extern __shared__ float edges[];
+    __shared__ double2 shared[LOSS_WARPS];
+    edges_make(d, edges);
+    double2 sum = {0, 0};
+#pragma unroll
+    for (int turn = 0; turn < PAIRS_OF_ROW; turn++) {
+        int64_t pair;
+        uint32_t i, j;
+        bool here = distogram_pair(d, turn, &pair, &i, &j);
+        float m = d.mask[i] * d.mask[j];
+        const float *x = d.logits + pair * d.bins;
+        LogitRow<V> row(x, d.bins, true);
+        int bin = distance_bin(d, edges, i, j);
+        float entropy = row_norm(row) - x[bin];
+        if (!here || threadIdx.x % ROW_LANES != 0) continue;
+        if (m != 0) sum.x += (double)(m * entropy);
+        sum.y += (double)d.mask[i] * (double)d.mask[j];
+    }
+    sum = block_sum_pair(sum, shared);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+template <int V>
+__global__ void __launch_bounds__(LOSS_THREADS)
+    distogram_bwd_kernel(Distogram d, double eps, const float *dl, float *dlogits)
 {
     stage_wait();
     extern __shared__ float edges[];
     __shared__ double shared[LOSS_WARPS];
     edges_make(d, edges);
-    double term = 0;
-    for (int64_t pair = global_warp(); pair < d.n * d.n; pair += (int64_t)gridDim.x * LOSS_WARPS) {
-        int64_t i = pair / d.n, j = pair % d.n;
-        float m = d.mask[i] * d.mask[j], norm;
+    double known = array_sum(d.mask, d.n, shared); /* few numbers: each block adds them */
+    float each = *dl == 0 ? 0.0f : (float)((double)*dl / (eps + known * known));
+#pragma unroll
+    for (int turn = 0; turn < PAIRS_OF_ROW; turn++) {
+        int64_t pair;
+        uint32_t i, j;
+        bool here = distogram_pair(d, turn, &pair, &i, &j);
+        float scale = each * d.mask[i] * d.mask[j];
+        LogitRow<V> row(d.logits + pair * d.bins, d.bins, here && scale != 0);
         int bin = distance_bin(d, edges, i, j);
-        if (m != 0) term += (double)(m * warp_cross_entropy(d.logits + pair * d.bins, d.bins, bin, &norm));
-    }
-    double sum = block_sum_double(threadIdx.x % WARP == 0 ? term : 0, shared);
-    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-}
-
-__global__ void distogram_bwd_kernel(Distogram d, const float *dl, const double *denominator, float *dlogits)
-{
-    stage_wait();
-    extern __shared__ float edges[];
-    edges_make(d, edges);
-    float each = *dl == 0 ? 0.0f : (float)((double)*dl / *denominator);
-    for (int64_t pair = global_warp(); pair < d.n * d.n; pair += (int64_t)gridDim.x * LOSS_WARPS) {
-        int64_t i = pair / d.n, j = pair % d.n;
-        int bin = distance_bin(d, edges, i, j);
-        warp_cross_entropy_bwd(d.logits + pair * d.bins, d.bins, bin, each * d.mask[i] * d.mask[j],
-                               dlogits + pair * d.bins);
+        float norm = row_norm(row);
+        if (here) row_store_bwd(row, d.bins, norm, bin, scale, dlogits + pair * d.bins);
     }
 }
 
 static unsigned distogram_blocks(int64_t n)
 {
-    return blocks_for(n * n, PAIRS_OF_WARP * LOSS_WARPS);
+    return blocks_for(n * n, PAIRS_OF_ROW * LOSS_ROWS);
 }
 
 static Distogram distogram_set(const OpCall *call, int first)
@@ -101,31 +146,28 @@ static Distogram distogram_set(const OpCall *call, int first)
 
 static size_t distogram_scratch(const OpCall *call)
 {
-    int64_t n = call->in_tensor[call->op->kind == OP_LOSS_DISTOGRAM_BWD]->dim[0];
-    return (1 + (size_t)distogram_blocks(n)) * sizeof(double);
+    return distogram_blocks(call->in_tensor[0]->dim[0]) * sizeof(double2);
 }
 
 static Status distogram(CudaContext *context, const OpCall *call)
 {
     Distogram d = distogram_set(call, 0);
-    double *denominator = (double *)call->scratch, *partial = denominator + 1;
+    double2 *partial = (double2 *)call->scratch;
     unsigned blocks = distogram_blocks(d.n);
-    size_t edges = (size_t)d.bins * sizeof(float);
-    launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, d.mask, d.n, 1, call->op->attr.f[2], true,
-           denominator);
-    launch(distogram_kernel, blocks, LOSS_THREADS, edges, context->stream, d, partial);
-    launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, blocks, denominator, F32_OUT(0));
+    DISPATCH_ROW(d.bins, {
+        launch(distogram_kernel<V>, blocks, LOSS_THREADS, (size_t)d.bins * sizeof(float), context->stream, d, partial);
+    });
+    launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, blocks, call->op->attr.f[2], F32_OUT(0));
     return cuda_launched("loss_distogram");
 }
 
 static Status distogram_bwd(CudaContext *context, const OpCall *call)
 {
     Distogram d = distogram_set(call, 1);
-    double *denominator = (double *)call->scratch;
-    launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, d.mask, d.n, 1, call->op->attr.f[2], true,
-           denominator);
-    launch(distogram_bwd_kernel, distogram_blocks(d.n), LOSS_THREADS, (size_t)d.bins * sizeof(float), context->stream,
-           d, F32_IN(0), denominator, F32_OUT(0));
+    DISPATCH_ROW(d.bins, {
+        launch(distogram_bwd_kernel<V>, distogram_blocks(d.n), LOSS_THREADS, (size_t)d.bins * sizeof(float),
+               context->stream, d, call->op->attr.f[2], F32_IN(0), F32_OUT(0));
+    });
     return cuda_launched("loss_distogram_bwd");
 }
 
@@ -138,62 +180,77 @@ __device__ int class_of(const int32_t *target, int64_t row, int classes)
     return c < 0 ? 0 : (c >= classes ? classes - 1 : c);
 }
 
-/* a warp per position */
-__global__ void masked_msa_kernel(int64_t rows, int classes, const float *logits, const int32_t *target,
-                                  const float *mask, double *partial)
+/* partial: (terms, weights) of a block */
+template <int V>
+__global__ void __launch_bounds__(LOSS_THREADS)
+    masked_msa_kernel(int64_t rows, int classes, const float *logits, const int32_t *target, const float *mask,
+                      double2 *partial)
 {
     stage_wait();
-    __shared__ double shared[LOSS_WARPS];
-    int64_t row = global_warp();
-    double term = 0;
-    if (row < rows && mask[row] != 0) {
-        float norm;
-        term = (double)(mask[row] *
-                        warp_cross_entropy(logits + row * classes, classes, class_of(target, row, classes), &norm));
-    }
-    double sum = block_sum_double(threadIdx.x % WARP == 0 ? term : 0, shared);
+    __shared__ double2 shared[LOSS_WARPS];
+    int64_t place = (int64_t)blockIdx.x * LOSS_ROWS + threadIdx.x / ROW_LANES;
+    float m = place < rows ? mask[place] : 0;
+    const float *x = logits + place * classes;
+    LogitRow<V> row(x, classes, m != 0);
+    float norm = row_norm(row);
+    double2 sum = {0, (double)m};
+    if (m != 0) sum.x = (double)(m * (norm - x[class_of(target, place, classes)]));
+    if (threadIdx.x % ROW_LANES != 0) sum = make_double2(0, 0);
+    sum = block_sum_pair(sum, shared);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void masked_msa_bwd_kernel(int64_t rows, int classes, const float *dl, const float *logits,
-                                      const int32_t *target, const float *mask, const double *denominator,
-                                      float *dlogits)
+template <int V>
+__global__ void __launch_bounds__(LOSS_THREADS)
+    masked_msa_bwd_kernel(int64_t rows, int classes, double eps, const float *dl, const float *logits,
+                          const int32_t *target, const float *mask, const double *sums, int blocks, float *dlogits)
 {
     stage_wait();
-    int64_t row = global_warp();
-    if (row >= rows) return;
-    float scale = *dl == 0 ? 0.0f : (float)((double)*dl / *denominator) * mask[row];
-    warp_cross_entropy_bwd(logits + row * classes, classes, class_of(target, row, classes), scale,
-                           dlogits + row * classes);
+    int64_t place = (int64_t)blockIdx.x * LOSS_ROWS + threadIdx.x / ROW_LANES;
+    bool here = place < rows;
+    double denominator = eps + mask_total(sums, blocks);
+    float scale = *dl == 0 || !here ? 0.0f : (float)((double)*dl / denominator) * mask[place];
+    LogitRow<V> row(logits + place * classes, classes, scale != 0);
+    float norm = row_norm(row);
+    if (!here) return;
+    row_store_bwd(row, classes, norm, class_of(target, place, classes), scale, dlogits + place * classes);
 }
 
 static size_t masked_msa_scratch(const OpCall *call)
 {
-    int64_t rows = tensor_rows(call->in_tensor[call->op->kind == OP_LOSS_MASKED_MSA_BWD]);
-    return (1 + (size_t)blocks_for(rows, LOSS_WARPS)) * sizeof(double);
+    return blocks_for(tensor_rows(call->in_tensor[0]), LOSS_ROWS) * sizeof(double2);
+}
+
+static size_t masked_msa_bwd_scratch(const OpCall *)
+{
+    return MASK_SUMS * sizeof(double);
 }
 
 static Status masked_msa(CudaContext *context, const OpCall *call)
 {
     int64_t rows = tensor_rows(call->in_tensor[0]);
-    double *denominator = (double *)call->scratch, *partial = denominator + 1;
-    unsigned blocks = blocks_for(rows, LOSS_WARPS);
-    launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, F32_IN(2), rows, 1, call->op->attr.f[0], false,
-           denominator);
-    launch(masked_msa_kernel, blocks, LOSS_THREADS, 0, context->stream, rows, (int)tensor_last(call->in_tensor[0]),
-           F32_IN(0), I32_IN(1), F32_IN(2), partial);
-    launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, blocks, denominator, F32_OUT(0));
+    int classes = (int)tensor_last(call->in_tensor[0]);
+    double2 *partial = (double2 *)call->scratch;
+    unsigned blocks = blocks_for(rows, LOSS_ROWS);
+    DISPATCH_ROW(classes, {
+        launch(masked_msa_kernel<V>, blocks, LOSS_THREADS, 0, context->stream, rows, classes, F32_IN(0), I32_IN(1),
+               F32_IN(2), partial);
+    });
+    launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, blocks, call->op->attr.f[0], F32_OUT(0));
     return cuda_launched("loss_masked_msa");
 }
 
 static Status masked_msa_bwd(CudaContext *context, const OpCall *call)
 {
     int64_t rows = tensor_rows(call->in_tensor[1]);
-    double *denominator = (double *)call->scratch;
-    launch(loss_denominator_kernel, 1, SUM_THREADS, 0, context->stream, F32_IN(3), rows, 1, call->op->attr.f[0], false,
-           denominator);
-    launch(masked_msa_bwd_kernel, blocks_for(rows, LOSS_WARPS), LOSS_THREADS, 0, context->stream, rows,
-           (int)tensor_last(call->in_tensor[1]), F32_IN(0), F32_IN(1), I32_IN(2), F32_IN(3), denominator, F32_OUT(0));
+    int classes = (int)tensor_last(call->in_tensor[1]);
+    double *sums = (double *)call->scratch;
+    unsigned blocks = mask_sums_blocks(rows);
+    launch(mask_sums_kernel, blocks, LOSS_THREADS, 0, context->stream, F32_IN(3), rows, sums);
+    DISPATCH_ROW(classes, {
+        launch(masked_msa_bwd_kernel<V>, blocks_for(rows, LOSS_ROWS), LOSS_THREADS, 0, context->stream, rows, classes,
+               call->op->attr.f[0], F32_IN(0), F32_IN(1), I32_IN(2), F32_IN(3), sums, (int)blocks, F32_OUT(0));
+    });
     return cuda_launched("loss_masked_msa_bwd");
 }
 
@@ -214,28 +271,6 @@ __device__ double ca_distance(const float *x, int64_t i, int64_t j, double eps)
     return sqrt(eps + (d[0] * d[0] + d[1] * d[1] + d[2] * d[2]));
 }
 
-/* lDDT of CA, a warp per residue */
-__global__ void lddt_ca_kernel(int64_t n, double cutoff, double eps, const float *x, const float *gt,
-                               const float *exists, float *lddt)
-{
-    stage_wait();
-    int64_t i = global_warp();
-    if (i >= n) return;
-    double scored = 0, kept = 0;
-    for (int64_t j = threadIdx.x % WARP; j < n; j += WARP) {
-        double m = (double)exists[ATOMS37 * i + ATOM_CA] * (double)exists[ATOMS37 * j + ATOM_CA];
-        if (i == j || m == 0) continue;
-        double truth = ca_distance(gt, i, j, eps);
-        if (!(truth < cutoff)) continue;
-        double error = fabs(truth - ca_distance(x, i, j, eps));
-        scored += m;
-        kept += m * 0.25 * ((error < 0.5) + (error < 1) + (error < 2) + (error < 4));
-    }
-    scored = warp_sum_double(scored);
-    kept = warp_sum_double(kept);
-    if (threadIdx.x % WARP == 0) lddt[i] = (float)((eps + kept) / (eps + scored));
-}
-
 __device__ int lddt_bin(float lddt, int bins)
 {
     float scaled = lddt * (float)bins;
@@ -243,30 +278,70 @@ __device__ int lddt_bin(float lddt, int bins)
     return scaled < (float)bins ? (int)scaled : bins - 1;
 }
 
-/* one block: few residues */
-__global__ void plddt_kernel(int64_t n, int bins, double low, double high, double eps, const float *logits,
-                             const float *lddt, const float *exists, const float *resolution, float *loss)
+/* (scored, kept) weights of the distances of residue i, by the block */
+__device__ double2 lddt_ca(int64_t n, int64_t i, double cutoff, double eps, const float *x, const float *gt,
+                           const float *exists, double2 *shared)
+{
+    double2 sum = {0, 0};
+#pragma unroll 2
+    for (int64_t j = threadIdx.x; j < n; j += LDDT_THREADS) {
+        double m = (double)exists[ATOMS37 * i + ATOM_CA] * (double)exists[ATOMS37 * j + ATOM_CA];
+        if (i == j || m == 0) continue;
+        double truth = ca_distance(gt, i, j, eps), found = ca_distance(x, i, j, eps);
+        if (!(truth < cutoff)) continue;
+        double error = fabs(truth - found);
+        sum.x += m;
+        sum.y += m * 0.25 * ((error < 0.5) + (error < 1) + (error < 2) + (error < 4));
+    }
+    return block_sum_pair(sum, shared);
+}
+
+struct Plddt {
+    int64_t n;
+    int bins;
+    double cutoff, low, high, eps;
+    const float *logits, *x, *gt, *exists, *resolution;
+};
+
+/* a block per residue: lDDT of its CA, then its term; partial: (term, weight) */
+__global__ void __launch_bounds__(LDDT_THREADS) plddt_kernel(Plddt p, float *lddt, double2 *partial)
 {
     stage_wait();
-    __shared__ double shared[WARP];
-    double term = 0, count = array_sum(exists + ATOM_CA, n, shared, ATOMS37);
-    bool counts = resolution_counts(resolution, low, high);
-    for (int64_t i = threadIdx.x / WARP; i < n && counts; i += blockDim.x / WARP) {
-        float m = exists[ATOMS37 * i + ATOM_CA], norm;
-        if (m != 0) term += (double)(m * warp_cross_entropy(logits + i * bins, bins, lddt_bin(lddt[i], bins), &norm));
-    }
-    term = block_sum_double(threadIdx.x % WARP == 0 ? term : 0, shared);
-    if (threadIdx.x == 0) *loss = (float)(term / (eps + count));
+    __shared__ double2 shared[LDDT_THREADS / WARP];
+    int64_t i = blockIdx.x;
+    double2 sum = lddt_ca(p.n, i, p.cutoff, p.eps, p.x, p.gt, p.exists, shared);
+    if (threadIdx.x >= WARP) return;
+    float score = (float)((p.eps + sum.y) / (p.eps + sum.x)), m = p.exists[ATOMS37 * i + ATOM_CA], norm;
+    double term = 0;
+    if (m != 0 && resolution_counts(p.resolution, p.low, p.high))
+        term = (double)(m * warp_cross_entropy(p.logits + i * p.bins, p.bins, lddt_bin(score, p.bins), &norm));
+    if (threadIdx.x != 0) return;
+    lddt[i] = score;
+    partial[i] = make_double2(term, (double)m);
+}
+
+static size_t plddt_scratch(const OpCall *call)
+{
+    return (size_t)call->in_tensor[0]->dim[0] * sizeof(double2);
 }
 
 static Status plddt(CudaContext *context, const OpCall *call)
 {
-    int64_t n = call->in_tensor[0]->dim[0];
     const double *f = call->op->attr.f;
-    launch(lddt_ca_kernel, blocks_for(n, LOSS_WARPS), LOSS_THREADS, 0, context->stream, n, f[0], f[3], F32_IN(1),
-           F32_IN(2), F32_IN(3), F32_OUT(1));
-    launch(plddt_kernel, 1, SUM_THREADS, 0, context->stream, n, (int)call->in_tensor[0]->dim[1], f[1], f[2], f[3],
-           F32_IN(0), F32_OUT(1), F32_IN(3), F32_IN(4), F32_OUT(0));
+    double2 *partial = (double2 *)call->scratch;
+    Plddt p = {call->in_tensor[0]->dim[0],
+               (int)call->in_tensor[0]->dim[1],
+               f[0],
+               f[1],
+               f[2],
+               f[3],
+               F32_IN(0),
+               F32_IN(1),
+               F32_IN(2),
+               F32_IN(3),
+               F32_IN(4)};
+    if (p.n > 0) launch(plddt_kernel, (unsigned)p.n, LDDT_THREADS, 0, context->stream, p, F32_OUT(1), partial);
+    launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, p.n, f[3], F32_OUT(0));
     return cuda_launched("loss_plddt");
 }
 
@@ -363,10 +438,10 @@ static Status resolved_bwd(CudaContext *context, const OpCall *call)
 }
 
 const CudaEntry cuda_loss_head[] = {{OP_LOSS_DISTOGRAM, distogram, distogram_scratch},
-                                    {OP_LOSS_DISTOGRAM_BWD, distogram_bwd, distogram_scratch},
+                                    {OP_LOSS_DISTOGRAM_BWD, distogram_bwd, NULL},
                                     {OP_LOSS_MASKED_MSA, masked_msa, masked_msa_scratch},
-                                    {OP_LOSS_MASKED_MSA_BWD, masked_msa_bwd, masked_msa_scratch},
-                                    {OP_LOSS_PLDDT, plddt, NULL},
+                                    {OP_LOSS_MASKED_MSA_BWD, masked_msa_bwd, masked_msa_bwd_scratch},
+                                    {OP_LOSS_PLDDT, plddt, plddt_scratch},
                                     {OP_LOSS_PLDDT_BWD, plddt_bwd, NULL},
                                     {OP_PLDDT_SCORE, plddt_score, NULL},
                                     {OP_LOSS_RESOLVED, resolved, NULL},

@@ -35,12 +35,17 @@ static Torsion torsion_set(const OpCall *call, int first)
             F32_IN(first + 6)};
 }
 
-/* weights over the denominators of the two means */
-__device__ void torsion_scales(const Torsion &t, double *shared, double *chi, double *norm)
+/* weights over the denominators of the two means; `shared` holds a pair per warp */
+__device__ void torsion_scales(const Torsion &t, double2 *shared, double *chi, double *norm)
 {
-    double chis = array_sum(t.chi_mask, CHIS * t.n, shared), residues = array_sum(t.seq_mask, t.n, shared);
-    *chi = 1 / (t.mean_eps + (double)t.blocks * chis);
-    *norm = 1 / (t.mean_eps + (double)t.blocks * ANGLES * residues);
+    double2 sum = {0, 0}; /* chis, residues */
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < CHIS * t.n; i += blockDim.x) sum.x += (double)t.chi_mask[i];
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < t.n; i += blockDim.x) sum.y += (double)t.seq_mask[i];
+    sum = block_sum_pair(sum, shared);
+    *chi = 1 / (t.mean_eps + (double)t.blocks * sum.x);
+    *norm = 1 / (t.mean_eps + (double)t.blocks * ANGLES * sum.y);
 }
 
 /* The closer of the two equivalent true angles; diff = predicted - true. */
@@ -65,42 +70,65 @@ __device__ double raw_norm(const Torsion &t, int64_t angle)
     return sqrt(a * a + b * b + t.eps);
 }
 
-/* one block: blocks x residues x 11 terms */
-__global__ void torsion_kernel(Torsion t, float *loss, float *chi_out, float *norm_out)
+/* a thread per angle; partial: (errors of chis, errors of norms) of a block */
+__global__ void __launch_bounds__(LOSS_THREADS) torsion_kernel(Torsion t, double2 *partial)
 {
     stage_wait();
-    __shared__ double shared[WARP];
-    double chi_scale, norm_scale, chi = 0, norm = 0;
-    torsion_scales(t, shared, &chi_scale, &norm_scale);
-    for (int64_t row = threadIdx.x; row < t.blocks * t.n; row += blockDim.x) {
-        int64_t i = row % t.n;
-        float diff[2];
-        for (int k = 0; k < CHIS; k++)
-            if (t.chi_mask[CHIS * i + k] != 0)
-                chi += (double)(t.chi_mask[CHIS * i + k] * chi_error(t, row, i, k, diff));
-        for (int k = 0; k < ANGLES && t.seq_mask[i] != 0; k++)
-            norm += (double)t.seq_mask[i] * fabs(raw_norm(t, ANGLES * row + k) - 1);
+    __shared__ double2 shared[LOSS_WARPS];
+    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = e / ANGLES, i = row % t.n;
+    int k = (int)(e % ANGLES) - FIRST_CHI;
+    double2 sum = {0, 0};
+    if (row < t.blocks * t.n) {
+        float diff[2], m = k >= 0 ? t.chi_mask[CHIS * i + k] : 0;
+        if (m != 0) sum.x = (double)(m * chi_error(t, row, i, k, diff));
+        if (t.seq_mask[i] != 0) sum.y = (double)t.seq_mask[i] * fabs(raw_norm(t, e) - 1);
     }
-    chi = block_sum_double(chi, shared) * chi_scale;
-    norm = block_sum_double(norm, shared) * norm_scale;
+    sum = block_sum_pair(sum, shared);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+/* one block */
+__global__ void torsion_total_kernel(Torsion t, const double2 *partial, int64_t blocks, float *loss, float *chi_out,
+                                     float *norm_out)
+{
+    stage_wait();
+    __shared__ double2 shared[WARP];
+    double chi_scale, norm_scale;
+    torsion_scales(t, shared, &chi_scale, &norm_scale);
+    double2 sum = pairs_sum(partial, blocks, shared);
     if (threadIdx.x) return;
+    double chi = sum.x * chi_scale, norm = sum.y * norm_scale;
     *loss = (float)(t.chi_weight * chi + t.norm_weight * norm);
     *chi_out = (float)chi;
     *norm_out = (float)norm;
 }
 
+static unsigned torsion_blocks(const Tensor *angle)
+{
+    return blocks_for(ANGLES * angle->dim[0] * angle->dim[1], LOSS_THREADS);
+}
+
+static size_t torsion_scratch(const OpCall *call)
+{
+    return torsion_blocks(call->in_tensor[0]) * sizeof(double2);
+}
+
 static Status torsion(CudaContext *context, const OpCall *call)
 {
-    launch(torsion_kernel, 1, SUM_THREADS, 0, context->stream, torsion_set(call, 0), F32_OUT(0), F32_OUT(1),
+    Torsion t = torsion_set(call, 0);
+    double2 *partial = (double2 *)call->scratch;
+    unsigned blocks = torsion_blocks(call->in_tensor[0]);
+    launch(torsion_kernel, blocks, LOSS_THREADS, 0, context->stream, t, partial);
+    launch(torsion_total_kernel, 1, SUM_THREADS, 0, context->stream, t, partial, blocks, F32_OUT(0), F32_OUT(1),
            F32_OUT(2));
-    return cuda_launched("torsion_kernel");
+    return cuda_launched("loss_torsion");
 }
 
 /* a thread per angle */
 __global__ void torsion_bwd_kernel(Torsion t, const float *dl, float *dangle, float *draw)
 {
     stage_wait();
-    __shared__ double shared[WARP];
+    __shared__ double2 shared[WARP];
     double chi_scale, norm_scale;
     torsion_scales(t, shared, &chi_scale, &norm_scale);
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = e / ANGLES, i = row % t.n;
@@ -197,7 +225,7 @@ static Status total_bwd(CudaContext *context, const OpCall *call)
     return cuda_launched("total_bwd_kernel");
 }
 
-const CudaEntry cuda_loss_torsion[] = {{OP_LOSS_TORSION, torsion, NULL},
+const CudaEntry cuda_loss_torsion[] = {{OP_LOSS_TORSION, torsion, torsion_scratch},
                                        {OP_LOSS_TORSION_BWD, torsion_bwd, NULL},
                                        {OP_LOSS_TOTAL, total, NULL},
                                        {OP_LOSS_TOTAL_BWD, total_bwd, NULL},
