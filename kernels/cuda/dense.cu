@@ -10,14 +10,33 @@
 #include "kernels/cuda/small.cuh"
 #include "kernels/cuda/stream.cuh"
 
-/* y (+= bias) (relu), in place: for products whose shape the tiled kernel does not take. */
-template <typename T> __global__ void bias_kernel(T *y, const float *bias, int64_t count, uint32_t columns, bool relu)
+/* y (+= bias) (relu), in place: for products whose shape the tiled kernel does not take. V elements a thread, of one
+ * row; Index: what count fits into, as a division of 64 bits would take longer than the memory. */
+template <typename T, int V, typename Index>
+__global__ void __launch_bounds__(256) bias_kernel(T *y, const float *bias, Index count, uint32_t columns, bool relu)
 {
     stage_wait();
-    int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (e >= count) return;
-    float v = to_float(y[e]) + (bias ? bias[(uint32_t)(e % columns)] : 0.0f);
-    y[e] = from_float<T>(relu ? fmaxf(v, 0.0f) : v);
+    Index first = ((Index)blockIdx.x * 256 + threadIdx.x) * V;
+    if (first >= count) return;
+    float v[V], add[V] = {};
+    load_floats<V>(y + first, v);
+    if (bias) load_floats<V>(bias + first % columns, add);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        v[j] += add[j];
+        if (relu) v[j] = fmaxf(v[j], 0.0f);
+    }
+    store_floats<V>(y + first, v);
+}
+
+template <typename T, int V>
+static void bias_launch_packs(T *y, const float *bias, int64_t count, uint32_t columns, bool relu, cudaStream_t stream)
+{
+    unsigned blocks = blocks_for(count / V, 256);
+    if (count < INT64_C(0xffff0000))
+        launch(bias_kernel<T, V, uint32_t>, blocks, 256, 0, stream, y, bias, (uint32_t)count, columns, relu);
+    else
+        launch(bias_kernel<T, V, int64_t>, blocks, 256, 0, stream, y, bias, count, columns, relu);
 }
 
 static Status bias_launch(const OpCall *call, void *y, DType type, const float *bias, int64_t rows, int64_t columns,
@@ -26,7 +45,11 @@ static Status bias_launch(const OpCall *call, void *y, DType type, const float *
     int64_t count = rows * columns;
     if ((!bias && !relu) || count == 0) return OK;
     DISPATCH_REAL(call, type, {
-        launch(bias_kernel<T>, blocks_for(count, 256), 256, 0, stream, (T *)y, bias, count, (uint32_t)columns, relu);
+        constexpr int V = Pack<T>::N;
+        if (columns % V == 0 && aligned16(y) && aligned16(bias))
+            bias_launch_packs<T, V>((T *)y, bias, count, (uint32_t)columns, relu, stream);
+        else
+            bias_launch_packs<T, 1>((T *)y, bias, count, (uint32_t)columns, relu, stream);
     });
     return cuda_launched("bias_kernel");
 }

@@ -151,12 +151,34 @@ __global__ void cast_kernel(AnyReal x, AnyOut y, int64_t n)
         if (first + j < n) y.put(first + j, v[j]);
 }
 
+/* Between the two real types, eight elements a thread. */
+template <typename From, typename To> __global__ void cast_packs_kernel(const From *x, To *y, int64_t n)
+{
+    stage_wait();
+    int64_t first = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (first >= n) return;
+    float v[8];
+    load_floats<8>(x + first, v);
+    store_floats<8>(y + first, v);
+}
+
+template <typename From, typename To> static Status cast_packs(CudaContext *ctx, const OpCall *call, int64_t n)
+{
+    launch(cast_packs_kernel<From, To>, blocks_for(n / 8, 256), 256, 0, ctx->stream, (const From *)call->in[0],
+           (To *)call->out[0], n);
+    return cuda_launched("cast_packs_kernel");
+}
+
 static Status cast(CudaContext *ctx, const OpCall *call)
 {
     int64_t n = tensor_count(call->out_tensor[0]);
     DType from = call->in_tensor[0]->dtype, to = call->out_tensor[0]->dtype;
     if (from == DT_F64 || to == DT_F64) return cuda_bad_type(call, DT_F64);
     if (n == 0) return OK;
+    if (n % 8 == 0 && aligned16(call->in[0]) && aligned16(call->out[0])) {
+        if (from == DT_F32 && to == DT_BF16) return cast_packs<float, bf16>(ctx, call, n);
+        if (from == DT_BF16 && to == DT_F32) return cast_packs<bf16, float>(ctx, call, n);
+    }
     launch(cast_kernel, blocks_for((n + 3) / 4, 256), 256, 0, ctx->stream, any_in(call, 0), any_out(call, 0), n);
     return cuda_launched("cast_kernel");
 }
