@@ -67,6 +67,8 @@ static const Case small_cases[] = {
     {"transpose 102", OP_TRANSPOSE, 1, {F(9, 7, 16)}, ATTR(1, 0, 2)},
     {"transpose 021", OP_TRANSPOSE, 1, {F(9, 70, 36)}, ATTR(0, 2, 1)},
     {"transpose 10", OP_TRANSPOSE, 1, {F(90, 133)}, ATTR(1, 0)},
+    {"transpose narrow", OP_TRANSPOSE, 1, {F(3, 301, 12)}, ATTR(0, 2, 1)},
+    {"transpose flat", OP_TRANSPOSE, 1, {F(3, 13, 301)}, ATTR(0, 2, 1)},
     {"transpose 2013", OP_TRANSPOSE, 1, {F(3, 5, 7, 9)}, ATTR(2, 0, 1, 3)},
     {"transpose 3210", OP_TRANSPOSE, 1, {F(3, 5, 7, 9)}, ATTR(3, 2, 1, 0)},
     {"concat", OP_CONCAT, 3, {F(9, 7, 16), F(9, 3, 16), F(9, 1, 16)}, ATTR(1)},

@@ -35,24 +35,41 @@ struct TransposeShape {
     int64_t batch, rows, columns, x_batch, x_row, y_batch, y_row;
 };
 
-/* Tiles of 64 x 64 through shared memory. */
-template <typename U> __global__ void __launch_bounds__(256) transpose_tiles_kernel(const U *x, U *y, TransposeShape s)
+/* Tiles of R x C through shared memory, R C = 4096. A thread asks for all of its elements before it uses the first: of
+ * few tiles each would wait for memory as often as it loads. */
+template <typename U, int R, int C>
+static __global__ void __launch_bounds__(256) transpose_tiles_kernel(const U *x, U *y, TransposeShape s)
 {
     stage_wait();
-    constexpr int TILE = 64;
-    __shared__ U tile[TILE][TILE + 4 / sizeof(U)];
+    constexpr int EACH = R * C / 256;
+    __shared__ U tile[R][C + 4 / sizeof(U)];
     x += s.x_batch * blockIdx.z;
     y += s.y_batch * blockIdx.z;
-    int64_t row0 = (int64_t)blockIdx.y * TILE, column0 = (int64_t)blockIdx.x * TILE;
-    for (int k = threadIdx.x; k < TILE * TILE; k += 256) {
-        int r = k / TILE, c = k % TILE;
-        if (row0 + r < s.rows && column0 + c < s.columns) tile[r][c] = x[(row0 + r) * s.x_row + column0 + c];
+    int64_t row0 = (int64_t)blockIdx.y * R, column0 = (int64_t)blockIdx.x * C;
+    U v[EACH];
+#pragma unroll
+    for (int it = 0; it < EACH; it++) {
+        int k = it * 256 + threadIdx.x, r = k / C, c = k % C;
+        if (row0 + r < s.rows && column0 + c < s.columns) v[it] = x[(row0 + r) * s.x_row + column0 + c];
+    }
+#pragma unroll
+    for (int it = 0; it < EACH; it++) {
+        int k = it * 256 + threadIdx.x;
+        tile[k / C][k % C] = v[it];
     }
     __syncthreads();
-    for (int k = threadIdx.x; k < TILE * TILE; k += 256) {
-        int c = k / TILE, r = k % TILE;
+#pragma unroll
+    for (int it = 0; it < EACH; it++) {
+        int k = it * 256 + threadIdx.x, c = k / R, r = k % R;
         if (row0 + r < s.rows && column0 + c < s.columns) y[(column0 + c) * s.y_row + row0 + r] = tile[r][c];
     }
+}
+
+template <typename U, int R, int C>
+static void transpose_tiles_by(const U *x, U *y, const TransposeShape &s, cudaStream_t stream)
+{
+    dim3 grid((unsigned)((s.columns + C - 1) / C), (unsigned)((s.rows + R - 1) / R), (unsigned)s.batch);
+    launch(transpose_tiles_kernel<U, R, C>, grid, 256, 0, stream, x, y, s);
 }
 
 /* R rows of C 2-byte elements in shared memory, reached in runs of 8 along rows and along columns: a word more per row,
@@ -141,8 +158,12 @@ static Status transpose_tiles_launch(const U *x, U *y, const TransposeShape &s, 
             return cuda_launched("transpose_halves_kernel");
         }
     }
-    dim3 grid((unsigned)((s.columns + 63) / 64), (unsigned)((s.rows + 63) / 64), (unsigned)s.batch);
-    launch(transpose_tiles_kernel<U>, grid, 256, 0, stream, x, y, s);
+    if (s.columns <= 16)
+        transpose_tiles_by<U, 256, 16>(x, y, s, stream);
+    else if (s.rows <= 16)
+        transpose_tiles_by<U, 16, 256>(x, y, s, stream);
+    else
+        transpose_tiles_by<U, 64, 64>(x, y, s, stream);
     return cuda_launched("transpose_tiles_kernel");
 }
 
