@@ -283,6 +283,8 @@ static const Case large_structure_cases[] = {
      5,
      {F(256, 14, 3), I(21, 256), I(8, 21, 14), M(21, 14), F(21, 14, 3)},
      ATTR(0)},
+    {"transpose narrow f32", OP_TRANSPOSE, 1, {F(65536, 12)}, ATTR(1, 0)},
+    {"structure linear library", OP_LINEAR, 3, {F(65536, 128), W(0.05, 64, 128), F(64)}, ATTR(0)},
     {"loss_distogram", OP_LOSS_DISTOGRAM, 3, {F(256, 256, 64), W(8.0, 256, 3), M(256)}, {{0}, {2.3125, 21.6875, 1e-8}}},
     {"loss_distogram_bwd",
      OP_LOSS_DISTOGRAM_BWD,

@@ -1,5 +1,6 @@
 /* Shared by the loss kernels: sums in double in a fixed order. Losses are few numbers over many terms: rows are summed
- * by blocks or warps into scratch, a single block adds the rows. */
+ * by blocks or warps into scratch, a single block adds the rows. What the same op goes on with is let in early: such
+ * kernels take less time than their launch. */
 #ifndef FOLDSCALE_KERNELS_CUDA_LOSS_CUH
 #define FOLDSCALE_KERNELS_CUDA_LOSS_CUH
 

@@ -128,6 +128,7 @@ template <typename Source>
 __global__ void __launch_bounds__(PREPARE_THREADS) fape_prepare_kernel(FapeSet s, Source source)
 {
     stage_wait();
+    stage_release();
     int64_t of_frames = parts_of(s.frames, PREPARE_THREADS), of_points = parts_of(s.points, PREPARE_THREADS);
     int64_t x = blockIdx.x, block = blockIdx.y;
     bool frames = x < of_frames;
@@ -206,6 +207,7 @@ template <typename Item> __device__ __forceinline__ void part_load(const Item *f
 __global__ void __launch_bounds__(PAIR_THREADS) fape_rows_kernel(FapeSet s)
 {
     stage_wait();
+    stage_release();
     __shared__ PointPair points[PART_MAX];
     __shared__ double2 shared[PAIR_WARPS];
     int64_t block = blockIdx.z;
@@ -336,6 +338,7 @@ __global__ void __launch_bounds__(PAIR_THREADS)
     fape_bwd_kernel(FapeSet s, int of_frames, const float *dl, const float *use_clamped)
 {
     stage_wait();
+    stage_release();
     extern __shared__ float4 others[];
     __shared__ float joined[PAIR_THREADS * (FRAME_SUMS + 1)];
     if (*dl == 0) return;

@@ -17,6 +17,7 @@ __global__ void loss_mean_kernel(const double2 *partial, int64_t n, double eps, 
 __global__ void mask_sums_kernel(const float *mask, int64_t n, double *partial)
 {
     stage_wait();
+    stage_release();
     __shared__ double shared[WARP];
     double sum = 0;
 #pragma unroll 4
@@ -87,6 +88,7 @@ __device__ __forceinline__ bool distogram_pair(const Distogram &d, int turn, int
 template <int V> __global__ void __launch_bounds__(LOSS_THREADS) distogram_kernel(Distogram d, double2 *partial)
 {
     stage_wait();
+    stage_release();
     extern __shared__ float edges[];
     __shared__ double2 shared[LOSS_WARPS];
     edges_make(d, edges);
@@ -187,6 +189,7 @@ __global__ void __launch_bounds__(LOSS_THREADS)
                       double2 *partial)
 {
     stage_wait();
+    stage_release();
     __shared__ double2 shared[LOSS_WARPS];
     int64_t place = (int64_t)blockIdx.x * LOSS_ROWS + threadIdx.x / ROW_LANES;
     float m = place < rows ? mask[place] : 0;
@@ -307,6 +310,7 @@ struct Plddt {
 __global__ void __launch_bounds__(LDDT_THREADS) plddt_kernel(Plddt p, float *lddt, double2 *partial)
 {
     stage_wait();
+    stage_release();
     __shared__ double2 shared[LDDT_THREADS / WARP];
     int64_t i = blockIdx.x;
     double2 sum = lddt_ca(p.n, i, p.cutoff, p.eps, p.x, p.gt, p.exists, shared);

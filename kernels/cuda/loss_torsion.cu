@@ -74,6 +74,7 @@ __device__ double raw_norm(const Torsion &t, int64_t angle)
 __global__ void __launch_bounds__(LOSS_THREADS) torsion_kernel(Torsion t, double2 *partial)
 {
     stage_wait();
+    stage_release();
     __shared__ double2 shared[LOSS_WARPS];
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row = e / ANGLES, i = row % t.n;
     int k = (int)(e % ANGLES) - FIRST_CHI;
@@ -183,9 +184,13 @@ __device__ double length_scale(const int32_t *length, int64_t crop)
 __global__ void total_kernel(Terms t, const int32_t *length, int64_t crop, float *total, float *weighted)
 {
     stage_wait();
+    float term[ATTR_REALS]; /* all on their way at once */
     double sum = 0;
-    for (int k = 0; k < t.n; k++)
-        if (isfinite(*t.in[k])) sum += t.weight[k] * (double)*t.in[k];
+#pragma unroll
+    for (int k = 0; k < ATTR_REALS; k++) term[k] = k < t.n ? *t.in[k] : 0;
+#pragma unroll
+    for (int k = 0; k < ATTR_REALS; k++)
+        if (k < t.n && isfinite(term[k])) sum += t.weight[k] * (double)term[k];
     *total = (float)(sum * length_scale(length, crop));
     *weighted = (float)sum;
 }
