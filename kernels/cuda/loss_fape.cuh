@@ -198,6 +198,7 @@ struct PairTile {
 template <typename Item> __device__ __forceinline__ void part_load(const Item *from, int n, Item *to)
 {
     const float4 *source = reinterpret_cast<const float4 *>(from);
+#pragma unroll 4
     for (int e = threadIdx.x; e < n * (int)(sizeof(Item) / 16); e += PAIR_THREADS)
         reinterpret_cast<float4 *>(to)[e] = source[e];
     __syncthreads();
