@@ -201,6 +201,7 @@ static bool group_is_narrow(const Group *g, NarrowProblem *p)
 static bool group_is_small(const Group *g, SmallBatch *batch)
 {
     memset(batch, 0, sizeof *batch);
+    batch->early = g->early;
     if (g->type != DT_F32 || g->members > SMALL_PRODUCTS) return false;
     for (int k = 0; k < g->members; k++) {
         SmallProduct p = small_product(g->rows, g->out[k]);
@@ -239,7 +240,7 @@ Status dense_group_run(CudaContext *ctx, const OpCall *call, const Group *g)
     /* alone, the library's product is faster: 13.6 us against 18.2 for [32768, 256] x 256 on an H200 */
     if (g->members > 1 && group_streams(g, &p)) return stream_launch(p, g->inner, ctx->stream);
     SmallBatch few;
-    if (group_is_small(g, &few)) return small_launch<false, true>(few, ctx->stream);
+    if (group_is_small(g, &few)) return small_launch<false, true>(&few, ctx->stream);
     for (int first = 0; first < g->members;) {
         int count = group_run_length(g, first);
         TRY(group_batch(ctx, call, g, first, count));

@@ -83,6 +83,7 @@ static FlowOperands flow_operands(const Branch &b)
 static bool branch_is_small(const Branch &b, SmallBatch *batch)
 {
     memset(batch, 0, sizeof *batch);
+    batch->early = b.early;
     if (b.type != DT_F32 || b.g || b.drop.rng || b.product) return false;
     SmallProduct p = small_product(b.rows, b.out);
     if (!small_add(&p, b.inner, b.x, b.w)) return false;
@@ -182,7 +183,7 @@ static Status branch_alone(CudaContext *ctx, const OpCall *call, const Branch &b
     if (branch_flows(b, o, false)) return flow_launch(o, edge_of(b, false), ctx->stream);
     if (o.send.ranks > 0) return status_fail(ERR_INTERNAL, "linear_residual was to send and cannot");
     SmallBatch few;
-    if (branch_is_small(b, &few)) return small_launch<false, true>(few, ctx->stream);
+    if (branch_is_small(b, &few)) return small_launch<false, true>(&few, ctx->stream);
     return branch_in_two(ctx, call, b);
 }
 

@@ -1,289 +1,289 @@
-/* Products of small f32 matrices, where the library's kernels leave most of the device idle: tiles of 32 x 32 in one
- * pass, several products in one launch, the inner elements of a tile divided among the blocks of a cluster where that
- * fills the device better. D = sum A_t B_t (+ C) (+ bias) (relu) (0 where y <= 0), f32 throughout, every element summed
- * in one order: each of a block's eight warps takes eight of every 64 inner elements; warps, then blocks, are added in
- * turn. */
+/* Products of small f32 matrices, where the library's kernels leave most of the device idle: several products in one
+ * launch, in tiles of a shape that fills the device, the inner elements of a tile divided among the warps of a block
+ * and, where few tiles have many, among the blocks of a cluster. D = sum A_t B_t (+ C) (+ bias) (relu) (0 where y <=
+ * 0), f32 throughout, every element summed in one order: a group of warps takes inner elements that follow one another;
+ * groups, then blocks, are added in turn. */
 #ifndef FOLDSCALE_KERNELS_CUDA_SMALL_CUH
 #define FOLDSCALE_KERNELS_CUDA_SMALL_CUH
 
-#include "kernels/cuda/cluster.cuh"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/small_tile.cuh"
 
-enum { SMALL_TILE = 32, SMALL_INNER = 64, SMALL_STAGES = 3, SMALL_THREADS = 256 };
-enum { SMALL_WARPS = SMALL_THREADS / WARP, SMALL_JOINED = SMALL_WARPS / 2 };
-enum { SMALL_ROWS = 8, SMALL_COLUMNS = 4 /* of a thread */, SMALL_RESULTS = SMALL_TILE * SMALL_TILE };
-/* longest side, most multiplications, multiprocessors */
-enum { SMALL_SIDE = 4096, SMALL_MULTIPLICATIONS = 1 << 28, SMALL_DEVICE = 132 };
-enum { SMALL_TERMS = 8, SMALL_PRODUCTS = 6, SMALL_PARTS = 4 };
+/* longest side, most multiplications, multiprocessors, most blocks along y */
+enum { SMALL_SIDE = 4096, SMALL_MULTIPLICATIONS = 1 << 28, SMALL_DEVICE = 132, SMALL_TILES = 65535 };
+enum { SMALL_PARTS = 4, SMALL_STAGES = 3 /* 384 inner elements of eight groups are all asked for at once */ };
 
-/* A term: [m, k] or, transposed, [k, m]; [k, n] or, transposed, [n, k] */
-struct SmallTerm {
-    const float *a, *b;
-    int k;
+/* Shared memory: of each group its chunks on their way and, behind them, its sums; what the blocks of a cluster give
+ * this one; sums over A's inner elements, of groups and given. */
+template <typename Shape, bool A_T, bool B_T> struct SmallRoom {
+    typedef typename Shape::Sum Sum;
+    typedef SmallTile<!A_T, Shape::ROWS> A;
+    typedef SmallTile<B_T, Shape::COLUMNS> B;
+    typedef SmallSource<!A_T, Shape::ROWS, Shape::GROUP_THREADS, false> ASource;
+    typedef SmallSource<B_T, Shape::COLUMNS, Shape::GROUP_THREADS, true> BSource;
+    static constexpr int CHUNK = A::FLOATS + B::FLOATS, GROUP = SMALL_STAGES * CHUNK;
+    static constexpr uint32_t B_AT = A::FLOATS * sizeof(float); /* in a chunk */
+    static constexpr int SUMS = (Shape::GROUPS + SMALL_PARTS) * Shape::ROWS;
+    static_assert(GROUP * sizeof(float) >= Shape::ROWS * Shape::PITCH * sizeof(Sum), "sums of a group");
+    float group[Shape::GROUPS][GROUP];
+    Sum sums[SUMS];
+    Sum given[Shape::RESULTS]; /* [part][share]: not there where a block is alone */
+
+    static size_t bytes(int parts) { return sizeof(SmallRoom) - (parts > 1 ? 0 : Shape::RESULTS * sizeof(Sum)); }
 };
 
-struct SmallProduct {
-    int m, n, terms;
-    SmallTerm term[SMALL_TERMS];
-    const float *c, *bias, *y; /* [m, n], [n], [m, n]; NULL = none */
-    float *d, *sums;           /* sums[m] over k of A, which then is transposed; NULL = not wanted */
-    bool relu;
-};
-
-struct SmallBatch {
-    int count;
-    SmallProduct p[SMALL_PRODUCTS];
-};
-
-__host__ __device__ static inline int small_steps(const SmallProduct &p)
+/* The warps of a group meet. */
+template <typename Shape> __device__ __forceinline__ void small_meet(int group)
 {
-    int steps = 0;
-    for (int t = 0; t < p.terms; t++) steps += (p.term[t].k + SMALL_INNER - 1) / SMALL_INNER;
-    return steps;
-}
-__host__ __device__ static inline int small_tiles(const SmallProduct &p)
-{
-    return (p.m + SMALL_TILE - 1) / SMALL_TILE * ((p.n + SMALL_TILE - 1) / SMALL_TILE);
+    if (Shape::DOWN == 1)
+        __syncwarp();
+    else
+        asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(Shape::GROUP_THREADS) : "memory");
 }
 
-/* A tile of 32 rows (or columns) x 64 inner elements, stored as it lies in memory: inner elements side by side (ALONG)
- * or rows side by side. */
-template <bool ALONG> struct SmallTile {
-    static constexpr int LINE = ALONG ? SMALL_INNER : SMALL_TILE, PITCH = LINE + 4;
-    static constexpr int APART = SMALL_THREADS * 4 / LINE; /* lines between a thread's two pieces of four elements */
-};
-enum { SMALL_TILE_FLOATS = SMALL_INNER * (SMALL_TILE + 4) };
-
-/* What a thread brings into the tiles of one operand, step by step. */
-template <bool ALONG> struct SmallLoader {
-    const float *base, *from;
-    int64_t step, apart;
-    int lines, columns, to; /* from this thread's first piece on */
-    bool packed;
-
-    __device__ __forceinline__ void begin(const float *p, int rows, int k, int row0, int k0)
-    {
-        typedef SmallTile<ALONG> Tile;
-        int major = threadIdx.x * 4 / Tile::LINE, minor = threadIdx.x * 4 % Tile::LINE, ld = ALONG ? k : rows;
-        int at_major = (ALONG ? row0 : k0) + major, at_minor = (ALONG ? k0 : row0) + minor;
-        base = p, from = p + (int64_t)at_major * ld + at_minor;
-        step = ALONG ? SMALL_INNER : (int64_t)SMALL_INNER * ld, apart = (int64_t)Tile::APART * ld;
-        lines = (ALONG ? rows : k) - at_major, columns = ld - at_minor;
-        to = major * Tile::PITCH + minor, packed = ld % 4 == 0;
+/* acc += a chunk, of which `inner` elements are not zero */
+template <typename Shape, bool A_T, bool B_T, typename Sum>
+__device__ __forceinline__ void small_multiply(const float *a_tile, const float *b_tile, int tm, int tn, int inner,
+                                               Sum (&acc)[Shape::TALL][Shape::WIDE])
+{
+    constexpr int AHEAD = !A_T && B_T && Shape::WIDE == 6 ? 1 : SMALL_INNER / 4; /* what more would not fit registers */
+#pragma unroll AHEAD
+    for (int k = 0; k < SMALL_INNER; k += 4) {
+        if (sizeof(Sum) > sizeof(float) && k >= inner) break;
+        float a[Shape::TALL][4], b[Shape::WIDE][4];
+        small_fragment<!A_T, Shape::ROWS, SMALL_LANES_DOWN>(a, a_tile, tm, k);
+        small_fragment<B_T, Shape::COLUMNS, SMALL_LANES_ACROSS>(b, b_tile, tn, k);
+#pragma unroll
+        for (int q = 0; q < 4; q++)
+#pragma unroll
+            for (int r = 0; r < Shape::TALL; r++)
+#pragma unroll
+                for (int c = 0; c < Shape::WIDE; c++) acc[r][c] = fma((Sum)a[r][q], (Sum)b[c][q], acc[r][c]);
     }
-    __device__ __forceinline__ void load(float *tile)
+}
+
+/* RUN results side by side: what is added to them, or `none` */
+template <int RUN>
+__device__ __forceinline__ void small_beside(const float *from, int64_t at, bool packed, int live, float none,
+                                             float (&x)[RUN])
+{
+    if (from && RUN > 1 && packed && live > 0) {
+        small_get<RUN>(from + at, x);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < RUN; j++) x[j] = from && j < live ? from[at + j] : none;
+}
+
+/* A thread's results of one run: where they are, what their edge needs. */
+template <int RUN> struct SmallEdge {
+    int64_t at;
+    int live; /* how many of the run are inside */
+    float bias[RUN], c[RUN], y[RUN];
+
+    __device__ __forceinline__ void begin(const SmallProduct &p, int row, int column, bool mine)
     {
-        typedef SmallTile<ALONG> Tile;
+        at = (int64_t)row * p.n + column, live = mine && row < p.m ? p.n - column : 0;
+        small_beside(p.bias, column, p.packed, live, 0.0f, bias);
+        small_beside(p.c, at, p.packed, live, 0.0f, c);
+        small_beside(p.y, at, p.packed, live, 1.0f, y);
+    }
+    template <typename Sum> __device__ __forceinline__ void store(const SmallProduct &p, const Sum (&sum)[RUN]) const
+    {
+        float v[RUN];
 #pragma unroll
-        for (int piece = 0; piece < 2; piece++) {
-            bool live = lines > piece * Tile::APART;
-            const float *at = from + piece * apart;
-            uint32_t target = shared_address(tile + to + piece * Tile::APART * Tile::PITCH);
-            if (packed) {
-                live = live && columns > 0;
-                copy16_async(target, live ? at : base, live);
-                continue;
-            }
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                bool one = live && columns > j;
-                copy4_async(target + j * 4, one ? at + j : base, one);
-            }
+        for (int j = 0; j < RUN; j++) {
+            v[j] = (float)sum[j];
+            if (p.bias) v[j] += bias[j];
+            if (p.c) v[j] += c[j];
+            if (p.relu) v[j] = fmaxf(v[j], 0.0f);
+            if (!(y[j] > 0.0f)) v[j] = 0.0f;
         }
-        from += step;
-        (ALONG ? columns : lines) -= SMALL_INNER;
-    }
-};
-
-/* COUNT rows of four inner elements from k on; row r of thread t: t + r STEP where inner elements lie side by side,
- * else t COUNT + r, so that neither way of reading meets bank conflicts. */
-template <bool ALONG, int COUNT, int STEP>
-__device__ __forceinline__ void small_fragment(float (&f)[COUNT][4], const float *tile, int t, int k)
-{
-    if (ALONG) {
-#pragma unroll
-        for (int r = 0; r < COUNT; r++) load_floats<4>(tile + (t + r * STEP) * SmallTile<ALONG>::PITCH + k, f[r]);
-    } else {
-#pragma unroll
-        for (int q = 0; q < 4; q++) {
-            float row[COUNT];
-            load_floats<COUNT>(tile + (k + q) * SmallTile<ALONG>::PITCH + t * COUNT, row);
-#pragma unroll
-            for (int r = 0; r < COUNT; r++) f[r][q] = row[r];
+        if (RUN > 1 && p.packed && live > 0) {
+            small_put<RUN>(p.d + at, v);
+            return;
         }
-    }
-}
-
-/* The tiles of a product's terms, one after the other. */
-template <bool A_T, bool B_T> struct SmallSource {
-    const SmallProduct &p;
-    int row0, column0, term, left; /* of the term, in steps */
-    SmallLoader<!A_T> a;
-    SmallLoader<B_T> b;
-
-    __device__ __forceinline__ SmallSource(const SmallProduct &product, int row, int column, int step)
-        : p(product), row0(row), column0(column), term(0)
-    {
-        while (term + 1 < p.terms && step >= steps_of(term)) step -= steps_of(term++);
-        begin(step);
-    }
-    __device__ __forceinline__ int steps_of(int t) const { return (p.term[t].k + SMALL_INNER - 1) / SMALL_INNER; }
-    __device__ __forceinline__ void begin(int step)
-    {
-        left = steps_of(term) - step;
-        a.begin(p.term[term].a, p.m, p.term[term].k, row0, step * SMALL_INNER);
-        b.begin(p.term[term].b, p.n, p.term[term].k, column0, step * SMALL_INNER);
-    }
-    __device__ __forceinline__ void load(float *tiles)
-    {
-        if (left == 0) term++, begin(0);
-        a.load(tiles);
-        b.load(tiles + SMALL_TILE_FLOATS);
-        left--;
+#pragma unroll
+        for (int j = 0; j < RUN; j++)
+            if (j < live) p.d[at + j] = v[j];
     }
 };
 
-/* Sums over the warps of a block: thread (lane, warp) gets the four results of that lane's row `warp`. */
-template <typename Sum>
-__device__ __forceinline__ void small_join(Sum *shared, const Sum (&acc)[SMALL_ROWS][SMALL_COLUMNS],
-                                           Sum (&mine)[SMALL_COLUMNS])
+/* The sums of a block's groups for the run-th run of its tile. */
+template <typename Shape, typename Sum>
+__device__ __forceinline__ void small_join(const float *groups, int apart, int run, Sum (&sum)[Shape::RUN])
 {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    Sum *place = shared + warp % SMALL_JOINED * SMALL_RESULTS + lane;
+    constexpr int ACROSS = Shape::COLUMNS / Shape::RUN;
+    const float *group = groups;
+    int at = run / ACROSS * Shape::PITCH + run % ACROSS * Shape::RUN;
 #pragma unroll
-    for (int half = 1; half >= 0; half--) {
-        if (warp / SMALL_JOINED == half)
+    for (int g = 0; g < Shape::GROUPS; g++, group += apart) {
+        Sum x[Shape::RUN];
+        small_get<Shape::RUN>((const Sum *)group + at, x);
 #pragma unroll
-            for (int i = 0; i < SMALL_ROWS * SMALL_COLUMNS; i++) {
-                Sum v = acc[i / SMALL_COLUMNS][i % SMALL_COLUMNS];
-                place[i * WARP] = half ? v : place[i * WARP] + v;
-            }
-        __syncthreads();
-    }
-#pragma unroll
-    for (int c = 0; c < SMALL_COLUMNS; c++) {
-        const Sum *from = shared + (warp * SMALL_COLUMNS + c) * WARP + lane;
-        mine[c] = from[0];
-#pragma unroll
-        for (int w = 1; w < SMALL_JOINED; w++) mine[c] += from[w * SMALL_RESULTS];
+        for (int j = 0; j < Shape::RUN; j++) sum[j] = g ? sum[j] + x[j] : x[j];
     }
 }
 
-__device__ __forceinline__ float cluster_read(const float *p, uint32_t rank)
+__device__ __forceinline__ void cluster_store(uint32_t at, const float (&v)[4])
 {
-    float v;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(cluster_address(shared_address(p), rank)));
-    return v;
+    asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v[0]), "f"(v[1]), "f"(v[2]),
+                 "f"(v[3])
+                 : "memory");
 }
-__device__ __forceinline__ double cluster_read(const double *p, uint32_t rank)
+__device__ __forceinline__ void cluster_store(uint32_t at, const float (&v)[1])
 {
-    double v;
-    asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(v) : "r"(cluster_address(shared_address(p), rank)));
-    return v;
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(v[0]) : "memory");
+}
+__device__ __forceinline__ void cluster_store(uint32_t at, const double (&v)[1])
+{
+    asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(at), "d"(v[0]) : "memory");
 }
 
-/* Sums over the blocks of a cluster, of which each takes its share of a thread's results: [from, until). What it reads
- * of the others it reads before any of them may end. */
-template <typename Sum>
-__device__ __forceinline__ void small_join_parts(Sum *shared, Sum *rows, Sum (&mine)[SMALL_COLUMNS], Sum *row, int part,
-                                                 int parts, int *from, int *until)
+/* a row's sum over A's inner elements, of this block's groups */
+template <typename Shape, typename Sum>
+__device__ __forceinline__ Sum small_row_sum(const Sum *sums, int row, int count)
 {
-    *from = part * SMALL_COLUMNS / parts, *until = (part + 1) * SMALL_COLUMNS / parts;
-    if (parts == 1) return;
-    Sum *place = shared + threadIdx.x;
+    Sum sum = sums[row];
+    for (int g = 1; g < count; g++) sum += sums[g * Shape::ROWS + row];
+    return sum;
+}
+
+/* Every block of a cluster gives the others their shares of its sums, and the first one those of A's rows: behind it,
+ * given[part][share] are complete. */
+template <typename Shape, typename Room>
+__device__ __forceinline__ void small_give(Room *room, int part, int parts, bool sums_here)
+{
+    int share = Shape::RESULTS / Shape::RUN / parts, thread = threadIdx.x;
+    cluster_wait(); /* all blocks have begun */
+    for (int run = thread; run < share * parts; run += SMALL_THREADS) {
+        typename Shape::Sum sum[Shape::RUN];
+        small_join<Shape>(room->group[0], Room::GROUP, run, sum);
+        auto *to = room->given + (part * share + run % share) * Shape::RUN;
+        cluster_store(cluster_address(shared_address(to), (uint32_t)(run / share)), sum);
+    }
+    if (sums_here && thread < Shape::ROWS) {
+        typename Shape::Sum sum[1] = {small_row_sum<Shape>(room->sums, thread, Shape::GROUPS)};
+        auto *to = room->sums + (Shape::GROUPS + part) * Shape::ROWS + thread;
+        cluster_store(cluster_address(shared_address(to), 0), sum);
+    }
+    cluster_sync();
+}
+/* the run-th of this block's share */
+template <typename Shape, typename Sum>
+__device__ __forceinline__ void small_taken(const Sum *given, int run, int parts, Sum (&sum)[Shape::RUN])
+{
+    int share = Shape::RESULTS / Shape::RUN / parts;
+    for (int q = 0; q < parts; q++) {
+        Sum x[Shape::RUN];
+        small_get<Shape::RUN>(given + (q * share + run) * Shape::RUN, x);
+#pragma unroll
+        for (int j = 0; j < Shape::RUN; j++) sum[j] = q ? sum[j] + x[j] : x[j];
+    }
+}
+
+/* Where a block is: its product, its tile, its part of the inner elements. */
+struct SmallPlace {
+    int member, row0, column0, part, parts;
+
+    template <typename Shape> static __device__ __forceinline__ SmallPlace of(const SmallBatch &batch)
+    {
+        int member = 0, tile = blockIdx.y;
+        while (tile >= batch.p[member].end) member++;
+        if (member > 0) tile -= batch.p[member - 1].end;
+        int across = batch.p[member].across;
+        return {member, tile / across * Shape::ROWS, tile % across * Shape::COLUMNS, (int)blockIdx.x, (int)gridDim.x};
+    }
+};
+
+/* Behind the last chunk: the block's sums and what stands beside them, of which the latter is asked for first. */
+template <typename Shape, bool A_T, bool B_T, typename Room, typename Sum>
+__device__ __forceinline__ void small_finish(const SmallProduct &p, const SmallPlace &at, Room *room, int tm, int tn,
+                                             bool sums_here, const Sum (&acc)[Shape::TALL][Shape::WIDE])
+{
+    constexpr int ACROSS = Shape::COLUMNS / Shape::RUN;
+    int warp = threadIdx.x / WARP, group = warp / Shape::DOWN, row = warp % Shape::DOWN * Shape::WARP_ROWS;
+    int share = Shape::RESULTS / Shape::RUN / at.parts, thread = threadIdx.x;
+    SmallEdge<Shape::RUN> edge[Shape::OWN];
+#pragma unroll
+    for (int o = 0; o < Shape::OWN; o++) {
+        int run = thread + o * SMALL_THREADS, index = at.part * share + run;
+        edge[o].begin(p, at.row0 + index / ACROSS, at.column0 + index % ACROSS * Shape::RUN, run < share);
+    }
+    small_meet<Shape>(group); /* nobody reads its chunks any more */
+    Sum *sums = (Sum *)room->group[group];
+#pragma unroll
+    for (int r = 0; r < Shape::TALL; r++)
+        small_put_line<B_T>(sums + (row + small_place<!A_T, SMALL_LANES_DOWN, Shape::TALL>(tm, r)) * Shape::PITCH, tn,
+                            acc[r]);
     __syncthreads();
+    if (at.parts > 1) small_give<Shape>(room, at.part, at.parts, sums_here);
 #pragma unroll
-    for (int c = 0; c < SMALL_COLUMNS; c++) place[c * SMALL_THREADS] = mine[c];
-    if (threadIdx.x < SMALL_TILE) rows[threadIdx.x] = *row;
-    cluster_sync();
-#pragma unroll
-    for (int c = 0; c < SMALL_COLUMNS; c++) {
-        if (c < *from || c >= *until) continue;
-        mine[c] = cluster_read(place + c * SMALL_THREADS, 0);
-        for (int q = 1; q < parts; q++) mine[c] += cluster_read(place + c * SMALL_THREADS, (uint32_t)q);
+    for (int o = 0; o < Shape::OWN; o++) {
+        int run = thread + o * SMALL_THREADS;
+        if (run >= share) break;
+        Sum sum[Shape::RUN];
+        if (at.parts > 1)
+            small_taken<Shape>(room->given, run, at.parts, sum);
+        else
+            small_join<Shape>(room->group[0], Room::GROUP, run, sum);
+        edge[o].store(p, sum);
     }
-    if (threadIdx.x < SMALL_TILE) {
-        *row = 0;
-        for (int q = 0; q < parts; q++) *row += cluster_read(rows + threadIdx.x, (uint32_t)q);
-    }
-    cluster_sync();
+    if (!sums_here || at.part > 0 || thread >= Shape::ROWS || at.row0 + thread >= p.m) return;
+    int given = at.parts > 1 ? Shape::GROUPS * Shape::ROWS : 0;
+    p.sums[at.row0 + thread] =
+        (float)small_row_sum<Shape>(room->sums + given, thread, at.parts > 1 ? at.parts : Shape::GROUPS);
 }
 
-__device__ __forceinline__ float small_edges(const SmallProduct &p, float v, int row, int column)
-{
-    int64_t at = (int64_t)row * p.n + column;
-    if (p.bias) v += p.bias[column];
-    if (p.c) v += p.c[at];
-    if (p.relu) v = fmaxf(v, 0.0f);
-    return p.y && !(p.y[at] > 0.0f) ? 0.0f : v;
-}
-
-/* Blocks: the parts of a tile along x, the tiles of one product after those of another along y. */
-template <typename Sum, bool A_T, bool B_T>
-__global__ void __launch_bounds__(SMALL_THREADS, sizeof(Sum) > sizeof(float) ? 1 : 2)
+/* Blocks: the parts of a tile along x, the tiles of one product after those of another along y. Lanes are spread over
+ * rows and columns so that both a lane and its neighbour or the next but one read the same 16 bytes of either operand:
+ * two requests less for each. */
+template <typename Shape, bool A_T, bool B_T>
+__global__ void __launch_bounds__(SMALL_THREADS, Shape::BLOCKS)
     small_product_kernel(const __grid_constant__ SmallBatch batch)
 {
+    typedef SmallRoom<Shape, A_T, B_T> Room;
+    extern __shared__ float4 small_room[];
+    Room *room = (Room *)small_room;
+    if (gridDim.x > 1) cluster_arrive();
+    const SmallPlace at = SmallPlace::of<Shape>(batch);
+    const SmallProduct &p = batch.p[at.member];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, group = warp / Shape::DOWN;
+    int tm = (lane >> 1 & 1) | (lane >> 3 & 2), tn = (lane & 1) | (lane >> 1 & 6);
+    int row = warp % Shape::DOWN * Shape::WARP_ROWS; /* the warp's first one */
+    int share = at.part * Shape::GROUPS + group, shares = at.parts * Shape::GROUPS;
+    int begin = p.chunks * share / shares, count = p.chunks * (share + 1) / shares - begin, slot = 0;
+    bool sums_here = A_T && p.sums && at.column0 == 0;
+    const float *ring = room->group[group];
+    auto place = [&](int slot) { return shared_address(ring + slot * Room::CHUNK); };
+    typename Room::ASource a(p, at.row0, begin);
+    typename Room::BSource b(p, at.column0, begin);
+    for (int s = 0; batch.early && s < SMALL_STAGES && s < count; s++) b.load(place(s) + Room::B_AT); /* early */
     stage_wait();
-    extern __shared__ float4 small_tiles_room[];
-    float *tiles = (float *)small_tiles_room; /* [stage][operand][SMALL_TILE_FLOATS] */
-    __shared__ Sum row_sums[SMALL_WARPS][SMALL_TILE];
-    int member = 0, tile = blockIdx.y, part = blockIdx.x, parts = gridDim.x;
-    while (tile >= small_tiles(batch.p[member])) tile -= small_tiles(batch.p[member++]);
-    const SmallProduct &p = batch.p[member];
-    int across = (p.n + SMALL_TILE - 1) / SMALL_TILE, row0 = tile / across * SMALL_TILE;
-    int column0 = tile % across * SMALL_TILE, steps = small_steps(p);
-    int warp = threadIdx.x / WARP, tm = threadIdx.x % WARP / 8, tn = threadIdx.x % 8;
-    int begin = steps * part / parts, count = steps * (part + 1) / parts - begin;
-    bool sums_here = A_T && p.sums && column0 == 0;
-    SmallSource<A_T, B_T> source(p, row0, column0, begin);
-    auto load = [&](int step) {
-        if (step < count) source.load(tiles + step % SMALL_STAGES * 2 * SMALL_TILE_FLOATS);
+    stage_release();
+    for (int s = 0; s < SMALL_STAGES; s++) {
+        if (s < count) a.load(place(s));
+        if (s < count && !batch.early) b.load(place(s) + Room::B_AT);
         copy_commit();
-    };
-    Sum acc[SMALL_ROWS][SMALL_COLUMNS] = {}, sums[SMALL_ROWS] = {};
-#pragma unroll
-    for (int s = 0; s < SMALL_STAGES - 1; s++) load(s);
+    }
+    typename Shape::Sum acc[Shape::TALL][Shape::WIDE] = {}, row_sum = 0;
     for (int step = 0; step < count; step++) {
-        copy_wait<SMALL_STAGES - 2>();
-        __syncthreads();
-        load(step + SMALL_STAGES - 1);
-        const float *at = tiles + step % SMALL_STAGES * 2 * SMALL_TILE_FLOATS;
-#pragma unroll
-        for (int k = 0; k < 8; k += 4) {
-            float a[SMALL_ROWS][4], b[SMALL_COLUMNS][4];
-            small_fragment<!A_T, SMALL_ROWS, 4>(a, at, tm, warp * 8 + k);
-            small_fragment<B_T, SMALL_COLUMNS, 8>(b, at + SMALL_TILE_FLOATS, tn, warp * 8 + k);
-#pragma unroll
-            for (int q = 0; q < 4; q++)
-#pragma unroll
-                for (int r = 0; r < SMALL_ROWS; r++)
-#pragma unroll
-                    for (int c = 0; c < SMALL_COLUMNS; c++) acc[r][c] = fma((Sum)a[r][q], (Sum)b[c][q], acc[r][c]);
-            if (sums_here)
-#pragma unroll
-                for (int q = 0; q < 4; q++)
-#pragma unroll
-                    for (int r = 0; r < SMALL_ROWS; r++) sums[r] += a[r][q];
+        copy_wait<SMALL_STAGES - 1>();
+        small_meet<Shape>(group);
+        const float *chunk = ring + slot * Room::CHUNK, *a_tile = chunk + row * (A_T ? 1 : Room::A::PITCH);
+        int inner = p.terms == 1 ? p.term[0].k - (begin + step) * SMALL_INNER : SMALL_INNER;
+        small_multiply<Shape, A_T, B_T>(a_tile, chunk + Room::A::FLOATS, tm, tn, inner, acc);
+        for (int k = 0; sums_here && lane < Shape::WARP_ROWS && k < SMALL_INNER; k++)
+            row_sum += a_tile[k * Room::A::PITCH + lane];
+        if (step + SMALL_STAGES < count) {
+            small_meet<Shape>(group);
+            a.load(place(slot));
+            b.load(place(slot) + Room::B_AT);
         }
+        copy_commit();
+        slot = slot + 1 < SMALL_STAGES ? slot + 1 : 0;
     }
-    copy_wait<0>();
-    __syncthreads();
-    for (int r = 0; A_T && tn == 0 && r < SMALL_ROWS; r++) row_sums[warp][tm * SMALL_ROWS + r] = sums[r];
-    Sum mine[SMALL_COLUMNS], row_sum = 0, *shared = reinterpret_cast<Sum *>(tiles);
-    small_join(shared, acc, mine);
-    for (int w = 0; A_T && threadIdx.x < SMALL_TILE && w < SMALL_WARPS; w++) row_sum += row_sums[w][threadIdx.x];
-    int from, until;
-    small_join_parts(shared, row_sums[0], mine, &row_sum, part, parts, &from, &until);
-    if (sums_here && part == 0 && threadIdx.x < SMALL_TILE && row0 + (int)threadIdx.x < p.m)
-        p.sums[row0 + threadIdx.x] = (float)row_sum;
-    int row = row0 + (A_T ? tm * SMALL_ROWS + warp : tm + warp * 4);
-    if (row >= p.m) return;
-#pragma unroll
-    for (int c = 0; c < SMALL_COLUMNS; c++) {
-        int column = column0 + (B_T ? tn + c * 8 : tn * SMALL_COLUMNS + c);
-        if (c < from || c >= until || column >= p.n) continue;
-        p.d[(int64_t)row * p.n + column] = small_edges(p, (float)mine[c], row, column);
-    }
+    if (sums_here && lane < Shape::WARP_ROWS) room->sums[group * Shape::ROWS + row + lane] = row_sum;
+    small_finish<Shape, A_T, B_T>(p, at, room, tm, tn, sums_here, acc);
 }
 
 static inline SmallProduct small_product(int64_t m, int64_t n)
@@ -293,8 +293,7 @@ static inline SmallProduct small_product(int64_t m, int64_t n)
     return p;
 }
 
-/* Appends a term. Of [256, 384] with 2112 inner elements the library takes 24 us on an H200, this 27; of [14, 128] with
- * 2048 it takes 610. */
+/* Appends a term. */
 static inline bool small_add(SmallProduct *p, int64_t k, const void *a, const void *b)
 {
     int64_t results = (int64_t)p->m * p->n;
@@ -304,38 +303,97 @@ static inline bool small_add(SmallProduct *p, int64_t k, const void *a, const vo
     return fits;
 }
 
-/* Into how many parts: the fewest steps on the busiest multiprocessor, of which each takes two blocks; what a block
- * does before its first and after its last step is about as much as four. */
-static inline int small_parts(int64_t tiles, int64_t steps)
+/* How a shape works: clock cycles of a multiprocessor for a chunk of all groups, bounded by its multiplications, by
+ * what comes from the second level cache, or by conversions to double; and for what comes before and behind the chunks.
+ */
+struct SmallCost {
+    int rows, columns, groups, chunk;
+};
+enum { SMALL_BLOCK_CYCLES = 600, SMALL_CLUSTER_CYCLES = 2000 };
+enum SmallWay { SMALL_DOUBLE, SMALL_DOUBLE_SHALLOW, SMALL_LOW, SMALL_32, SMALL_48, SMALL_64, SMALL_WAYS };
+typedef SmallShape<double, 1, 2, 1> SmallDouble;
+typedef SmallShape<double, 8, 2, 3> SmallDoubleShallow; /* few inner elements: groups would have nothing to do */
+typedef SmallShape<float, 1, 8, 3> SmallLow;            /* 32 x 24: 128 tiles of [256, 384] */
+typedef SmallShape<float, 2, 8, 4> Small32;
+typedef SmallShape<float, 2, 8, 6> Small48;
+typedef SmallShape<float, 2, 8, 8> Small64;
+
+template <typename Shape> static SmallCost small_cost(int chunk)
 {
+    return {Shape::ROWS, Shape::COLUMNS, Shape::GROUPS, chunk};
+}
+
+struct SmallChoice {
+    SmallWay way;
+    int parts;
+};
+
+/* The least cycles of the busiest multiprocessor. */
+static inline SmallChoice small_choose(const SmallBatch &batch, bool few)
+{
+    const SmallCost cost[SMALL_WAYS] = {small_cost<SmallDouble>(800), small_cost<SmallDoubleShallow>(1400),
+                                        small_cost<SmallLow>(1150),   small_cost<Small32>(1250),
+                                        small_cost<Small48>(1700),    small_cost<Small64>(2200)};
+    SmallChoice best = {few ? SMALL_DOUBLE_SHALLOW : SMALL_64, 1};
     int64_t least = INT64_MAX;
-    int best = 1;
-    for (int parts = 1; parts <= SMALL_PARTS && (parts == 1 || steps >= parts); parts *= 2) {
-        int64_t blocks = tiles * parts, rounds = (blocks + SMALL_DEVICE - 1) / SMALL_DEVICE;
-        int64_t cost = rounds * ((steps + parts - 1) / parts) + (rounds + 1) / 2 * 4;
-        if (cost <= least) least = cost, best = parts;
+    for (int way = few ? SMALL_DOUBLE : SMALL_LOW; way < (few ? SMALL_LOW : SMALL_WAYS); way++) {
+        const SmallCost &c = cost[way];
+        int64_t tiles = 0, chunks = 0;
+        for (int k = 0; k < batch.count; k++) {
+            const SmallProduct &p = batch.p[k];
+            tiles += (int64_t)((p.m + c.rows - 1) / c.rows) * ((p.n + c.columns - 1) / c.columns);
+            chunks = p.chunks > chunks ? p.chunks : chunks;
+        }
+        for (int parts = 1; parts <= SMALL_PARTS && tiles <= SMALL_TILES; parts *= 2) {
+            int64_t rounds = (tiles * parts + SMALL_DEVICE - 1) / SMALL_DEVICE, shares = (int64_t)c.groups * parts;
+            int64_t cycles = rounds * ((chunks + shares - 1) / shares * c.chunk + SMALL_BLOCK_CYCLES) +
+                             (parts > 1 ? SMALL_CLUSTER_CYCLES : 0);
+            if (cycles < least) least = cycles, best = {(SmallWay)way, parts};
+        }
     }
     return best;
 }
 
-template <bool A_T, bool B_T> static Status small_launch(const SmallBatch &batch, cudaStream_t stream)
+template <typename Shape, bool A_T, bool B_T> static Status small_run(SmallBatch *batch, int parts, cudaStream_t stream)
 {
-    int64_t tiles = 0, steps = 0;
-    bool few = true;
-    for (int k = 0; k < batch.count; k++) {
-        const SmallProduct &p = batch.p[k];
-        int64_t inner = 0;
-        for (int t = 0; t < p.terms; t++) inner += p.term[t].k;
-        few = few && p.m * p.n * inner < FEW_MULTIPLICATIONS;
-        tiles += small_tiles(p);
-        steps = small_steps(p) > steps ? small_steps(p) : steps;
+    int tiles = 0;
+    for (int k = 0; k < batch->count; k++) {
+        SmallProduct *p = &batch->p[k];
+        p->across = (p->n + Shape::COLUMNS - 1) / Shape::COLUMNS;
+        p->end = tiles += (p->m + Shape::ROWS - 1) / Shape::ROWS * p->across;
     }
-    int parts = small_parts(tiles, steps);
-    size_t shared = (size_t)SMALL_STAGES * 2 * SMALL_TILE_FLOATS * sizeof(float);
-    auto *kernel = few ? small_product_kernel<double, A_T, B_T> : small_product_kernel<float, A_T, B_T>;
+    size_t shared = SmallRoom<Shape, A_T, B_T>::bytes(parts);
+    auto *kernel = small_product_kernel<Shape, A_T, B_T>;
     CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    launch_clusters(kernel, dim3((unsigned)parts, (unsigned)tiles), SMALL_THREADS, shared, parts, stream, batch);
+    launch_clusters(kernel, dim3((unsigned)parts, (unsigned)tiles), SMALL_THREADS, shared, parts, stream, *batch);
     return cuda_launched("small_product_kernel");
+}
+
+template <bool A_T, bool B_T> static Status small_launch(SmallBatch *batch, cudaStream_t stream)
+{
+    bool few = true;
+    for (int k = 0; k < batch->count; k++) {
+        SmallProduct *p = &batch->p[k];
+        int64_t inner = 0;
+        p->packed = p->n % 4 == 0 && aligned16(p->c) && aligned16(p->bias) && aligned16(p->y) && aligned16(p->d);
+        for (int t = 0; t < p->terms; t++) inner += p->term[t].k, p->chunks += small_chunks(p->term[t].k);
+        few = few && p->m * p->n * inner < FEW_MULTIPLICATIONS;
+    }
+    SmallChoice choice = small_choose(*batch, few);
+    switch (choice.way) {
+    case SMALL_DOUBLE:
+        return small_run<SmallDouble, A_T, B_T>(batch, choice.parts, stream);
+    case SMALL_DOUBLE_SHALLOW:
+        return small_run<SmallDoubleShallow, A_T, B_T>(batch, choice.parts, stream);
+    case SMALL_LOW:
+        return small_run<SmallLow, A_T, B_T>(batch, choice.parts, stream);
+    case SMALL_32:
+        return small_run<Small32, A_T, B_T>(batch, choice.parts, stream);
+    case SMALL_48:
+        return small_run<Small48, A_T, B_T>(batch, choice.parts, stream);
+    default:
+        return small_run<Small64, A_T, B_T>(batch, choice.parts, stream);
+    }
 }
 
 #endif
