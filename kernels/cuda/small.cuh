@@ -297,8 +297,8 @@ static inline SmallProduct small_product(int64_t m, int64_t n)
 static inline bool small_add(SmallProduct *p, int64_t k, const void *a, const void *b)
 {
     int64_t results = (int64_t)p->m * p->n;
-    bool fits = results > 0 && p->terms < SMALL_TERMS && k <= SMALL_SIDE && results * k <= SMALL_MULTIPLICATIONS &&
-                aligned16(a) && aligned16(b);
+    bool fits = results > 0 && p->terms < SMALL_TERMS && (k <= 512 || (k <= SMALL_SIDE && results <= 128 * 384)) &&
+                results * k <= SMALL_MULTIPLICATIONS && aligned16(a) && aligned16(b);
     if (fits) p->term[p->terms++] = {(const float *)a, (const float *)b, (int)k};
     return fits;
 }
