@@ -159,11 +159,6 @@ __device__ __forceinline__ void flow_store(const FlowProblem &p, FlowPlace at, i
     if (sends) sender.finish(gridDim.x * BY);
 }
 
-__device__ __forceinline__ float flow_sigmoid(float x)
-{
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-}
-
 /* This lane's row of a warp's 16 rows x 16 columns 8 j .. (j even) of a tile in the layout of a tensor copy, for
  * ldmatrix4() and stmatrix4(): eight neighbours take different 16-byte chunks, so that banks do not conflict. */
 __device__ __forceinline__ uint32_t flow_matrix_at(uint32_t tile, int j)
@@ -179,7 +174,7 @@ template <bool GATED> __device__ __forceinline__ uint32_t flow_sum(float2 v, flo
     if constexpr (GATED) {
         float2 gate = unpack_bf16(*g);
         *g = pack_bf16(v.x, v.y);
-        v.x *= flow_sigmoid(gate.x), v.y *= flow_sigmoid(gate.y);
+        v.x *= sigmoid_short(gate.x), v.y *= sigmoid_short(gate.y);
     }
     return pack_bf16(fmaf(f.x, v.x, sum.x), fmaf(f.y, v.y, sum.y));
 }

@@ -127,42 +127,6 @@ __device__ __forceinline__ void flow_channels_normalize(const FrontNorm &n, cons
     if (h < 2 && n.rstd) n.rstd[row + 8 * h] = h ? rstd[1] : rstd[0];
 }
 
-/* As flow_edge(). r: that of the tile. */
-template <int C>
-__device__ __forceinline__ void flow_channels_edge(const FlowProblem &p, const float *bias, const float (&acc)[C / 2],
-                                                   uint32_t r, const FlowKept &kept)
-{
-    constexpr int TILE = FlowChannelsShape<C>::TILE, TOGETHER = 2; /* pairs of steps */
-    float scale = p.mask.drop.rng ? p.mask.drop.keep_scale : 1.0f;
-#pragma unroll
-    for (int q = 0; q < C / 16; q += TOGETHER) {
-        uint32_t of_r[TOGETHER][4], of_g[TOGETHER][4];
-#pragma unroll
-        for (int k = 0; k < TOGETHER; k++) {
-            uint32_t at = flow_matrix_at(r, (q + k) * 2);
-            ldmatrix4(of_r[k], at), ldmatrix4(of_g[k], at + TILE);
-        }
-#pragma unroll
-        for (int k = 0; k < 4 * TOGETHER; k++) {
-            int j = q * 2 + k / 2, h = k % 2;
-            float2 b = *reinterpret_cast<const float2 *>(bias + j * 8 + threadIdx.x % 4 * 2);
-            float2 g = unpack_bf16(of_g[k / 4][k % 4]), y = unpack_bf16(of_r[k / 4][k % 4]);
-            float u = acc[j * 4 + 2 * h] + b.x, v = acc[j * 4 + 2 * h + 1] + b.y;
-            of_g[k / 4][k % 4] = pack_bf16(u, v);
-            u *= sigmoid_short(g.x), v *= sigmoid_short(g.y);
-            y.x = fmaf(kept.row[h][0] >> 2 * j & 1 ? scale : 0.0f, u, y.x);
-            y.y = fmaf(kept.row[h][1] >> 2 * j & 1 ? scale : 0.0f, v, y.y);
-            of_r[k / 4][k % 4] = pack_bf16(y.x, y.y);
-        }
-#pragma unroll
-        for (int k = 0; k < TOGETHER; k++) {
-            uint32_t at = flow_matrix_at(r, (q + k) * 2);
-            stmatrix4(at, of_r[k]);
-            if (p.keep) stmatrix4(at + TILE, of_g[k]);
-        }
-    }
-}
-
 /* By all threads of a warpgroup. */
 __device__ __forceinline__ void flow_group_sync()
 {
@@ -209,7 +173,7 @@ __device__ __forceinline__ void flow_channels_tile(const FlowChannels &p, const 
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_settle(acc);
-    flow_channels_edge<C>(p.flow, at.bias, acc, x + S::R_AT, kept);
+    flow_edge<C, FLOW_GATED>(p.flow, at.bias, acc, x + S::R_AT, kept);
     if constexpr (NORMS_Y) { /* over x, which nobody reads any more */
         if (p.norm.y && threadIdx.x % 128 == 0) tensor_store_wait_read();
         __syncwarp();
