@@ -90,6 +90,29 @@ __device__ __forceinline__ void own_load(const IpaSizes &s, const IpaRows &rows,
     }
 }
 
+/* What a head has of all residues on its way to shared memory, [n][width]: `at` of a part may be NULL. A thread that
+ * has a residue of its own meets no conflicts where packs per residue are odd, which is what the pitch is made to. */
+__host__ __device__ static inline int staged_pitch(int width)
+{
+    return (width / 4 | 1) * 4;
+}
+__device__ __forceinline__ IpaRows rows_stage(const IpaSizes &s, const IpaRows &rows, float *to)
+{
+    int first = rows.part[0].width, width = first + rows.part[1].width, pitch = staged_pitch(width), packs = width / 4;
+    int c = threadIdx.x % packs * 4, by = THREADS / packs;
+    const IpaPart part = c >= first ? rows.part[1] : rows.part[0];
+    for (int residue = threadIdx.x / packs; residue < s.n && (int)threadIdx.x < by * packs; residue += by) {
+        float *at = to + residue * pitch + c;
+        if (part.at)
+            copy16_async(shared_address(at), part.at + (int64_t)residue * part.step + (c >= first ? c - first : c),
+                         true);
+        else
+            *reinterpret_cast<float4 *>(at) = make_float4(0, 0, 0, 0);
+    }
+    copy_commit();
+    return {{{to, pitch, first}, {to + first, pitch, width - first}}};
+}
+
 /* dot[r] (or sums of squared differences, DISTANCE) of the own rows, `width` apart, and one residue's */
 template <typename Sum, int V, bool DISTANCE>
 __device__ __forceinline__ void own_products(const IpaPart &part, int residue, const float *own, int width,
@@ -193,13 +216,20 @@ __device__ __forceinline__ void ipa_sums(const IpaSizes &s, const float *weight,
             if (DIFFERENCE) room->square[r][thread] = square[r];
         }
         __syncthreads();
-        for (int e = thread; e < items * OWN * V; e += THREADS) {
-            int item = base + e % items, r = e / items / V, l = e / items % V;
-            Total total = room->result[e / items][e % items];
-            for (int k = 1; k < parts; k++) total += room->result[e / items][k * items + e % items];
-            bool second = item % slots >= first;
-            int row = row0 + item / slots * OWN + r;
-            if (row < s.n) out(row, second, (item % slots - (second ? first : 0)) * V + l, total);
+        for (int e = thread; e < items * OWN; e += THREADS) {
+            int item = e % items, r = e / items, slot_of = (base + item) % slots,
+                row = row0 + (base + item) / slots * OWN + r;
+            bool second = slot_of >= first;
+            Total total[V];
+#pragma unroll
+            for (int l = 0; l < V; l++) total[l] = room->result[r * V + l][item];
+#pragma unroll 4
+            for (int k = 1; k < parts; k++)
+#pragma unroll
+                for (int l = 0; l < V; l++) total[l] += room->result[r * V + l][k * items + item];
+#pragma unroll
+            for (int l = 0; l < V; l++)
+                if (row < s.n) out(row, second, (slot_of - (second ? first : 0)) * V + l, total[l]);
         }
         /* a warp per row */
         for (int k = thread % WARP; DIFFERENCE && square_out && k < items * parts; k += WARP)
@@ -230,12 +260,23 @@ static bool ipa_packs(const IpaSizes &s, const void *const *at, int count)
     return packs;
 }
 
+/* Bytes of a kernel's shared memory: `floats` for each of its rows beside `room`, and what it stages. */
+static size_t ipa_shared(size_t room, int floats)
+{
+    return room + (size_t)ROWS * (size_t)floats * sizeof(float);
+}
+/* Two blocks of a multiprocessor have room for all residues beside what else they need. */
+static bool ipa_stages(const IpaSizes &s, size_t shared, int width, size_t *staged)
+{
+    static const size_t MOST = 113 * 1024;
+    *staged = (size_t)s.n * (size_t)staged_pitch(width) * sizeof(float);
+    return width / 4 <= THREADS && shared + *staged <= MOST;
+}
+
 template <typename X>
-static Status ipa_launch(void (*kernel)(IpaSizes, X), const IpaSizes &s, const X &x, size_t room, int floats,
-                         cudaStream_t stream)
+static Status ipa_launch(void (*kernel)(IpaSizes, X), const IpaSizes &s, const X &x, size_t shared, cudaStream_t stream)
 {
     static const size_t MOST = 227 * 1024; /* shared memory of a block of an H100 */
-    size_t shared = room + (size_t)ROWS * (size_t)floats * sizeof(float);
     if (shared > MOST)
         return status_fail(ERR_UNSUPPORTED, "attention of invariant points between %d residues needs %zu bytes of %zu",
                            (int)s.n, shared, MOST);
