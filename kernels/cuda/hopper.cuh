@@ -345,6 +345,18 @@ __device__ __forceinline__ void bulk_load(uint32_t target, const void *source, u
         : "memory");
 }
 
+/* the same of what should leave the second level cache before anything else */
+__device__ __forceinline__ void bulk_load_passing(uint32_t target, const void *source, uint32_t bytes, uint32_t barrier)
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+        "%4;" ::"r"(target),
+        "l"(source), "r"(bytes), "r"(barrier), "l"(policy)
+        : "memory");
+}
+
 /* the same out of shared memory, in the bulk group of the thread */
 __device__ __forceinline__ void bulk_store(void *target, uint32_t source, uint32_t bytes)
 {

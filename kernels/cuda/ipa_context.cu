@@ -79,12 +79,18 @@ __global__ void pair_dz_kernel(int heads, int n, int m, int c, const __grid_cons
  * memory, those of a key side by side. H: heads, rounded up. */
 enum { PAIR_HEADS = 16, PAIR_CHANNELS = 128, PAIR_KEYS = 256, PAIR_PITCH = PAIR_HEADS + 4 };
 enum { PIECE = 4, PIECES = 4, CHUNK_ROUNDS = PAIR_KEYS / (WARPS * PIECE) };
+/* Layer after layer reads the same z, which is more than the second level cache keeps: of every PASS_OF queries the
+ * first PASSING leave it first, so that the others are found there the next time. 0: all alike. */
+enum { PASS_OF = 16, PASSING = 6 };
 
+/* Behind the last piece, sums of a warp [head][lane] in place of z. */
 struct ContextRoom {
-    float4 z[WARPS][PIECES][PIECE * PAIR_CHANNELS / 4], partial[WARPS / 2][PAIR_HEADS / 2][WARP];
+    float4 z[WARPS][PIECES][PIECE * PAIR_CHANNELS / 4];
     float weight[PAIR_KEYS * PAIR_PITCH];
     uint64_t full[WARPS][PIECES];
 };
+static_assert(PIECES * PIECE * PAIR_CHANNELS / 4 >= PAIR_HEADS * WARP, "sums of a warp");
+static_assert((int)PAIR_KEYS == (int)THREADS, "a thread brings the weights of a key");
 
 struct PairSizes {
     int heads, n, m, c;
@@ -102,11 +108,14 @@ __device__ __forceinline__ void add_scaled4(float4 &a, float w, float4 b)
 template <int H>
 __device__ __forceinline__ void weights_load(const PairSizes &s, const float *p, int i, int start, float *weight)
 {
-    for (int e = threadIdx.x; e < H * PAIR_KEYS; e += THREADS) {
-        int h = e / PAIR_KEYS, j = e % PAIR_KEYS;
-        bool live = h < s.heads && start + j < s.m;
-        weight[j * PAIR_PITCH + h] = live ? p[((int64_t)h * s.n + i) * s.m + start + j] : 0.0f;
-    }
+    int j = threadIdx.x;
+    float w[H];
+#pragma unroll
+    for (int h = 0; h < H; h++)
+        w[h] = h < s.heads && start + j < s.m ? p[((int64_t)h * s.n + i) * s.m + start + j] : 0.0f;
+#pragma unroll
+    for (int h = 0; h < H; h += 4)
+        *reinterpret_cast<float4 *>(weight + j * PAIR_PITCH + h) = make_float4(w[h], w[h + 1], w[h + 2], w[h + 3]);
 }
 
 /* What a warp has of z: piece after piece, in keys of query i. */
@@ -115,6 +124,7 @@ struct PieceRing {
     const float *z;
     ContextRoom *room;
     int warp, lane;
+    bool passing;
 
     __device__ __forceinline__ uint32_t barrier(int round) const
     {
@@ -132,7 +142,12 @@ struct PieceRing {
         if (lane > 0 || key(round) >= s.m) return;
         uint32_t bytes = (uint32_t)(min((int)PIECE, s.m - key(round)) * s.c) * (uint32_t)sizeof(float);
         barrier_expect(barrier(round), bytes);
-        bulk_load(shared_address(room->z[warp][round % PIECES]), z + (int64_t)key(round) * s.c, bytes, barrier(round));
+        uint32_t to = shared_address(room->z[warp][round % PIECES]);
+        const float *from = z + (int64_t)key(round) * s.c;
+        if (passing)
+            bulk_load_passing(to, from, bytes, barrier(round));
+        else
+            bulk_load(to, from, bytes, barrier(round));
     }
     /* the four channels of this lane of the keys of a piece; zeros beyond the last */
     __device__ __forceinline__ void read(int round, float4 (&x)[PIECE]) const
@@ -153,12 +168,11 @@ __global__ void __launch_bounds__(THREADS, 2)
 {
     extern __shared__ float4 context_shared[];
     ContextRoom *room = (ContextRoom *)context_shared;
-    auto &partial = room->partial;
-    int i = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, channel = lane * 4;
-    bool live = channel < s.c;
-    PieceRing ring = {s, z + (int64_t)i * s.m * s.c, room, warp, lane};
+    int i = blockIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    PieceRing ring = {s, z + (int64_t)i * s.m * s.c, room, warp, lane, i % PASS_OF < PASSING};
     ring.begin();
     stage_wait();
+    stage_release();
     for (int k = 0; k < PIECES; k++) ring.load(k);
     float4 sum[H];
 #pragma unroll
@@ -180,50 +194,52 @@ __global__ void __launch_bounds__(THREADS, 2)
             }
         }
     }
-    /* the upper half of the warps to the lower half, until one is left; half of the heads at a time */
+    constexpr int APART = sizeof room->z[0] / sizeof(float4);
+    float4 *sums = (float4 *)room->z;
+    __syncwarp(); /* all of its lanes have read the last piece */
 #pragma unroll
-    for (int first = 0; first < H; first += H / 2)
+    for (int h = 0; h < H; h++) sums[warp * APART + h * WARP + lane] = sum[h];
+    __syncthreads();
+    for (int e = threadIdx.x; e < s.heads * WARP; e += THREADS) {
+        int channel = e % WARP * 4;
+        float4 total = sums[e];
 #pragma unroll
-        for (int half = WARPS / 2; half > 0; half /= 2) {
-            __syncthreads();
-#pragma unroll
-            for (int h = 0; h < H / 2; h++)
-                if (warp >= half && warp < 2 * half) partial[warp - half][h][lane] = sum[first + h];
-            __syncthreads();
-#pragma unroll
-            for (int h = 0; h < H / 2; h++)
-                if (warp < half) sum[first + h] = add4(sum[first + h], partial[warp][h][lane]);
-        }
-#pragma unroll
-    for (int h = 0; h < H; h++)
-        if (warp == 0 && live && h < s.heads)
-            *reinterpret_cast<float4 *>(out + ((int64_t)i * s.heads + h) * s.c + channel) = sum[h];
+        for (int w = 1; w < WARPS; w++) total = add4(total, sums[w * APART + e]);
+        if (channel < s.c) *reinterpret_cast<float4 *>(out + ((int64_t)i * s.heads + e / WARP) * s.c + channel) = total;
+    }
 }
 
 /* dp for up to 16 heads: a block has a query and DP_KEYS keys, of which each thread takes two; their channels come
- * through shared memory, DP_CHANNELS at a time, the next on their way. H: heads, rounded up. */
-enum { DP_THREADS = 128, DP_KEYS = 2 * DP_THREADS, DP_CHANNELS = 32, DP_PITCH = DP_CHANNELS + 4 };
+ * through shared memory, DP_CHANNELS at a time, DP_STAGES of them on their way. Packs of a key are permuted, so that
+ * threads with neighbouring keys meet no conflicts. H: heads, rounded up. */
+enum { DP_THREADS = 128, DP_KEYS = 2 * DP_THREADS, DP_CHANNELS = 32, DP_STAGES = 3, DP_PACKS = DP_CHANNELS / 4 };
 
+struct DpStage {
+    float keys[DP_KEYS][DP_CHANNELS], own[PAIR_HEADS][DP_CHANNELS];
+};
 struct DpRoom {
-    float keys[2][DP_KEYS][DP_PITCH];
-    float own[2][PAIR_HEADS][DP_PITCH];
+    DpStage stage[DP_STAGES];
 };
 
 template <int H>
 __device__ __forceinline__ void dp_load(const PairSizes &s, const float *d, const float *z, int keys, int first,
-                                        float (*to_keys)[DP_PITCH], float (*to_own)[DP_PITCH])
+                                        DpStage *to)
 {
-    for (int e = threadIdx.x; e < DP_KEYS * DP_CHANNELS / 4; e += DP_THREADS) {
-        int j = e / (DP_CHANNELS / 4), c = e % (DP_CHANNELS / 4) * 4;
-        bool live = j < keys && first + c < s.c;
-        copy16_async(shared_address(&to_keys[j][c]), live ? z + (int64_t)j * s.c + first + c : z, live);
-    }
-    for (int e = threadIdx.x; e < H * DP_CHANNELS / 4; e += DP_THREADS) {
-        int h = e / (DP_CHANNELS / 4), c = e % (DP_CHANNELS / 4) * 4;
+    constexpr int BY =
+        DP_THREADS / DP_PACKS; /* keys: copies of the last one beyond it, of which nobody asks for more */
+    static_assert(BY % DP_PACKS == 0, "a thread's packs are permuted alike");
+    int pack = threadIdx.x % DP_PACKS, key = threadIdx.x / DP_PACKS;
+    bool inside = first + pack * 4 < s.c;
+    const float *from = z + (inside ? first + pack * 4 : 0);
+    uint32_t target = shared_address(&to->keys[key][(pack ^ key) % DP_PACKS * 4]);
+#pragma unroll
+    for (int k = 0; k < DP_KEYS / BY; k++)
+        copy16_async(target + k * BY * DP_CHANNELS * 4, from + (int64_t)min(key + k * BY, keys - 1) * s.c, inside);
+    for (int e = threadIdx.x; e < H * DP_PACKS; e += DP_THREADS) {
+        int h = e / DP_PACKS, c = e % DP_PACKS * 4;
         bool live = h < s.heads && first + c < s.c;
-        copy16_async(shared_address(&to_own[h][c]), live ? d + (int64_t)h * s.c + first + c : d, live);
+        copy16_async(shared_address(&to->own[h][c]), live ? d + (int64_t)h * s.c + first + c : d, live);
     }
-    copy_commit();
 }
 
 template <int H>
@@ -231,32 +247,37 @@ __global__ void __launch_bounds__(DP_THREADS)
     pair_dp_wide_kernel(PairSizes s, const float *d, const float *z, float *dp)
 {
     stage_wait();
+    stage_release();
     extern __shared__ float4 dp_shared[];
     DpRoom *room = (DpRoom *)dp_shared;
-    int i = blockIdx.y, j0 = blockIdx.x * DP_KEYS, keys = min((int)DP_KEYS, s.m - j0), pieces = 0;
+    int i = blockIdx.y, j0 = blockIdx.x * DP_KEYS, keys = min((int)DP_KEYS, s.m - j0);
     d += (int64_t)i * s.heads * s.c, z += ((int64_t)i * s.m + j0) * s.c;
     float sum[2][H] = {};
-    dp_load<H>(s, d, z, keys, 0, room->keys[0], room->own[0]);
-    for (int first = 0; first < s.c; first += DP_CHANNELS, pieces++) {
-        int now = pieces % 2;
-        if (first + DP_CHANNELS < s.c)
-            dp_load<H>(s, d, z, keys, first + DP_CHANNELS, room->keys[1 - now], room->own[1 - now]);
-        else
-            copy_commit();
-        copy_wait<1>();
+    for (int k = 0; k < DP_STAGES; k++) {
+        if (k * DP_CHANNELS < s.c) dp_load<H>(s, d, z, keys, k * DP_CHANNELS, &room->stage[k]);
+        copy_commit();
+    }
+    for (int first = 0, now = 0; first < s.c; first += DP_CHANNELS, now = now + 1 < DP_STAGES ? now + 1 : 0) {
+        DpStage *stage = &room->stage[now];
+        copy_wait<DP_STAGES - 1>();
         __syncthreads();
 #pragma unroll
-        for (int c = 0; c < DP_CHANNELS; c += 4) {
-            float4 x = *(const float4 *)&room->keys[now][threadIdx.x][c];
-            float4 y = *(const float4 *)&room->keys[now][threadIdx.x + DP_THREADS][c];
+        for (int c = 0; c < DP_PACKS; c++) {
+            int at = (c ^ (int)threadIdx.x) % DP_PACKS * 4;
+            float4 x = *(const float4 *)&stage->keys[threadIdx.x][at];
+            float4 y = *(const float4 *)&stage->keys[threadIdx.x + DP_THREADS][at];
 #pragma unroll
             for (int h = 0; h < H; h++) {
-                float4 w = *(const float4 *)&room->own[now][h][c];
-                sum[0][h] += w.x * x.x + w.y * x.y + w.z * x.z + w.w * x.w;
-                sum[1][h] += w.x * y.x + w.y * y.y + w.z * y.z + w.w * y.w;
+                float4 w = *(const float4 *)&stage->own[h][c * 4];
+                sum[0][h] = fmaf(w.w, x.w, fmaf(w.z, x.z, fmaf(w.y, x.y, fmaf(w.x, x.x, sum[0][h]))));
+                sum[1][h] = fmaf(w.w, y.w, fmaf(w.z, y.z, fmaf(w.y, y.y, fmaf(w.x, y.x, sum[1][h]))));
             }
         }
-        __syncthreads();
+        if (first + DP_STAGES * DP_CHANNELS < s.c) {
+            __syncthreads();
+            dp_load<H>(s, d, z, keys, first + DP_STAGES * DP_CHANNELS, stage);
+        }
+        copy_commit();
     }
 #pragma unroll
     for (int k = 0; k < 2; k++)
