@@ -9,6 +9,7 @@ enum { THREADS = 256 };
 __global__ void point_features_kernel(int64_t count, int64_t points, float eps, const float *x, float *y)
 {
     stage_wait();
+    stage_release();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     int64_t i = e / points, p = e % points;
@@ -30,6 +31,7 @@ __global__ void point_features_bwd_kernel(int64_t count, int64_t points, float e
                                           float *dx)
 {
     stage_wait();
+    stage_release();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (e >= count) return;
     const float *v = x + 3 * e, *row = dy + 4 * points * (e / points) + e % points;

@@ -34,6 +34,7 @@ __device__ __forceinline__ int residue_type(const int32_t *aatype, int64_t i)
 __global__ void frame_parts_kernel(int64_t n, const float *f, float a, float b, float *y)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(e, 7 * n)
     int k = (int)(e % 7);
     y[e] = f ? f[e] * (k < 4 ? a : b) : (k == 0 ? 1.0f : 0.0f);
@@ -66,6 +67,7 @@ static Status scale(CudaContext *context, const OpCall *call)
 __global__ void frame_update_kernel(int64_t n, const float *frames, const float *updates, float *out)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(i, n)
     frame_update(frames + 7 * i, updates + 6 * i, out + 7 * i);
 }
@@ -80,6 +82,7 @@ __global__ void frame_update_bwd_kernel(int64_t n, const float *grads, const flo
                                         float *dframes, float *dupdates)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(i, n)
     frame_update_bwd(grads + 7 * i, frames + 7 * i, updates + 6 * i, dframes + 7 * i, dupdates + 6 * i);
 }
@@ -97,6 +100,7 @@ static Status update_bwd(CudaContext *context, const OpCall *call)
 __global__ void to_global_kernel(int64_t n, int64_t points, const float *frames, const float *in, float *out)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(e, n * points)
     int64_t i = e / points, p = e % points;
     Rigid f = rigid_from_frame(frames + 7 * i);
@@ -128,6 +132,7 @@ __global__ void to_global_bwd_kernel(int64_t n, int64_t points, const float *gra
                                      const float *in, float *dframes, float *dpoints)
 {
     stage_wait();
+    stage_release();
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     if (i >= n) return;
     Rigid f = rigid_from_frame(frames + 7 * i), g = {{0}, {0}};
@@ -147,6 +152,7 @@ static Status to_global_bwd(CudaContext *context, const OpCall *call)
 __global__ void to_local_kernel(int64_t n, int64_t points, const float *frames, const float *in, float *out)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(e, n * points)
     Rigid f = rigid_from_frame(frames + 7 * (e / points));
     point_to_local(&f, in + 3 * e, out + 3 * e);
@@ -162,6 +168,7 @@ __global__ void to_local_bwd_kernel(int64_t n, int64_t points, const float *grad
                                     float *dframes, float *dpoints)
 {
     stage_wait();
+    stage_release();
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP;
     if (i >= n) return;
     Rigid f = rigid_from_frame(frames + 7 * i), g = {{0}, {0}};
@@ -183,6 +190,7 @@ static Status to_local_bwd(CudaContext *context, const OpCall *call)
 __global__ void normalize_kernel(int64_t n, double eps, const float *x, float *y)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(i, n)
     angle_normalize(x + 2 * i, eps, y + 2 * i);
 }
@@ -196,6 +204,7 @@ static Status normalize(CudaContext *context, const OpCall *call)
 __global__ void normalize_bwd_kernel(int64_t n, double eps, const float *dy, const float *x, float *dx)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(i, n)
     angle_normalize_bwd(dy + 2 * i, x + 2 * i, eps, dx + 2 * i);
 }
@@ -241,6 +250,7 @@ __global__ void torsion_frames_kernel(int64_t n, const float *frames, const floa
                                       const float *tables, float *out)
 {
     stage_wait();
+    stage_release();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, i = e / GROUPS < n ? e / GROUPS : n - 1;
     Rigid backbone = rigid_from_frame(frames + 7 * i);
     GroupLane x =
@@ -280,6 +290,7 @@ __global__ void torsion_frames_bwd_kernel(int64_t n, const float *grads, const f
                                           const int32_t *aatype, const float *tables, float *dframes, float *dangles)
 {
     stage_wait();
+    stage_release();
     int64_t e = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, i = e / GROUPS < n ? e / GROUPS : n - 1;
     int g = (int)(threadIdx.x % GROUPS);
     Rigid backbone = rigid_from_frame(frames + 7 * i), dworld = rigid_from_4x4(grads + MATRIX * (GROUPS * i + g));
@@ -316,6 +327,7 @@ __global__ void to_atom14_kernel(int64_t n, const float *frames, const int32_t *
                                  const float *masks, const float *positions, float *out)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(e, n * ATOMS)
     int64_t i = e / ATOMS, slot = ATOMS * residue_type(aatype, i) + e % ATOMS;
     Rigid f = rigid_from_4x4(frames + 16 * (GROUPS * i + group[slot]));
@@ -339,6 +351,7 @@ __global__ void to_atom14_bwd_kernel(int64_t n, const float *grads, const int32_
                                      const float *masks, const float *positions, float *out)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(e, n * GROUPS * MATRIX)
     int64_t i = e / (GROUPS * MATRIX), first = ATOMS * residue_type(aatype, i);
     int g = (int)(e / MATRIX % GROUPS), k = (int)(e % MATRIX) / 4, j = (int)(e % 4);
@@ -367,6 +380,7 @@ static Status to_atom14_bwd(CudaContext *context, const OpCall *call)
 __global__ void to_atom37_kernel(int64_t n, const float *x, const int32_t *index, const float *exists, float *out)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(e, n * ATOMS37)
     int slot = index[e] < 0 ? 0 : (index[e] >= ATOMS ? ATOMS - 1 : index[e]);
     for (int k = 0; k < 3; k++) out[3 * e + k] = x[3 * (ATOMS * (e / ATOMS37) + slot) + k] * exists[e];
@@ -381,6 +395,7 @@ static Status to_atom37(CudaContext *context, const OpCall *call)
 __global__ void pseudo_beta_kernel(int64_t n, const float *x, const int32_t *aatype, float *out)
 {
     stage_wait();
+    stage_release();
     FOR_EACH(e, 3 * n)
     int64_t i = e / 3;
     out[e] = x[3 * (ATOMS37 * i + (aatype[i] == GLYCINE ? ATOM_CA : ATOM_CB)) + e % 3];
