@@ -65,7 +65,7 @@ static const Case behind_cases[] = {
     {"linear_residual front and behind small",
      OP_LINEAR_RESIDUAL,
      10,
-     {F(5, 7, 12), F(20, 5, 7), W(0.2, 12, 20), F(12), F(5, 7, 12), NONE, F(12), F(12), F(20), F(20)},
+     {F(64, 7, 12), F(20, 64, 7), W(0.2, 12, 20), F(12), F(64, 7, 12), NONE, F(12), F(12), F(20), F(20)},
      {{0, 0, 1}, {0, 1e-5, 1e-5}},
      1},
     {"linear_residual norm small",
