@@ -235,8 +235,8 @@ __device__ __forceinline__ void small_finish(const SmallProduct &p, const SmallP
 }
 
 /* Blocks: the parts of a tile along x, the tiles of one product after those of another along y. Lanes are spread over
- * rows and columns so that both a lane and its neighbour or the next but one read the same 16 bytes of either operand:
- * two requests less for each. */
+ * rows and columns so that of either operand a lane reads the same 16 bytes as its neighbour or the next but one:
+ * shared memory then serves a half warp at a time, not a quarter. */
 template <typename Shape, bool A_T, bool B_T>
 __global__ void __launch_bounds__(SMALL_THREADS, Shape::BLOCKS)
     small_product_kernel(const __grid_constant__ SmallBatch batch)
@@ -293,7 +293,8 @@ static inline SmallProduct small_product(int64_t m, int64_t n)
     return p;
 }
 
-/* Appends a term. */
+/* Appends a term. Of [256, 384] with 2112 inner elements the library and the pass behind it take 23 us on an H200,
+ * clusters of this kernel 36. */
 static inline bool small_add(SmallProduct *p, int64_t k, const void *a, const void *b)
 {
     int64_t results = (int64_t)p->m * p->n;
@@ -305,7 +306,8 @@ static inline bool small_add(SmallProduct *p, int64_t k, const void *a, const vo
 
 /* How a shape works: clock cycles of a multiprocessor for a chunk of all groups, bounded by its multiplications, by
  * what comes from the second level cache, or by conversions to double; and for what comes before and behind the chunks.
- */
+ * Estimated; what other figures for the 64 x 48 and 64 x 64 shapes choose at the structure module's sizes was measured,
+ * and is 0.1 to 0.3 ms of a step slower. */
 struct SmallCost {
     int rows, columns, groups, chunk;
 };
