@@ -42,14 +42,24 @@ template <typename T> __device__ __forceinline__ typename Wide<T>::Sum att_dot(c
     return sum;
 }
 
-template <typename T>
-__device__ __forceinline__ float att_score(const Att &a, const T *q, const T *k, const float *mask, const T *bias,
-                                           int group, int i, int j, int head)
+/* What scores and weights are kept in: Real is double where products are few (att_is_few()). A mask other than one is
+ * added in f32 whatever Real is: of keys that are masked 1e9 swallows the scores. */
+template <typename Real, typename T>
+__device__ __forceinline__ Real att_score(const Att &a, const T *q, const T *k, const float *mask, const T *bias,
+                                          int group, int i, int j, int head)
 {
-    float score = (float)(a.scale * att_dot(a, q, k));
-    if (mask) score += a.inf * (mask[j] - 1.0f);
-    if (bias) score += to_float(bias[a.bias_index(group, i, j, head)]);
-    return score;
+    Real score = (Real)(a.scale * att_dot(a, q, k)), add = 0;
+    if (bias) add = to_float(bias[a.bias_index(group, i, j, head)]);
+    if (mask && mask[j] != 1.0f) return (float)score + a.inf * (mask[j] - 1.0f) + (float)add;
+    return score + add;
+}
+__device__ __forceinline__ float att_exp(float x)
+{
+    return expf(x);
+}
+__device__ __forceinline__ double att_exp(double x)
+{
+    return exp(x);
 }
 
 struct AttWarp {
@@ -66,15 +76,15 @@ __device__ __forceinline__ bool att_warp(const Att &a, int extent, AttWarp *w)
     return w->group < a.g;
 }
 
-/* Maximum and sum of a row. */
+/* Maximum (to f32: it may be anything near) and sum of a row. */
 template <typename T> struct AttStat {
     float peak;
     typename Wide<T>::Sum sum;
 };
 
 /* Scores of a query -> p in shared memory. */
-template <typename T>
-__device__ __forceinline__ AttStat<T> att_row(const Att &a, const AttOperands<T> &x, const AttWarp &w, float *p)
+template <typename T, typename Real>
+__device__ __forceinline__ AttStat<T> att_row(const Att &a, const AttOperands<T> &x, const AttWarp &w, Real *p)
 {
     int lane = threadIdx.x % WARP;
     const T *q = x.q + a.q_block(w.group, w.row, w.head) + w.at * a.pitch;
@@ -82,23 +92,24 @@ __device__ __forceinline__ AttStat<T> att_row(const Att &a, const AttOperands<T>
     const float *mask = a.mask ? a.mask_row(w.group, w.row) : NULL;
     AttStat<T> stat = {-INFINITY, 0};
     for (int j = lane; j < a.m; j += WARP) {
-        p[j] = att_score(a, q, k + j * a.pitch, mask, x.bias, w.group, w.at, j, w.head);
-        stat.peak = fmaxf(stat.peak, p[j]);
+        p[j] = att_score<Real>(a, q, k + j * a.pitch, mask, x.bias, w.group, w.at, j, w.head);
+        stat.peak = fmaxf(stat.peak, (float)p[j]);
     }
     stat.peak = lanes_max<WARP>(stat.peak);
-    for (int j = lane; j < a.m; j += WARP) stat.sum += p[j] = expf(p[j] - stat.peak);
+    for (int j = lane; j < a.m; j += WARP) stat.sum += p[j] = att_exp(p[j] - stat.peak);
     stat.sum = lanes_sum<WARP>(stat.sum);
     return stat;
 }
 
-template <typename T> __global__ void __launch_bounds__(ATT_WARPS *WARP) att_forward_kernel(Att a, AttOperands<T> x)
+template <typename T, typename Real>
+__global__ void __launch_bounds__(ATT_WARPS *WARP) att_forward_kernel(Att a, AttOperands<T> x)
 {
     stage_wait();
     typedef typename Wide<T>::Sum Sum;
-    extern __shared__ float rows[];
+    extern __shared__ double rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
-    float *p = rows + threadIdx.x / WARP * a.m;
+    Real *p = (Real *)rows + threadIdx.x / WARP * a.m;
     if (!att_warp(a, a.n, &w)) return;
     AttStat<T> stat = att_row(a, x, w, p);
     __syncwarp();
@@ -117,18 +128,18 @@ template <typename T> __global__ void __launch_bounds__(ATT_WARPS *WARP) att_for
 
 /* dq, and for each query its maximum, 1 / sum and delta = sum_j p dp for the next two kernels. p comes from the row's
  * own maximum and sum: where all keys are masked, -1e9 leaves no digits in the log-sum-exp. */
-template <typename T>
-__global__ void __launch_bounds__(ATT_WARPS *WARP) att_dq_kernel(Att a, AttOperands<T> x, float *stats)
+template <typename T, typename Real>
+__global__ void __launch_bounds__(ATT_WARPS *WARP) att_dq_kernel(Att a, AttOperands<T> x, Real *stats)
 {
     stage_wait();
     typedef typename Wide<T>::Sum Sum;
-    extern __shared__ float rows[];
+    extern __shared__ double rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
-    float *p = rows + threadIdx.x / WARP * a.m;
+    Real *p = (Real *)rows + threadIdx.x / WARP * a.m;
     if (!att_warp(a, a.n, &w)) return;
     AttStat<T> stat = att_row(a, x, w, p);
-    float inverse = (float)(1 / stat.sum);
+    Real inverse = (Real)(1 / stat.sum);
     Sum delta = 0;
     int64_t iq = a.q_block(w.group, w.row, w.head) + w.at * a.pitch, ik = a.k_block(w.group, w.row, w.head);
     for (int j = lane; j < a.m; j += WARP) {
@@ -136,7 +147,7 @@ __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dq_kernel(Att a, AttOpera
     }
     delta = lanes_sum<WARP>(delta);
     for (int j = lane; j < a.m; j += WARP) {
-        p[j] = (float)(p[j] * inverse * (att_dot(a, x.go + iq, x.v + ik + j * a.pitch) - delta));
+        p[j] = (Real)(p[j] * inverse * (att_dot(a, x.go + iq, x.v + ik + j * a.pitch) - delta));
     }
     __syncwarp();
     for (int d = lane; d < a.d; d += WARP) {
@@ -145,37 +156,41 @@ __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dq_kernel(Att a, AttOpera
         x.dq[iq + d] = from_float<T>((float)(a.scale * sum));
     }
     if (lane == 0) {
-        float *out = stats + ((((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at) * 3;
-        out[0] = stat.peak, out[1] = inverse, out[2] = (float)delta;
+        Real *out = stats + ((((int64_t)w.group * a.b + w.row) * a.h + w.head) * a.n + w.at) * 3;
+        out[0] = stat.peak, out[1] = inverse, out[2] = (Real)delta;
     }
 }
 
 /* p and ds of one (query, key) from the stored statistics */
-template <typename T>
-__device__ __forceinline__ float2 att_pair(const Att &a, const AttOperands<T> &x, const float *stats, const float *mask,
-                                           int group, int row, int head, int i, int j)
+template <typename Real> struct AttPair {
+    Real p, ds;
+};
+template <typename T, typename Real>
+__device__ __forceinline__ AttPair<Real> att_pair(const Att &a, const AttOperands<T> &x, const Real *stats,
+                                                  const float *mask, int group, int row, int head, int i, int j)
 {
     int64_t iq = a.q_block(group, row, head) + i * a.pitch, ik = a.k_block(group, row, head) + j * a.pitch;
-    const float *stat = stats + ((((int64_t)group * a.b + row) * a.h + head) * a.n + i) * 3;
-    float s = att_score(a, x.q + iq, x.k + ik, mask, x.bias, group, i, j, head), p = expf(s - stat[0]) * stat[1];
-    return make_float2(p, (float)(p * (att_dot(a, x.go + iq, x.v + ik) - stat[2])));
+    const Real *stat = stats + ((((int64_t)group * a.b + row) * a.h + head) * a.n + i) * 3;
+    Real score = att_score<Real>(a, x.q + iq, x.k + ik, mask, x.bias, group, i, j, head);
+    Real p = att_exp(score - stat[0]) * stat[1];
+    return {p, (Real)(p * (att_dot(a, x.go + iq, x.v + ik) - stat[2]))};
 }
 
-template <typename T>
-__global__ void __launch_bounds__(ATT_WARPS *WARP) att_dkv_kernel(Att a, AttOperands<T> x, const float *stats)
+template <typename T, typename Real>
+__global__ void __launch_bounds__(ATT_WARPS *WARP) att_dkv_kernel(Att a, AttOperands<T> x, const Real *stats)
 {
     stage_wait();
     typedef typename Wide<T>::Sum Sum;
-    extern __shared__ float rows[];
+    extern __shared__ double rows[];
     AttWarp w;
     int lane = threadIdx.x % WARP;
-    float *p = rows + threadIdx.x / WARP * 2 * a.n, *ds = p + a.n;
+    Real *p = (Real *)rows + threadIdx.x / WARP * 2 * a.n, *ds = p + a.n;
     if (!att_warp(a, a.m, &w)) return;
     const float *mask = a.mask ? a.mask_row(w.group, w.row) : NULL;
     int64_t iq = a.q_block(w.group, w.row, w.head), ik = a.k_block(w.group, w.row, w.head) + w.at * a.pitch;
     for (int i = lane; i < a.n; i += WARP) {
-        float2 pair = att_pair(a, x, stats, mask, w.group, w.row, w.head, i, w.at);
-        p[i] = pair.x, ds[i] = pair.y;
+        AttPair<Real> pair = att_pair(a, x, stats, mask, w.group, w.row, w.head, i, w.at);
+        p[i] = pair.p, ds[i] = pair.ds;
     }
     __syncwarp();
     for (int d = lane; d < a.d; d += WARP) {
@@ -189,7 +204,8 @@ __global__ void __launch_bounds__(ATT_WARPS *WARP) att_dkv_kernel(Att a, AttOper
     }
 }
 
-template <typename T> __global__ void att_dbias_kernel(Att a, AttOperands<T> x, const float *stats, uint32_t count)
+template <typename T, typename Real>
+__global__ void att_dbias_kernel(Att a, AttOperands<T> x, const Real *stats, uint32_t count)
 {
     stage_wait();
     uint32_t e = blockIdx.x * blockDim.x + threadIdx.x;
@@ -198,7 +214,7 @@ template <typename T> __global__ void att_dbias_kernel(Att a, AttOperands<T> x, 
     typename Wide<T>::Sum sum = 0;
     for (int row = 0; row < a.b; row++) {
         const float *mask = a.mask ? a.mask_row(group, row) : NULL;
-        sum += att_pair(a, x, stats, mask, group, row, head, i, j).y;
+        sum += att_pair(a, x, stats, mask, group, row, head, i, j).ds;
     }
     x.dbias[a.bias_index(group, i, j, head)] = from_float<T>((float)sum);
 }
@@ -208,29 +224,53 @@ static unsigned att_blocks(const Att &a, int extent)
     return blocks_for((int64_t)a.g * a.b * a.h * extent, ATT_WARPS);
 }
 
-template <typename T> static Status att_any_forward(const Att &a, const AttOperands<T> &x, cudaStream_t stream)
+template <typename Real, typename T>
+static Status att_forward_in(const Att &a, const AttOperands<T> &x, cudaStream_t stream)
 {
-    if (att_few_fits(a, x.bias != NULL)) return att_few_forward_launch(a, x, stream);
-    size_t shared = (size_t)ATT_WARPS * a.m * sizeof(float);
-    CUDA_TRY(cudaFuncSetAttribute(att_forward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
-    launch(att_forward_kernel<T>, att_blocks(a, a.n), ATT_WARPS * WARP, shared, stream, a, x);
+    auto *kernel = att_forward_kernel<T, Real>;
+    size_t shared = (size_t)ATT_WARPS * a.m * sizeof(Real);
+    CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
+    launch(kernel, att_blocks(a, a.n), ATT_WARPS * WARP, shared, stream, a, x);
     return cuda_launched("att_forward_kernel");
 }
 
-template <typename T>
-static Status att_any_backward(const Att &a, const AttOperands<T> &x, float *stats, cudaStream_t stream)
+template <typename T> static Status att_any_forward(const Att &a, const AttOperands<T> &x, cudaStream_t stream)
 {
-    size_t of_m = (size_t)ATT_WARPS * a.m * sizeof(float), of_n = (size_t)ATT_WARPS * 2 * a.n * sizeof(float);
-    CUDA_TRY(cudaFuncSetAttribute(att_dq_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)of_m));
-    CUDA_TRY(cudaFuncSetAttribute(att_dkv_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)of_n));
-    launch(att_dq_kernel<T>, att_blocks(a, a.n), ATT_WARPS * WARP, of_m, stream, a, x, stats);
+    if (att_few_fits(a, x.bias != NULL)) return att_few_forward_launch(a, x, stream);
+    if (att_is_few(a)) return att_forward_in<typename Wide<T>::Sum>(a, x, stream);
+    return att_forward_in<float>(a, x, stream);
+}
+
+template <typename Real, typename T>
+static Status att_backward_in(const Att &a, const AttOperands<T> &x, void *scratch, cudaStream_t stream)
+{
+    auto *dq = att_dq_kernel<T, Real>;
+    auto *dkv = att_dkv_kernel<T, Real>;
+    Real *stats = (Real *)scratch;
+    size_t of_m = (size_t)ATT_WARPS * a.m * sizeof(Real), of_n = (size_t)ATT_WARPS * 2 * a.n * sizeof(Real);
+    CUDA_TRY(cudaFuncSetAttribute(dq, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)of_m));
+    CUDA_TRY(cudaFuncSetAttribute(dkv, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)of_n));
+    launch(dq, att_blocks(a, a.n), ATT_WARPS * WARP, of_m, stream, a, x, stats);
     TRY(cuda_launched("att_dq_kernel"));
-    launch(att_dkv_kernel<T>, att_blocks(a, a.m), ATT_WARPS * WARP, of_n, stream, a, x, stats);
+    launch(dkv, att_blocks(a, a.m), ATT_WARPS * WARP, of_n, stream, a, x, (const Real *)stats);
     TRY(cuda_launched("att_dkv_kernel"));
     if (!x.dbias) return OK;
     uint32_t count = (uint32_t)a.g * a.h * a.n * a.m;
-    launch(att_dbias_kernel<T>, blocks_for(count, 256), 256, 0, stream, a, x, stats, count);
+    launch(att_dbias_kernel<T, Real>, blocks_for(count, 256), 256, 0, stream, a, x, (const Real *)stats, count);
     return cuda_launched("att_dbias_kernel");
+}
+
+/* scratch: maximum, 1 / sum and delta of every query */
+static size_t att_any_backward_scratch(const Att &a)
+{
+    return (size_t)a.g * a.b * a.h * a.n * 3 * (att_is_few(a) ? sizeof(double) : sizeof(float));
+}
+
+template <typename T>
+static Status att_any_backward(const Att &a, const AttOperands<T> &x, void *scratch, cudaStream_t stream)
+{
+    if (att_is_few(a)) return att_backward_in<typename Wide<T>::Sum>(a, x, scratch, stream);
+    return att_backward_in<float>(a, x, scratch, stream);
 }
 
 /* --- the fused ops
@@ -344,7 +384,7 @@ static Status attention_bwd(CudaContext *ctx, const OpCall *call)
     DISPATCH_REAL(call, type, {
         AttOperands<T> x = backward_operands<T>(call);
         if (att_few_fits(a, x.bias != NULL)) return att_few_backward_launch(a, x, ctx->stream);
-        return att_any_backward(a, x, (float *)call->scratch, ctx->stream);
+        return att_any_backward(a, x, call->scratch, ctx->stream);
     });
 }
 
@@ -361,7 +401,7 @@ static size_t attention_bwd_scratch(const OpCall *call)
     bool bias = call_in(call, 5) != NULL;
     if (takes_mma(a, type, bias)) return att_mma_backward_scratch(a, bias, call_in(call, 8) != NULL);
     if (takes_f32(a, type)) return att_f32_backward_scratch(a, bias);
-    return (size_t)a.g * a.b * a.h * a.n * 3 * sizeof(float);
+    return att_any_backward_scratch(a);
 }
 
 const CudaEntry cuda_attention[] = {

@@ -42,6 +42,12 @@ struct Att {
     }
 };
 
+/* Products so few that they are summed in double, where that is wider (FEW_MULTIPLICATIONS). */
+static inline bool att_is_few(const Att &a)
+{
+    return (int64_t)a.g * a.b * a.h * a.n * a.m * a.d < FEW_MULTIPLICATIONS;
+}
+
 Att att_make(const Tensor *q, const Tensor *k, const Tensor *mask, const void *mask_at, const OpAttr *attr,
              bool column);
 

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(THREADS)
 /* Still fewer are left to the kernel that sums them in double. */
 bool context_few_fits(const Att &a)
 {
-    if ((int64_t)a.g * a.b * a.h * a.n * a.m * a.d < FEW_MULTIPLICATIONS) return false;
+    if (att_is_few(a)) return false;
     return a.d % 4 == 0 && a.d <= CHANNELS && a.n > 0 && a.m > 0 && a.h <= 65535 && (int64_t)a.g * a.b <= 65535;
 }
 

@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(F32_THREADS, 3) att_f32_forward_kernel(Att a, 
 /* Few products are left to the kernels that sum them in double. */
 bool att_f32_fits(const Att &a)
 {
-    if ((int64_t)a.g * a.b * a.h * a.n * a.m * a.d < FEW_MULTIPLICATIONS) return false;
+    if (att_is_few(a)) return false;
     return (a.d == 8 || a.d == 16 || a.d == 32) && a.h <= 65535 && (int64_t)a.g * a.b <= 65535 && a.n <= 65535 &&
            a.m <= 65535;
 }
