@@ -7,8 +7,10 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "analysis/collective.h"
+#include "analysis/table.h"
 #include "tests/machine_helpers.h"
 
 /* Leave one out: each measured time predicted from the others, so that no row is both fitted and judged. The worst is
@@ -170,10 +172,39 @@ static void test_rates(void **state)
     assert_true(isnan(collective_rate(sample, 1, COLLECTIVE_ALL_REDUCE, false).latency_s));
 }
 
+/* What two H200 measured, as latency and bandwidth: the table that is kept is what the samples that are kept give. */
+static void test_measured_rates(void **state)
+{
+    (void)state;
+    char path[600];
+    Machine *m = NULL;
+    Table *t = NULL;
+    snprintf(path, sizeof path, "%s/experiments/results/h200/validation/machine.yaml", source_dir());
+    if (machine_read(path, &m) != OK) fail_msg("%s", status_text());
+    snprintf(path, sizeof path, "%s/experiments/results/h200/collective_rates.csv", source_dir());
+    if (table_read(path, &t) != OK) fail_msg("%s", status_text());
+    int kinds = table_find(t, "collective"), launched = table_find(t, "launched");
+    assert_int_equal(t->rows, 8); /* four collectives, by the host and in graphs */
+    for (int64_t row = 0; row < t->rows; row++) {
+        int kind = 0;
+        while (kind < COLLECTIVE_COUNT && strcmp(COLLECTIVE_NAMES[kind], table_cell(t, row, kinds)) != 0) kind++;
+        assert_true(kind < COLLECTIVE_COUNT);
+        bool graph = strcmp(table_cell(t, row, launched), "graph") == 0;
+        CollectiveRate r = collective_rate(m->sample, m->samples, (Collective)kind, graph);
+        double latency = 0, rate = 0;
+        assert_int_equal(table_double(t, row, table_find(t, "latency_s"), &latency), OK);
+        assert_int_equal(table_double(t, row, table_find(t, "wire_bytes_per_s"), &rate), OK);
+        assert_true(fabs(r.latency_s / latency - 1) < 1e-9 && fabs(r.wire_bytes_per_s / rate - 1) < 1e-9);
+    }
+    table_destroy(&t);
+    machine_destroy(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_leave_one_out),     cmocka_unit_test(test_growth),
                                        cmocka_unit_test(test_known_rates),       cmocka_unit_test(test_groups),
-                                       cmocka_unit_test(test_samples_of_graphs), cmocka_unit_test(test_rates)};
+                                       cmocka_unit_test(test_samples_of_graphs), cmocka_unit_test(test_rates),
+                                       cmocka_unit_test(test_measured_rates)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
