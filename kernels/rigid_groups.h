@@ -1,4 +1,5 @@
-/* Rigid groups of a residue (AlphaFold2 supplement, algorithm 24): shared by the CPU and the CUDA kernels. */
+/* Rigid groups of a residue (AlphaFold2 supplement, algorithm 24). CUDA kernels, which have a thread per group, share
+ * the numbers and group_local(); the rest is the CPU's way through all groups of one. */
 #ifndef FOLDSCALE_KERNELS_RIGID_GROUPS_H
 #define FOLDSCALE_KERNELS_RIGID_GROUPS_H
 

@@ -233,6 +233,16 @@ static const Case structure_cases[] = {
      {{0}, {1e4, 10.0, 1e-4}}},
     {"structure linear library", OP_LINEAR, 3, {F(4100, 64), W(0.05, 68, 64), F(68)}, ATTR(1)},
     {"structure linear library odd", OP_LINEAR, 3, {F(4100, 64), W(0.05, 67, 64), F(67)}, ATTR(0)},
+    /* what no case above chooses of the shapes of small products and of the blocks that share a tile (small.cuh) */
+    {"structure linear wide deep", OP_LINEAR, 3, {F(37, 512), W(0.05, 2112, 512), F(2112)}, ATTR(0)},
+    {"structure linear wide", OP_LINEAR, 3, {F(250, 384), W(0.05, 768, 384), F(768)}, ATTR(0)},
+    {"structure linear few", OP_LINEAR, 3, {F(37, 64), W(0.1, 500, 64), F(500)}, ATTR(1)},
+    {"structure linear four parts", OP_LINEAR, 3, {F(250, 512), W(0.05, 256, 512), F(256)}, ATTR(0)},
+    {"structure linear_residual small",
+     OP_LINEAR_RESIDUAL,
+     4,
+     {F(250, 384), F(250, 380), W(0.05, 384, 380), F(384)},
+     ATTR(0)},
 };
 
 static const Case large_structure_cases[] = {

@@ -33,7 +33,7 @@ Att att_make(const Tensor *q, const Tensor *k, const Tensor *mask, const void *m
 /* --- fused, any shape: a warp per query, then a warp per key; scores of a query in shared memory
  * ------------------------ */
 
-enum { ATT_WARPS = 4 };
+enum { ATT_WARPS = 4, ATT_DOUBLES = 227 * 1024 / (ATT_WARPS * 8) /* that a warp has room for in shared memory */ };
 
 template <typename T> __device__ __forceinline__ typename Wide<T>::Sum att_dot(const Att &a, const T *x, const T *y)
 {
@@ -237,7 +237,7 @@ static Status att_forward_in(const Att &a, const AttOperands<T> &x, cudaStream_t
 template <typename T> static Status att_any_forward(const Att &a, const AttOperands<T> &x, cudaStream_t stream)
 {
     if (att_few_fits(a, x.bias != NULL)) return att_few_forward_launch(a, x, stream);
-    if (att_is_few(a)) return att_forward_in<typename Wide<T>::Sum>(a, x, stream);
+    if (att_is_few(a) && a.m <= ATT_DOUBLES) return att_forward_in<typename Wide<T>::Sum>(a, x, stream);
     return att_forward_in<float>(a, x, stream);
 }
 
@@ -269,7 +269,8 @@ static size_t att_any_backward_scratch(const Att &a)
 template <typename T>
 static Status att_any_backward(const Att &a, const AttOperands<T> &x, void *scratch, cudaStream_t stream)
 {
-    if (att_is_few(a)) return att_backward_in<typename Wide<T>::Sum>(a, x, scratch, stream);
+    bool room = a.m <= ATT_DOUBLES && 2 * a.n <= ATT_DOUBLES;
+    if (att_is_few(a) && room) return att_backward_in<typename Wide<T>::Sum>(a, x, scratch, stream);
     return att_backward_in<float>(a, x, scratch, stream);
 }
 

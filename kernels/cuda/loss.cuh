@@ -12,16 +12,10 @@ enum { LOSS_THREADS = 256, LOSS_WARPS = LOSS_THREADS / WARP, SUM_THREADS = 1024 
 #define F32_OUT(k) ((float *)call->out[k])
 #define I32_IN(k)  ((const int32_t *)call->in[k])
 
-__device__ __forceinline__ double warp_sum_double(double x)
-{
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-    return x;
-}
-
 /* Sum over the block, the same bits in every thread; `shared` holds a double per warp. */
 __device__ __forceinline__ double block_sum_double(double x, double *shared)
 {
-    x = warp_sum_double(x);
+    x = lanes_sum<WARP>(x);
     __syncthreads();
     if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
     __syncthreads();
@@ -43,7 +37,7 @@ __device__ __forceinline__ double array_sum(const T *x, int64_t n, double *share
 /* Both sums of pairs x[0], x[1], ... by the whole block, and of one pair a thread; `shared` as above for each */
 __device__ __forceinline__ double2 block_sum_pair(double2 x, double2 *shared)
 {
-    x = make_double2(warp_sum_double(x.x), warp_sum_double(x.y));
+    x = make_double2(lanes_sum<WARP>(x.x), lanes_sum<WARP>(x.y));
     __syncthreads();
     if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
     __syncthreads();

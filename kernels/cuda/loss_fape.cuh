@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(PAIR_THREADS) fape_rows_kernel(FapeSet s)
 #pragma unroll 2
     for (int j = threadIdx.x / WARP; j < t.others; j += PAIR_WARPS) {
         float v[3], diff[3], error = sqrtf(fape_difference(f, points[j], v, diff) + eps);
-        clamped += points[j].mask * fminf(error, clamp);
+        clamped += points[j].mask * (error > clamp ? clamp : error); /* NaN stays */
         unclamped += points[j].mask * error;
     }
     double2 sum = {0, 0};

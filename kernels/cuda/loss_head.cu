@@ -38,7 +38,7 @@ __device__ double mask_total(const double *partial, int blocks)
 {
     double sum = 0;
     for (int k = threadIdx.x % WARP; k < blocks; k += WARP) sum += partial[k];
-    return warp_sum_double(sum);
+    return lanes_sum<WARP>(sum);
 }
 
 /* ---- distogram

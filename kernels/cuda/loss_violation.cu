@@ -99,10 +99,10 @@ __device__ AtomTerms atom_terms(const Violation &v, int64_t i, int a, double wei
         }
         for (int k = 0; k < 3; k++) t.dx[k] += 2 * weight * slope * difference[k] / d;
     }
-    t.clash = warp_sum_double(t.clash);
-    t.pairs = warp_sum_double(t.pairs);
-    t.within = warp_sum_double(t.within);
-    for (int k = 0; k < 3; k++) t.dx[k] = warp_sum_double(t.dx[k]);
+    t.clash = lanes_sum<WARP>(t.clash);
+    t.pairs = lanes_sum<WARP>(t.pairs);
+    t.within = lanes_sum<WARP>(t.within);
+    for (int k = 0; k < 3; k++) t.dx[k] = lanes_sum<WARP>(t.dx[k]);
     t.clash_bad = __any_sync(0xffffffffu, t.clash_bad);
     t.within_bad = __any_sync(0xffffffffu, t.within_bad);
     return t;

@@ -1,6 +1,7 @@
 /* Frames, points and atoms of the structure module (AlphaFold2 supplement, algorithms 20, 23, 24). Few residues and
- * much latency: one thread per residue, point or atom, arithmetic in double as on the CPU, f32 in memory. A residue
- * type out of range cannot be reported from here: it is clamped, as it is refused when a batch is made. */
+ * much latency: a thread per point, atom, rigid group or number of its matrix, arithmetic in double as on the CPU, f32
+ * in memory. A residue type out of range cannot be reported from here: it is clamped, as it is refused when a batch is
+ * made. */
 #include "kernels/cuda/device.cuh"
 
 typedef float real;
@@ -114,16 +115,10 @@ static Status to_global(CudaContext *context, const OpCall *call)
 }
 
 /* Sum over a warp in a fixed order, in every lane. */
-__device__ __forceinline__ double warp_sum(double x)
-{
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-    return x;
-}
-
 __device__ void store_frame_sum(const float *frame, Rigid *g, float *df)
 {
-    for (int k = 0; k < 9; k++) g->r[k] = warp_sum(g->r[k]);
-    for (int k = 0; k < 3; k++) g->t[k] = warp_sum(g->t[k]);
+    for (int k = 0; k < 9; k++) g->r[k] = lanes_sum<WARP>(g->r[k]);
+    for (int k = 0; k < 3; k++) g->t[k] = lanes_sum<WARP>(g->t[k]);
     if (threadIdx.x % WARP == 0) rigid_to_frame_bwd(frame, g, df);
 }
 

@@ -39,7 +39,7 @@ __host__ __device__ static inline int small_chunks(int k)
 }
 
 /* DOWN warps below one another are a group, which has some of the inner elements of the block's tile; a thread has
- * DOWN_ROWS x WIDE results. */
+ * TALL x WIDE results. */
 template <typename Sum_, int DOWN_, int TALL_, int WIDE_> struct SmallShape {
     typedef Sum_ Sum;
     static constexpr int DOWN = DOWN_, GROUPS = SMALL_WARPS / DOWN, GROUP_THREADS = DOWN * WARP;
