@@ -64,9 +64,10 @@ typedef struct OpPrices {
  * efficiency differs between GPUs of neighbouring generations (assumed; validate reports what it achieved). */
 #define OPPRICE_OTHER_MACHINE_SD 0.08
 /* ... to a GPU from a CPU, or back, whose kernels have nothing in common: the one error known. From a fit on two CPU
- * cores an H100's step at DAP 1 was predicted as 0.92 s; this engine takes 0.249 s on an H200, which has the same rate
- * of products (experiments/results/h200/step.csv), with the H100's copy rate at most 0.29 s: ln(0.92 / 0.29). */
-#define OPPRICE_OTHER_KIND_SD 1.15
+ * cores (experiments/quickstart.sh) an H100's step at DAP 1 is predicted as 0.955 s; this engine takes 0.213 s on an
+ * H200, which has the same rate of products (experiments/results/h200/step.csv), with the H100's copy rate at most
+ * 0.25 s: ln(0.955 / 0.25). */
+#define OPPRICE_OTHER_KIND_SD 1.34
 
 /* The same for shapes smaller or larger than any that was measured of their kind, per octave, all kinds alike: DAP 8 of
  * the step in experiments/results/h200/validation priced from DAP 1, and DAP 1 from DAP 8, three octaves apart
