@@ -155,9 +155,11 @@ static Status distogram(CudaContext *context, const OpCall *call)
 {
     Distogram d = distogram_set(call, 0);
     double2 *partial = (double2 *)call->scratch;
-    unsigned blocks = distogram_blocks(d.n);
+    unsigned blocks = d.n > 0 ? distogram_blocks(d.n) : 0;
     DISPATCH_ROW(d.bins, {
-        launch(distogram_kernel<V>, blocks, LOSS_THREADS, (size_t)d.bins * sizeof(float), context->stream, d, partial);
+        if (blocks > 0)
+            launch(distogram_kernel<V>, blocks, LOSS_THREADS, (size_t)d.bins * sizeof(float), context->stream, d,
+                   partial);
     });
     launch(loss_mean_kernel, 1, SUM_THREADS, 0, context->stream, partial, blocks, call->op->attr.f[2], F32_OUT(0));
     return cuda_launched("loss_distogram");
@@ -166,6 +168,7 @@ static Status distogram(CudaContext *context, const OpCall *call)
 static Status distogram_bwd(CudaContext *context, const OpCall *call)
 {
     Distogram d = distogram_set(call, 1);
+    if (d.n == 0) return OK;
     DISPATCH_ROW(d.bins, {
         launch(distogram_bwd_kernel<V>, distogram_blocks(d.n), LOSS_THREADS, (size_t)d.bins * sizeof(float),
                context->stream, d, call->op->attr.f[2], F32_IN(0), F32_OUT(0));
