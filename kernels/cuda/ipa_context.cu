@@ -225,8 +225,7 @@ template <int H>
 __device__ __forceinline__ void dp_load(const PairSizes &s, const float *d, const float *z, int keys, int first,
                                         DpStage *to)
 {
-    constexpr int BY =
-        DP_THREADS / DP_PACKS; /* keys: copies of the last one beyond it, of which nobody asks for more */
+    constexpr int BY = DP_THREADS / DP_PACKS; /* keys at once; behind the last one copies of it, not stored */
     static_assert(BY % DP_PACKS == 0, "a thread's packs are permuted alike");
     int pack = threadIdx.x % DP_PACKS, key = threadIdx.x / DP_PACKS;
     bool inside = first + pack * 4 < s.c;

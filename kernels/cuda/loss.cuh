@@ -45,7 +45,7 @@ __device__ __forceinline__ double2 block_sum_pair(double2 x, double2 *shared)
     for (unsigned w = 0; w < (blockDim.x + WARP - 1) / WARP; w++) total.x += shared[w].x, total.y += shared[w].y;
     return total;
 }
-__device__ __forceinline__ double2 pairs_sum(const double2 *x, int64_t n, double2 *shared)
+__device__ __forceinline__ double2 array_sum_pair(const double2 *x, int64_t n, double2 *shared)
 {
     double2 sum = {0, 0};
 #pragma unroll 4

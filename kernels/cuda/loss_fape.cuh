@@ -239,7 +239,7 @@ static __global__ void fape_total_kernel(FapeSet s, int64_t n, const float *use_
 {
     stage_wait();
     __shared__ double2 shared[WARP];
-    double2 sum = pairs_sum(s.of_blocks, n, shared);
+    double2 sum = array_sum_pair(s.of_blocks, n, shared);
     if (threadIdx.x) return;
     double scale = *s.scale / (double)s.blocks, clamped = sum.x * scale, unclamped = sum.y * scale;
     double share = use_clamped ? (double)*use_clamped : 1;

@@ -9,7 +9,7 @@ __global__ void loss_mean_kernel(const double2 *partial, int64_t n, double eps, 
 {
     stage_wait();
     __shared__ double2 shared[WARP];
-    double2 sum = pairs_sum(partial, n, shared);
+    double2 sum = array_sum_pair(partial, n, shared);
     if (threadIdx.x == 0) *loss = (float)(sum.x / (eps + sum.y));
 }
 

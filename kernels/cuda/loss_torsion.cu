@@ -96,7 +96,7 @@ __global__ void torsion_total_kernel(Torsion t, const double2 *partial, int64_t 
     __shared__ double2 shared[WARP];
     double chi_scale, norm_scale;
     torsion_scales(t, shared, &chi_scale, &norm_scale);
-    double2 sum = pairs_sum(partial, blocks, shared);
+    double2 sum = array_sum_pair(partial, blocks, shared);
     if (threadIdx.x) return;
     double chi = sum.x * chi_scale, norm = sum.y * norm_scale;
     *loss = (float)(t.chi_weight * chi + t.norm_weight * norm);

@@ -114,12 +114,11 @@ static Status to_global(CudaContext *context, const OpCall *call)
     LAUNCH(to_global_kernel, n * points, n, points, F32_IN(0), F32_IN(1), F32_OUT(0));
 }
 
-/* Sum over a warp in a fixed order, in every lane. */
-__device__ void store_frame_sum(const float *frame, Rigid *g, float *df)
+/* Sum of the shares that `lanes` neighbouring lanes have of a transform's gradient, in every lane. */
+template <int lanes> __device__ __forceinline__ void rigid_sum(Rigid *g)
 {
-    for (int k = 0; k < 9; k++) g->r[k] = lanes_sum<WARP>(g->r[k]);
-    for (int k = 0; k < 3; k++) g->t[k] = lanes_sum<WARP>(g->t[k]);
-    if (threadIdx.x % WARP == 0) rigid_to_frame_bwd(frame, g, df);
+    for (int k = 0; k < 9; k++) g->r[k] = lanes_sum<lanes>(g->r[k]);
+    for (int k = 0; k < 3; k++) g->t[k] = lanes_sum<lanes>(g->t[k]);
 }
 
 /* a warp per residue */
@@ -135,7 +134,8 @@ __global__ void to_global_bwd_kernel(int64_t n, int64_t points, const float *gra
     float *dx = dpoints + 3 * points * i;
     for (int64_t p = threadIdx.x % WARP; p < points; p += WARP)
         point_to_global_bwd(&f, grads + 3 * (points * i + p), x + p, points, dx + p, &g);
-    store_frame_sum(frames + 7 * i, &g, dframes + 7 * i);
+    rigid_sum<WARP>(&g);
+    if (threadIdx.x % WARP == 0) rigid_to_frame_bwd(frames + 7 * i, &g, dframes + 7 * i);
 }
 
 static Status to_global_bwd(CudaContext *context, const OpCall *call)
@@ -169,7 +169,8 @@ __global__ void to_local_bwd_kernel(int64_t n, int64_t points, const float *grad
     Rigid f = rigid_from_frame(frames + 7 * i), g = {{0}, {0}};
     for (int64_t p = points * i + threadIdx.x % WARP; p < points * (i + 1); p += WARP)
         point_to_local_bwd(&f, grads + 3 * p, in + 3 * p, dpoints + 3 * p, &g);
-    store_frame_sum(frames + 7 * i, &g, dframes + 7 * i);
+    rigid_sum<WARP>(&g);
+    if (threadIdx.x % WARP == 0) rigid_to_frame_bwd(frames + 7 * i, &g, dframes + 7 * i);
 }
 
 static Status to_local_bwd(CudaContext *context, const OpCall *call)
@@ -226,7 +227,7 @@ __device__ __forceinline__ Rigid rigid_of_lane(const Rigid &x, int lane)
     return y;
 }
 
-/* groups_build() by the lanes of a residue: all of them bring their tables at once. */
+/* All lanes of a residue bring their tables at once; the chain is walked afterwards. */
 __device__ __forceinline__ GroupLane group_build(const float *angle, const float *table, int g)
 {
     GroupLane x = {};
@@ -293,17 +294,12 @@ __global__ void torsion_frames_bwd_kernel(int64_t n, const float *grads, const f
     Rigid dbackbone = {}, dchain;
     rigid_compose_bwd(&backbone, &x.chain, &dworld, &dbackbone, &dchain);
     Rigid dlocal = group_chain_bwd(x, g, dchain);
-    for (int k = 0; k < 9; k++) dbackbone.r[k] = lanes_sum<GROUPS>(dbackbone.r[k]);
-    for (int k = 0; k < 3; k++) dbackbone.t[k] = lanes_sum<GROUPS>(dbackbone.t[k]);
+    rigid_sum<GROUPS>(&dbackbone);
     if (e >= GROUPS * n) return;
-    if (g == 0) {
+    if (g == 0)
         rigid_to_frame_bwd(frames + 7 * i, &dbackbone, dframes + 7 * i);
-        return;
-    }
-    double dm[9];
-    rot_mul_tn(x.start.r, dlocal.r, dm);
-    dangles[14 * i + 2 * (g - 1)] = (float)(dm[7] - dm[5]);
-    dangles[14 * i + 2 * (g - 1) + 1] = (float)(dm[4] + dm[8]);
+    else
+        group_angle_bwd(&x.start, &dlocal, dangles + 14 * i + 2 * (g - 1));
 }
 
 static Status torsion_frames_bwd(CudaContext *context, const OpCall *call)

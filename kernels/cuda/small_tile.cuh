@@ -47,8 +47,8 @@ template <typename Sum_, int DOWN_, int TALL_, int WIDE_> struct SmallShape {
     static constexpr int ROWS = DOWN * WARP_ROWS, COLUMNS = SMALL_LANES_ACROSS * WIDE, RESULTS = ROWS * COLUMNS;
     /* of a group's sums in shared memory: what the lanes of a warp write at once meets no conflicts */
     static constexpr int PITCH = COLUMNS % 16 == 0 ? COLUMNS + 8 : COLUMNS;
-    static constexpr int RUN = sizeof(Sum) > sizeof(float) ? 1
-                                                           : 4; /* results side by side of a thread that adds groups */
+    /* results side by side of a thread that adds groups */
+    static constexpr int RUN = sizeof(Sum) > sizeof(float) ? 1 : 4;
     static constexpr int OWN = (RESULTS / RUN + SMALL_THREADS - 1) / SMALL_THREADS;
     static constexpr int BLOCKS = TALL * WIDE > 48 ? 1 : 2; /* of a multiprocessor */
 };

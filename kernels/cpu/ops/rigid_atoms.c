@@ -17,6 +17,53 @@ static Status check_types(const OpCall *call, int input, int64_t n, int limit)
     return OK;
 }
 
+/* Rigid groups of one residue. local[g] = default transform of the group to its parent, turned by its angle about x;
+ * chain[g] = group to backbone (chi2..chi4 hang on the group before). */
+typedef struct Groups {
+    Rigid start[GROUPS], local[GROUPS], chain[GROUPS];
+} Groups;
+
+static void groups_build(const real *angle, const real *table, Groups *out)
+{
+    for (int g = 0; g < GROUPS; g++) {
+        group_local(angle, table, g, &out->start[g], &out->local[g]);
+        out->chain[g] = g < FIRST_CHAINED ? out->local[g] : rigid_compose(&out->chain[g - 1], &out->local[g]);
+    }
+}
+
+/* out [8,4,4] = the groups of one residue in the world (algorithm 24): its frame [7], torsions [7,2] as (sin, cos), and
+ * the table [8,4,4] of its type */
+static void groups_to_world(const real *frame, const real *angle, const real *table, real *out)
+{
+    Rigid backbone = rigid_from_frame(frame);
+    Groups groups;
+    groups_build(angle, table, &groups);
+    for (int g = 0; g < GROUPS; g++) {
+        Rigid world = rigid_compose(&backbone, &groups.chain[g]);
+        rigid_to_4x4(&world, out + 16 * g);
+    }
+}
+
+/* Gradients of groups_to_world, given those of out. */
+static void groups_to_world_bwd(const real *grads, const real *frame, const real *angle, const real *table,
+                                real *dframe, real *dangle)
+{
+    Rigid backbone = rigid_from_frame(frame), dbackbone = {{0}, {0}}, dchain[GROUPS];
+    Groups groups;
+    groups_build(angle, table, &groups);
+    for (int g = 0; g < GROUPS; g++) {
+        Rigid dworld = rigid_from_4x4(grads + 16 * g);
+        rigid_compose_bwd(&backbone, &groups.chain[g], &dworld, &dbackbone, &dchain[g]);
+    }
+    for (int g = GROUPS - 1; g >= 1; g--) {
+        Rigid dlocal = dchain[g];
+        if (g >= FIRST_CHAINED)
+            rigid_compose_bwd(&groups.chain[g - 1], &groups.local[g], &dchain[g], &dchain[g - 1], &dlocal);
+        group_angle_bwd(&groups.start[g], &dlocal, dangle + 2 * (g - 1));
+    }
+    rigid_to_frame_bwd(frame, &dbackbone, dframe);
+}
+
 Status FN(rigid_torsion_frames)(const RankLayout *layout, const OpCall *call)
 {
     (void)layout;
